@@ -1,0 +1,1 @@
+"""The separate scale-up module: volume transfer and the full-size SFT, from a mixture file alone."""
