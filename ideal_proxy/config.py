@@ -1,0 +1,298 @@
+"""The run file `mix.yaml`: every setting, its default and what it may be. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ideal_proxy.errors import UsageError
+
+Format = Literal["auto", "alpaca", "chat", "prompt"]
+
+
+class Section(BaseModel):
+    """One block of the run file; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DomainConfig(Section):
+    """One named source of training rows."""
+
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
+    path: str = Field(description="file, glob, folder, Hugging Face id, or demo:NAME?seed=S")
+    format: Format = "auto"
+    base: int | str | None = Field(
+        default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"
+    )
+    min: int | str | None = Field(default=None, description="fewest rows; as for base")
+    max: int | str | None = Field(default=None, description="most rows; as for base")
+    pinned: bool = Field(default=False, description="keep the base volume")
+
+
+class CapabilityConfig(Section):
+    """One named reference set that the result is judged on."""
+
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
+    path: str
+    format: Format = "auto"
+    weight: float = Field(default=1.0, gt=0)
+    must_not_drop: float | None = Field(
+        default=None, ge=0, le=1, description="largest relative rise of this loss allowed, 0.01 is 1 %"
+    )
+
+
+class BudgetConfig(Section):
+    """How much the full-size run may train on."""
+
+    unit: Literal["tokens", "rows"] = "tokens"
+    mode: Literal["keep", "at_most", "free"] = "keep"
+    total: int | None = Field(default=None, gt=0, description="default: the base mixture's total")
+
+
+class ConstraintsConfig(Section):
+    """Limits on the volumes besides the bounds of each domain."""
+
+    max_repeat: float = Field(default=4.0, gt=0, description="no domain is used more than so many times over")
+    trust_region: float | None = Field(
+        default=None, gt=0, description="largest |log change| of a volume; default: what the swarm explored"
+    )
+    groups: tuple[str, ...] = Field(default=(), description="e.g. 'coding + mathematics <= 60%'")
+    kl: float = Field(default=0.0, ge=0, description="weight of a KL divergence to the base shares")
+
+
+class ObjectiveConfig(Section):
+    """What to minimise, over L_j(v) / L_j(base)."""
+
+    kind: Literal["mean", "weighted", "worst"] = "mean"
+    upper_confidence: float | None = Field(
+        default=None, gt=0.5, lt=1, description="optimise the upper bound at this level, e.g. 0.9"
+    )
+    min_gain: float = Field(default=0.005, gt=0, lt=0.5, description="a smaller gain is no gain")
+
+
+class ProxyConfig(Section):
+    """The proxies: scratch models from a size dial."""
+
+    size: Literal["0.1M", "1M", "3M", "10M"] = "1M"
+    vocabulary: int = Field(default=4096, ge=300, le=65536)
+    context: int = Field(default=512, ge=16, le=32768, description="tokens; longer rows lose prompt from the left")
+    fraction: float | None = Field(
+        default=None, gt=0, le=0.85, description="share φ of the full-size volumes that a proxy sees; default: by budget"
+    )
+    batch_rows: int = Field(default=32, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, description="default: chosen once by a short sweep")
+    warm_fraction: float = Field(default=0.15, gt=0, lt=0.9, description="rows reserved for the warm start")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+
+
+class SwarmConfig(Section):
+    """How many proxies, and where they run."""
+
+    runs: int | None = Field(default=None, ge=4, description="default 3(n+1) for n domains")
+    seeds: int = Field(default=2, ge=2, le=5)
+    spread: float = Field(default=1.2, gt=0, le=5, description="half-width of the design in log-volume")
+    workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
+    max_hours: float | None = Field(default=None, gt=0)
+
+
+class VerifyConfig(Section):
+    """The check of the proposal by fresh training runs, on rows that the search never saw."""
+
+    pairs: int = Field(default=3, ge=2, description="fresh seeds at first")
+    max_pairs: int = Field(default=8, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> VerifyConfig:
+        if self.max_pairs < self.pairs:
+            raise ValueError(f"max_pairs ({self.max_pairs}) is below pairs ({self.pairs})")
+        return self
+
+
+class SearchConfig(Section):
+    """The whole run file."""
+
+    name: str = "mix"
+    seed: int = Field(default=0, ge=0)
+    domains: tuple[DomainConfig, ...] = Field(min_length=2)
+    capabilities: tuple[CapabilityConfig, ...] = Field(min_length=1)
+    budget: BudgetConfig = BudgetConfig()
+    constraints: ConstraintsConfig = ConstraintsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    swarm: SwarmConfig = SwarmConfig()
+    verify: VerifyConfig = VerifyConfig()
+    rounds: int = Field(default=2, ge=1, le=10)
+
+    @field_validator("domains", "capabilities")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value.name for value in values]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
+        return values
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names of the domains, in file order."""
+        return [domain.name for domain in self.domains]
+
+    @property
+    def capability_names(self) -> list[str]:
+        """Names of the capabilities, in file order."""
+        return [capability.name for capability in self.capabilities]
+
+
+def rows_of(value: int | str | None, available: int, *, default: int, what: str) -> int:
+    """Turn a volume as the run file writes it into rows.
+
+    Args:
+        value: a count, '30%' or '2x' of the available rows, or None.
+        available: rows that the domain has.
+        default: rows where value is None.
+        what: name of the setting, for the error.
+
+    Returns:
+        int: rows, at least 0.
+
+    Raises:
+        UsageError: the text is neither a count, a percentage nor a multiple, or it is negative.
+    """
+    if value is None:
+        return default
+    text = str(value).strip()
+    try:
+        if text.endswith("%"):
+            rows = round(float(text[:-1]) / 100 * available)
+        elif text.endswith(("x", "×")):
+            rows = round(float(text[:-1]) * available)
+        else:
+            rows = int(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{what} is {value!r}; write a count of rows (400), a share of the rows there are ('30%') "
+            "or a multiple of them ('2x')"
+        ) from error
+    if rows < 0:
+        raise UsageError(f"{what} is {value!r}; a volume cannot be negative")
+    return rows
+
+
+def load_config(path: str | Path) -> SearchConfig:
+    """Read and check a run file; relative data paths are taken from the file's folder.
+
+    Args:
+        path: the YAML file.
+
+    Returns:
+        SearchConfig: with absolute data paths.
+
+    Raises:
+        UsageError: the file is missing, is no YAML, or a key or value is wrong (with the nearest known key).
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist; `ideal-proxy init FOLDER` writes one") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} must be a mapping with the keys domains and capabilities")
+    return parse_config(raw, where=str(path), folder=path.resolve().parent)
+
+
+def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> SearchConfig:
+    """Check a run file that is already a mapping.
+
+    Args:
+        raw: the mapping.
+        where: its name in error messages.
+        folder: folder that relative data paths start from; None leaves them.
+
+    Returns:
+        SearchConfig: the checked settings.
+
+    Raises:
+        UsageError: a key or value is wrong.
+    """
+    try:
+        config = SearchConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_first_problem(error)}") from error
+    if folder is None:
+        return config
+    return config.model_copy(
+        update={
+            "domains": tuple(d.model_copy(update={"path": _absolute(d.path, folder)}) for d in config.domains),
+            "capabilities": tuple(
+                c.model_copy(update={"path": _absolute(c.path, folder)}) for c in config.capabilities
+            ),
+        }
+    )
+
+
+def dump_config(config: SearchConfig) -> str:
+    """Write a configuration as YAML that `load_config` reads back to the same settings.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        str: YAML text.
+    """
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _absolute(source: str, folder: Path) -> str:
+    """Resolve a relative data path; leave demo: and hub sources as they are."""
+    if source.startswith(("demo:", "hf:")) or Path(source).is_absolute():
+        return source
+    return str((folder / source).resolve()) if not any(c in source for c in "*?[") else str(folder / source)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one sentence with the place and the cure."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        cure = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {place!r}; {cure}"
+    if first["type"] == "missing":
+        return f"{place!r} is missing; add it"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place!r}: {message[0].lower() + message[1:]}, got {_short(first.get('input'))}{more}"
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed where the unknown one stood."""
+    model: Any = SearchConfig
+    for part in place[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", None)
+        model = arguments[0] if arguments else annotation
+    return list(model.model_fields)
+
+
+def _short(value: object) -> str:
+    """Return a value's text, cut to what fits in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,203 @@
+"""Run directories: atomic writes, a marker written last, one lock, provenance.
+
+A run directory is the only state of a search. Everything in it is either complete (its marker stands) or can be
+thrown away, so a killed search starts again from it and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.errors import UserError
+
+MARKER = "complete"
+LOCK = "lock"
+PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
+
+
+def atomic_write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        content: the bytes.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
+            "make room or choose another --out and run the same command again"
+        ) from error
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically.
+
+    Args:
+        path: the file.
+        text: its whole content.
+    """
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON with sorted keys off (order is part of the file) atomically.
+
+    Args:
+        path: the file.
+        value: anything `json` takes; NaN is refused.
+    """
+    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Any: the parsed value.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or make it anew") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def mark_complete(folder: str | Path) -> None:
+    """Set the marker that says: every other file of this folder is whole. Call it last.
+
+    Args:
+        folder: the finished folder.
+    """
+    atomic_write_text(Path(folder) / MARKER, "")
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Tell whether the folder's marker stands.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        bool: True when the work in it was finished.
+    """
+    return (Path(folder) / MARKER).is_file()
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Hold the run directory for this process; the kernel lets go of it however the process ends.
+
+    Args:
+        folder: the run directory.
+
+    Yields:
+        None: while the lock is held.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held until the block ends)
+    except OSError as error:
+        raise UserError(f"cannot use {folder} as a run directory: {error.strerror}; choose another --out") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise UserError(
+                f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out"
+            ) from error
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+def provenance() -> dict[str, Any]:
+    """Say what produced a result: versions, source revision, machine, command, time.
+
+    Returns:
+        dict: JSON-ready; the keys `time` and `command` are the only ones that differ between equal runs.
+    """
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    if "ideal-proxy" not in versions:
+        from ideal_proxy import __version__
+
+        versions["ideal-proxy"] = __version__
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(Path(part).name if n == 0 else part for n, part in enumerate(sys.argv)),
+        "versions": versions,
+        "git": _git_revision(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _git_revision() -> str | None:
+    """Return the checkout's revision, with `-dirty` where it has changes, or None outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    """Return the processor's name as the machine tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
