@@ -1,0 +1,141 @@
+"""The command line: thin commands; every heavy import stands inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ideal_proxy import __version__
+from ideal_proxy.errors import UserError
+
+app = typer.Typer(
+    name="ideal-proxy",
+    help="How many rows of each data set should go into this fine-tune? Small proxies answer, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `ideal-proxy search`.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ideal-proxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """How many rows of each data set should go into this fine-tune? Small proxies answer, with error bars."""
+
+
+@app.command(epilog="Example: ideal-proxy init data/ --out mix.yaml")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with one file or folder of rows a domain.")],
+    out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("mix.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
+) -> None:
+    """Look at the folders of rows and write a commented run file."""
+    from ideal_proxy.start import write_run_file
+
+    typer.echo(write_run_file(folder, out, force=force))
+
+
+@app.command(epilog="Example: ideal-proxy check mix.yaml")
+def check(
+    config: Annotated[Path, typer.Argument(metavar="MIX.YAML", help="The run file.")],
+    as_json: Json = False,
+) -> None:
+    """Show rows, tokens, lengths, truncation, duplicates and leaks, a domain a line."""
+    from ideal_proxy.check import check_sources, health_tables
+    from ideal_proxy.config import load_config
+
+    health = check_sources(load_config(config))
+    typer.echo(json.dumps(health, indent=1) if as_json else health_tables(health))
+
+
+@app.command(epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix")
+def search(
+    config: Annotated[
+        Optional[Path], typer.Argument(metavar="[MIX.YAML]", help="The run file; none: the embedded demo.")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Run directory; default runs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    rounds: Annotated[Optional[int], typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
+    runs: Annotated[Optional[int], typer.Option(min=4, help="Proxies of the first round.")] = None,
+    workers: Annotated[Optional[int], typer.Option(min=1, help="Processes side by side.")] = None,
+    max_hours: Annotated[Optional[float], typer.Option(min=0.0, help="Compute budget in hours.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of data order and design.")] = None,
+    null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train small proxies, fit the response, optimise the volumes, check the result."""
+    from ideal_proxy.config import load_config
+    from ideal_proxy.demo import demo_config
+    from ideal_proxy.search import override, plan_search, run_search
+    from ideal_proxy.show import plan_tables, result_tables
+    from ideal_proxy.terminal import Reporter
+
+    settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
+    settings = override(settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers)
+    folder = out or Path("runs") / settings.name
+    reporter = Reporter(quiet=quiet or as_json)
+    if dry_run:
+        plan = plan_search(settings, folder, reporter)
+        typer.echo(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
+        return
+    result = run_search(settings, folder, reporter)
+    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
+
+
+@app.command(epilog="Example: ideal-proxy show runs/mix")
+def show(run: RunFolder, as_json: Json = False) -> None:
+    """Print the result of a search again."""
+    from ideal_proxy.show import load_result, result_tables
+
+    result = load_result(run)
+    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, run))
+
+
+@app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
+def apply(
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
+    shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Write the exact rows of a mixture as JSONL, in training order."""
+    from ideal_proxy.materialise import apply_mixture
+    from ideal_proxy.mixture import load_mixture
+    from ideal_proxy.show import applied_table
+
+    manifest = apply_mixture(load_mixture(mixture), out, shards=shards, folder=mixture.resolve().parent)
+    typer.echo(json.dumps(manifest, indent=1) if as_json else applied_table(manifest, out))
+
+
+def main(**options: Any) -> None:
+    """Run the application; a user's error is one sentence on stderr and exit code 1 or 2."""
+    try:
+        app(prog_name=options.get("prog_name", "ideal-proxy"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

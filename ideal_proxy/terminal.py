@@ -1,0 +1,156 @@
+"""What the terminal shows: progress with an honest estimate, tables that fit 80 columns, results apart from the rest.
+
+Results go to stdout; everything else, progress included, to stderr. Where stderr is no terminal, progress is plain lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+WIDTH = 80
+PLAIN_SECONDS = 15.0  # between two plain progress lines
+
+
+class Update(Protocol):
+    """Tells how much of the announced work is done."""
+
+    def __call__(self, done: float, detail: str = "") -> None:
+        """Report progress.
+
+        Args:
+            done: work finished so far, in the unit of the total.
+            detail: a few words on what is going on.
+        """
+
+
+def duration(seconds: float) -> str:
+    """Write a time span as people say it.
+
+    Args:
+        seconds: the span.
+
+    Returns:
+        str: such as '40 s', '12 min' or '3.5 h'.
+    """
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class Reporter:
+    """The one way in which a long command speaks to its user.
+
+    Args:
+        quiet: say nothing on the terminal.
+        on_note: called with every note; a search writes them to its log.txt.
+    """
+
+    def __init__(self, *, quiet: bool = False, on_note: Callable[[str], None] | None = None) -> None:
+        self.quiet = quiet
+        self.on_note = on_note
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Write one line to stderr and to the log.
+
+        Args:
+            text: the line.
+        """
+        if self.on_note is not None:
+            self.on_note(text)
+        if not self.quiet:
+            self.console.print(escape(text))
+
+    @contextlib.contextmanager
+    def work(self, label: str, total: float) -> Iterator[Update]:
+        """Show the progress of work whose size is known.
+
+        Args:
+            label: what is being done.
+            total: its size in any unit that grows with the time it takes.
+
+        Yields:
+            Update: to be called as the work goes on.
+        """
+        started = time.monotonic()
+        if self.quiet or total <= 0:
+            yield lambda done, detail="": None
+            return
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[left]}"), TextColumn("{task.fields[detail]}"),
+            )  # fmt: skip
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(escape(label), total=total, left="", detail="")
+
+                def update(done: float, detail: str = "") -> None:
+                    left = remaining(done, total, time.monotonic() - started)
+                    progress.update(task, completed=done, left=left, detail=escape(detail))
+
+                yield update
+        else:
+            last = started
+
+            def plain(done: float, detail: str = "") -> None:
+                nonlocal last
+                now = time.monotonic()
+                if now - last < PLAIN_SECONDS:
+                    return
+                last = now
+                left = remaining(done, total, now - started)
+                self.console.print(escape(f"{label}: {done / total:.0%} {left} {detail}".rstrip()))
+
+            yield plain
+        took = time.monotonic() - started
+        if took > 3:
+            self.note(f"{label}: done in {duration(took)}")
+
+
+def remaining(done: float, total: float, elapsed: float) -> str:
+    """Estimate what is left from what was done in this session.
+
+    Args:
+        done: work finished.
+        total: all of it.
+        elapsed: seconds so far.
+
+    Returns:
+        str: 'about 3 min left', or nothing while there is no ground for an estimate.
+    """
+    if done <= 0 or elapsed < 1 or done >= total:
+        return ""
+    return f"about {duration(elapsed / done * (total - done))} left"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Lay out a table that fits 80 columns.
+
+    Args:
+        title: line above it; empty for none.
+        header: column names.
+        rows: cells, as text.
+        left: number of columns aligned left; the others are numbers.
+
+    Returns:
+        str: the table as plain text.
+    """
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for position, name in enumerate(header):
+        first = position < left
+        grid.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    console = Console(width=WIDTH, color_system=None, highlight=False, file=sys.stdout)
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").splitlines())
