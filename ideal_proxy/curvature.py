@@ -1,0 +1,234 @@
+"""Gauss–Newton products of a language model's loss, and what every curvature estimate shares.
+
+Batches are opaque here: a `Forward` turns a model and a batch into logits at the supervised positions. Vectors in
+parameter space are plain dictionaries from parameter name to tensor. Shape legend: L supervised tokens (labels) of a
+batch, T its tokens, B its rows, V vocabulary, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ideal_proxy.errors import UserError
+
+Vector = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledLogits:
+    """What a forward pass says about the supervised tokens of one batch, and which row every token belongs to.
+
+    Attributes:
+        logits: (L, V) unnormalised log-probabilities at the supervised positions, rows in order.
+        labels: (L,) int64 token that each position has to predict.
+        label_rows: (L,) int64 row of the batch, 0..B-1 and never decreasing.
+        token_rows: (T,) int64 row of every position of a layer's flattened input; -1 where padded.
+        keys: (B,) int64 hash of each row: what its sampled labels are drawn from.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    label_rows: Tensor
+    token_rows: Tensor
+    keys: Tensor
+
+    def loss_sum(self, labels: Tensor | None = None) -> Tensor:
+        """Sum of negative log-likelihoods, in nats, over the batch's supervised tokens.
+
+        Args:
+            labels: (L,) other labels to score; the data's own by default.
+
+        Returns:
+            A scalar, at least float32.
+        """
+        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        return nn.functional.cross_entropy(logits, self.labels if labels is None else labels, reduction="sum")
+
+
+Forward = Callable[[nn.Module, Any], LabelledLogits]
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside the block; every module's own mode is put back after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def check_deterministic(model: nn.Module, forward: Forward, batch: Any) -> None:
+    """Run one batch twice and refuse a model whose loss changes: factors and gradients would not be its own.
+
+    Args:
+        model: the model, in evaluation mode.
+        forward: the forward function that will be used.
+        batch: any one batch.
+
+    Raises:
+        UserError: the two losses differ by more than rounding.
+    """
+    with torch.no_grad():
+        first, second = (float(forward(model, batch).loss_sum()) for _ in range(2))
+    if not abs(first - second) <= 1e-5 * max(1.0, abs(first)):
+        raise UserError(
+            f"The model gives {first:.6g} and then {second:.6g} nats for the same batch, so no gradient of it can be"
+            " trusted; switch off dropout and any other randomness, and look for NaN weights."
+        )
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside torch.distributed.
+
+    Returns:
+        Rank and world size.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Add each tensor over all processes, in place; nothing to do in a single process.
+
+    Args:
+        *tensors: any shapes, the same on every process.
+    """
+    if processes()[1] > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def hash_uniform(keys: Tensor, counters: Tensor, seed: int) -> Tensor:
+    """Uniform numbers in (0, 1) that depend on the row, the position and the seed, and on nothing else.
+
+    Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014) in wrapping 64-bit integers, so every machine,
+    device and batch order gives the same numbers.
+
+    Args:
+        keys: (N,) int64 row hashes.
+        counters: (N,) int64 position inside the row.
+        seed: which draw.
+
+    Returns:
+        (N,) float64.
+    """
+
+    def mix(x: Tensor) -> Tensor:
+        x = x + (0x9E3779B97F4A7C15 - (1 << 64))
+        x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * (0xBF58476D1CE4E5B9 - (1 << 64))
+        x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * (0x94D049BB133111EB - (1 << 64))
+        return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+    state = mix(mix(keys ^ mix(torch.full_like(keys, seed))) + counters)
+    return (((state >> 11) & ((1 << 53) - 1)).to(torch.float64) + 0.5) / float(1 << 53)
+
+
+def sample_labels(output: LabelledLogits, seed: int) -> Tensor:
+    """Labels drawn from the model's own distribution: what makes an outer product of gradients the true Fisher.
+
+    Args:
+        output: one batch's logits and row keys.
+        seed: which draw.
+
+    Returns:
+        (L,) int64; the same for a row whatever batch, order or process it comes in.
+    """
+    rows = output.label_rows
+    ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+    uniform = hash_uniform(output.keys[rows], ordinal, seed)
+    dtype = torch.float32 if output.logits.device.type == "mps" else torch.float64
+    labels = torch.empty_like(output.labels)
+    for chunk in range(0, len(rows), 1024):  # (1024, V) at a time: the cumulative sums are in float64
+        part = slice(chunk, chunk + 1024)
+        cdf = output.logits.detach()[part].to(dtype).softmax(-1).cumsum(-1)
+        target = uniform[part, None].to(dtype) * cdf[:, -1:]
+        labels[part] = torch.searchsorted(cdf, target).squeeze(-1).clamp_(max=cdf.shape[-1] - 1)
+    return labels
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Inner product of two vectors, summed in float64.
+
+    Args:
+        a: parameter name to tensor.
+        b: the same names and shapes.
+
+    Returns:
+        Σ a·b over the names of `a`.
+    """
+    return float(sum(torch.dot(a[name].flatten().double(), b[name].flatten().double()) for name in a))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name; a tied parameter appears once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name to parameter.
+    """
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class GaussNewton:
+    """Gauss–Newton matrix of the mean loss per supervised token, as an operator on parameter vectors.
+
+    G = (1/N) Σ_l J_lᵀ (diag p_l − p_l p_lᵀ) J_l over the N labels of all batches, J_l the Jacobian of label l's logits;
+    for cross-entropy this is also the Fisher matrix (Schraudolph 2002). One product costs about four gradients of the
+    data. It needs double backward, so attention runs on the math kernel.
+
+    Args:
+        model: the model; used in evaluation mode.
+        forward: gives logits at the supervised positions.
+        batches: batches that can be gone through more than once.
+        parameters: names to restrict the matrix to; all trainable ones by default.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Forward, batches: Iterable[Any], parameters: Iterable[str] | None = None
+    ) -> None:
+        named = trainable(model)
+        self.model, self.forward, self.batches = model, forward, batches
+        self.parameters = {name: named[name] for name in (named if parameters is None else parameters)}
+
+    def __matmul__(self, vector: Mapping[str, Tensor]) -> Vector:
+        """The product G·vector, over all processes.
+
+        Args:
+            vector: parameter name to tensor of the parameter's shape.
+
+        Returns:
+            A vector of the same names and shapes.
+        """
+        names, weights = list(self.parameters), list(self.parameters.values())
+        direction = [vector[name] for name in names]
+        total = [torch.zeros_like(tensor) for tensor in direction]
+        count = torch.zeros((), dtype=torch.float64, device=direction[0].device)
+        with measuring(self.model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            for batch in self.batches:
+                logits = self.forward(self.model, batch).logits
+                seed = torch.zeros_like(logits, requires_grad=True)
+                pulled = torch.autograd.grad(logits, weights, seed, create_graph=True, materialize_grads=True)
+                # J·v by differentiating the linear map seed ↦ Jᵀ·seed (double backward)
+                (pushed,) = torch.autograd.grad(pulled, seed, direction, retain_graph=True)
+                p = logits.detach().softmax(-1)
+                curved = p * (pushed - (p * pushed).sum(-1, keepdim=True))
+                back = torch.autograd.grad(logits, weights, curved, materialize_grads=True)
+                for accumulated, part in zip(total, back, strict=True):
+                    accumulated += part
+                count += logits.shape[0]
+        sum_over_processes(count, *total)
+        return {name: tensor / count.to(tensor.dtype) for name, tensor in zip(names, total, strict=True)}
