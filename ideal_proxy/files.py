@@ -1,0 +1,206 @@
+"""Data files: which a source names, and their records one by one, whatever the file is made of."""
+
+from __future__ import annotations
+
+import glob as globbing
+import gzip
+import json
+import logging
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ideal_proxy.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+TRAIN_NAME = re.compile(r"^train([-_.]|$)", re.IGNORECASE)
+HELD_OUT_NAME = re.compile(r"^(test|valid|validation|val|dev|eval|reference|ref)([-_.]|$)", re.IGNORECASE)
+PARQUET_BATCH = 512
+
+
+class Record(NamedTuple):
+    """One record of a file before its meaning is known.
+
+    Attributes:
+        value: the parsed record.
+        where: file and line.
+        line: the bytes as they stand in a plain JSONL file, None elsewhere.
+        offset: position of `line` in the file in bytes, -1 where there is none.
+    """
+
+    value: Any
+    where: str
+    line: bytes | None
+    offset: int
+
+
+def is_virtual(source: str | Path) -> bool:
+    """Tell whether a source is generated or fetched and not a path.
+
+    Args:
+        source: the source.
+
+    Returns:
+        bool: True for `demo:` and `hf:` sources.
+    """
+    return str(source).startswith(("demo:", "hf:"))
+
+
+def find_files(source: str | Path) -> tuple[Path, ...]:
+    """List the files of a path, glob or folder, sorted.
+
+    A folder that has files named train… is read for those alone; otherwise files named as held out (test, validation,
+    reference, …) are passed over unless there are no others.
+
+    Args:
+        source: file, glob or folder.
+
+    Returns:
+        tuple of Path: at least one file.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    path = Path(source)
+    if path.is_file():
+        if not path.name.lower().endswith(SUFFIXES):
+            raise UserError(f"{path} is not a data file; give one that ends in {', '.join(SUFFIXES)}")
+        return (path,)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if _is_data(p, path))
+        if not files:
+            raise UserError(f"the folder {path} has no data file ({', '.join(SUFFIXES)}); put one in or name another")
+        chosen = [p for p in files if TRAIN_NAME.match(p.name)]
+        chosen = chosen or [p for p in files if not HELD_OUT_NAME.match(p.name)] or files
+        if len(chosen) < len(files):
+            left = ", ".join(sorted({p.name for p in files} - {p.name for p in chosen})[:4])
+            log.info("%s: reading %d of %d files (passing over %s)", path, len(chosen), len(files), left)
+        return tuple(chosen)
+    if globbing.has_magic(str(source)):
+        found = sorted(Path(p) for p in globbing.glob(str(source), recursive=True))
+        found = [p for p in found if p.is_file() and p.name.lower().endswith(SUFFIXES)]
+        if not found:
+            raise UserError(f"no data file matches {source}; check the pattern ({', '.join(SUFFIXES)} are read)")
+        return tuple(found)
+    raise UserError(f"{source} does not exist; check the path (a Hugging Face data set is written hf:OWNER/NAME)")
+
+
+def read_records(file: Path) -> Iterator[Record]:
+    """Read a file's records one by one.
+
+    Args:
+        file: JSONL, JSONL.gz, JSON (a list, or one object a line) or parquet.
+
+    Yields:
+        Record: in file order.
+
+    Raises:
+        UserError: the file cannot be read, with the place.
+    """
+    name = file.name.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet_records(file)
+        elif name.endswith(".json") and _is_json_list(file):
+            yield from _json_list_records(file)
+        elif name.endswith(".gz"):
+            with gzip.open(file, "rb") as packed:
+                for record in _line_records(packed, file):
+                    yield record._replace(line=None, offset=-1)
+        else:
+            with open(file, "rb") as plain:
+                yield from _line_records(plain, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file} is a broken gzip file ({error}); make or fetch it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _is_data(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    return path.is_file() and not hidden and path.name.lower().endswith(SUFFIXES) and path.name != "manifest.json"
+
+
+def _line_records(handle: Any, file: Path) -> Iterator[Record]:
+    offset = 0
+    for number, line in enumerate(handle, start=1):
+        where, start = f"{file}:{number}", offset
+        offset += len(line)
+        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+            line, start = line[3:], 3
+        if line.strip():
+            yield Record(_parse(line, where), where, line, start)
+
+
+def _parse(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply to be a row; repair the line") from error
+
+
+def _is_json_list(file: Path) -> bool:
+    with open(file, "rb") as handle:
+        return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _json_list_records(file: Path) -> Iterator[Record]:
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno} is not valid JSON ({error.msg}); repair the file") from error
+    for n, value in enumerate(values):
+        yield Record(value, f"{file} row {n + 1}", None, -1)
+
+
+def _parquet_records(file: Path) -> Iterator[Record]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Record(value, f"{file} row {number}", None, -1)
+    except arrow.ArrowException as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is a broken parquet file ({reason}); make or fetch it again") from error
+
+
+def hub_records(source: str) -> Iterator[Record]:
+    """Read a Hugging Face data set with the `datasets` library.
+
+    Args:
+        source: `hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT` (default train).
+
+    Yields:
+        Record: in the order of the set.
+
+    Raises:
+        UserError: the library is missing, or the set was not had.
+    """
+    name, _, split = source.removeprefix("hf:").partition(":")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(f"{source} needs the datasets library; run `pip install ideal-proxy[hub]`") from error
+    try:
+        table = load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises a dozen kinds; each means that the set was not had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot load {source} ({reason}); check the name, the split and the network") from error
+    for n, value in enumerate(table):
+        yield Record(value, f"{source} row {n + 1}", None, -1)

@@ -1,0 +1,168 @@
+"""The mixture file `mixture.json`: the result that `apply`, `export` and `scale-up` start from."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.store import atomic_write_json, read_json
+
+FORMAT: Literal["ideal-proxy/mixture/1"] = "ideal-proxy/mixture/1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DomainVolume(_Part):
+    """One domain of a mixture: where its rows are, and how many to take."""
+
+    name: str = Field(min_length=1, max_length=80)
+    source: str = Field(description="file, glob, folder, hf:ID or demo:NAME?seed=S&rows=N")
+    format: Literal["auto", "alpaca", "chat", "prompt"] = "auto"
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
+    available: int = Field(ge=0, description="rows that the source has")
+    rows: int = Field(ge=0, description="rows to train on, repeats included")
+    tokens: int = Field(default=0, ge=0, description="tokens of those rows")
+    supervised_tokens: int = Field(default=0, ge=0)
+    share: float = Field(default=0.0, ge=0, le=1, description="of all tokens of the mixture")
+    repeat: float = Field(default=0.0, ge=0, description="rows over available")
+    base_rows: int = Field(default=0, ge=0)
+    change: float | None = Field(default=None, description="rows over base rows, less 1; null where base is 0")
+
+    @model_validator(mode="after")
+    def _drawable(self) -> DomainVolume:
+        if self.rows and not self.available:
+            raise ValueError(f"domain {self.name!r} wants {self.rows} rows but has none available")
+        return self
+
+
+class CapabilityResult(_Part):
+    """One capability's losses in nats a supervised token: at base, predicted, and verified by training."""
+
+    name: str = Field(min_length=1, max_length=80)
+    source: str = ""
+    format: Literal["auto", "alpaca", "chat", "prompt"] = "auto"
+    fingerprint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    base_loss: float | None = None
+    predicted_loss: float | None = None
+    predicted_lower: float | None = None
+    predicted_upper: float | None = None
+    verified_loss: float | None = None
+    verified_base_loss: float | None = None
+    verified_gain: float | None = None
+    verified_lower: float | None = None
+    verified_upper: float | None = None
+
+
+class MixtureFile(_Part):
+    """A mixture with everything needed to repeat it: sources, fingerprints, volumes, seed, evidence, law."""
+
+    format: Literal["ideal-proxy/mixture/1"] = FORMAT
+    name: str = "mix"
+    created: str = Field(default="", description="time, ISO 8601 UTC")
+    seed: int = Field(default=0, ge=0)
+    domains: list[DomainVolume] = Field(min_length=1)
+    capabilities: list[CapabilityResult] = Field(default_factory=list)
+    constraints_active: list[str] = Field(default_factory=list)
+    verdict: str | None = None
+    verdict_text: str | None = None
+    gain: float | None = None
+    gain_lower: float | None = None
+    gain_upper: float | None = None
+    predicted_gain: float | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    law: dict[str, Any] | None = None
+    proxy_fraction: float | None = Field(default=None, gt=0, le=1)
+    template: dict[str, Any] | None = None
+
+    @field_validator("domains", "capabilities")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        names = [value.name for value in values]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
+        return values
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the whole mixture."""
+        return sum(domain.rows for domain in self.domains)
+
+
+def load_mixture(path: str | Path) -> MixtureFile:
+    """Read and check a mixture file.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        MixtureFile: its content.
+
+    Raises:
+        UsageError: it is missing, is no mixture file, or a value is wrong.
+    """
+    try:
+        raw = read_json(path)
+    except UserError as error:
+        raise UsageError(str(error)) from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = raw.get("format") if isinstance(raw, dict) else None
+        raise UsageError(f"{path} is not a mixture file: its format is {found!r}, it must be {FORMAT!r}")
+    try:
+        return MixtureFile.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_first_problem(error)}") from error
+
+
+def save_mixture(path: str | Path, mixture: MixtureFile) -> None:
+    """Write a mixture file atomically.
+
+    Args:
+        path: where to.
+        mixture: what.
+
+    Raises:
+        UserError: a number in the law or the provenance is not finite, or the disk is full.
+    """
+    value = mixture.model_dump()
+    place = _not_finite(value, "mixture")
+    if place:
+        raise UserError(f"{place} is not a finite number, so {path} cannot be written; leave it out")
+    atomic_write_json(path, value)
+
+
+def _not_finite(value: Any, place: str) -> str | None:
+    """Return the place of the first NaN or infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        found = _not_finite(inner, f"{place}.{key}")
+        if found:
+            return found
+    return None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one sentence."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        top = first["loc"][0]
+        parts: dict[Any, type[BaseModel]] = {"domains": DomainVolume, "capabilities": CapabilityResult}
+        known = list((parts.get(top, MixtureFile) if len(first["loc"]) > 1 else MixtureFile).model_fields)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {place!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    if first["type"] == "missing":
+        return f"{place!r} is missing; add it, or let `ideal-proxy search` write the file"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    got = repr(first.get("input"))
+    return f"{place!r}: {message[0].lower() + message[1:]}, got {got if len(got) <= 60 else got[:57] + '...'}"
