@@ -1,0 +1,390 @@
+"""Train one proxy on one mixture: the loss of a step is sum over sum, the rows of a step come from the order alone.
+
+Models, losses and evaluation live in `proxy_model` and are part of this module's interface. Legend: R rows of the
+run in training order, S optimiser steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ideal_proxy.data import IGNORED, TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import domain_order, training_order
+from ideal_proxy.proxy_model import (
+    MICRO_BATCH_TOKENS,
+    SIZES,
+    ProxyShape,
+    RowLosses,
+    build_proxy,
+    collate_across,
+    evaluate,
+    is_packed,
+    label_losses,
+    micro_batches,
+    proxy_shape,
+    use_packed_attention,
+)
+from ideal_proxy.store import atomic_write_bytes
+
+__all__ = [
+    "SIZES",
+    "ProxyShape",
+    "RowLosses",
+    "TrainLog",
+    "TrainSettings",
+    "build_proxy",
+    "collate_across",
+    "evaluate",
+    "is_packed",
+    "label_losses",
+    "load_weights",
+    "micro_batches",
+    "proxy_shape",
+    "save_weights",
+    "train",
+    "use_packed_attention",
+    "warm_start",
+]
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How a proxy is trained.
+
+    Attributes:
+        learning_rate: peak rate of AdamW.
+        batch_rows: rows of an optimiser step.
+        warmup_fraction: share of the steps with a rising rate; the rest falls to zero by a cosine.
+        weight_decay: decoupled decay of the matrices (vectors are not decayed).
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the mean square gradient.
+        grad_clip: largest norm of a step's gradient.
+        dtype: precision of the products; weights and optimiser stay in float32.
+        micro_batch_tokens: tokens of a micro-batch; default by device. It moves rounding only, never the step's loss.
+    """
+
+    learning_rate: float = 1e-3
+    batch_rows: int = 32
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    grad_clip: float = 1.0
+    dtype: str = "float32"
+    micro_batch_tokens: int | None = None
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Precision to run the products in, None for the weights' own."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainLog:
+    """What a finished training did.
+
+    Attributes:
+        losses: (S,) nats per supervised token of each step's rows, before the step.
+        learning_rates: (S,) rate of each step.
+        rows: rows trained on, repeats counted.
+        tokens: their tokens.
+        supervised_tokens: their labelled tokens.
+        seconds: wall time of the steps done by this process.
+        steps_resumed: steps taken over from a checkpoint.
+    """
+
+    losses: NDArray[np.float64]
+    learning_rates: NDArray[np.float64]
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    steps_resumed: int
+
+
+def learning_rates(settings: TrainSettings, steps: int) -> NDArray[np.float64]:
+    """Return the schedule over a run's own steps: linear warm-up, then a cosine to zero.
+
+    Args:
+        settings: peak and warm-up share.
+        steps: S.
+
+    Returns:
+        NDArray: (S,) rates, all positive.
+    """
+    step = np.arange(steps)
+    warm = max(1, math.ceil(settings.warmup_fraction * steps)) if settings.warmup_fraction > 0 else 0
+    rise = (step + 1) / max(warm, 1)
+    fall = 0.5 * (1 + np.cos(np.pi * (step - warm + 0.5) / max(steps - warm, 1)))
+    return settings.learning_rate * np.where(step < warm, rise, fall)
+
+
+def train(
+    model: Any,
+    order: tuple[NDArray[np.int64], NDArray[np.int64]],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    *,
+    every_token: bool = False,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_step: Callable[[int, int], None] | None = None,
+    on_checkpoint: Callable[[int], None] | None = None,
+) -> TrainLog:
+    """Train a model in place on rows in a given order.
+
+    Step k takes rows k·batch_rows … of the order; its loss is Σ nll / Σ supervised tokens over all of them, however
+    they are split into micro-batches. With a checkpoint folder, an interrupted training goes on from its last
+    checkpoint and ends with the same bits.
+
+    Args:
+        model: the model, on its device.
+        order: domain (R,) and row index (R,) of each row in turn, as `mixture.training_order` gives them.
+        token_rows: one set of rows a domain.
+        settings: optimiser and batches.
+        every_token: plain language-model loss on every token.
+        checkpoint_dir: folder for the checkpoint; None keeps none.
+        checkpoint_seconds: time between checkpoints; 0 writes one after every step.
+        on_step: called with (steps done, steps in all) after each step is queued; it may raise to stop.
+        on_checkpoint: called with the steps done once a checkpoint stands.
+
+    Returns:
+        TrainLog: the losses of all steps, those before a resume included.
+
+    Raises:
+        UserError: the order is empty or a loss is not finite.
+    """
+    domain_R, row_R = (np.asarray(part, dtype=np.int64) for part in order)
+    if not len(domain_R):
+        raise UserError("a proxy run has no row to train on; give at least one domain a volume above 0")
+    device = next(model.parameters()).device
+    steps = -(-len(domain_R) // settings.batch_rows)
+    rates = learning_rates(settings, steps)
+    optimizer = _optimizer(model, settings)
+    checkpoint = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir is not None else None
+    identity = _identity(model, domain_R, row_R, token_rows, settings, every_token) if checkpoint else ""
+    done, losses = _resume(model, optimizer, checkpoint, identity) if checkpoint else (0, [])
+    resumed = done
+    lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
+    limit = settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    started = saved = time.monotonic()
+    for step in range(done, steps):
+        here = slice(step * settings.batch_rows, (step + 1) * settings.batch_rows)
+        domains, rows = domain_R[here], row_R[here]
+        length = np.array([lengths[d][r] for d, r in zip(domains, rows, strict=True)])
+        batches = [
+            collate_across(token_rows, domains[part], rows[part], every_token=every_token)
+            for part in micro_batches(length, limit)
+        ]
+        labels = max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
+        total: Tensor | None = None
+        for batch in batches:
+            loss = label_losses(model, batch, device=device, autocast=settings.autocast).sum() / labels
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        losses.append(total)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[step])
+        torch.nn.utils.clip_grad_norm_(trainable, settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_step is not None:
+            on_step(step + 1, steps)
+        if checkpoint and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
+            _save(model, optimizer, checkpoint, identity, step + 1, losses)
+            saved = time.monotonic()
+            if on_checkpoint is not None:
+                on_checkpoint(step + 1)
+    values = _values(losses)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    tokens = int(sum(np.take(lengths[d], row_R[domain_R == d]).sum() for d in range(len(token_rows))))
+    supervised = sum(
+        int(np.asarray(token_rows[d].supervised_tokens)[row_R[domain_R == d]].sum()) for d in range(len(token_rows))
+    )
+    return TrainLog(values, rates, len(row_R), tokens, supervised, time.monotonic() - started, resumed)
+
+
+def warm_start(
+    model: Any,
+    names: Sequence[str],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    tokens_per_domain: int | None = None,
+    checkpoint_dir: str | Path | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> TrainLog:
+    """Teach a fresh proxy the language of the domains: plain language-model loss on reserved rows, equal tokens each.
+
+    Args:
+        model: the fresh proxy, trained in place.
+        names: domain names, which enter the stable order.
+        token_rows: each domain's reserved rows.
+        settings: as for `train`.
+        seed: seed of the order.
+        tokens_per_domain: tokens wanted of every domain; default the mean that the domains have, none more than four
+            times over.
+        checkpoint_dir: as for `train`.
+        on_step: as for `train`.
+
+    Returns:
+        TrainLog: of the warm start.
+
+    Raises:
+        UserError: a domain has no reserved row.
+    """
+    sizes = [int(rows.offsets[-1]) for rows in token_rows]
+    if min(sizes) == 0:
+        raise UserError(
+            f"domain {names[sizes.index(0)]!r} has no row reserved for the warm start; give it more rows, or a larger "
+            "warm_fraction"
+        )
+    goal = tokens_per_domain or min(sum(sizes) // len(sizes), 4 * min(sizes))
+    parts = []
+    for name, rows in zip(names, token_rows, strict=True):
+        turn = domain_order(seed, name, rows.keys)
+        passes = -(-goal // int(rows.offsets[-1]))
+        indices = np.tile(turn, passes)
+        count = int(np.searchsorted(np.cumsum(np.asarray(rows.lengths)[indices]), goal)) + 1
+        indices = indices[:count]
+        parts.append((rows.keys, indices, np.arange(len(indices)) // len(turn)))
+    order = training_order(seed, list(names), parts)
+    return train(model, order, token_rows, settings, every_token=True, checkpoint_dir=checkpoint_dir, on_step=on_step)
+
+
+def save_weights(model: Any, path: str | Path) -> None:
+    """Write a proxy's weights as safetensors, atomically, tied tensors once.
+
+    Args:
+        model: the proxy.
+        path: the file.
+    """
+    from safetensors.torch import save
+
+    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}))
+
+
+def load_weights(model: Any, path: str | Path) -> None:
+    """Read weights that `save_weights` wrote into a proxy of the same shape.
+
+    Args:
+        model: the proxy, changed in place.
+        path: the file.
+
+    Raises:
+        UserError: the file does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path))
+    own = dict(model.named_parameters())
+    if {n: tuple(t.shape) for n, t in tensors.items()} != {n: tuple(p.shape) for n, p in own.items()}:
+        raise UserError(f"{path} holds weights of another proxy; remove it and run the same command again")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def _optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW with decay on matrices only; the fused kernel, one pass over the weights, where there is one."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in {"cpu", "cuda", "mps"}
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=fused,
+    )  # fmt: skip
+
+
+def _identity(
+    model: Any,
+    domain_R: NDArray[np.int64],
+    row_R: NDArray[np.int64],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    every_token: bool,
+) -> str:
+    """Return a fingerprint of everything a training depends on, so that no other run's checkpoint is taken up."""
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(settings), every_token]).encode())
+    digest.update(domain_R.tobytes())
+    digest.update(row_R.tobytes())
+    for rows in token_rows:
+        digest.update(np.ascontiguousarray(rows.keys).tobytes())
+    for _, parameter in model.named_parameters():
+        digest.update(parameter.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _save(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str, done: int, losses: list[Tensor]) -> None:
+    """Write the state after `done` steps; safetensors, never pickle."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {"losses": torch.from_numpy(_values(losses))}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state[parameter]
+            tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+            tensors[f"mean.{name}"] = state["exp_avg"].cpu().contiguous()
+            tensors[f"square.{name}"] = state["exp_avg_sq"].cpu().contiguous()
+    atomic_write_bytes(path, save(tensors, metadata={"identity": identity, "done": str(done)}))
+
+
+def _resume(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str) -> tuple[int, list[Tensor]]:
+    """Take up a checkpoint of this very training; any other, or none, means starting at step 0."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return 0, []
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("identity") != identity:
+                return 0, []
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError):
+        return 0, []
+    done = int(metadata["done"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            parameter.copy_(tensors[f"weight.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(done), device=parameter.device),
+                "exp_avg": tensors[f"mean.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"square.{name}"].to(parameter.device),
+            }
+    return done, list(tensors["losses"].unbind())
+
+
+def _values(losses: list[Tensor]) -> NDArray[np.float64]:
+    """Read the losses back from the device in one go, and refuse a training that diverged."""
+    values: NDArray[np.float64] = torch.stack([loss.double().cpu() for loss in losses]).numpy()
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        raise UserError(f"the loss is not finite at step {at}; choose a smaller learning rate")
+    return values
