@@ -164,7 +164,9 @@ def packed_attention(
             .transpose(1, 2)
             for x in (query, key, value)
         ]
-        out = scaled_dot_product_attention(padded[0], padded[1], padded[2], **options).transpose(1, 2)  # (B, longest, H, d)
+        out = scaled_dot_product_attention(padded[0], padded[1], padded[2], **options).transpose(
+            1, 2
+        )  # (B, longest, H, d)
         outputs.append(out.reshape(block.rows * block.longest, out.shape[2], out.shape[3]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if rows_layout.back is not None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from ideal_proxy.proxy_model import (
     MICRO_BATCH_TOKENS,
     SIZES,
     ProxyShape,
-    RowLosses,
     build_proxy,
     collate_across,
     evaluate,
@@ -38,6 +35,7 @@ from ideal_proxy.proxy_model import (
     proxy_shape,
     use_packed_attention,
 )
+from ideal_proxy.proxy_records import RowLosses, TrainLog, TrainSettings, learning_rates
 from ideal_proxy.store import atomic_write_bytes
 
 __all__ = [
@@ -46,11 +44,13 @@ __all__ = [
     "RowLosses",
     "TrainLog",
     "TrainSettings",
+    "TrainingStopped",
     "build_proxy",
     "collate_across",
     "evaluate",
     "is_packed",
     "label_losses",
+    "learning_rates",
     "load_weights",
     "micro_batches",
     "proxy_shape",
@@ -63,76 +63,8 @@ __all__ = [
 CHECKPOINT = "checkpoint.safetensors"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How a proxy is trained.
-
-    Attributes:
-        learning_rate: peak rate of AdamW.
-        batch_rows: rows of an optimiser step.
-        warmup_fraction: share of the steps with a rising rate; the rest falls to zero by a cosine.
-        weight_decay: decoupled decay of the matrices (vectors are not decayed).
-        beta1: AdamW's decay of the mean gradient.
-        beta2: AdamW's decay of the mean square gradient.
-        grad_clip: largest norm of a step's gradient.
-        dtype: precision of the products; weights and optimiser stay in float32.
-        micro_batch_tokens: tokens of a micro-batch; default by device. It moves rounding only, never the step's loss.
-    """
-
-    learning_rate: float = 1e-3
-    batch_rows: int = 32
-    warmup_fraction: float = 0.05
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.98
-    grad_clip: float = 1.0
-    dtype: str = "float32"
-    micro_batch_tokens: int | None = None
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """Precision to run the products in, None for the weights' own."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainLog:
-    """What a finished training did.
-
-    Attributes:
-        losses: (S,) nats per supervised token of each step's rows, before the step.
-        learning_rates: (S,) rate of each step.
-        rows: rows trained on, repeats counted.
-        tokens: their tokens.
-        supervised_tokens: their labelled tokens.
-        seconds: wall time of the steps done by this process.
-        steps_resumed: steps taken over from a checkpoint.
-    """
-
-    losses: NDArray[np.float64]
-    learning_rates: NDArray[np.float64]
-    rows: int
-    tokens: int
-    supervised_tokens: int
-    seconds: float
-    steps_resumed: int
-
-
-def learning_rates(settings: TrainSettings, steps: int) -> NDArray[np.float64]:
-    """Return the schedule over a run's own steps: linear warm-up, then a cosine to zero.
-
-    Args:
-        settings: peak and warm-up share.
-        steps: S.
-
-    Returns:
-        NDArray: (S,) rates, all positive.
-    """
-    step = np.arange(steps)
-    warm = max(1, math.ceil(settings.warmup_fraction * steps)) if settings.warmup_fraction > 0 else 0
-    rise = (step + 1) / max(warm, 1)
-    fall = 0.5 * (1 + np.cos(np.pi * (step - warm + 0.5) / max(steps - warm, 1)))
-    return settings.learning_rate * np.where(step < warm, rise, fall)
+class TrainingStopped(Exception):
+    """The training was asked to stop; its checkpoint stands where it was given a folder."""
 
 
 def train(
@@ -145,7 +77,7 @@ def train(
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_step: Callable[[int, int], None] | None = None,
-    on_checkpoint: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
     """Train a model in place on rows in a given order.
 
@@ -161,14 +93,15 @@ def train(
         every_token: plain language-model loss on every token.
         checkpoint_dir: folder for the checkpoint; None keeps none.
         checkpoint_seconds: time between checkpoints; 0 writes one after every step.
-        on_step: called with (steps done, steps in all) after each step is queued; it may raise to stop.
-        on_checkpoint: called with the steps done once a checkpoint stands.
+        on_step: called with (steps done, steps in all) after each step is queued.
+        should_stop: asked after each step; True saves a checkpoint and ends the training.
 
     Returns:
         TrainLog: the losses of all steps, those before a resume included.
 
     Raises:
         UserError: the order is empty or a loss is not finite.
+        TrainingStopped: should_stop said so.
     """
     domain_R, row_R = (np.asarray(part, dtype=np.int64) for part in order)
     if not len(domain_R):
@@ -184,6 +117,7 @@ def train(
     lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
     limit = settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
     trainable = [p for p in model.parameters() if p.requires_grad]
+    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     model.train()
     started = saved = time.monotonic()
     for step in range(done, steps):
@@ -197,7 +131,7 @@ def train(
         labels = max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
         total: Tensor | None = None
         for batch in batches:
-            loss = label_losses(model, batch, device=device, autocast=settings.autocast).sum() / labels
+            loss = label_losses(model, batch, device=device, autocast=autocast).sum() / labels
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -209,11 +143,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         if on_step is not None:
             on_step(step + 1, steps)
-        if checkpoint and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
+        stop = should_stop is not None and step + 1 < steps and should_stop()
+        if checkpoint and step + 1 < steps and (stop or time.monotonic() - saved >= checkpoint_seconds):
             _save(model, optimizer, checkpoint, identity, step + 1, losses)
             saved = time.monotonic()
-            if on_checkpoint is not None:
-                on_checkpoint(step + 1)
+        if stop:
+            raise TrainingStopped
     values = _values(losses)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
@@ -233,7 +168,9 @@ def warm_start(
     seed: int,
     tokens_per_domain: int | None = None,
     checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
     on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
     """Teach a fresh proxy the language of the domains: plain language-model loss on reserved rows, equal tokens each.
 
@@ -246,7 +183,9 @@ def warm_start(
         tokens_per_domain: tokens wanted of every domain; default the mean that the domains have, none more than four
             times over.
         checkpoint_dir: as for `train`.
+        checkpoint_seconds: as for `train`.
         on_step: as for `train`.
+        should_stop: as for `train`.
 
     Returns:
         TrainLog: of the warm start.
@@ -270,7 +209,11 @@ def warm_start(
         indices = indices[:count]
         parts.append((rows.keys, indices, np.arange(len(indices)) // len(turn)))
     order = training_order(seed, list(names), parts)
-    return train(model, order, token_rows, settings, every_token=True, checkpoint_dir=checkpoint_dir, on_step=on_step)
+    return train(
+        model, order, token_rows, settings,
+        every_token=True, checkpoint_dir=checkpoint_dir, checkpoint_seconds=checkpoint_seconds,
+        on_step=on_step, should_stop=should_stop,
+    )  # fmt: skip
 
 
 def save_weights(model: Any, path: str | Path) -> None:

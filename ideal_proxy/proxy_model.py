@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UsageError
 from ideal_proxy.packed_attention import PACKED, register_packed_attention, row_layout
+from ideal_proxy.proxy_records import RowLosses
 
 SIZES: dict[str, tuple[int, int]] = {
     "0.1M": (100_000, 2),
@@ -264,25 +265,6 @@ def _to(array: NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-@dataclass(frozen=True, slots=True)
-class RowLosses:
-    """Losses of a set of rows, row by row, so that any statistic can be formed later.
-
-    Attributes:
-        loss_sum: (N,) float64, nats summed over the row's labelled tokens.
-        tokens: (N,) int64, labelled tokens of the row.
-    """
-
-    loss_sum: NDArray[np.float64]
-    tokens: NDArray[np.int64]
-
-    @property
-    def mean(self) -> float:
-        """Reference loss: nats per supervised token, sum over sum."""
-        total = int(self.tokens.sum())
-        return float(self.loss_sum.sum()) / total if total else float("nan")
 
 
 def evaluate(

@@ -1,0 +1,98 @@
+"""What goes into the training of a proxy and what comes out of it; numpy only, so that callers need no torch.
+
+Legend: N rows of a set, S optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How a proxy is trained.
+
+    Attributes:
+        learning_rate: peak rate of AdamW.
+        batch_rows: rows of an optimiser step.
+        warmup_fraction: share of the steps with a rising rate; the rest falls to zero by a cosine.
+        weight_decay: decoupled decay of the matrices (vectors are not decayed).
+        beta1: AdamW's decay of the mean gradient.
+        beta2: AdamW's decay of the mean square gradient.
+        grad_clip: largest norm of a step's gradient.
+        dtype: "float32" or "bfloat16": precision of the products; weights and optimiser stay in float32.
+        micro_batch_tokens: tokens of a micro-batch; default by device. It moves rounding only, never the step's loss.
+    """
+
+    learning_rate: float = 1e-3
+    batch_rows: int = 32
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    grad_clip: float = 1.0
+    dtype: str = "float32"
+    micro_batch_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainLog:
+    """What a finished training did.
+
+    Attributes:
+        losses: (S,) nats per supervised token of each step's rows, before the step.
+        learning_rates: (S,) rate of each step.
+        rows: rows trained on, repeats counted.
+        tokens: their tokens.
+        supervised_tokens: their labelled tokens.
+        seconds: wall time of the steps done by this process.
+        steps_resumed: steps taken over from a checkpoint.
+    """
+
+    losses: NDArray[np.float64]
+    learning_rates: NDArray[np.float64]
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+    steps_resumed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowLosses:
+    """Losses of a set of rows, row by row, so that any statistic can be formed later.
+
+    Attributes:
+        loss_sum: (N,) float64, nats summed over the row's supervised tokens.
+        tokens: (N,) int64, supervised tokens of the row.
+    """
+
+    loss_sum: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        """Reference loss: nats per supervised token, sum over sum; NaN where there is no token."""
+        total = int(self.tokens.sum())
+        return float(self.loss_sum.sum()) / total if total else float("nan")
+
+
+def learning_rates(settings: TrainSettings, steps: int) -> NDArray[np.float64]:
+    """Return the schedule over a run's own steps: linear warm-up, then a cosine to zero.
+
+    Args:
+        settings: peak and warm-up share.
+        steps: S.
+
+    Returns:
+        NDArray: (S,) rates, all positive.
+    """
+    step = np.arange(steps)
+    warm = max(1, math.ceil(settings.warmup_fraction * steps)) if settings.warmup_fraction > 0 else 0
+    rise = (step + 1) / max(warm, 1)
+    fall = 0.5 * (1 + np.cos(np.pi * (step - warm + 0.5) / max(steps - warm, 1)))
+    return np.asarray(settings.learning_rate * np.where(step < warm, rise, fall), dtype=np.float64)
