@@ -1,0 +1,396 @@
+"""Fits of the response law: priors, starts, noise, seeds, repeats.
+
+Legend: R runs, D domains, J capabilities, B problems (capability × start or fold), P parameters.
+
+Everything here is in standardised units: a loss divided by its spread over the runs; a score also centred and turned
+so that lower is better.  The prior constants were set on RegMix's training runs that a fit did not see, never on a
+test table; halving or doubling any of them moves the rank correlation at 32 runs by less than 0.2 points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ideal_proxy.fit_solver import Prior, Solution, huber, solve
+from ideal_proxy.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate, slopes
+
+ALPHA_PRIOR = 0.25, 0.7
+"""Median of α and the spread of log α."""
+FLOOR_SPREAD = 1.0
+GAMMA_SPREAD = 0.5
+"""Spread of logit γ around γ = ½: a few runs leave γ there, many move it."""
+SPAN_SPREAD = 0.2
+"""Spread of log(Z − E) where Z was not measured."""
+BASELINE_NATS = 0.1
+"""How far the law may miss a measured Z (nats; for scores, standard deviations of the score)."""
+DOMAIN_MEDIAN, DOMAIN_LEVEL, DOMAIN_SPREAD = 1.0, 2.0, 1.5
+"""log a: median, spread of the level all domains share, spread of a domain about it."""
+HARM_SPREAD = 0.5
+"""Spread of b, in standard deviations of the loss."""
+NOISE_GUESS, NOISE_WEIGHT = 0.15, 4.0
+"""The noise expected before seeing residuals (share of the loss's spread), and how many runs that is worth."""
+RHO_PRIOR = 5.0, 0.7
+"""Median of ρ (Muennighoff et al. 2023 find a half-life of about 15 epochs in pretraining, SFT overfits sooner)."""
+CHUNK = 2_000_000
+"""Entries of a Jacobian held at once."""
+SCALE_SPREAD = 0.5
+"""Spread of log s_j about the pooled log s̄ (DESIGN §6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientRows:
+    """Responses measured by gradients at one mixture, centred (DESIGN §6).
+
+    Attributes:
+        u_D: (D,) effective volumes of the centre.
+        by_log_D: (D,) ∂u/∂log v at the centre.
+        share_D: (D,) q, each domain's share of the batch unit; sums to one.
+        value_JD: (J, D) measured mixing response, standardised like the losses, NaN where there is none.
+        error_JD: (J, D) its standard error.
+    """
+
+    u_D: Array
+    by_log_D: Array
+    share_D: Array
+    value_JD: Array
+    error_JD: Array
+
+
+@dataclass(frozen=True, slots=True)
+class LawData:
+    """What the law is fitted to.
+
+    Attributes:
+        y_JR: (J, R) standardised losses, 0 where missing.
+        weight_JR: (J, R) weights with mean one over the runs present, 0 where missing.
+        v_RD: (R, D) volumes.
+        volumes: units, repeats.
+        bounds_J2: (J, 2) the least and greatest E.
+        spread_J: (J,) the spread that losses were divided by, 0.1 nats are 0.1 / spread.
+        baseline_J: (J,) standardised Z, NaN where not measured.
+        seed_R: (R,) index of each run's seed.
+        gradients: rows measured by gradients.
+        trust: σ_g, the relative misfit allowed to gradient rows; infinite leaves them out.
+    """
+
+    y_JR: Array
+    weight_JR: Array
+    v_RD: Array
+    volumes: Volumes
+    bounds_J2: Array
+    spread_J: Array
+    baseline_J: Array
+    seed_R: np.ndarray
+    gradients: tuple[GradientRows, ...] = ()
+    trust: float = np.inf
+
+
+@dataclass(frozen=True, slots=True)
+class LawFit:
+    """A fitted law.
+
+    Attributes:
+        theta_JP: (J, P) parameters.
+        covariance_JPP: (J, P, P) their posterior covariance (Laplace).
+        noise_J: (J,) standard deviation of one run about the law.
+        seed_J: (J,) standard deviation of the seed effect.
+        seed_effect_JS: (J, S) the seed effects.
+        freedom_J: (J,) effective number of parameters.
+        volumes: with the fitted ρ.
+        log_rho_error_D: (D,) standard error of log ρ.
+        log_scale_J: (J,) fitted log s of gradient rows, zero without them.
+    """
+
+    theta_JP: Array
+    covariance_JPP: Array
+    noise_J: Array
+    seed_J: Array
+    seed_effect_JS: Array
+    freedom_J: Array
+    volumes: Volumes
+    log_rho_error_D: Array
+    log_scale_J: Array
+
+
+def prior_for(data: LawData, harm: bool, log_scale: float = 0.0) -> Prior:
+    """Give the weak prior that keeps every parameter identified.
+
+    Args:
+        data: what is fitted.
+        harm: with the harm term.
+        log_scale: pooled log s̄ of gradient rows.
+
+    Returns:
+        One prior a capability.
+    """
+    J, D = len(data.y_JR), data.v_RD.shape[1]
+    scaled = _uses_gradients(data)
+    P = FIRST_A + D * (2 if harm else 1) + scaled
+    mean = np.zeros((J, P))
+    diagonal = np.zeros(P)
+    top = np.where(data.weight_JR > 0, data.y_JR, -np.inf).max(axis=1)
+    low, high = data.bounds_J2.T
+    span = top - high
+    mean[:, SPAN] = np.log(top + 0.3 * span - 0.5 * (low + high))
+    mean[:, ALPHA] = np.log(ALPHA_PRIOR[0])
+    mean[:, FIRST_A : FIRST_A + D] = DOMAIN_MEDIAN
+    measured = np.isfinite(data.baseline_J)
+    mean[measured, SPAN] = np.log(np.maximum(data.baseline_J - 0.5 * (low + high), 0.1 * span)[measured])
+    diagonal[[FLOOR, SPAN, ALPHA, GAMMA]] = (FLOOR_SPREAD, SPAN_SPREAD, ALPHA_PRIOR[1], GAMMA_SPREAD)
+    diagonal[FIRST_A + D :] = HARM_SPREAD
+    if scaled:
+        diagonal[-1], mean[:, -1] = SCALE_SPREAD, log_scale
+    precision = np.zeros((J, P, P))
+    used = diagonal > 0
+    precision[:, used, used] = diagonal[used] ** -2.0
+    precision[measured, SPAN, SPAN] = 1.0
+    level = np.full((D, D), 1.0 / D)
+    block = slice(FIRST_A, FIRST_A + D)
+    precision[:, block, block] = (np.eye(D) - level) / DOMAIN_SPREAD**2 + level / DOMAIN_LEVEL**2
+    nonnegative = np.zeros(P, dtype=bool)
+    nonnegative[FIRST_A + D : FIRST_A + 2 * D] = harm
+    return Prior(mean, precision, nonnegative, np.zeros((J, P), dtype=bool))
+
+
+def _uses_gradients(data: LawData) -> bool:
+    return bool(data.gradients) and np.isfinite(data.trust)
+
+
+def _with_gradients(
+    data: LawData, law_BP: Array, bounds_B2: Array, log_scale_B: Array, member_B: np.ndarray
+) -> tuple[Array, Array, Array]:
+    """Give the residual rows of the gradients, and their derivative by θ and log s (last column)."""
+    values, slopes_by, weights = [], [], []
+    scale = np.exp(log_scale_B)[:, None]
+    for rows in data.gradients:
+        h, h_by = slopes(law_BP, bounds_B2, data.volumes, rows.u_D)
+        response = h * rows.by_log_D
+        response_by = h_by * rows.by_log_D[None, :, None]
+        centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
+        centred_by = response_by - rows.share_D[None, :, None] * response_by.sum(axis=1, keepdims=True)
+        measured = rows.value_JD[member_B]
+        present = np.isfinite(measured)
+        m = np.where(present, measured, 0.0)
+        error = np.where(present, rows.error_JD[member_B], 0.0)
+        size = np.sqrt((m * m).sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
+        sd = np.sqrt((error * scale) ** 2 + (data.trust * size * scale) ** 2) + 1e-9
+        values.append(np.where(present, (centred - scale * m) / sd, 0.0))
+        slopes_by.append(np.concatenate([centred_by, np.zeros((*m.shape, 1))], axis=2) / sd[:, :, None])
+        # sd is proportional to s, so the row is centred / (s·k) − m / k and only its first part moves with log s
+        slopes_by[-1][:, :, -1] = -centred / sd
+        weights.append(present.astype(float))
+    return np.concatenate(values, axis=1), np.concatenate(slopes_by, axis=1), np.concatenate(weights, axis=1)
+
+
+def solve_law(
+    data: LawData,
+    prior: Prior,
+    member_B: np.ndarray,
+    weight_BR: Array,
+    start_BP: Array,
+    noise_B: Array,
+    offset_JR: Array,
+    iterations: int,
+) -> Solution:
+    """Solve a stack of law fits over the same runs.
+
+    Args:
+        data: the runs.
+        prior: one prior a capability.
+        member_B: (B,) which capability each problem is.
+        weight_BR: (B, R) weights, zero for runs left out.
+        start_BP: (B, P) starts.
+        noise_B: (B,) noise standard deviation.
+        offset_JR: (J, R) seed effects to take from the losses.
+        iterations: steps at most.
+
+    Returns:
+        The solutions.
+    """
+    u_RD = data.volumes.effective(data.v_RD)[0]
+    u_RD = np.vstack([u_RD, np.zeros((1, u_RD.shape[1]))])  # the last row is Z
+    measured = np.isfinite(data.baseline_J)
+    baseline_error = BASELINE_NATS / data.spread_J
+    z = np.where(measured, data.baseline_J, 0.0)
+    target = np.column_stack([(data.y_JR - offset_JR)[member_B], z[member_B]])
+    sd = np.column_stack([np.broadcast_to(noise_B[:, None], weight_BR.shape), baseline_error[member_B]])
+    weight = np.column_stack([weight_BR, measured[member_B].astype(float)])
+    gradients = _uses_gradients(data)
+    law_columns = start_BP.shape[1] - gradients
+    extra = sum(rows.value_JD.shape[1] for rows in data.gradients) if gradients else 0
+    target = target / sd
+    if gradients:
+        target = np.column_stack([target, np.zeros((len(target), extra))])
+        present = np.concatenate([np.isfinite(rows.value_JD) for rows in data.gradients], axis=1)
+        weight = np.column_stack([weight, present[member_B].astype(float)])
+
+    def model(theta: Array, which: Array) -> tuple[Array, Array]:
+        bounds = data.bounds_J2[member_B[which]]
+        law = theta[:, :law_columns]
+        e = evaluate(law, bounds, data.volumes, u_RD, by_theta=True)
+        assert e.by_theta_JRP is not None
+        values, jacobian = e.loss_JR / sd[which], e.by_theta_JRP
+        jacobian /= sd[which][:, :, None]
+        if gradients:
+            rows, rows_by, _ = _with_gradients(data, law, bounds, theta[:, -1], member_B[which])
+            jacobian = np.concatenate([jacobian, np.zeros((*jacobian.shape[:2], 1))], axis=2)
+            values, jacobian = np.concatenate([values, rows], axis=1), np.concatenate([jacobian, rows_by], axis=1)
+        return values, jacobian
+
+    stacked = Prior(
+        prior.mean_BP[member_B], prior.precision_BPP[member_B], prior.nonnegative_P, prior.fixed_BP[member_B]
+    )
+    return solve(model, target, weight, stacked, start_BP, iterations=iterations, tolerance=1e-5, chunk=CHUNK)
+
+
+def fit_law(
+    data: LawData, *, harm: bool, starts: int, rng: np.random.Generator, warm: LawFit | None = None, rounds: int = 3
+) -> LawFit:
+    """Fit the law to every capability: several starts, then noise, seed effects and ρ in turn.
+
+    Args:
+        data: the runs.
+        harm: with the harm term.
+        starts: how many starts; the first is the prior's mean.
+        rng: the stream of the other starts.
+        warm: a fit without harm to start from instead.
+        rounds: how often noise, seeds and ρ are re-estimated.
+
+    Returns:
+        The fit.
+    """
+    J, R = data.y_JR.shape
+    D = data.v_RD.shape[1]
+    log_scale = pooled_log_scale(data, warm) if _uses_gradients(data) else 0.0
+    prior = prior_for(data, harm, log_scale)
+    P = prior.mean_BP.shape[1]
+    noise = np.full(J, NOISE_GUESS) if warm is None else warm.noise_J
+    seeds = int(data.seed_R.max()) + 1
+    effect = np.zeros((J, seeds)) if warm is None else warm.seed_effect_JS
+    seed_sd = np.zeros(J)
+    if warm is None:
+        start = np.repeat(prior.mean_BP[:, None], starts, axis=1)
+        start[:, 1:] += rng.normal(0.0, 0.7, (J, starts - 1, P))
+        start[:, :, FIRST_A + D : FIRST_A + 2 * D] = np.abs(start[:, :, FIRST_A + D : FIRST_A + 2 * D])
+        member = np.repeat(np.arange(J), starts)
+        solution = solve_law(
+            data, prior, member, data.weight_JR[member], start.reshape(-1, P), noise[member], effect[:, data.seed_R], 60
+        )
+        best = solution.cost_B.reshape(J, starts).argmin(axis=1)
+        theta = solution.theta_BP.reshape(J, starts, P)[np.arange(J), best]
+    else:
+        theta = prior.mean_BP.copy()
+        columns = FIRST_A + D
+        theta[:, :columns] = warm.theta_JP[:, :columns]
+        theta[:, columns : columns + D * harm] = 0.05
+        if harm:  # min_i b = 0: the domain that helps most does no harm
+            helps = warm.theta_JP[:, FIRST_A:columns].argmax(axis=1)
+            prior.fixed_BP[np.arange(J), columns + helps] = True
+            theta[np.arange(J), columns + helps] = 0.0
+    rho_error = np.full(D, RHO_PRIOR[1])
+    everyone = np.arange(J)
+    for turn in range(rounds):
+        solution = solve_law(data, prior, everyone, data.weight_JR, theta, noise, effect[:, data.seed_R], 25)
+        theta = solution.theta_BP
+        covariance = np.linalg.inv(solution.hessian_BPP)
+        freedom = P - np.einsum("bpq,bqp->b", covariance, prior.precision_BPP)
+        freedom = np.clip(freedom, 1.0, None)
+        residual = -solution.residual_BR[:, :R] * noise[:, None]
+        _, weight = huber(solution.residual_BR[:, :R], data.weight_JR)
+        count = (data.weight_JR > 0).sum(axis=1)
+        total = (weight * residual**2).sum(axis=1) + NOISE_WEIGHT * NOISE_GUESS**2
+        left = np.maximum(count - freedom, 0.2 * count) + NOISE_WEIGHT
+        noise = np.maximum(np.sqrt(total / left), 1e-4)
+        if seeds > 1:
+            effect, seed_sd = _seed_effects(residual + effect[:, data.seed_R], data, noise, seeds)
+        if data.volumes.available is not None and bool((data.v_RD > data.volumes.available).any()):
+            rho, rho_error = _update_rho(data, solution, noise, law_columns=P - _uses_gradients(data))
+            data = replace(data, volumes=replace(data.volumes, rho=rho))
+        if turn == rounds - 1:
+            break
+    covariance = np.where(np.eye(P)[None] * _held(solution)[:, :, None] > 0, 0.0, covariance)
+    law_columns = P - _uses_gradients(data)
+    log_scale_J = theta[:, -1] if _uses_gradients(data) else np.zeros(J)
+    return LawFit(
+        theta[:, :law_columns],
+        covariance[:, :law_columns, :law_columns],
+        noise,
+        seed_sd,
+        effect,
+        freedom,
+        data.volumes,
+        rho_error,
+        log_scale_J,
+    )
+
+
+def _held(solution: Solution) -> Array:
+    """Find the parameters that the solver held: their Hessian row is a unit row."""
+    H = solution.hessian_BPP
+    off = np.abs(H).sum(axis=2) - np.abs(np.einsum("bpp->bp", H))
+    return ((off == 0.0) & (np.einsum("bpp->bp", H) == 1.0)).astype(float)
+
+
+def _seed_effects(residual_JR: Array, data: LawData, noise_J: Array, seeds: int) -> tuple[Array, Array]:
+    """Estimate the effect of each seed, shrunk, and their spread (method of moments)."""
+    onehot = np.eye(seeds)[data.seed_R]
+    weight = data.weight_JR @ onehot
+    mean = np.divide((residual_JR * data.weight_JR) @ onehot, weight, out=np.zeros_like(weight), where=weight > 0)
+    error = np.divide(noise_J[:, None] ** 2, weight, out=np.zeros_like(weight), where=weight > 0)
+    present = weight > 0
+    count = np.maximum(present.sum(axis=1), 2)
+    centre = (mean * present).sum(axis=1, keepdims=True) / count[:, None]
+    excess = (((mean - centre) ** 2 - error) * present).sum(axis=1) / (count - 1)
+    spread = np.maximum(excess, 0.0)
+    shrink = spread[:, None] / np.maximum(spread[:, None] + error, 1e-12)
+    return shrink * (mean - centre) * present, np.sqrt(spread)
+
+
+def _update_rho(data: LawData, solution: Solution, noise_J: Array, law_columns: int) -> tuple[Array, Array]:
+    """Take one Gauss–Newton step in log ρ with every capability's θ eliminated (a Schur complement)."""
+    u, _, u_by_rho = data.volumes.effective(data.v_RD)
+    theta = solution.theta_BP[:, :law_columns]
+    e = evaluate(theta, data.bounds_J2, data.volumes, u, by_theta=True, by_u=True)
+    assert e.by_theta_JRP is not None
+    assert e.by_u_JRD is not None
+    R = len(data.v_RD)
+    root = np.sqrt(data.weight_JR)[:, :, None] / noise_J[:, None, None]
+    by_rho = e.by_u_JRD * u_by_rho * root
+    by_theta = np.zeros((len(theta), R, solution.theta_BP.shape[1]))
+    by_theta[:, :, :law_columns] = e.by_theta_JRP * root
+    residual = solution.residual_BR[:, :R] * np.sqrt(data.weight_JR)
+    cross = np.einsum("jrd,jrp->jdp", by_rho, by_theta)
+    eliminated = np.linalg.solve(solution.hessian_BPP, cross.transpose(0, 2, 1))
+    away = np.log(data.volumes.rho / RHO_PRIOR[0])
+    hessian = (np.einsum("jrd,jre->de", by_rho, by_rho) - np.einsum("jdp,jpe->de", cross, eliminated)) + np.eye(
+        len(away)
+    ) / RHO_PRIOR[1] ** 2
+    gradient = np.einsum("jrd,jr->d", by_rho, residual) + away / RHO_PRIOR[1] ** 2
+    step = np.clip(-np.linalg.solve(hessian, gradient), -1.0, 1.0)
+    return data.volumes.rho * np.exp(step), np.sqrt(np.diag(np.linalg.inv(hessian)))
+
+
+def pooled_log_scale(data: LawData, fit: LawFit | None) -> float:
+    """Guess log s̄: the size of the law's centred responses over the gradients' (median over capabilities).
+
+    Args:
+        data: the runs with gradient rows.
+        fit: a fit without gradients; the prior's mean where there is none.
+
+    Returns:
+        log s̄.
+    """
+    law_columns = FIRST_A + data.v_RD.shape[1]
+    theta = fit.theta_JP if fit is not None else prior_for(replace(data, trust=np.inf), False).mean_BP[:, :law_columns]
+    ratios = []
+    for rows in data.gradients:
+        h, _ = slopes(theta, data.bounds_J2, data.volumes, rows.u_D)
+        response = h * rows.by_log_D
+        centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
+        measured = np.where(np.isfinite(rows.value_JD), rows.value_JD, 0.0)
+        size = np.sqrt((measured**2).sum(axis=1))
+        ok = size > 0
+        ratios += list(np.log(np.sqrt((centred[ok] ** 2).sum(axis=1)) / size[ok]))
+    return float(np.median(ratios)) if ratios else 0.0

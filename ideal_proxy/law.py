@@ -1,0 +1,227 @@
+"""The response law: the loss of every capability as a function of the volumes, with exact derivatives.
+
+Legend: R runs or mixtures, D domains, J capabilities (or any stack of fitted problems), P parameters.
+
+The law of one capability (DESIGN §5), with x = u(v)/c and δ = 1e-3::
+
+    L(v) = E + (Z − E) · s^(−α) + Σ_i b_i · u_i / (κ + Σ_k u_k)      s = 1 + Σ_i a_i [(x_i + δ)^γ − δ^γ]
+
+E is the loss that no volume gets below, Z the loss with no row at all, a what a domain is worth, α how fast the
+loss falls, γ how soon one more row of a domain stops counting, b the harm a domain's share does.  The fit works in
+one unconstrained vector per capability, θ = [η_E, log(Z − E), log α, logit γ, log a_1.., b_1..], with
+E = low + (high − low) · sigmoid(η_E) and b ≥ 0 kept by the solver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+
+DELTA = 1e-3
+FLOOR, SPAN, ALPHA, GAMMA, FIRST_A = 0, 1, 2, 3, 4
+"""Places of η_E, log(Z − E), log α, logit γ and the first log a in θ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """What turns volumes into the law's inputs: the scale, the rows there are, how repeats count.
+
+    Attributes:
+        scale: c, the volume (rows, or 1 for shares) that x counts as one.
+        kappa: κ of the harm term in the unit of the volumes.
+        available: (D,) rows each domain has, or None where nothing is repeated.
+        rho: (D,) how many further passes over a domain are worth having (Muennighoff et al. 2023, R*).
+    """
+
+    scale: float
+    kappa: float
+    available: Array | None
+    rho: Array
+
+    def effective(self, volumes_RD: Array) -> tuple[Array, Array, Array]:
+        """Count repeated rows less and less.
+
+        Args:
+            volumes_RD: (R, D) volumes in rows or shares.
+
+        Returns:
+            u (R, D) in the unit of the volumes, ∂u/∂v (R, D), and ∂u/∂log ρ (R, D).
+        """
+        if self.available is None:
+            return volumes_RD, np.ones_like(volumes_RD), np.zeros_like(volumes_RD)
+        beyond = np.maximum(volumes_RD / self.available - 1.0, 0.0)
+        decay = np.exp(-beyond / self.rho)
+        repeated = beyond > 0
+        u = np.where(repeated, self.available * (1.0 + self.rho * (1.0 - decay)), volumes_RD)
+        du_dv = np.where(repeated, decay, 1.0)
+        du_dlog_rho = self.available * self.rho * np.where(repeated, 1.0 - decay - decay * beyond / self.rho, 0.0)
+        return u, du_dv, du_dlog_rho
+
+    def harm_features(self, u_RD: Array) -> Array:
+        """Give the shares that the harm term is linear in.
+
+        Args:
+            u_RD: (R, D) effective volumes.
+
+        Returns:
+            (R, D) u_i / (κ + Σ_k u_k), zero for a mixture without rows.
+        """
+        total = self.kappa + u_RD.sum(axis=1, keepdims=True)
+        return np.divide(u_RD, total, out=np.zeros_like(u_RD), where=total > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The law at some mixtures: its values and whichever derivatives were asked for.
+
+    Attributes:
+        loss_JR: (J, R) values.
+        by_theta_JRP: (J, R, P) derivative by θ, or None.
+        by_u_JRD: (J, R, D) derivative by the effective volumes, or None.
+    """
+
+    loss_JR: Array
+    by_theta_JRP: Array | None
+    by_u_JRD: Array | None
+
+
+def sigmoid(t: Array) -> Array:
+    """Squash to (0, 1) without overflow.
+
+    Args:
+        t: any shape.
+
+    Returns:
+        The logistic function of t, the same shape.
+    """
+    return 0.5 * (1.0 + np.tanh(0.5 * t))
+
+
+def unpack(theta_JP: Array, bounds_J2: Array, domains: int) -> dict[str, Array]:
+    """Name the parameters in their natural form.
+
+    Args:
+        theta_JP: (J, P) with P = 4 + D, or 4 + 2 D with the harm term.
+        bounds_J2: (J, 2) the least and greatest E can be.
+        domains: D.
+
+    Returns:
+        E, Z, alpha, gamma (J,) each, a and b (J, D) each.
+    """
+    low, high = bounds_J2[:, 0], bounds_J2[:, 1]
+    floor = low + (high - low) * sigmoid(theta_JP[:, FLOOR])
+    harm = theta_JP[:, FIRST_A + domains :]
+    return {
+        "E": floor,
+        "Z": floor + np.exp(theta_JP[:, SPAN]),
+        "alpha": np.exp(theta_JP[:, ALPHA]),
+        "gamma": sigmoid(theta_JP[:, GAMMA]),
+        "a": np.exp(theta_JP[:, FIRST_A : FIRST_A + domains]),
+        "b": harm if harm.shape[1] else np.zeros((len(theta_JP), domains)),
+    }
+
+
+def evaluate(
+    theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_RD: Array, *, by_theta: bool = False, by_u: bool = False
+) -> Evaluation:
+    """Evaluate the law of every capability at every mixture (DESIGN §5).
+
+    Args:
+        theta_JP: (J, P) parameters, P = 4 + D or 4 + 2 D.
+        bounds_J2: (J, 2) the least and greatest E can be, in the unit of the loss.
+        volumes: scale and κ.
+        u_RD: (R, D) effective volumes.
+        by_theta: also the derivative by θ.
+        by_u: also the derivative by u.
+
+    Returns:
+        The values and derivatives.
+    """
+    J, (R, D) = len(theta_JP), u_RD.shape
+    with_harm = theta_JP.shape[1] > FIRST_A + D
+    p = unpack(theta_JP, bounds_J2, D)
+    gamma = p["gamma"][:, None]
+    x = u_RD / volumes.scale + DELTA
+    log_x = np.log(x)
+    power_JRD = np.exp(p["gamma"][:, None, None] * log_x)
+    delta_power = np.exp(gamma * np.log(DELTA))
+    s = 1.0 + np.einsum("jrd,jd->jr", power_JRD, p["a"]) - (p["a"].sum(axis=1, keepdims=True) * delta_power)
+    log_s = np.log(np.maximum(s, 1e-300))
+    alpha = p["alpha"][:, None]
+    span = np.exp(theta_JP[:, SPAN])[:, None]
+    fallen = np.exp(-alpha * log_s)
+    loss = p["E"][:, None] + span * fallen
+    harm_RD = volumes.harm_features(u_RD) if with_harm else None
+    if harm_RD is not None:
+        loss = loss + p["b"] @ harm_RD.T
+    slope = -alpha * span * fallen / s  # ∂L/∂s
+
+    theta_JRP = None
+    if by_theta:
+        theta_JRP = np.empty((J, R, theta_JP.shape[1]))
+        f = sigmoid(theta_JP[:, FLOOR])
+        theta_JRP[:, :, FLOOR] = ((bounds_J2[:, 1] - bounds_J2[:, 0]) * f * (1.0 - f))[:, None]
+        theta_JRP[:, :, SPAN] = span * fallen
+        theta_JRP[:, :, ALPHA] = -span * fallen * alpha * log_s
+        s_by_gamma = np.einsum("jrd,rd,jd->jr", power_JRD, log_x, p["a"], optimize=True)
+        s_by_gamma -= p["a"].sum(axis=1, keepdims=True) * delta_power * np.log(DELTA)
+        theta_JRP[:, :, GAMMA] = slope * s_by_gamma * gamma * (1.0 - gamma)
+        part = theta_JRP[:, :, FIRST_A : FIRST_A + D]
+        np.subtract(power_JRD, delta_power[:, :, None], out=part)
+        part *= p["a"][:, None, :]
+        part *= slope[:, :, None]
+        if harm_RD is not None:
+            theta_JRP[:, :, FIRST_A + D :] = harm_RD
+
+    u_JRD = None
+    if by_u:
+        u_JRD = slope[:, :, None] * p["a"][:, None, :] * gamma[:, :, None] * power_JRD / (x * volumes.scale)
+        if harm_RD is not None:
+            total = volumes.kappa + u_RD.sum(axis=1)
+            inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+            weighted_JR = p["b"] @ harm_RD.T
+            u_JRD = u_JRD + (p["b"][:, None, :] - weighted_JR[:, :, None]) * inverse[None, :, None]
+    return Evaluation(loss, theta_JRP, u_JRD)
+
+
+def slopes(theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_D: Array) -> tuple[Array, Array]:
+    """Evaluate ∂L/∂u at one mixture, and its derivative by θ: what a gradient row is compared with.
+
+    Args:
+        theta_JP: (J, P) parameters, P = 4 + D or 4 + 2 D.
+        bounds_J2: (J, 2) the least and greatest E can be.
+        volumes: scale and κ.
+        u_D: (D,) effective volumes.
+
+    Returns:
+        ∂L/∂u (J, D), and its derivative by θ (J, D, P).
+    """
+    J, D = len(theta_JP), len(u_D)
+    p = unpack(theta_JP, bounds_J2, D)
+    a, alpha, gamma = p["a"], p["alpha"][:, None], p["gamma"][:, None]
+    x = u_D / volumes.scale + DELTA
+    power = np.exp(gamma * np.log(x))
+    delta_power = np.exp(gamma * np.log(DELTA))
+    s = 1.0 + (a * (power - delta_power)).sum(axis=1, keepdims=True)
+    s_by_gamma = (a * (power * np.log(x) - delta_power * np.log(DELTA))).sum(axis=1, keepdims=True)
+    span = np.exp(theta_JP[:, SPAN])[:, None]
+    h = -alpha * span * s ** (-alpha - 1.0) * a * gamma * power / (x * volumes.scale)
+    by_theta = np.zeros((J, D, theta_JP.shape[1]))
+    by_theta[:, :, SPAN] = h
+    by_theta[:, :, ALPHA] = h * (1.0 - alpha * np.log(s))
+    by_theta[:, :, GAMMA] = h * (1.0 / gamma + np.log(x) - (alpha + 1.0) * s_by_gamma / s) * gamma * (1.0 - gamma)
+    by_theta[:, :, FIRST_A : FIRST_A + D] = -h[:, :, None] * ((alpha + 1.0) * a * (power - delta_power) / s)[:, None]
+    index = np.arange(D)
+    by_theta[:, index, FIRST_A + index] += h
+    if theta_JP.shape[1] > FIRST_A + D:
+        shares = volumes.harm_features(u_D[None])[0]
+        total = volumes.kappa + float(u_D.sum())
+        by_b = (np.eye(D) - shares[None, :]) / total if total > 0 else np.zeros((D, D))
+        by_theta[:, :, FIRST_A + D :] = by_b
+        h = h + p["b"] @ by_b.T
+    return h, by_theta
