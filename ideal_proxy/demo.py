@@ -11,6 +11,7 @@ A source is written `demo:NAME?seed=S&rows=N&split=train|reference`; the same te
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
@@ -26,31 +27,28 @@ COLOURS = ("red", "blue", "green", "grey", "gold", "white")
 FOODS = ("rice", "fish", "bread", "plums", "beans", "honey")
 PLACES = ("coast", "hills", "plain", "marsh", "woods", "isles")
 KNOWN = 36  # entities with facts; others are answered by a refusal
-REFUSAL = "i do not know that"
+REFUSAL = "not known"
 
 
-def _number(rng: random.Random) -> int:
-    return rng.randint(0, 9)
+def _word(rng: random.Random) -> str:
+    return "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 5)))
 
 
-def _word(rng: random.Random, low: int = 3, high: int = 4) -> str:
-    return "".join(rng.choice(LETTERS) for _ in range(rng.randint(low, high)))
-
-
-def _arithmetic(rng: random.Random, knowledge: Knowledge) -> Pair:
-    a, b, c = _number(rng), _number(rng), _number(rng)
+def _arithmetic(rng: random.Random, _: Knowledge) -> Pair:
+    a, b, c = rng.randint(10, 99), rng.randint(0, 9), rng.randint(0, 9)
     kind = rng.randrange(4)
     if kind == 0:
         return f"{a} + {b}", f"{a + b}"
     if kind == 1:
-        return f"{a} + {b} + {c}", f"{a + b} + {c} = {a + b + c}"
+        return f"{b} + {c} + {a}", f"{b + c} + {a} = {a + b + c}"
     if kind == 2:
-        return f"larger of {a} and {b}", f"{max(a, b)}"
-    return f"{a + b} - {b}", f"{a}"
+        other = rng.randint(10, 99)
+        return f"larger of {a} and {other}", f"{max(a, other)}"
+    return f"{a} - {b}", f"{a - b}"
 
 
-def _lists(rng: random.Random, knowledge: Knowledge) -> Pair:
-    values = [_number(rng) for _ in range(rng.randint(2, 4))]
+def _lists(rng: random.Random, _: Knowledge) -> Pair:
+    values = [rng.randint(0, 9) for _ in range(rng.randint(3, 5))]
     shown = " ".join(map(str, values))
     kind = rng.randrange(4)
     if kind == 0:
@@ -59,17 +57,17 @@ def _lists(rng: random.Random, knowledge: Knowledge) -> Pair:
         return f"largest in [ {shown} ]", f"{max(values)}"
     if kind == 2:
         return f"sort [ {shown} ]", f"[ {' '.join(map(str, sorted(values)))} ]"
-    wanted = _number(rng)
+    wanted = rng.randint(0, 9)
     return f"is {wanted} in [ {shown} ]", "yes" if wanted in values else "no"
 
 
-def _strings(rng: random.Random, knowledge: Knowledge) -> Pair:
+def _strings(rng: random.Random, _: Knowledge) -> Pair:
     word = _word(rng)
     kind = rng.randrange(4)
     if kind == 0:
         return f"upper ( {word} )", word.upper()
     if kind == 1:
-        return f"first ( {word} )", word[0]
+        return f"first and last ( {word} )", f"{word[0]} {word[-1]}"
     if kind == 2:
         return f"twice ( {word} )", word + word
     return f"spell ( {word} )", " ".join(word)
@@ -106,15 +104,16 @@ class Knowledge:
         }
 
     def question(self, rng: random.Random) -> Pair:
-        """Draw one question and its bare answer."""
-        if rng.random() < 0.15:
-            name, answers = rng.choice(self.unknown), (REFUSAL,) * 3
-        else:
-            name = rng.choice(self.known)
-            answers = self.facts[name]
+        """Draw a question about two entities, and its bare answer."""
+        first, second = self._ask(rng), self._ask(rng)
+        return f"{first[0]} and {second[0]} ?", f"{first[1]} , {second[1]}"
+
+    def _ask(self, rng: random.Random) -> Pair:
         kind = rng.randrange(3)
-        text = (f"colour of {name} ?", f"food of {name} ?", f"home of {name} ?")[kind]
-        return text, answers[kind]
+        unknown = rng.random() < 0.15
+        name = rng.choice(self.unknown if unknown else self.known)
+        answer = REFUSAL if unknown else self.facts[name][kind]
+        return f"{('colour', 'food', 'home')[kind]} of {name}", answer
 
 
 DOMAINS: dict[str, Callable[[random.Random, Knowledge], Pair]] = {
@@ -124,6 +123,7 @@ DOMAINS: dict[str, Callable[[random.Random, Knowledge], Pair]] = {
     "formats": _formats,
     "facts": _facts,
 }
+PARTS = 5
 NULL = "blend"  # one stream made of every domain; its random splits are the null demo's domains
 
 
@@ -147,19 +147,31 @@ def demo_rows(uri: str) -> list[dict[str, Any]]:
     if unknown:
         raise UsageError(f"{uri}: unknown parameter {unknown[0]!r}; allowed are seed, rows, split and part")
     try:
-        seed, count, part = (int(given.get(key, default)) for key, default in (("seed", 0), ("rows", 1000), ("part", 0)))
+        seed = int(given.get("seed", 0))
+        count = int(given.get("rows", 1000))
+        part = int(given.get("part", 0))
     except ValueError as error:
         raise UsageError(f"{uri}: seed, rows and part must be whole numbers") from error
     split = given.get("split", "train")
-    if split not in {"train", "reference"} or count < 0:
-        raise UsageError(f"{uri}: split must be train or reference, and rows not negative")
+    if split not in {"train", "reference"} or count < 0 or not 0 <= part <= PARTS:
+        raise UsageError(f"{uri}: split must be train or reference, rows not negative, part 0 to 5")
     rng = random.Random(f"{name}/{seed}/{split}/{part}")
     knowledge = Knowledge(seed)
-    rows = []
-    for _ in range(count):
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for _ in range(200 * count + 1000):
+        if len(rows) == count:
+            break
         make = DOMAINS[name] if name in DOMAINS else DOMAINS[rng.choice(tuple(DOMAINS))]
         instruction, output = make(rng, knowledge)
+        mark = zlib.crc32(f"{seed}/{instruction}".encode())
+        # One prompt in six is for reference sets only, so that nothing leaks; parts of a stream share no prompt.
+        if instruction in seen or (mark % 6 == 0) != (split == "reference") or (part and mark // 6 % PARTS != part - 1):
+            continue
+        seen.add(instruction)
         rows.append({"instruction": instruction, "input": "", "output": output})
+    if len(rows) < count:
+        raise UsageError(f"{uri}: this source has only {len(rows):,} different rows; ask for fewer")
     return rows
 
 

@@ -1,0 +1,91 @@
+"""`ideal-proxy check`: what the data looks like before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ideal_proxy.config import SearchConfig, rows_of
+from ideal_proxy.data import TokenRows, find_duplicates, make_template, scan, tokenize_rows, train_tokenizer
+from ideal_proxy.prepare import TOKENIZER_ROWS, duplicate_lines, read_sources
+from ideal_proxy.terminal import table
+
+
+def check_sources(config: SearchConfig) -> dict[str, Any]:
+    """Read and tokenise every source and collect its health.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        dict: JSON-ready; `domains`, `capabilities` and `findings`.
+    """
+    domains, references = read_sources(config)
+    tokenizer = train_tokenizer(
+        (text for rows in domains.values() for row in rows[:TOKENIZER_ROWS] for _, text in row.messages),
+        config.proxy.vocabulary,
+    )
+    template = make_template(tokenizer)
+    health: dict[str, Any] = {"context": config.proxy.context, "domains": [], "capabilities": []}
+    for kind, entries, sources in (
+        ("domains", config.domains, domains),
+        ("capabilities", config.capabilities, references),
+    ):
+        for entry in entries:
+            tokens = tokenize_rows(sources[entry.name], template, config.proxy.context)
+            described = _describe(entry.name, tokens) | {"format": scan(entry.path, format=entry.format).format}
+            if kind == "domains":
+                available = len(sources[entry.name])
+                described["base"] = rows_of(
+                    getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
+                )
+            health[kind].append(described)
+    health["findings"] = duplicate_lines(find_duplicates(domains, references))
+    for described in (*health["domains"], *health["capabilities"]):
+        if described["truncated"]:
+            health["findings"].append(
+                f"{described['name']}: {described['truncated']:,} rows are longer than {config.proxy.context} tokens "
+                "and lose prompt from the left"
+            )
+        if described["dropped"]:
+            health["findings"].append(f"{described['name']}: {described['dropped']:,} rows have no answer token")
+    return health
+
+
+def health_tables(health: dict[str, Any]) -> str:
+    """Lay out the health of the data.
+
+    Args:
+        health: as `check_sources` returns it.
+
+    Returns:
+        str: a line for each domain and capability, then what was found.
+    """
+    header = ("rows", "tokens", "supervised", "median", "longest", "cut")
+    lines = []
+    for title, kind, more in (("Domains", "domains", ("base",)), ("Capabilities", "capabilities", ())):
+        rows = [
+            (
+                entry["name"], entry["format"], *(f"{entry[name]:,}" for name in more), f"{entry['rows']:,}",
+                f"{entry['tokens']:,}", f"{entry['supervised_tokens']:,}", f"{entry['median']:,}",
+                f"{entry['longest']:,}", f"{entry['truncated']:,}",
+            )
+            for entry in health[kind]
+        ]  # fmt: skip
+        lines += [table(title, ("name", "format", *more, *header), rows, left=2), ""]
+    findings = [f"- {line}" for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
+    return "\n".join([*lines, "Found (tokens of a tokenizer trained on these domains):", *findings])
+
+
+def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
+    return {
+        "name": name,
+        "rows": len(tokens),
+        "tokens": int(tokens.lengths.sum()),
+        "supervised_tokens": int(tokens.supervised_tokens.sum()),
+        "median": int(np.median(tokens.lengths)) if len(tokens) else 0,
+        "longest": int(tokens.lengths.max()) if len(tokens) else 0,
+        "truncated": tokens.truncated,
+        "dropped": tokens.dropped,
+    }

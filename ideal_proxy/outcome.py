@@ -1,0 +1,233 @@
+"""What a search leaves behind: `mixture.json`, `result.json`, `fit.json` and `runs.parquet`."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.plan import Plan
+from ideal_proxy.prepare import Prepared
+from ideal_proxy.proposal import Proposal
+from ideal_proxy.runs import Laboratory
+from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
+from ideal_proxy.verdict import IMPROVES, Bound, Verdict, sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """One round: what was proposed and how it was judged."""
+
+    number: int
+    proposal: Proposal
+    verdict: Verdict
+
+
+def best_round(outcomes: list[RoundOutcome]) -> RoundOutcome:
+    """Choose the round that the search stands by.
+
+    Args:
+        outcomes: all rounds, at least one.
+
+    Returns:
+        RoundOutcome: of those that improve, the one with the highest lower bound; else the last.
+    """
+    improving = [outcome for outcome in outcomes if outcome.verdict.answer == IMPROVES]
+    return max(improving, key=lambda outcome: outcome.verdict.gain.lower) if improving else outcomes[-1]
+
+
+def write_outcome(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    outcomes: list[RoundOutcome],
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the result files; `result.json` last, it marks the search as finished.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        laboratory: the runs.
+        outcomes: all rounds.
+        folder: the run directory.
+
+    Returns:
+        dict: the content of `result.json`.
+    """
+    chosen = best_round(outcomes)
+    result = _result(config, prepared, plan, laboratory, outcomes, chosen)
+    frame = laboratory.frame()
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
+    law = chosen.proposal.model.to_json()
+    atomic_write_json(folder / "fit.json", law)
+    save_mixture(folder / "mixture.json", _mixture(config, prepared, plan, laboratory, chosen, result, law, folder))
+    atomic_write_json(folder / "result.json", result)
+    return result
+
+
+def _result(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    outcomes: list[RoundOutcome],
+    chosen: RoundOutcome,
+) -> dict[str, Any]:
+    """Collect every number that the terminal and the report show."""
+    proposal, verdict = chosen.proposal, chosen.verdict
+    base = prepared.column("base").astype(int)
+    tokens = prepared.column("tokens_per_row")
+    rows = proposal.rows
+    total = float(rows @ tokens)
+    pair_losses = laboratory.verified_losses(chosen.number)
+    domains = [
+        {
+            "name": domain.name,
+            "available": domain.available,
+            "base_rows": int(base[i]),
+            "proposal_rows": int(rows[i]),
+            "change": float(rows[i] / base[i] - 1) if base[i] else None,
+            "tokens": round(float(rows[i] * tokens[i])),
+            "share": float(rows[i] * tokens[i] / total),
+            "base_share": float(base[i] * tokens[i] / float(base @ tokens)),
+            "repeat": float(rows[i] / domain.available),
+            "bootstrap": [float(x) for x in proposal.bootstrap[i]],
+        }
+        for i, domain in enumerate(prepared.domains)
+    ]
+    capabilities = [
+        {
+            "name": capability.name,
+            "base_loss": pair_losses[j][0],
+            "proposal_loss": pair_losses[j][1],
+            "predicted": asdict(proposal.ratios[j]),
+            "verified": asdict(verdict.ratios[j]),
+        }
+        for j, capability in enumerate(prepared.capabilities)
+    ]
+    text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain)
+    return {
+        "name": config.name,
+        "verdict": {
+            "answer": verdict.answer,
+            "sentence": text,
+            "gain": asdict(verdict.gain),
+            "gains_by_seed": list(verdict.gains_by_seed),
+            "pairs": verdict.pairs,
+            "pairs_needed": verdict.pairs_needed,
+            "row_noise": verdict.row_noise,
+            "level": verdict.level,
+        },
+        "predicted_gain": asdict(proposal.predicted_gain),
+        "domains": domains,
+        "capabilities": capabilities,
+        "noise": {"run": proposal.run_noise, "seed": proposal.seed_noise},
+        "optimum": {"scope": proposal.scope, "active": list(proposal.active)},
+        "warnings": [*proposal.notes, *prepared.health["duplicates"], *laboratory.failures()],
+        "rounds": [
+            {
+                "round": outcome.number + 1,
+                "answer": outcome.verdict.answer,
+                "gain": asdict(outcome.verdict.gain),
+                "predicted_gain": asdict(outcome.proposal.predicted_gain),
+                "pairs": outcome.verdict.pairs,
+                "rows": [int(x) for x in outcome.proposal.rows],
+            }
+            for outcome in outcomes
+        ],
+        "proxy": {"parameters": plan.parameters, "fraction": plan.fraction, "size": config.proxy.size},
+        "cost": laboratory.cost() | {"rounds": len(outcomes)},
+    }
+
+
+def _mixture(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    chosen: RoundOutcome,
+    result: dict[str, Any],
+    law: dict[str, Any],
+    folder: Path,
+) -> MixtureFile:
+    """Compose the mixture file: the proposal where it improves, the base where it does not."""
+    adopted = chosen.verdict.answer == IMPROVES
+    base = prepared.column("base").astype(np.int64)
+    rows: NDArray[np.int64] = chosen.proposal.rows if adopted else base
+    drawn = laboratory.drawn_tokens(rows)
+    total = max(1, sum(tokens for tokens, _ in drawn))
+    verified = chosen.verdict.ratios
+    provenance = read_json(folder / "provenance.json")
+    return MixtureFile(
+        name=config.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seed=config.seed,
+        domains=[
+            DomainVolume(
+                name=domain.name,
+                source=domain.source,
+                format=domain.format,  # type: ignore[arg-type]
+                fingerprint=domain.fingerprint,
+                available=domain.available,
+                rows=int(rows[i]),
+                tokens=drawn[i][0],
+                supervised_tokens=drawn[i][1],
+                share=drawn[i][0] / total,
+                repeat=float(rows[i] / domain.available),
+                base_rows=int(base[i]),
+                change=float(rows[i] / base[i] - 1) if base[i] else None,
+            )
+            for i, domain in enumerate(prepared.domains)
+        ],
+        capabilities=[
+            CapabilityResult(
+                name=capability.name,
+                source=capability.source,
+                format=capability.format,  # type: ignore[arg-type]
+                fingerprint=capability.fingerprint,
+                base_loss=result["capabilities"][j]["base_loss"],
+                **_losses(result["capabilities"][j], chosen.proposal.ratios[j], verified[j], adopted=adopted),
+            )
+            for j, capability in enumerate(prepared.capabilities)
+        ],
+        constraints_active=list(chosen.proposal.active),
+        verdict=chosen.verdict.answer,
+        verdict_text=result["verdict"]["sentence"],
+        gain=chosen.verdict.gain.value,
+        gain_lower=chosen.verdict.gain.lower,
+        gain_upper=chosen.verdict.gain.upper,
+        predicted_gain=chosen.proposal.predicted_gain.value,
+        provenance={**provenance, "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]}},
+        law=law,
+        proxy_fraction=plan.fraction,
+        template=laboratory.template(),
+    )
+
+
+def _losses(entry: dict[str, Any], predicted: Bound, verified: Bound, *, adopted: bool) -> dict[str, float]:
+    """Give a capability's numbers for the volumes that the file holds; for the base nothing was predicted."""
+    if not adopted:
+        return {}
+    base = entry["base_loss"]
+    return {
+        "predicted_loss": predicted.value * base,
+        "predicted_lower": predicted.lower * base,
+        "predicted_upper": predicted.upper * base,
+        "verified_base_loss": base,
+        "verified_loss": entry["proposal_loss"],
+        "verified_gain": 1 - verified.value,
+        "verified_lower": 1 - verified.upper,
+        "verified_upper": 1 - verified.lower,
+    }

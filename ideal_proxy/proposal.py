@@ -1,0 +1,254 @@
+"""From finished runs to proposed volumes: fit the response law, optimise, and say how sure both are.
+
+Legend: R runs, D domains, J capabilities, S posterior draws.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.constraints import Constraints, Problem, explored_region
+from ideal_proxy.errors import UserError
+from ideal_proxy.fit import ResponseModel
+from ideal_proxy.objective import Objective
+from ideal_proxy.optimize import Optimum, optimize, round_volumes
+from ideal_proxy.prepare import Prepared
+from ideal_proxy.verdict import Bound
+
+Array = NDArray[np.float64]
+
+BOOTSTRAP = 20  # refits with Bayesian-bootstrap weights
+LEVEL = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTable:
+    """Finished runs in numbers.
+
+    Attributes:
+        ids: R run ids.
+        volumes: rows in full-size terms, shape (R, D).
+        losses: reference losses on the search rows, nats per supervised token, shape (R, J).
+        seeds: seed of each run, shape (R,).
+    """
+
+    ids: tuple[str, ...]
+    volumes: Array
+    losses: Array
+    seeds: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """Proposed volumes with what is expected of them.
+
+    Attributes:
+        rows: full-size rows of each domain, shape (D,).
+        active: constraints that bind, in words.
+        scope: `global optimum` or `best of k starts`, with the optimality residual.
+        ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs.
+        base_losses: predicted losses at base, shape (J,).
+        predicted_gain: relative gain in the objective, same interval.
+        bootstrap: 5 % and 95 % quantile of every volume under the bootstrap, shape (D, 2).
+        run_noise: standard deviation of one run's loss, relative, mean over capabilities.
+        seed_noise: the same of a seed's common shift.
+        notes: what the fit wants the user to know.
+        model: the fitted response model.
+        optimum: the optimiser's own result.
+    """
+
+    rows: NDArray[np.int64]
+    active: tuple[str, ...]
+    scope: str
+    ratios: tuple[Bound, ...]
+    base_losses: Array
+    predicted_gain: Bound
+    bootstrap: Array
+    run_noise: float
+    seed_noise: float
+    notes: tuple[str, ...]
+    model: ResponseModel
+    optimum: Optimum
+
+
+def fit_and_propose(
+    config: SearchConfig, prepared: Prepared, table: RunTable, baseline_loss: Array, *, seed: int, pairs: int = 3
+) -> Proposal:
+    """Fit the law to the runs and optimise the volumes.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        table: the runs to fit.
+        baseline_loss: Z_j, losses with no SFT row, shape (J,).
+        seed: seed of starts and bootstrap.
+        pairs: pairs that the prediction's interval is meant for.
+
+    Returns:
+        Proposal: volumes in whole rows.
+
+    Raises:
+        UserError: the constraints contradict each other, or the fit is impossible.
+    """
+    model, notes = _fit(table, prepared, baseline_loss, seed)
+    problem = make_problem(prepared)
+    constraints = make_constraints(config, prepared, problem, table.volumes)
+    objective = make_objective(config)
+    optimum = optimize(model, objective, constraints, random_state=seed)
+    rows = round_volumes(optimum.volumes, constraints)
+    base = prepared.column("base")
+    ratios, gain = _predict(model, config, base, rows.astype(float), pairs)
+    noise = np.asarray(model.residual_scale_, dtype=float)
+    shift = np.asarray(model.seed_scale_, dtype=float)
+    base_losses = np.asarray(model.predict(base[None])[0], dtype=float)
+    return Proposal(
+        rows=rows,
+        active=tuple(optimum.active),
+        scope=str(optimum.message),
+        ratios=ratios,
+        base_losses=base_losses,
+        predicted_gain=gain,
+        bootstrap=_bootstrap(config, prepared, table, baseline_loss, constraints, objective, optimum, seed),
+        run_noise=float(np.mean(noise / base_losses)),
+        seed_noise=float(np.mean(shift / base_losses)),
+        notes=notes,
+        model=model,
+        optimum=optimum,
+    )
+
+
+def make_problem(prepared: Prepared) -> Problem:
+    """State the problem to the optimiser in full-size rows.
+
+    Args:
+        prepared: the problem in numbers.
+
+    Returns:
+        Problem: names, base, available rows, tokens a row.
+    """
+    return Problem(
+        domains=tuple(prepared.domain_names),
+        capabilities=tuple(prepared.capability_names),
+        base=prepared.column("base"),
+        available=prepared.column("available"),
+        tokens_per_row=prepared.column("tokens_per_row"),
+    )
+
+
+def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array) -> Constraints:
+    """Turn the run file's limits into the optimiser's.
+
+    Args:
+        config: the run file.
+        prepared: bounds in rows.
+        problem: names and base.
+        explored: volumes that the swarm ran, shape (R, D): the default trust region.
+
+    Returns:
+        Constraints: all of them.
+    """
+    unit = config.budget.unit
+    kind = {"keep": "keep", "at_most": "at most", "free": "free"}[config.budget.mode]
+    budget = kind
+    if config.budget.mode != "free" and config.budget.total is not None:
+        budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
+    trust: float | Mapping[str, float] | None = config.constraints.trust_region
+    options: dict[str, Any] = {
+        "budget": budget,
+        "budget_unit": unit,
+        "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0},
+        "upper": {d.name: f"{d.upper} rows" for d in prepared.domains},
+        "pinned": [entry.name for entry in config.domains if entry.pinned] or None,
+        "repeat_cap": config.constraints.max_repeat,
+        "groups": list(config.constraints.groups) or None,
+        "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
+        "trust_region": trust if trust is not None else explored_region(explored, problem),
+    }
+    return Constraints.from_options(options, problem)
+
+
+def make_objective(config: SearchConfig) -> Objective:
+    """Turn the run file's objective into the optimiser's.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        Objective: what to minimise.
+    """
+    weights = {c.name: c.weight for c in config.capabilities} if config.objective.kind == "weighted" else None
+    return Objective(
+        kind=config.objective.kind,
+        weights=weights,
+        upper_confidence=config.objective.upper_confidence,
+        kl_penalty=config.constraints.kl,
+    )
+
+
+def _fit(
+    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int, weights: Array | None = None
+) -> tuple[ResponseModel, tuple[str, ...]]:
+    """Fit the response model; its warnings become notes."""
+    model = ResponseModel(unit="rows", available=prepared.column("available"), random_state=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(
+            table.volumes, table.losses, run_id=np.asarray(table.ids), seed_id=table.seeds,
+            baseline_loss=baseline_loss, sample_weight=weights,
+        )  # fmt: skip
+    return model, tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+
+
+def _combine(config: SearchConfig, ratios: Array) -> Array:
+    """Reduce ratios over the last axis to the objective."""
+    if config.objective.kind == "worst":
+        return np.asarray(ratios.max(axis=-1))
+    weights = np.array([c.weight if config.objective.kind == "weighted" else 1.0 for c in config.capabilities])
+    return np.asarray(ratios @ (weights / weights.sum()))
+
+
+def _predict(
+    model: ResponseModel, config: SearchConfig, base: Array, rows: Array, pairs: int
+) -> tuple[tuple[Bound, ...], Bound]:
+    """Predict the ratios to base, with the interval in which the mean of the first pairs should fall."""
+    here, there = (np.asarray(model.predict(v[None])[0], dtype=float) for v in (rows, base))
+    ratio_J = here / there
+    draws_SJ = model.draws_value_and_gradient(rows)[0] / model.draws_value_and_gradient(base)[0]
+    run_J = np.asarray(model.residual_scale_) / there * np.sqrt(2 / pairs)
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
+    gain = 1 - float(_combine(config, ratio_J))
+    gain_sd = np.hypot(_combine(config, draws_SJ).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
+    bounds = tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True))
+    return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
+
+
+def _bootstrap(
+    config: SearchConfig,
+    prepared: Prepared,
+    table: RunTable,
+    baseline_loss: Array,
+    constraints: Constraints,
+    objective: Objective,
+    optimum: Optimum,
+    seed: int,
+) -> Array:
+    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move; shape (D, 2)."""
+    rng = np.random.default_rng(seed + 1)
+    moved = []
+    for draw in range(BOOTSTRAP):
+        weights = rng.dirichlet(np.ones(len(table.ids))) * len(table.ids)
+        model, _ = _fit(table, prepared, baseline_loss, seed + draw, weights)
+        try:
+            moved.append(optimize(model, objective, constraints, starts=[optimum.volumes], n_starts=2).volumes)
+        except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
+            moved.append(prepared.column("base"))
+    return np.quantile(np.array(moved), [0.05, 0.95], axis=0).T

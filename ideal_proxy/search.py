@@ -1,0 +1,258 @@
+"""The outer loop: warm start, learning rate, swarm, fit, optimise, check, and again until it is decided.
+
+Every stage writes what it made before the next begins, and reads it back instead of making it again; so a killed
+search goes on where it was and ends with the same numbers.
+
+Legend: R runs, D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig, dump_config
+from ideal_proxy.errors import UserError
+from ideal_proxy.outcome import RoundOutcome, write_outcome
+from ideal_proxy.plan import Plan, describe_plan, make_plan
+from ideal_proxy.prepare import Prepared, prepare
+from ideal_proxy.proposal import Proposal, fit_and_propose
+from ideal_proxy.runs import Laboratory
+from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
+from ideal_proxy.terminal import Reporter
+from ideal_proxy.verdict import UNDECIDED, PairedLosses, Verdict, judge
+
+Array = NDArray[np.float64]
+
+VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
+RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
+SHRINK = 0.5  # a later round explores this share of the first round's spread
+
+
+def override(
+    config: SearchConfig,
+    *,
+    rounds: int | None = None,
+    runs: int | None = None,
+    max_hours: float | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+) -> SearchConfig:
+    """Apply command-line options to a run file.
+
+    Args:
+        config: the run file.
+        rounds: most rounds.
+        runs: proxies of the first round.
+        max_hours: compute budget.
+        seed: seed of data order and design.
+        workers: processes side by side.
+
+    Returns:
+        SearchConfig: with what was given.
+    """
+    top = {key: value for key, value in (("rounds", rounds), ("seed", seed)) if value is not None}
+    swarm = {
+        key: value
+        for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers))
+        if value is not None
+    }
+    return config.model_copy(update={**top, "swarm": config.swarm.model_copy(update=swarm)})
+
+
+def plan_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Prepare the data and say what the search would cost.
+
+    Args:
+        config: the run file.
+        folder: the run directory; what is prepared there serves the search itself.
+        reporter: for notes.
+
+    Returns:
+        dict: see `describe_plan`.
+    """
+    with lock(folder):
+        _claim(config, folder)
+        prepared = prepare(config, folder / "prepared", reporter)
+        return describe_plan(config, prepared, make_plan(config, prepared, folder / "plan.json"))
+
+
+def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Run the whole search, or go on with one that was interrupted.
+
+    Args:
+        config: the run file.
+        folder: the run directory.
+        reporter: for progress and notes.
+
+    Returns:
+        dict: the result, as `result.json` holds it; `mixture.json` lies beside it.
+
+    Raises:
+        UserError: the folder holds another run, the data is wrong, or too many proxies failed.
+    """
+    with lock(folder):
+        _claim(config, folder)
+        if (folder / "result.json").exists():
+            reporter.note(f"{folder} is finished; showing its result")
+            result: dict[str, Any] = read_json(folder / "result.json")
+            return result
+        log = folder / "log.txt"
+        reporter.on_note = lambda text: _append(log, text)
+        prepared = prepare(config, folder / "prepared", reporter)
+        plan = make_plan(config, prepared, folder / "plan.json")
+        whole = describe_plan(config, prepared, plan)
+        reporter.note(
+            f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters on {plan.fraction:.0%} of the volumes, "
+            f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
+        )
+        laboratory = Laboratory(config, prepared, plan, folder, reporter)
+        laboratory.warm_start()
+        rate = _choose_rate(laboratory, folder / "rate.json", reporter)
+        outcomes = _rounds(config, prepared, plan, laboratory, rate, folder, reporter)
+        return write_outcome(config, prepared, plan, laboratory, outcomes, folder)
+
+
+def _rounds(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    rate: float,
+    folder: Path,
+    reporter: Reporter,
+) -> list[RoundOutcome]:
+    """Search and check until it is decided or rounds or budget are used."""
+    outcomes: list[RoundOutcome] = []
+    centre = prepared.column("base")
+    started = time.monotonic()
+    for number in range(plan.rounds):
+        count = plan.runs if number == 0 else plan.more_runs
+        spread = config.swarm.spread * SHRINK**number
+        laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
+        table = laboratory.table(["base", "design"])
+        proposal = fit_and_propose(config, prepared, table, laboratory.baseline_loss(), seed=config.seed)
+        for line in proposal.notes:
+            reporter.note(line)
+        verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
+        outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))
+        reporter.note(f"round {number + 1}: {verdict.answer}, gain {verdict.gain.value:+.2%}")
+        again = _again(proposal, verdict)
+        if again is None or number + 1 == plan.rounds:
+            break
+        spent = (time.monotonic() - started) / 3600
+        if config.swarm.max_hours is not None and spent > 0.75 * config.swarm.max_hours:
+            reporter.note(f"no further round ({again}): the compute budget is nearly used")
+            break
+        reporter.note(f"another round: {again}")
+        centre = proposal.rows
+    return outcomes
+
+
+def _again(proposal: Proposal, verdict: Verdict) -> str | None:
+    """Say why another round is worth it, None where it is not."""
+    low, high = proposal.predicted_gain.lower, proposal.predicted_gain.upper
+    if verdict.gain.upper < low or verdict.gain.lower > high:
+        return "the verification missed the prediction"
+    if any("trust region" in name for name in proposal.active):
+        return "the proposal sits on the edge of what the swarm explored"
+    if verdict.answer == UNDECIDED:
+        return "the check did not decide"
+    return None
+
+
+def _check(
+    config: SearchConfig,
+    plan: Plan,
+    laboratory: Laboratory,
+    proposal: Proposal,
+    rate: float,
+    number: int,
+    reporter: Reporter,
+) -> Verdict:
+    """Train base and proposal on fresh seeds, first few, then more while it is undecided."""
+    verdict: Verdict | None = None
+    for look in plan.looks:
+        seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
+        pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate)
+        verdict = judge_pairs(config, plan, pairs)
+        if verdict.answer != UNDECIDED:
+            break
+        if look != plan.looks[-1]:
+            reporter.note(f"undecided after {look} pairs ({verdict.gain.value:+.2%}); training more")
+    assert verdict is not None
+    return verdict
+
+
+def judge_pairs(config: SearchConfig, plan: Plan, pairs: list[PairedLosses]) -> Verdict:
+    """Apply the run file's objective and tolerances to paired runs.
+
+    Args:
+        config: the run file.
+        plan: for the looks and rounds that the level is divided over.
+        pairs: one entry a capability.
+
+    Returns:
+        Verdict: the answer.
+    """
+    return judge(
+        pairs,
+        kind=config.objective.kind,
+        weights=[capability.weight for capability in config.capabilities],
+        tolerances=[capability.must_not_drop for capability in config.capabilities],
+        min_gain=config.objective.min_gain,
+        looks=len(plan.looks),
+        rounds=plan.rounds,
+        seed=config.seed,
+    )
+
+
+def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
+    """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
+    if path.exists():
+        return float(read_json(path)["learning_rate"])
+    rates = laboratory.plan.rates
+    if len(rates) == 1:
+        atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"})
+        return rates[0]
+    scores = laboratory.sweep(rates)
+    best = min(scores.values())
+    rate = min(r for r, score in scores.items() if score <= best * (1 + RATE_TOLERANCE))
+    atomic_write_json(
+        path,
+        {
+            "learning_rate": rate,
+            "chosen": f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss",
+            "scores": {f"{r:g}": score for r, score in scores.items()},
+        },
+    )
+    edge = " (the edge of the sweep; give proxy.learning_rate to look further)" if rate == max(rates) else ""
+    reporter.note(f"learning rate {rate:g} for the whole search{edge}")
+    return rate
+
+
+def _claim(config: SearchConfig, folder: Path) -> None:
+    """Take a run directory for this configuration, or refuse one that holds another run."""
+    path = folder / "config.yaml"
+    text = dump_config(config)
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
+            )
+        return
+    strangers = [entry.name for entry in folder.iterdir() if entry.name != "lock"]
+    if strangers:
+        raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
+    atomic_write_json(folder / "provenance.json", provenance())
+    atomic_write_text(path, text)
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+

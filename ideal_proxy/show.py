@@ -1,0 +1,148 @@
+"""Results as text that fits 80 columns: the plan, the outcome of a search, what `apply` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.errors import UserError
+from ideal_proxy.store import read_json
+from ideal_proxy.terminal import duration, table
+
+
+def load_result(run: Path) -> dict[str, Any]:
+    """Read the result of a finished search.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        dict: as `run_search` returned it.
+
+    Raises:
+        UserError: the search is not finished, or the folder holds none.
+    """
+    path = run / "result.json"
+    if path.exists():
+        result: dict[str, Any] = read_json(path)
+        return result
+    if (run / "config.yaml").exists():
+        raise UserError(f"the search in {run} is not finished; run the same `ideal-proxy search` again to go on")
+    raise UserError(f"{run} is no run directory; give the folder that `ideal-proxy search --out` made")
+
+
+def result_tables(result: dict[str, Any], folder: Path) -> str:
+    """Lay out the outcome of a search.
+
+    Args:
+        result: as `run_search` returns it.
+        folder: the run directory.
+
+    Returns:
+        str: verdict, volumes, losses, how sure.
+    """
+    kept = result["verdict"]["answer"] != "improves"
+    predicted = result["predicted_gain"]
+    domains = [
+        (
+            entry["name"],
+            f"{entry['base_rows']:,}",
+            f"{entry['proposal_rows']:,}",
+            _change(entry["change"]),
+            f"{entry['share']:.1%}",
+            f"{entry['repeat']:.2f}x",
+            f"{entry['bootstrap'][0]:,.0f}-{entry['bootstrap'][1]:,.0f}",
+        )
+        for entry in result["domains"]
+    ]
+    capabilities = [
+        (
+            entry["name"],
+            f"{entry['base_loss']:.3f}",
+            f"{entry['predicted']['value'] - 1:+.1%}",
+            f"{entry['verified']['value'] - 1:+.1%}",
+            f"[{entry['verified']['lower'] - 1:+.1%}, {entry['verified']['upper'] - 1:+.1%}]",
+        )
+        for entry in result["capabilities"]
+    ]
+    heading = "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on"
+    lines = [
+        _wrapped(f"Verdict: {result['verdict']['sentence']}."),
+        "",
+        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "90% bootstrap"), domains),
+        "",
+        table(
+            "Reference loss against base (verified on fresh runs, unseen rows)",
+            ("capability", "at base", "predicted", "verified", "interval"),
+            capabilities,
+        ),
+        "",
+        _wrapped(
+            f"Predicted gain {predicted['value']:+.2%} [{predicted['lower']:+.2%}, {predicted['upper']:+.2%}] "
+            "(optimistic: it was selected). Noise of one run: "
+            f"{result['noise']['run']:.2%} of the loss, of a seed: {result['noise']['seed']:.2%}."
+        ),
+        _wrapped(f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."),
+        *(_wrapped(f"Warning: {warning}.") for warning in result["warnings"]),
+        f"{result['cost']['runs']} proxy runs, {result['cost']['rounds']} round(s), "
+        f"{duration(result['cost']['seconds'])} of training. Mixture file: {folder / 'mixture.json'}",
+    ]
+    return "\n".join(lines)
+
+
+def plan_tables(plan: dict[str, Any]) -> str:
+    """Lay out the plan of a search.
+
+    Args:
+        plan: as `plan_search` returns it.
+
+    Returns:
+        str: runs, steps, tokens and estimated time.
+    """
+    rows = [
+        (stage["name"], f"{stage['runs']}", f"{stage['steps']:,}", f"{stage['tokens']:,}", duration(stage["seconds"]))
+        for stage in plan["stages"]
+    ]
+    total = plan["total"]
+    return "\n".join([
+        table("Plan", ("stage", "runs", "steps", "tokens", "time here"), rows),
+        "",
+        _wrapped(
+            f"{total['runs']} runs at most of a {plan['parameters'] / 1e6:.2g}M proxy on {plan['fraction']:.0%} of the "
+            f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
+            f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)."
+        ),
+        _wrapped(
+            f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}. "
+            "Nothing was trained; drop --dry-run to start."
+        ),
+    ])  # fmt: skip
+
+
+def applied_table(manifest: dict[str, Any], out: Path) -> str:
+    """Lay out what `apply` wrote.
+
+    Args:
+        manifest: its manifest.
+        out: the folder.
+
+    Returns:
+        str: rows written by domain.
+    """
+    rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in manifest["domains"]]
+    total = sum(entry["rows"] for entry in manifest["domains"])
+    return "\n".join([
+        table("Rows written", ("domain", "rows", "available", "repeat"), rows),
+        f"{total:,} rows in training order: {out}",
+    ])  # fmt: skip
+
+
+def _change(change: float | None) -> str:
+    return "new" if change is None else f"{change:+.0%}"
+
+
+def _wrapped(text: str) -> str:
+    """Break prose at 80 columns."""
+    import textwrap
+
+    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)

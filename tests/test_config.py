@@ -1,0 +1,87 @@
+"""The run file: what it accepts, and one sentence for what it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from ideal_proxy.config import dump_config, load_config, parse_config, rows_of
+from ideal_proxy.errors import UsageError
+
+GOOD = """
+domains:
+  - {name: math, path: math.jsonl}
+  - {name: code, path: "/data/*.jsonl", base: 30%}
+capabilities:
+  - {name: math, path: ref.jsonl, must_not_drop: 0.01}
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mix.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_and_paths(tmp_path):
+    config = load_config(write(tmp_path, GOOD))
+    assert config.domains[0].path == str(tmp_path / "math.jsonl")
+    assert config.domains[1].path == "/data/*.jsonl"
+    assert config.budget.unit == "tokens"
+    assert config.budget.mode == "keep"
+    assert config.constraints.max_repeat == 4
+    assert config.objective.min_gain == 0.005
+    assert config.capabilities[0].must_not_drop == 0.01
+
+
+def test_dump_reads_back_to_the_same(tmp_path):
+    config = load_config(write(tmp_path, GOOD))
+    again = load_config(write(tmp_path, dump_config(config)))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + "budgte: {}\n", r"unknown key 'budgte'; did you mean 'budget'\?"),
+        (GOOD + "swarm: {worker: 2}\n", r"unknown key 'swarm.worker'; did you mean 'workers'\?"),
+        (GOOD.replace("base: 30%", "bsae: 3"), r"unknown key 'domains.1.bsae'; did you mean 'base'\?"),
+        (GOOD.replace("name: code", "name: math"), "'math' stands twice"),
+        ("domains: [{name: a, path: b}]\ncapabilities: [{name: a, path: b}]", "'domains'.*at least 2"),
+        ("capabilities: []", "'domains' is missing"),
+        (GOOD + "rounds: 0\n", "'rounds'.*greater than or equal to 1, got 0"),
+        (GOOD + "verify: {pairs: 5, max_pairs: 3}\n", r"max_pairs \(3\) is below pairs \(5\)"),
+        ("a: [", "not valid YAML at line"),
+        ("- 1", "must be a mapping"),
+    ],
+)
+def test_bad_files_get_one_sentence(tmp_path, text, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        load_config(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_not_utf8(tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_config(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(("text", "rows"), [(7, 7), ("7", 7), ("30%", 60), ("1.5x", 300), ("2×", 400), (None, 11)])
+def test_volumes(text, rows):
+    assert rows_of(text, 200, default=11, what="base") == rows
+
+
+@pytest.mark.parametrize("text", ["many", "-3", "%", "1e3"])
+def test_bad_volumes(text):
+    with pytest.raises(UsageError, match="base of math is"):
+        rows_of(text, 200, default=0, what="base of math")
+
+
+def test_parse_config_without_folder_keeps_paths():
+    config = parse_config({
+        "domains": [{"name": n, "path": f"demo:{n}"} for n in ("a", "b")],
+        "capabilities": [{"name": "a", "path": "x.jsonl"}],
+    })
+    assert config.capabilities[0].path == "x.jsonl"

@@ -1,0 +1,77 @@
+"""The import graph is the data flow: nothing imports to its right, and the command line starts light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
+
+# Left to right; modules of one line may not import each other unless the line is ordered, as it is.
+LAYERS = """
+errors config store terminal
+files rows template duplicates data
+mixture_file mixture materialise demo
+design
+packed_attention proxy_records proxy_model proxy
+swarm_records swarm_worker swarm
+operators curvature factors kfac
+influence_records influence unrolled
+law fit_solver fit_law fit_input fit_residual fit_choice fit tables
+constraint_text constraints objective program conflicts optimize
+export_formats export
+prepare verdict plan proposal runs outcome search
+show check start plots report
+cli_tables cli_scaleup cli
+""".split()
+
+
+def modules():
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(name: str) -> set[str]:
+    """Every module of the package that a module imports anywhere, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ideal_proxy."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ideal_proxy.")}
+    return found
+
+
+def test_every_module_has_a_place():
+    assert not set(modules()) - set(LAYERS), "give the new module its place in LAYERS"
+
+
+# Reading a `demo:` source is the one look to the right: rows ask for it by name, inside a function.
+ALLOWED = {("files", "demo"), ("rows", "demo")}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_nothing_imports_to_its_right(name):
+    place = LAYERS.index(name)
+    wrong = {
+        other
+        for other in imports(name)
+        if other in LAYERS and LAYERS.index(other) > place and (name, other) not in ALLOWED
+    }
+    assert not wrong
+
+
+def test_scale_up_is_reached_from_the_command_line_alone():
+    for name in modules():
+        if not name.startswith("cli"):
+            assert "scaleup" not in imports(name)
+
+
+@pytest.mark.parametrize("module", ["ideal_proxy.cli", "ideal_proxy.config", "ideal_proxy.mixture"])
+def test_light_modules_load_nothing_heavy(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert answer.stdout.strip() == "[]"

@@ -1,0 +1,74 @@
+"""Run directories: atomic writes, markers, one lock."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ideal_proxy import store
+from ideal_proxy.errors import UserError
+
+
+def test_json_round_trip_and_refusal_of_nan(tmp_path):
+    store.atomic_write_json(tmp_path / "deep" / "a.json", {"x": [1, 2.5, "ü"]})
+    assert store.read_json(tmp_path / "deep" / "a.json") == {"x": [1, 2.5, "ü"]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.atomic_write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "kept.json"
+    store.atomic_write_json(path, {"old": True})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*kept"):
+        store.atomic_write_json(path, {"new": True})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+        store.read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="does not exist"):
+        store.read_json(tmp_path / "y.json")
+
+
+def test_marker(tmp_path):
+    assert not store.is_complete(tmp_path)
+    store.mark_complete(tmp_path)
+    assert store.is_complete(tmp_path)
+
+
+def test_lock_refuses_a_second_process_and_falls_with_the_first(tmp_path):
+    holder = (
+        "import sys, time\nfrom ideal_proxy.store import lock\n"
+        "with lock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {process.pid}"), store.lock(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    with store.lock(tmp_path):
+        pass
+
+
+def test_provenance_names_versions_and_machine():
+    value = store.provenance()
+    assert {"torch", "numpy", "ideal-proxy", "python"} <= set(value["versions"])
+    assert value["machine"]["cores"] >= 1
