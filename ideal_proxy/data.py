@@ -277,7 +277,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
     if dropped:
         log.warning("%d rows without a supervised token are left out", dropped)
     if answers_cut:
-        log.warning("%d rows have answers longer than the context of %d tokens; they are cut", answers_cut, context)
+        log.warning("%d rows lost tokens of an answer: they do not fit the context of %d tokens", answers_cut, context)
     index = np.asarray(kept, dtype=np.int64)
     return TokenRows(
         ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),

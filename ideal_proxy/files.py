@@ -30,12 +30,14 @@ class Record(NamedTuple):
         where: file and line.
         line: the bytes as they stand in a plain JSONL file, None elsewhere.
         offset: position of `line` in the file in bytes, -1 where there is none.
+        path: the plain JSONL file that holds `line`, None elsewhere.
     """
 
     value: Any
     where: str
-    line: bytes | None
-    offset: int
+    line: bytes | None = None
+    offset: int = -1
+    path: Path | None = None
 
 
 def is_virtual(source: str | Path) -> bool:
@@ -110,7 +112,7 @@ def read_records(file: Path) -> Iterator[Record]:
         elif name.endswith(".gz"):
             with gzip.open(file, "rb") as packed:
                 for record in _line_records(packed, file):
-                    yield record._replace(line=None, offset=-1)
+                    yield Record(record.value, record.where)
         else:
             with open(file, "rb") as plain:
                 yield from _line_records(plain, file)
@@ -133,7 +135,7 @@ def _line_records(handle: Any, file: Path) -> Iterator[Record]:
         if number == 1 and line.startswith(b"\xef\xbb\xbf"):
             line, start = line[3:], 3
         if line.strip():
-            yield Record(_parse(line, where), where, line, start)
+            yield Record(_parse(line, where), where, line, start, file)
 
 
 def _parse(line: bytes, where: str) -> Any:
@@ -161,7 +163,7 @@ def _json_list_records(file: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno} is not valid JSON ({error.msg}); repair the file") from error
     for n, value in enumerate(values):
-        yield Record(value, f"{file} row {n + 1}", None, -1)
+        yield Record(value, f"{file} row {n + 1}")
 
 
 def _parquet_records(file: Path) -> Iterator[Record]:
@@ -174,7 +176,7 @@ def _parquet_records(file: Path) -> Iterator[Record]:
             for batch in table.iter_batches(batch_size=PARQUET_BATCH):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Record(value, f"{file} row {number}", None, -1)
+                    yield Record(value, f"{file} row {number}")
     except arrow.ArrowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is a broken parquet file ({reason}); make or fetch it again") from error
@@ -203,4 +205,4 @@ def hub_records(source: str) -> Iterator[Record]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot load {source} ({reason}); check the name, the split and the network") from error
     for n, value in enumerate(table):
-        yield Record(value, f"{source} row {n + 1}", None, -1)
+        yield Record(value, f"{source} row {n + 1}")

@@ -217,7 +217,7 @@ class SourceReader:
             from ideal_proxy.demo import demo_rows
 
             for n, value in enumerate(demo_rows(self.source)):
-                yield Record(value, f"{self.source} row {n + 1}", None, -1)
+                yield Record(value, f"{self.source} row {n + 1}")
         elif self.source.startswith("hf:"):
             yield from hub_records(self.source)
         for file in self.files:
@@ -285,7 +285,7 @@ def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message
             *_turns(value["prompt"], "prompt", "user", where),
             *_turns(value["completion"], "completion", "assistant", where),
         )
-    column = "messages" if "messages" in value else "conversations"
+    column = "messages" if isinstance(value.get("messages"), list) or "conversations" not in value else "conversations"
     if column not in value:
         _need(value, ("messages",), format, where)
     if not isinstance(value[column], list):

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ Span = tuple[int, int]
 PAD, END = "<|pad|>", "<|end|>"
 PLAIN_SPECIALS = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
 PLAIN_JINJA = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)  # templates that print today's date print this one, on every day
 
@@ -50,11 +51,14 @@ class ChatTemplate:
         self.plain = plain
         self.merges_system = False
         self.rewrites_earlier = False
+        self._opens_answer = True
+        self._jinja = "" if plain else _dated(str(tokenizer.get_chat_template()))
         special = {*tokenizer.all_special_tokens}
         special |= {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._specials = sorted((token for token in special if token.strip()), key=len, reverse=True)
-        known = set(tokenizer.get_vocab()) if plain else set()
-        self._plain_end = END if END in known or not tokenizer.eos_token else str(tokenizer.eos_token)
+        marked = special.issuperset(PLAIN_SPECIALS[1:])
+        self._plain_end = END if marked or not tokenizer.eos_token else str(tokenizer.eos_token)
+        self._gap = "" if marked else "\n"  # markers that are plain text are kept apart from what follows by a line end
         self._bos = str(tokenizer.bos_token) if plain and _adds_bos(tokenizer) else ""
         self.identity = self._identity()
 
@@ -117,7 +121,7 @@ class ChatTemplate:
         """
         messages = self._with_system(tuple(messages))
         if self.plain:
-            return self._render_plain(messages)[0] + "<|assistant|>\n"
+            return self._render_plain(messages)[0] + "<|assistant|>" + self._gap
         return self._apply(messages, prompt=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,12 +130,22 @@ class ChatTemplate:
         Returns:
             dict: JSON-ready: kind, identity and the template's text.
         """
-        text = PLAIN_JINJA if self.plain else str(self.tokenizer.chat_template)
+        text = PLAIN_JINJA if self.plain else self._jinja
         return {"kind": "plain" if self.plain else "tokenizer", "identity": self.identity, "template": text}
+
+    def probe(self) -> None:
+        """Find out whether the template opens the answer itself and whether it knows the system role."""
+        if self.plain:
+            return
+        asked: list[Message] = [("user", QUESTION)]
+        self._opens_answer = self._apply(asked, prompt=True) != self._apply(asked)
+        told = self._try_apply([("system", SYSTEM), *asked, ("assistant", ANSWER)], prompt=False)
+        self.merges_system = told is None or SYSTEM not in told
 
     def _prepared(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """Cut what follows the last answer and place the system text."""
-        last = max((n for n, (role, _) in enumerate(messages) if role == "assistant"), default=len(messages) - 1)
+        said = (n for n, (role, content) in enumerate(messages) if role == "assistant" and content.strip())
+        last = max(said, default=len(messages) - 1)
         return self._with_system(tuple(messages[: last + 1]))
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -146,9 +160,10 @@ class ChatTemplate:
     def _render_plain(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         parts, spans, at = [self._bos], [], len(self._bos)
         for role, content in messages:
-            head, body = f"<|{role}|>\n", content + self._plain_end
-            parts += [head, body, "\n"]
-            start, at = at + len(head), at + len(head) + len(body) + 1
+            head, body = f"<|{role}|>{self._gap}", content + self._plain_end
+            parts += [head, body, self._gap]
+            start = at + len(head)
+            at = start + len(body) + len(self._gap)
             if role == "assistant" and content.strip():
                 spans.append((start, start + len(body)))
         return "".join(parts), spans
@@ -166,21 +181,35 @@ class ChatTemplate:
 
     def _answer_span(self, text: str, until: str, before: Sequence[Message], content: str) -> Span | None:
         """Find the answer that ends `until` in the whole text, or None where the text tells it otherwise."""
-        prompt = self._try_apply(before, prompt=True)
+        prompt = self._try_apply(before, prompt=True) if self._opens_answer else None
         if prompt and until.startswith(prompt):  # what the model writes after the generation prompt
             start, written = len(prompt), until[len(prompt) :]
-            found = _find(written, content)
-            tail = sum(found) if found else 0
+            found = self._locate(written, until, before, content)
+            tail = sum(found) if found else len(written.rstrip())
         else:  # no such prompt: the difference to the conversation before, from the answer's own first character
             earlier = self._try_apply(before, prompt=False) if before else ""
             if earlier is None or not until.startswith(earlier):
                 return None
-            found = _find(until[len(earlier) :], content)
+            found = self._locate(until[len(earlier) :], until, before, content)
             if found is None:
                 return None
             start, written, tail = len(earlier) + found[0], until[len(earlier) + found[0] :], found[1]
         end = start + self._end_of_turn(written, tail)
         return (start, end) if end > start and text[:end] == until[:end] else None
+
+    def _locate(self, written: str, until: str, before: Sequence[Message], content: str) -> Span | None:
+        """Return (position, length) of the answer in what the template wrote for it, whole or stripped."""
+        for form in (content, content.strip()):
+            if written.count(form) == 1:
+                return written.find(form), len(form)
+            if form in written:  # the words stand in the template's own text too: see where another answer stands
+                other = self._try_apply([*before, ("assistant", ANSWER)], prompt=False) or ""
+                lead, _, tail = other.partition(ANSWER)
+                at = len(lead) - (len(until) - len(written))
+                if at >= 0 and until.startswith(lead + form) and until.endswith(form + tail):
+                    return at, len(form)
+                return written.find(form), len(form)
+        return None
 
     def _end_of_turn(self, written: str, tail: int) -> int:
         """Return where the turn's end marker ends: its first special token, else its last visible character."""
@@ -202,7 +231,7 @@ class ChatTemplate:
             text = self.tokenizer.apply_chat_template(
                 [{"role": role, "content": content} for role, content in messages],
                 tokenize=False, add_generation_prompt=prompt,
-                date_string=TEMPLATE_DATE.strftime("%d %b %Y"), strftime_now=TEMPLATE_DATE.strftime,
+                chat_template=self._jinja, date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             )  # fmt: skip
         except Exception as error:  # Jinja and the template's own raise_exception raise what they like
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -217,8 +246,8 @@ class ChatTemplate:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state["truncation"] = state["padding"] = None  # settings of the last call, not of the tokenizer
         parts = [
-            "template/1", json.dumps(state, sort_keys=True), self._bos, self._plain_end,
-            PLAIN_JINJA if self.plain else str(self.tokenizer.chat_template),
+            "template/1", json.dumps(state, sort_keys=True), self._bos, self._plain_end, self._gap,
+            PLAIN_JINJA if self.plain else self._jinja,
         ]  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -250,6 +279,7 @@ def make_template(tokenizer: Any, plain: bool | None = None) -> ChatTemplate:
     return template
 
 
+SYSTEM = "Count with care."
 QUESTION, ANSWER = "How many zebras drink?", "Seven zebras drink."
 QUESTION_2, ANSWER_2 = "And how many quokkas?", "Only two quokkas do."
 
@@ -264,16 +294,12 @@ def self_test(template: ChatTemplate) -> None:
         UserError: the mask of a conversation is not its answers.
     """
     name = _name(template.tokenizer)
+    template.probe()
     one: list[Message] = [("user", QUESTION), ("assistant", ANSWER)]
     two: list[Message] = [*one, ("user", QUESTION_2), ("assistant", ANSWER_2)]
     _check(template, one, [ANSWER], [QUESTION], name)
-    with_system: list[Message] = [("system", "Count with care."), *one]
-    try:
-        lost = "Count with care." not in template.render(with_system)[0]
-    except UserError:
-        lost = True
-    template.merges_system = lost
-    _check(template, with_system, [ANSWER], [QUESTION, "Count with care."], name)
+    with_system: list[Message] = [("system", SYSTEM), *one]
+    _check(template, with_system, [ANSWER], [QUESTION, SYSTEM], name)
     try:
         _, spans = template.render(two)
     except UserError as error:
@@ -311,13 +337,13 @@ def _supervised(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     return marks
 
 
-def _find(written: str, content: str) -> tuple[int, int] | None:
-    """Return (position, length) of the answer as the template wrote it, whole or stripped."""
-    for form in (content, content.strip()):
-        at = written.find(form)
-        if at >= 0:
-            return at, len(form)
-    return None
+def _dated(jinja: str) -> str:
+    """Give a template that prints today's date a fixed one, by a macro that shadows the clock."""
+    asked = re.findall(r"""strftime_now\(\s*(['"])(.*?)\1""", jinja)
+    if not asked:
+        return jinja
+    dates = {form: TEMPLATE_DATE.strftime(form) for _, form in asked}
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {json.dumps(dates)}[form] }}}}{{%- endmacro %}}{jinja}"
 
 
 def _adds_bos(tokenizer: Any) -> bool:
