@@ -201,7 +201,7 @@ class Swarm:
         """End the workers.
 
         Args:
-            save: let busy workers write a checkpoint first, for some seconds at most; a second Ctrl-C ends them at once.
+            save: let busy workers save a checkpoint first, for some seconds at most; a second Ctrl-C ends them at once.
         """
         try:
             if save:

@@ -107,7 +107,6 @@ def test_the_numbers_mean_something(alone: Path) -> None:
     assert few_twos.losses["fives"].mean < few_fives.losses["fives"].mean - 0.2
     assert few_fives.losses["twos"].mean < few_twos.losses["twos"].mean - 0.2
     assert few_twos.losses["fives"].mean < nothing.losses["fives"].mean - 0.5
-    assert not same(alone, alone, "few-twos") or load_result(alone, "again").metrics["rows"] == 360
     again, few = load_result(alone, "again"), load_result(alone, "few-fives")
     assert not np.array_equal(again.losses["twos"].loss_sum, few.losses["twos"].loss_sum)
     assert few.metrics["steps"] == 23  # 360 rows in steps of 16
@@ -172,9 +171,9 @@ def test_ctrl_c_saves_a_checkpoint_and_the_next_call_goes_on(alone: Path, tmp_pa
         if event.kind == "step" and event.run == "few-fives":
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Swarm(context, tmp_path, workers=1) as swarm:
-        swarm.run([warm_spec(context, 0)])
-        swarm.run([SPECS[1]], on_event=interrupt)
+    run_swarm([warm_spec(context, 0)], context, tmp_path, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_swarm([SPECS[1]], context, tmp_path, workers=1, on_event=interrupt)
     assert (tmp_path / "runs" / "few-fives" / "checkpoint.safetensors").is_file()
     assert all(gone(pid) for pid in pids if pid)
     outcome = run_swarm([SPECS[1]], context, tmp_path, workers=1)
@@ -244,7 +243,7 @@ def test_a_context_is_kept_or_refused(tmp_path: Path) -> None:
     assert make_context(tmp_path / "context") == context
     with pytest.raises(UserError, match="other data or settings"):
         make_context(tmp_path / "context", init_seed=1)
-    with pytest.raises(UserError, match="'twos'.* 500 rows but only 220"):
+    with pytest.raises(UserError, match=r"'twos'.* 500 rows but only 220"):
         make_context(tmp_path / "other", available=(500, 200))
     assert json.loads(json.dumps(SPECS[0].to_json())) == SPECS[0].to_json()
     assert RunSpec.from_json(json.loads(json.dumps(SPECS[0].to_json()))) == SPECS[0]
