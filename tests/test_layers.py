@@ -22,7 +22,7 @@ swarm_records swarm_worker swarm
 operators curvature factors kfac
 influence_records influence unrolled
 law fit_solver fit_law fit_input fit_residual fit_choice fit tables
-constraint_text constraints objective program conflicts optimize
+constraint_text constraints rounding objective program conflicts optimize pareto
 export_formats export
 prepare verdict plan proposal runs outcome search
 show check start plots report

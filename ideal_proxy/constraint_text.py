@@ -1,0 +1,215 @@
+"""How constraints are written: `5,000 rows`, `2M tokens`, `60 %`, `coding + mathematics <= 60 %`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ideal_proxy.errors import UsageError
+
+Unit = Literal["rows", "tokens", "share"]
+
+_NUMBER = r"[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_AMOUNT = re.compile(
+    rf"^(?P<number>{_NUMBER})\s*(?P<factor>[kKMGB](?![A-Za-z]))?\s*"
+    r"(?P<unit>%|percent|rows?|tokens?)?(?:\s+of\s+(?P<of>rows|tokens))?$"
+)
+_FACTORS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+_COMPARATOR = re.compile(r"(<=|>=|==|≤|≥|=|<|>)")
+_TERM = re.compile(rf"^(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<name>.+)$")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A number with its unit.
+
+    Attributes:
+        value: rows, tokens, or a fraction of the total (0.6 for `60 %`).
+        unit: `rows`, `tokens` or `share`; None where the text gave none.
+        of: what a share is a share of; None for the unit of the budget.
+    """
+
+    value: float
+    unit: Unit | None
+    of: Literal["rows", "tokens"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A linear constraint as it was written: `left <= right`.
+
+    Attributes:
+        text: what the user wrote.
+        sense: `<=`, `>=` or `==`.
+        weights: factor of each domain, everything moved to the left.
+        constant: the number on the right, in `unit`.
+        unit: the unit of the constant; None where there is none (`coding >= 2 * mathematics`).
+        of: what a share is a share of; None for the unit of the budget.
+    """
+
+    text: str
+    sense: Literal["<=", ">=", "=="]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    constant: float = 0.0
+    unit: Unit | None = None
+    of: Literal["rows", "tokens"] | None = None
+
+
+def check_name(name: str, known: Sequence[str], *, what: str, where: str) -> str:
+    """Return a known name, or say which known one is nearest.
+
+    Args:
+        name: what the user wrote.
+        known: the names there are.
+        what: `domain` or `capability`, for the message.
+        where: the option or text that it was found in, for the message.
+
+    Returns:
+        The name itself.
+
+    Raises:
+        UsageError: the name is not known.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+    hint = f'; did you mean "{near[0]}"?' if near else ";"
+    raise UsageError(f'Unknown {what} "{name}" in {where}{hint} The {what} names are: {listed}.')
+
+
+def parse_amount(value: Any, *, where: str) -> Amount:
+    """Read a number with an optional unit.
+
+    Args:
+        value: a number, or a text such as `5000 rows`, `2M tokens`, `60 %`, `60 % of rows`.
+        where: the option it came from, for the message.
+
+    Returns:
+        The amount; its unit is None where the text gave none.
+
+    Raises:
+        UsageError: the text is not an amount, or it is negative or not finite.
+    """
+    if isinstance(value, Amount):
+        return value
+    amount = _try_amount(str(value)) if not isinstance(value, bool) else None
+    if amount is None:
+        raise UsageError(
+            f"{where}: cannot read {value!r} as an amount; write a number with its unit, "
+            'for example "5000 rows", "2M tokens" or "60 %".'
+        )
+    if not 0 <= amount.value < float("inf"):
+        raise UsageError(f"{where}: {value!r} is out of range; amounts are finite and not negative.")
+    return amount
+
+
+def parse_fraction(value: Any, *, where: str) -> float:
+    """Read a fraction: `0.01` or `1 %`.
+
+    Args:
+        value: a number or a text.
+        where: the option it came from, for the message.
+
+    Returns:
+        The fraction, not negative.
+
+    Raises:
+        UsageError: the value is not a fraction.
+    """
+    amount = parse_amount(value, where=where)
+    if amount.unit not in {None, "share"} or amount.of is not None:
+        raise UsageError(f'{where}: {value!r} must be a fraction such as 0.01 or "1 %".')
+    return amount.value
+
+
+def parse_comparison(text: str, known: Sequence[str]) -> Comparison:
+    """Read a linear constraint on volumes.
+
+    Args:
+        text: such as `coding + mathematics <= 60 %` or `coding >= 2 * mathematics`; names that hold
+            `+`, `*` or a comparison sign are put in quotes.
+        known: the domain names.
+
+    Returns:
+        The constraint with all domains on the left and the number on the right.
+
+    Raises:
+        UsageError: the text cannot be read, a name is not known, or two units are mixed.
+    """
+    where = f'the group constraint "{text}"'
+    masked = _QUOTED.sub(lambda m: "\0" * len(m.group()), text)
+    signs = list(_COMPARATOR.finditer(masked))
+    if len(signs) != 1:
+        raise UsageError(
+            f"{where} needs exactly one of <=, >= and =, and has {len(signs)}; "
+            'write it like "coding + mathematics <= 60 %".'
+        )
+    sign = signs[0]
+    sense: Literal["<=", ">=", "=="] = "<=" if sign.group() in "<=≤" and sign.group() != "=" else "=="
+    if sign.group() in {">=", ">", "≥"}:
+        sense = ">="
+    weights: dict[str, float] = {}
+    amounts: list[Amount] = []
+    sides = ((slice(0, sign.start()), 1.0), (slice(sign.end(), None), -1.0))
+    for side, direction in sides:
+        for term in _split_terms(text[side], masked[side]):
+            amount = None if term in known else _try_amount(term)
+            if amount is not None:
+                amounts.append(Amount(-direction * amount.value, amount.unit, amount.of))
+                continue
+            factor, name = _read_term(term, known, where)
+            weights[name] = weights.get(name, 0.0) + direction * factor
+    if not any(weights.values()):
+        raise UsageError(f"{where} names no domain, so it constrains nothing; remove it or name one.")
+    units = {(a.unit, a.of) for a in amounts if a.value or a.unit}
+    if len(units) > 1:
+        raise UsageError(f"{where} mixes units; use one of rows, tokens and % in one constraint.")
+    unit, of = units.pop() if units else (None, None)
+    return Comparison(text.strip(), sense, weights, sum(a.value for a in amounts), unit, of)
+
+
+def _try_amount(text: str) -> Amount | None:
+    match = _AMOUNT.match(text.strip())
+    if match is None or (match["of"] and match["unit"] not in {"%", "percent"}):
+        return None
+    number = float(match["number"].replace(",", "").replace("_", ""))
+    number *= _FACTORS.get(match["factor"] or "", 1.0)
+    of: Literal["rows", "tokens"] | None = None
+    if match["of"]:
+        of = "rows" if match["of"] == "rows" else "tokens"
+    unit: Unit | None = None
+    if match["unit"] in {"%", "percent"}:
+        number, unit = number / 100.0, "share"
+    elif match["unit"]:
+        unit = "rows" if match["unit"].startswith("row") else "tokens"
+    return Amount(number, unit, of)
+
+
+def _split_terms(text: str, masked: str) -> list[str]:
+    terms, begin = [], 0
+    for place, character in enumerate(masked):
+        # The sign of an exponent (1e+6) belongs to its number.
+        exponent = re.search(r"\d[eE]$", masked[:place]) and re.match(r"\+\d", masked[place:])
+        if character == "+" and not exponent:
+            terms.append(text[begin:place])
+            begin = place + 1
+    terms.append(text[begin:])
+    return [term.strip() for term in terms]
+
+
+def _read_term(term: str, known: Sequence[str], where: str) -> tuple[float, str]:
+    if term in known:
+        return 1.0, term
+    match = _TERM.match(term)
+    if match is None:
+        raise UsageError(f'{where} has an empty term; write it like "coding + mathematics <= 60 %".')
+    name = match["name"].strip()
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
+        name = name[1:-1]
+    factor = float((match["factor"] or "1").replace(",", "").replace("_", ""))
+    return factor, check_name(name, known, what="domain", where=where)
