@@ -6,6 +6,7 @@ Shapes: N rows, T tokens of all rows laid end to end, B rows of a batch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -119,7 +120,7 @@ class TokenRows:
             UserError: the disk is full or the folder cannot be written.
         """
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
@@ -132,17 +133,19 @@ class TokenRows:
                 else:
                     meta[name] = value
             (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            if path.exists() or path.is_symlink():
                 os.rename(path, old)
-                shutil.rmtree(old, ignore_errors=True)
             os.rename(part, path)
         except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            if path.is_dir():
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and path.is_dir():
                 return  # another process has put the same content there first
             reason = error.strerror or error
             raise UserError(f"cannot write {path}: {reason}; make room or choose another folder") from error
+        finally:
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
     @staticmethod
     def load(path: str | Path, mmap: bool = True) -> TokenRows:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ RowFormat = Literal["as-is", "chat"]
 Progress = Callable[[str, int, int], None]
 OPEN_FILES = 64
 EVERY = 4096
+ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +178,16 @@ def _write(
     for domain, index in zip(domains, indexes, strict=True):
         if _states(index.files) != index.states:
             raise UserError(f"the data of {domain.name!r} changed while it was copied; run the same command again")
-    for name in names:
-        os.replace(spool / name, folder / name)
+    try:
+        for name in names:
+            os.replace(spool / name, folder / name)
+        atomic_write_json(folder / MANIFEST, _manifest(mixture, identity, row_format, written, sources))
+    except BaseException:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        raise
     if progress:
         progress("writing", total, total)
-    atomic_write_json(folder / MANIFEST, _manifest(mixture, identity, row_format, written, sources))
     return Applied(
         folder=folder,
         files=tuple(folder / name for name in names),
@@ -240,8 +247,10 @@ def _finished(folder: Path, identity: str, shards: int, row_format: str) -> Appl
                     sha256=tuple(str(f["sha256"]) for f in files),
                     already_there=True,
                 )
-    elif (folder / SPOOL).is_dir() and all(name.startswith("train") for name in content):
-        return None  # a run that was stopped before its manifest
+    elif (folder / SPOOL).is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
+        for name in content:  # a run that was stopped before its manifest
+            (folder / name).unlink()
+        return None
     raise UserError(f"{folder} is not empty (it holds {content[0]}); choose another --out or empty it")
 
 

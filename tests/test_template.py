@@ -1,4 +1,4 @@
-"""Masks: what carries loss, decoded, is what the assistant said and the end of turn; nothing else, for every template."""
+"""Masks: what carries loss, decoded, is what the assistant said and the end of turn, for every template."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_whole_text_is_the_templates_own(jinja):
 
 
 def test_a_dialogue_whose_earlier_answers_stand_unchanged_keeps_them_under_a_rewriting_template():
-    """Only answers that the whole text tells otherwise lose their loss: decided row by row, not template by template."""
+    """Only answers that the whole text tells otherwise lose their loss: decided row by row."""
     jinja = THINKING.replace(
         "{% if m['role'] == 'assistant' and loop.last and '</think>' not in c %}", "{% if false %}"
     )
@@ -198,9 +198,9 @@ def test_a_template_that_cannot_be_masked_is_refused_in_one_sentence(jinja):
 
 
 def test_refusals_say_what_to_do():
+    plain = tokenizer()
+    plain.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        plain = tokenizer()
-        plain.chat_template = None
         make_template(plain, plain=False)
     template = make_template(tokenizer(INST))
     with pytest.raises(UserError, match=r"roles user, user, assistant .*alternate"):

@@ -1,0 +1,274 @@
+"""`apply`: the exact rows, byte for byte, in training order, in bounded memory, of unchanged data only."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ideal_proxy import materialise
+from ideal_proxy.data import read_rows, row_keys, scan
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.materialise import MANIFEST, apply_mixture, mixture_identity, read_back
+from ideal_proxy.mixture import DomainVolume, MixtureFile, domain_order, draw, training_order
+
+
+def volume(name: str, source, rows: int, format: str = "auto") -> DomainVolume:
+    info = scan(source, format=format)
+    return DomainVolume(
+        name=name, source=str(source), format=format, fingerprint=info.fingerprint, available=info.rows, rows=rows,
+        repeat=rows / info.rows,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Three domains whose lines no JSON writer would write just so; one row twice, one without an answer."""
+    a = [f'{{"instruction":"a{n}" ,  "output": "\\u00e9{n}", "id": {n}.50}}\n'.encode() for n in range(7)]
+    a[5] = a[4]
+    a.insert(2, b'{"instruction": "none", "output": ""}\n')
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(a).replace(b"a3", "ä3".encode()) + b"\n")
+    b = [
+        f'{{"messages": [{{"role":"user","content":"b{n}"}},{{"role":"assistant","content":"{n}"}}]}}' for n in range(5)
+    ]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.jsonl").write_text("\r\n".join(b[:2]))  # no line end at the end
+    (tmp_path / "b" / "2.jsonl").write_text("\n".join(b[2:]) + "\n")
+    c = "".join(json.dumps({"prompt": f"c{n}", "completion": "é"}, ensure_ascii=False) + "\n" for n in range(3))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(c.encode()))
+    return tmp_path
+
+
+@pytest.fixture
+def mixture(sources):
+    domains = [
+        volume("a", sources / "a.jsonl", 18), volume("b", sources / "b", 3),
+        volume("c", sources / "c.jsonl.gz", 4), volume("unused", sources / "c.jsonl.gz", 0),
+    ]  # fmt: skip
+    return MixtureFile(name="test", seed=9, domains=domains, verdict="improves")
+
+
+def expected_lines(mixture: MixtureFile) -> list[bytes]:
+    """The same rows by way of memory: all lines of every source, drawn and ordered by the tested functions."""
+    lines, drawn, names = [], [], []
+    for domain in mixture.domains:
+        rows = list(read_rows(domain.source, format=domain.format))
+        found = []
+        for row in rows:
+            file, _, number = row.where.rpartition(":")
+            if file and number.isdigit() and not file.endswith(".gz"):
+                line = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")[int(number) - 1]
+            else:
+                line = json.dumps(row.raw, ensure_ascii=False).encode()
+            found.append(line + b"\n")
+        keys = row_keys(rows)
+        lines.append(found)
+        names.append(domain.name)
+        drawn.append((keys, *draw(domain_order(mixture.seed, domain.name, keys), domain.rows)))
+    domain_R, row_R = training_order(mixture.seed, names, drawn)
+    return [lines[d][r] for d, r in zip(domain_R, row_R, strict=True)]
+
+
+def test_rows_are_exact_and_in_training_order_byte_for_byte(mixture, tmp_path):
+    done = apply_mixture(mixture, tmp_path / "out")
+    content = (tmp_path / "out" / "train.jsonl").read_bytes()
+    assert content == b"".join(expected_lines(mixture))
+    rows = list(read_back(done))
+    assert len(rows) == done.rows == 25
+    assert done.domain_rows == {"a": 18, "b": 3, "c": 4, "unused": 0}
+    first = Counter(row["instruction"] for row in rows if "instruction" in row)
+    assert sum(first.values()) == 18
+    assert first["a4"] in range(4, 7)  # stands twice among 7 rows, drawn 2 or 3 times each
+    assert "none" not in first
+    assert {n for k, n in first.items() if k != "a4"} <= {2, 3}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MANIFEST, "train.jsonl"]
+
+
+def test_the_manifest_counts_what_is_there(mixture, tmp_path):
+    done = apply_mixture(mixture, tmp_path / "out", shards=3)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert [f["rows"] for f in manifest["files"]] == [8, 8, 9]
+    for entry, path in zip(manifest["files"], done.files, strict=True):
+        content = path.read_bytes()
+        assert entry["name"] == path.name
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert content.count(b"\n") == entry["rows"]
+    passes = {d["name"]: (d["rows"], d["whole_passes"], d["rows_of_the_last_pass"]) for d in manifest["domains"]}
+    assert passes == {"a": (18, 2, 4), "b": (3, 0, 3), "c": (4, 1, 1), "unused": (0, 0, 0)}
+    assert (manifest["seed"], manifest["rows"], manifest["identity"]) == (9, 25, mixture_identity(mixture))
+
+
+def test_shards_follow_each_other_and_seeds_change_the_order_only_within_the_same_counts(mixture, tmp_path):
+    whole = apply_mixture(mixture, tmp_path / "one").files[0].read_bytes()
+    parts = apply_mixture(mixture, tmp_path / "many", shards=4).files
+    assert [p.name for p in parts] == [f"train-{n:05d}-of-00004.jsonl" for n in range(4)]
+    assert b"".join(p.read_bytes() for p in parts) == whole
+    other = apply_mixture(mixture.model_copy(update={"seed": 10}), tmp_path / "other").files[0].read_bytes()
+    assert other != whole
+    assert len(other.splitlines()) == len(whole.splitlines())
+
+
+def test_a_smaller_mixture_is_a_subsequence(mixture, tmp_path):
+    large = apply_mixture(mixture, tmp_path / "large").files[0].read_bytes().splitlines()
+    fewer = [d.model_copy(update={"rows": d.rows // 2}) for d in mixture.domains]
+    small = apply_mixture(mixture.model_copy(update={"domains": fewer}), tmp_path / "small").files[0]
+    rest = iter(large)
+    assert all(line in rest for line in small.read_bytes().splitlines())
+
+
+def test_chat_form_gives_every_row_one_shape_that_reads_back_the_same(mixture, tmp_path):
+    plain = apply_mixture(mixture, tmp_path / "plain")
+    chat = apply_mixture(mixture, tmp_path / "chat", row_format="chat")
+    messages = [row.messages for row in read_rows(chat.files[0])]
+    assert {tuple(row) for row in read_back(chat)} == {("messages",)}
+    kinds = {"instruction": "alpaca", "messages": "chat", "prompt": "prompt"}
+    from ideal_proxy.rows import to_messages
+
+    expected = [to_messages(row, kinds[next(iter(row))], "") for row in read_back(plain)]
+    assert messages == expected
+
+
+def test_data_that_changed_is_refused_and_nothing_is_written(mixture, sources, tmp_path):
+    path = sources / "b" / "2.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"b3", b"B3"))
+    with pytest.raises(UserError, match=r"domain 'b' changed .*content or order") as caught:
+        apply_mixture(mixture, tmp_path / "out")
+    assert "search again" in str(caught.value)
+    path.write_bytes(before + before.splitlines()[0] + b"\n")
+    with pytest.raises(UserError, match="it had 5 rows, now 6"):
+        apply_mixture(mixture, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    path.write_bytes(before)
+    assert apply_mixture(mixture, tmp_path / "out").rows == 25
+
+
+def test_data_that_moved_is_found_where_the_user_says(mixture, sources, tmp_path):
+    expected = b"".join(expected_lines(mixture))
+    (sources / "a.jsonl").rename(sources / "moved.jsonl")
+    with pytest.raises(UserError, match="does not exist"):
+        apply_mixture(mixture, tmp_path / "out")
+    done = apply_mixture(mixture, tmp_path / "out", sources={"a": str(sources / "moved.jsonl")})
+    assert done.files[0].read_bytes() == expected
+    with pytest.raises(UsageError, match="'z' is no domain"):
+        apply_mixture(mixture, tmp_path / "out", sources={"z": "x"})
+
+
+def test_a_finished_folder_is_left_and_another_is_refused(mixture, tmp_path):
+    first = apply_mixture(mixture, tmp_path / "out", shards=2)
+    times = [p.stat().st_mtime_ns for p in first.files]
+    again = apply_mixture(mixture, tmp_path / "out", shards=2)
+    assert again.already_there
+    assert dataclasses.replace(again, already_there=False) == first
+    assert [p.stat().st_mtime_ns for p in again.files] == times
+    for changed in ({"shards": 1}, {"row_format": "chat", "shards": 2}):
+        with pytest.raises(UserError, match="is not empty"):
+            apply_mixture(mixture, tmp_path / "out", **changed)
+    with pytest.raises(UserError, match="is not empty"):
+        apply_mixture(mixture.model_copy(update={"seed": 1}), tmp_path / "out", shards=2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        apply_mixture(mixture, tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        apply_mixture(mixture, tmp_path / "file")
+
+
+def test_a_full_disk_and_a_stop_leave_a_folder_that_the_same_command_finishes(mixture, tmp_path, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("00001-of-00002.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    expected = b"".join(expected_lines(mixture))
+    monkeypatch.setattr(materialise.os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device; make room"):
+        apply_mixture(mixture, tmp_path / "out", shards=2)
+    monkeypatch.undo()
+    done = apply_mixture(mixture, tmp_path / "out", shards=2)
+    assert b"".join(p.read_bytes() for p in done.files) == expected
+    spool = tmp_path / "killed" / materialise.SPOOL
+    spool.mkdir(parents=True)
+    (spool / "train.jsonl").write_text("half")
+    (tmp_path / "killed" / "train.jsonl").write_text("from before the manifest")
+    done = apply_mixture(mixture, tmp_path / "killed")
+    assert done.files[0].read_bytes() == expected
+    assert not spool.exists()
+
+
+@pytest.mark.parametrize("shards", [0, 26])
+def test_shards_outside_what_there_is_are_refused(mixture, tmp_path, shards):
+    with pytest.raises(UsageError, match="must lie in 1 to 25"):
+        apply_mixture(mixture, tmp_path / "out", shards=shards)
+
+
+def test_an_empty_mixture_is_refused(mixture, tmp_path):
+    none = [d.model_copy(update={"rows": 0}) for d in mixture.domains]
+    with pytest.raises(UsageError, match="no rows"):
+        apply_mixture(mixture.model_copy(update={"domains": none}), tmp_path / "out")
+
+
+STREAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from ideal_proxy.materialise import apply_mixture
+from ideal_proxy.mixture import DomainVolume, MixtureFile
+from ideal_proxy.store import provenance
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+provenance()
+domain, seen = DomainVolume(**json.loads(sys.argv[2])), []
+before = peak()
+apply_mixture(MixtureFile(domains=[domain]), sys.argv[3], shards=2, progress=lambda *what: seen.append(what))
+print(json.dumps([peak() - before, seen[0], seen[-1]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_hundred_thousand_rows_stream_in_bounded_memory(tmp_path):
+    """120 MB of rows; what is held are keys and positions, about 100 bytes a row."""
+    rows, body = 100_000, "x" * 1150
+    with open(tmp_path / "big.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(f'{{"prompt": "{n}", "completion": "{body}"}}\n' for n in range(rows))
+    domain = volume("big", tmp_path / "big.jsonl", 60_000)
+    root = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, root, domain.model_dump_json(), str(tmp_path / "out")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    kib, first, last = json.loads(done.stdout)
+    assert kib < 40_000
+    assert first[0] == "reading big"
+    assert last == ["writing", 60_000, 60_000]
+    lines = [line for path in sorted((tmp_path / "out").glob("train-*")) for line in path.read_bytes().splitlines()]
+    prompts = [int(line.split(b'"')[3]) for line in lines]
+    assert len(set(prompts)) == len(prompts) == 60_000
+    assert abs(np.corrcoef(prompts, np.arange(60_000))[0, 1]) < 0.02
+
+
+def test_procedural_sources_are_made_again(tmp_path):
+    demo = pytest.importorskip("ideal_proxy.demo", reason="the embedded default is another module")
+    source = "demo:arithmetic?seed=1&rows=40"
+    domain = volume("sums", source, 100)
+    done = apply_mixture(MixtureFile(domains=[domain]), tmp_path / "out")
+    made = Counter(json.dumps(row, sort_keys=True) for row in demo.demo_rows(source))
+    drawn = Counter(json.dumps(row, sort_keys=True) for row in read_back(done))
+    assert drawn.total() == 100
+    assert set(drawn) == set(made)
+    assert all(2 * made[row] <= drawn[row] <= 3 * made[row] for row in made)
