@@ -5,26 +5,27 @@ Legend: N mixtures, R runs, D domains, J capabilities, S posterior draws, P para
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from ideal_proxy import fit_choice
+from ideal_proxy import fit_choice, fit_json
 from ideal_proxy.fit_choice import LAW, LAW_PROCESS, PROCESS
 from ideal_proxy.fit_input import BadInput, Runs, check_volumes, distinct_runs
-from ideal_proxy.fit_law import RHO_PRIOR, LawData, LawFit, fit_law
+from ideal_proxy.fit_law import RHO_PRIOR, GradientRows, LawData, LawFit, fit_law, posterior_draws
+from ideal_proxy.fit_report import diagnose
 from ideal_proxy.fit_residual import Process, fit_processes
-from ideal_proxy.law import FIRST_A, FLOOR, GAMMA, Array, Volumes, evaluate, sigmoid, unpack
+from ideal_proxy.law import FIRST_A, Array, Volumes, evaluate
 
 log = logging.getLogger(__name__)
-
-FORMAT = "ideal-proxy/fit/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +45,7 @@ class Responses:
     share: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """How well one capability is understood.
-
-    Attributes:
-        name: the capability.
-        rank_correlation: Spearman's, held-out predictions against observed; NaN with too few runs.
-        error: root mean square held-out error, in the unit of L.
-        noise: standard deviation of one run about the fit, in the unit of L.
-        spread: standard deviation of L over the runs.
-        weights: share of the law, the law with a process, and the process alone in the prediction.
-        harm: whether the harm term is in the law.
-        parameters: name → (value, standard error), natural units.
-        warning: a sentence where the fit should not be trusted, else None.
-    """
-
-    name: str
-    rank_correlation: float
-    error: float
-    noise: float
-    spread: float
-    weights: tuple[float, float, float]
-    harm: bool
-    parameters: dict[str, tuple[float, float]]
-    warning: str | None
-
-
-class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: ignore[misc]
+class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     """The response law of DESIGN §5 as a scikit-learn regressor: volumes in, losses or scores out.
 
     Args:
@@ -156,7 +130,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
         L = L.reshape(len(V), -1)
         if np.isinf(L).any() or (self._one_dimensional_ and np.isnan(L).any()):
             raise BadInput("Input y contains infinity or, in a single column, NaN: leave those runs out.")
-        self.target_names_ = names or [f"capability {j}" for j in range(L.shape[1])]
+        self.domain_names_ = list(map(str, getattr(self, "feature_names_in_", _numbered("domain", V.shape[1]))))
+        self.target_names_ = names or _numbered("capability", L.shape[1])
         runs = distinct_runs(check_volumes(V, self.unit), L, run_id, seed_id, sample_weight, self.target_names_)
         if len(runs.v_RD) < 2:
             raise BadInput("Only 1 sample (one distinct run) was given and a fit needs at least 2: add runs.")
@@ -168,13 +143,17 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
         fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
         data = replace(data, volumes=fit.volumes)
         law = fit_choice.held_out_law(data, fit, fold_R, harm=False) if enough else None
+        if data.gradients:
+            data, fit, law = fit_choice.choose_trust(data, fit, law, fold_R, rng)
+        self.trust_ = data.trust
+        self.response_scale_ = np.exp(fit.log_scale_J)
         self.harm_ = np.zeros(len(data.y_JR), dtype=bool)
         if not harm_never and (enough or self.harm == "always"):
             fit, law = self._try_harm(data, fit, law, fold_R, rng)
         self._keep(data, fit)
-        self._choose(data, fit, law, fold_R, rng)
-        self._draw(rng)
-        self._diagnose(data, fit)
+        self._choose(data, fit, law, fold_R)
+        self._draw(data, fit, rng)
+        self.diagnostics_ = diagnose(self, data, fit)
         return self
 
     def _check_options(self) -> None:
@@ -236,7 +215,27 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
             (sign * baseline - self.location_) / spread,
             runs.seed_R,
         )
-        return data
+        return replace(data, gradients=self._gradient_rows(responses, volumes))
+
+    def _gradient_rows(self, responses: Any, volumes: Volumes) -> tuple[GradientRows, ...]:
+        given = [] if responses is None else responses if isinstance(responses, (list, tuple)) else [responses]
+        J, D = len(self.scale_), self.n_features_in_
+        rows = []
+        for r in given:
+            values = Responses(**r) if isinstance(r, dict) else r
+            v = np.asarray(values.volumes, dtype=float)
+            matrix, error = np.asarray(values.matrix, dtype=float), np.asarray(values.error, dtype=float)
+            share = np.asarray(values.share, dtype=float)
+            if matrix.shape != (J, D) or error.shape != (J, D) or v.shape != (D,) or share.shape != (D,):
+                raise BadInput(
+                    f"responses need a matrix and errors of shape {(J, D)}, volumes and share of shape {(D,)}; "
+                    f"got {matrix.shape}, {error.shape}, {v.shape}, {share.shape}."
+                )
+            u, du_dv, _ = volumes.effective(v[None])
+            unit = self.sign_ / self.scale_[:, None]
+            centred = matrix - share * np.nansum(matrix, axis=1, keepdims=True)
+            rows.append(GradientRows(u[0], du_dv[0] * v, share / share.sum(), centred * unit, error * abs(unit)))
+        return tuple(rows)
 
     def _own_domain(self) -> np.ndarray:
         """Tell which capabilities have a domain of their own, by name; all of them where names say nothing."""
@@ -259,6 +258,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
             y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
             gain, error = fit_choice.harm_pays(y, data.weight_JR, law[0], law_harm[0])
             keep |= np.where(self._own_domain(), gain > error, gain > -error)
+            keep |= fit_choice.response_harms(data, fit)
         if not keep.any():
             return fit, law
         self.harm_ = keep
@@ -285,16 +285,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
     def _keep(self, data: LawData, fit: LawFit) -> None:
         self.theta_, self.bounds_, self.volumes_ = fit.theta_JP, data.bounds_J2, data.volumes
         self.covariance_ = fit.covariance_JPP
-        self.repeat_identified_ = (
+        self.repeat_identified_: Any = (
             np.zeros(data.v_RD.shape[1], dtype=bool)
             if data.volumes.available is None
             else (data.v_RD > 1.5 * data.volumes.available).any(axis=0)
         )
         self.log_rho_error_ = fit.log_rho_error_D
 
-    def _choose(
-        self, data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray, rng: np.random.Generator
-    ) -> None:
+    def _choose(self, data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray) -> None:
         J, R = data.y_JR.shape
         y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
         self.weights_ = np.tile([1.0, 0.0, 0.0], (J, 1))
@@ -329,14 +327,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
     def _set_convexity(self) -> None:
         self.is_convex_ = (self.weights_[:, LAW] == 1.0) & ~self.harm_
 
-    def _draw(self, rng: np.random.Generator) -> None:
-        J, P = self.theta_.shape
-        D = self.n_features_in_
-        values, vectors = np.linalg.eigh(self.covariance_)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        draws = self.theta_ + np.einsum("jpq,sjq->sjp", root, rng.standard_normal((self.n_draws, J, P)))
-        draws[:, :, FIRST_A + D :] = np.maximum(draws[:, :, FIRST_A + D :], 0.0)
-        self.theta_draws_ = draws
+    def _draw(self, data: LawData, fit: LawFit, rng: np.random.Generator) -> None:
+        self.theta_draws_ = posterior_draws(data, fit, self.harm_, self.n_draws, rng)
         self.process_seed_ = int(rng.integers(2**31))
         self._draw_processes()
 
@@ -359,10 +351,10 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
             for j, process in enumerate(processes):
                 if w[j, place]:
                     y[j] += w[j, place] * process.mean(x_ND)
-        return y
+        return np.asarray(y)
 
     def _original(self, y_JN: Array) -> Array:
-        return (self.sign_ * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
+        return np.asarray(self.sign_ * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
 
     def predict(self, V: Any, return_interval: bool | float = False) -> Any:
         """Predict losses or scores.
@@ -373,6 +365,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
 
         Returns:
             (N, J) means ((N,) where L was one column); with an interval also lower and upper, the same shape.
+
+        Raises:
+            BadInput: a level that is not between 0 and 1.
         """
         _, u = self._volumes(V)
         level = 0.9 if return_interval is True else float(return_interval)
@@ -489,69 +484,6 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
 
     # ---------------------------------------------------------- diagnostics
 
-    def _diagnose(self, data: LawData, fit: LawFit) -> None:
-        D = self.n_features_in_
-        natural = unpack(self.theta_, self.bounds_, D)
-        sd = np.sqrt(np.maximum(np.einsum("jpp->jp", self.covariance_), 0.0))
-        f = sigmoid(self.theta_[:, FLOOR])
-        domains = list(map(str, getattr(self, "feature_names_in_", [f"domain {i}" for i in range(D)])))
-        self.diagnostics_ = []
-        y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
-        for j, name in enumerate(self.target_names_):
-            scale = self.scale_[j]
-            span = natural["Z"][j] - natural["E"][j]
-            floor_error = (self.bounds_[j, 1] - self.bounds_[j, 0]) * f[j] * (1 - f[j]) * sd[j, FLOOR] * scale
-            e_value, z_value = (self.sign_ * (self.location_[j] + scale * natural[k][j]) for k in ("E", "Z"))
-            parameters = {
-                "E": (float(e_value), float(floor_error)),
-                "Z": (float(z_value), float(np.hypot(floor_error, span * sd[j, 1] * scale))),
-                "alpha": (float(natural["alpha"][j]), float(natural["alpha"][j] * sd[j, 2])),
-                "gamma": (
-                    float(natural["gamma"][j]),
-                    float(natural["gamma"][j] * (1 - natural["gamma"][j]) * sd[j, GAMMA]),
-                ),
-            }
-            for i, domain in enumerate(domains):
-                a = natural["a"][j, i]
-                parameters[f"a[{domain}]"] = (float(a), float(a * sd[j, FIRST_A + i]))
-                if self.harm_[j]:
-                    error = float(sd[j, FIRST_A + D + i] * scale)
-                    parameters[f"b[{domain}]"] = (float(natural["b"][j, i] * scale), error)
-            seen = (data.weight_JR[j] > 0) & np.isfinite(self.held_out_[j])
-            rank, error, warning = np.nan, np.nan, None
-            spread = float(y[j, data.weight_JR[j] > 0].std())
-            if not seen.any():
-                few = fit_choice.LEAST_RUNS
-                warning = f"{name}: fewer than {few} runs, so the fit could not be checked; add runs."
-            else:
-                missed = self.held_out_[j, seen] - y[j, seen]
-                error = float(np.sqrt((missed**2).mean()))
-                if np.ptp(y[j, seen]) > 0 and np.ptp(self.held_out_[j, seen]) > 0:
-                    rank = float(spearmanr(self.held_out_[j, seen], y[j, seen]).statistic)
-                if error > 0.95 * spread:
-                    warning = (
-                        f"{name}: the law does not fit: runs that it did not see are predicted no better than by their "
-                        "mean; add runs, widen the volumes tried, or use more reference rows."
-                    )
-                elif self.weights_[j, PROCESS] >= 0.8:
-                    warning = f"{name}: the law does not fit well: a Gaussian process alone predicts better."
-            if warning:
-                log.warning(warning)
-            weights = tuple(map(float, self.weights_[j]))
-            self.diagnostics_.append(
-                Diagnosis(
-                    name,
-                    rank,
-                    error * scale,
-                    float(self.residual_scale_[j]),
-                    spread * scale,
-                    (weights[0], weights[1], weights[2]),
-                    bool(self.harm_[j]),
-                    parameters,
-                    warning,
-                )
-            )
-
     def repeat_decay(self) -> dict[str, tuple[float, float] | str]:
         """Tell how many further passes over each domain are worth having.
 
@@ -559,10 +491,64 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):  # type: i
             Domain → (ρ, standard error of log ρ), or "not identified" where no run repeats more than 1.5 times.
         """
         check_is_fitted(self, "theta_")
-        names = getattr(self, "feature_names_in_", [f"domain {i}" for i in range(self.n_features_in_)])
         return {
-            str(name): (float(self.volumes_.rho[i]), float(self.log_rho_error_[i]))
+            name: (float(self.volumes_.rho[i]), float(self.log_rho_error_[i]))
             if self.repeat_identified_[i]
             else "not identified"
-            for i, name in enumerate(names)
+            for i, name in enumerate(self.domain_names_)
         }
+
+    def score(self, V: Any, L: Any, sample_weight: Any = None) -> float:
+        """Give the coefficient of determination, the mean over capabilities, missing values left out.
+
+        Args:
+            V: (N, D) volumes.
+            L: (N, J) or (N,) observed.
+            sample_weight: (N,) weights, or None.
+
+        Returns:
+            R², at most 1.
+        """
+        observed = check_array(L, dtype=np.float64, ensure_2d=False, ensure_all_finite="allow-nan")
+        observed = observed.reshape(len(observed), -1)
+        predicted = np.asarray(self.predict(V)).reshape(observed.shape)
+        weight = np.ones(len(observed)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        scores = []
+        for y, p in zip(observed.T, predicted.T, strict=True):
+            seen = np.isfinite(y)
+            scores.append(r2_score(y[seen], p[seen], sample_weight=weight[seen]))
+        return float(np.mean(scores))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything a prediction needs, as JSON values.
+
+        Returns:
+            Nested dicts, lists and numbers; ``json.dumps`` takes them.
+        """
+        check_is_fitted(self, "theta_")
+        return fit_json.dump(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any] | str) -> ResponseModel:
+        """Restore a fitted model.
+
+        Args:
+            document: what :meth:`to_json` gave, or its text.
+
+        Returns:
+            A model whose predictions, intervals and draws equal the original's.
+
+        Raises:
+            BadInput: the document is not a fit.
+        """
+        values = json.loads(document) if isinstance(document, str) else document
+        if not isinstance(values, dict) or not isinstance(values.get("options"), dict):
+            raise BadInput("This is not a fit: give the file that `ideal-proxy fit` wrote.")
+        model = cls(**values["options"])
+        fit_json.load(model, values)
+        model._draw_processes()
+        return model
+
+
+def _numbered(word: str, count: int) -> list[str]:
+    return [f"{word} {i}" for i in range(count)]

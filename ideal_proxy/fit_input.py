@@ -67,7 +67,7 @@ def check_volumes(v_ND: Array, unit: str) -> Array:
             f"The shares of {len(wrong)} of {len(total)} rows do not sum to one (rows {shown}; row {wrong[0]} sums to "
             f'{total[wrong[0]]:.4g}): correct them, or use unit="rows" if these are volumes.'
         )
-    return v_ND / total[:, None]
+    return np.asarray(v_ND / total[:, None])
 
 
 def distinct_runs(v_ND: Array, loss_NJ: Array, run_id: Any, seed_id: Any, sample_weight: Any, names: list[str]) -> Runs:
@@ -87,7 +87,7 @@ def distinct_runs(v_ND: Array, loss_NJ: Array, run_id: Any, seed_id: Any, sample
     Raises:
         BadInput: infinite losses, wrong lengths, one id with two mixtures or seeds, a capability without a loss.
     """
-    N, J = loss_NJ.shape
+    N = len(loss_NJ)
     if np.isinf(loss_NJ).any():
         row, j = np.argwhere(np.isinf(loss_NJ))[0]
         raise BadInput(

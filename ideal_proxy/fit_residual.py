@@ -44,7 +44,7 @@ class Kernel:
         Returns:
             (N, D) features over the length scale.
         """
-        return (np.sqrt(x_ND + DELTA) if self.root else x_ND) / self.length
+        return np.asarray((np.sqrt(x_ND + DELTA) if self.root else x_ND) / self.length)
 
     def __call__(self, a_ND: Array, b_RD: Array) -> Array:
         """Compare mixtures.
@@ -57,7 +57,7 @@ class Kernel:
             (N, R) covariances, 1 on equal rows.
         """
         r = np.sqrt(5.0) * _distance(self.features(a_ND), self.features(b_RD))
-        return (1.0 + r + r * r / 3.0) * np.exp(-r)
+        return np.asarray((1.0 + r + r * r / 3.0) * np.exp(-r))
 
     def by_x(self, a_D: Array, b_RD: Array) -> Array:
         """Differentiate k(a, b) by a.
@@ -73,12 +73,12 @@ class Kernel:
         r = np.sqrt(5.0) * _distance(f_a[None], f_b)[0]
         by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
         inner = 0.5 / np.sqrt(a_D + DELTA) if self.root else np.ones_like(a_D)
-        return by_feature * inner / self.length
+        return np.asarray(by_feature * inner / self.length)
 
 
 def _distance(a: Array, b: Array) -> Array:
     squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * a @ b.T
-    return np.sqrt(np.maximum(squared, 0.0))
+    return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
 
 
 def kernels_for(x_RD: Array, *, raw: bool) -> list[Kernel]:
@@ -144,7 +144,7 @@ class Process:
             (N,) variances, without the noise.
         """
         known = self.kernel(x_ND, self.x_RD) @ self.half_RM
-        return self.variance * np.maximum(1.0 - (known * known).sum(axis=1), 0.0)
+        return np.asarray(self.variance * np.maximum(1.0 - (known * known).sum(axis=1), 0.0))
 
     def draws(self, count: int, rng: np.random.Generator) -> Array:
         """Draw weight vectors β from the posterior, in its leading directions.
@@ -162,7 +162,7 @@ class Process:
         keep = keep[e[keep] > 1e-4 * e[keep[0]]]
         scale = np.sqrt(self.variance * self.noise_ratio / (e[keep] * (e[keep] + self.noise_ratio)))
         noise = rng.standard_normal((count, len(keep))) * scale
-        return self.beta_R + (noise @ vectors[:, keep].T) * root
+        return np.asarray(self.beta_R + (noise @ vectors[:, keep].T) * root)
 
 
 def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, *, raw: bool) -> list[Process]:

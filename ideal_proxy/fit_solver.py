@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ideal_proxy.law import Array
 
@@ -33,8 +34,8 @@ class Prior:
 
     mean_BP: Array
     precision_BPP: Array
-    nonnegative_P: Array
-    fixed_BP: Array
+    nonnegative_P: NDArray[np.bool_]
+    fixed_BP: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Solution:
     theta_BP: Array
     cost_B: Array
     hessian_BPP: Array
-    converged_B: Array
+    converged_B: NDArray[np.bool_]
     residual_BR: Array
 
 
@@ -73,7 +74,7 @@ def huber(residual: Array, weight: Array) -> tuple[Array, Array]:
 
 
 def solve(
-    model: Callable[[Array, Array], tuple[Array, Array]],
+    model: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]],
     target_BR: Array,
     weight_BR: Array,
     prior: Prior,
@@ -106,7 +107,7 @@ def solve(
             k = slice(first, min(first + together, B))
             part = Prior(prior.mean_BP[k], prior.precision_BPP[k], prior.nonnegative_P, prior.fixed_BP[k])
 
-            def shifted(theta: Array, which: Array, first: int = first) -> tuple[Array, Array]:
+            def shifted(theta: Array, which: NDArray[np.intp], first: int = first) -> tuple[Array, Array]:
                 return model(theta, which + first)
 
             parts.append(
@@ -138,7 +139,7 @@ def solve(
     residual = np.zeros(target_BR.shape)
     eye = np.eye(P)
 
-    def state(values: Array, which: Array) -> tuple[Array, Array, Array, Array]:
+    def state(values: Array, which: NDArray[np.intp]) -> tuple[Array, Array, Array, Array]:
         fitted, jacobian = model(values, which)
         r = np.where(weight_BR[which] > 0, fitted - target_BR[which], 0.0)
         loss, w = huber(r, weight_BR[which])

@@ -72,7 +72,7 @@ class Volumes:
             (R, D) u_i / (κ + Σ_k u_k), zero for a mixture without rows.
         """
         total = self.kappa + u_RD.sum(axis=1, keepdims=True)
-        return np.divide(u_RD, total, out=np.zeros_like(u_RD), where=total > 0)
+        return np.asarray(np.divide(u_RD, total, out=np.zeros_like(u_RD), where=total > 0))
 
 
 @dataclass(frozen=True, slots=True)
