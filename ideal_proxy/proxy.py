@@ -26,6 +26,7 @@ from ideal_proxy.proxy_model import (
     MICRO_BATCH_TOKENS,
     SIZES,
     ProxyShape,
+    batch_loss,
     build_proxy,
     collate_across,
     evaluate,
@@ -45,6 +46,7 @@ __all__ = [
     "TrainLog",
     "TrainSettings",
     "TrainingStopped",
+    "batch_loss",
     "build_proxy",
     "collate_across",
     "evaluate",
@@ -131,7 +133,7 @@ def train(
         labels = max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
         total: Tensor | None = None
         for batch in batches:
-            loss = label_losses(model, batch, device=device, autocast=autocast).sum() / labels
+            loss = batch_loss(model, batch, 1.0 / labels, device=device, autocast=autocast)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None

@@ -12,6 +12,7 @@ import torch
 from ideal_proxy import proxy
 from ideal_proxy.data import IGNORED, TokenRows
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.fused_head import has_plain_head, head_loss
 from ideal_proxy.packed_attention import row_layout
 from ideal_proxy.proxy_model import SIZES
 
@@ -108,6 +109,47 @@ def test_packed_equals_one_row_at_a_time(order: str) -> None:
     alone_gradient = torch.autograd.grad(alone.sum(), list(model.parameters()))
     for one, two in zip(packed_gradient, alone_gradient, strict=True):
         assert torch.allclose(one, two, atol=1e-5 * float(two.abs().max()) + 1e-7)
+
+
+def test_the_fused_head_gives_the_same_loss_and_gradient() -> None:
+    rows = make_rows(9, longest=60)
+    model = tiny()
+    batch = batch_of(rows, range(9))
+    plain = proxy.label_losses(model, batch).sum() * 0.01
+    fused = proxy.batch_loss(model, batch, 0.01, device=torch.device("cpu"))
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-6)
+    wanted = torch.autograd.grad(plain, list(model.parameters()))
+    for one, two in zip(torch.autograd.grad(3 * fused, list(model.parameters())), wanted, strict=True):
+        assert torch.allclose(one, 3 * two, atol=1e-5 * float(two.abs().max()) + 1e-8)
+
+
+@pytest.mark.parametrize("positions", [1, 700])
+def test_the_fused_heads_chunks_cover_every_position(positions: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(positions, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(3000, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 3000, (positions,), generator=generator)
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    fused = head_loss(hidden, weight, targets, 1.0)
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-5)
+    wanted = torch.autograd.grad(plain, [hidden, weight])
+    for one, two in zip(torch.autograd.grad(fused, [hidden, weight]), wanted, strict=True):
+        assert torch.allclose(one, two, atol=1e-4)
+
+
+def test_only_heads_known_to_be_plain_are_fused() -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    assert has_plain_head(tiny())
+    config = GraniteConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, logits_scaling=7.0,
+    )  # fmt: skip
+    scaled = proxy.use_packed_attention(GraniteForCausalLM(config))
+    assert not has_plain_head(scaled)
+    batch = batch_of(make_rows(4), range(4))
+    loss = proxy.batch_loss(scaled, batch, 1.0, device=torch.device("cpu"))
+    assert loss.item() == pytest.approx(proxy.label_losses(scaled, batch).sum().item())
 
 
 def plain_losses(model: Any, rows: TokenRows, index: int) -> torch.Tensor:
