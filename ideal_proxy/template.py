@@ -195,7 +195,13 @@ class ChatTemplate:
                 return None
             start, written, tail = len(earlier) + found[0], until[len(earlier) + found[0] :], found[1]
         end = start + self._end_of_turn(written, tail)
-        return (start, end) if end > start and text[:end] == until[:end] else None
+        if text[:end] == until[:end]:
+            return (start, end) if end > start else None
+        said = start + tail  # the same answer, but ended in another way than a last answer is
+        if found is None or text[:said] != until[:said]:
+            return None
+        mark = next((token for token in self._specials if text.startswith(token, said)), "")
+        return (start, said + len(mark))
 
     def _locate(self, written: str, until: str, before: Sequence[Message], content: str) -> Span | None:
         """Return (position, length) of the answer in what the template wrote for it, whole or stripped."""

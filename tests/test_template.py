@@ -51,6 +51,27 @@ INST = (
     "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+# Ends an earlier answer in another way than the last (gpt-oss's habit).
+HARMONY = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|start_header_id|>final' }}{% endif %}"
+    "{{ '<|end_header_id|>' + m['content'] }}"
+    "{{ '<|eot_id|>' if m['role'] == 'assistant' and loop.last else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+# Opens the answer with a thought that the conversation does not show (DeepSeek R1's habit).
+OPENED = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' if m['role'] == 'user' else '<|im_end|>' }}"
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ '<|eot_id|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_end|><think>\n' }}{% endif %}"
+)
+# Gemma's: the assistant is called model.
+MODEL = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<|im_start|>' + role + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
 # Names the role even where it is not asked to open an answer, so a prefix ends before the role's name.
 UNPROMPTED = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 DATED = "{{ strftime_now('%Y-%m-%d') }}" + CHATML
@@ -84,6 +105,13 @@ EXPECTED = {
     "thinking": (THINKING, "<think>\n\n</think>\n\n3 2 1\n  done é🦓<|im_end|>"),
     "forgetful": (FORGETFUL, "3 2 1\n  done é🦓<|im_end|>"),
     "Llama 2": (INST, " 1 2 3 <|end|> 3 2 1\n  done é🦓 <|end|>"),
+    "harmony": (
+        HARMONY,
+        "<|start_header_id|>final<|end_header_id|>1 2 3<|im_end|>"
+        "<|start_header_id|>final<|end_header_id|>3 2 1\n  done é🦓<|eot_id|>",
+    ),
+    "opened": (OPENED, "1 2 3<|eot_id|>3 2 1\n  done é🦓<|eot_id|>"),
+    "model": (MODEL, "1 2 3<|im_end|>3 2 1\n  done é🦓<|im_end|>"),
     "unprompted": (UNPROMPTED, " 1 2 3<|im_end|> 3 2 1\n  done é🦓<|im_end|>"),
 }
 
