@@ -44,12 +44,15 @@ def root(
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder with one file or folder of rows a domain.")],
     out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("mix.yaml"),
+    hold_out: Annotated[
+        Optional[int], typer.Option(min=1, help="Rows to hold out as reference where a domain has none.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
 ) -> None:
     """Look at the folders of rows and write a commented run file."""
     from ideal_proxy.start import write_run_file
 
-    typer.echo(write_run_file(folder, out, force=force))
+    typer.echo(write_run_file(folder, out, hold_out=hold_out, force=force))
 
 
 @app.command(epilog="Example: ideal-proxy check mix.yaml")
@@ -114,15 +117,27 @@ def apply(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],
     out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Rewrite every row as chat messages.")] = False,
+    source: Annotated[
+        Optional[list[str]], typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
+    ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the exact rows of a mixture as JSONL, in training order."""
     from ideal_proxy.materialise import apply_mixture
-    from ideal_proxy.mixture import load_mixture
-    from ideal_proxy.show import applied_table
+    from ideal_proxy.mixture_file import load_mixture
+    from ideal_proxy.show import applied_table, applied_values
+    from ideal_proxy.terminal import Reporter, named_paths
 
-    manifest = apply_mixture(load_mixture(mixture), out, shards=shards, folder=mixture.resolve().parent)
-    typer.echo(json.dumps(manifest, indent=1) if as_json else applied_table(manifest, out))
+    loaded = load_mixture(mixture)
+    with Reporter(quiet=quiet or as_json).counted("apply") as progress:
+        applied = apply_mixture(
+            loaded, out, shards=shards, row_format="chat" if chat else "as-is",
+            sources=named_paths(source or [], [domain.name for domain in loaded.domains]), progress=progress,
+        )  # fmt: skip
+    values = applied_values(loaded, applied)
+    typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))
 
 
 def main(**options: Any) -> None:

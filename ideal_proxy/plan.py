@@ -5,6 +5,7 @@ Everything chosen by timing is chosen here, once, and written to the run directo
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,10 +74,8 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
     if path.exists():
         raw = read_json(path)
         return Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
-    from ideal_proxy.swarm import default_workers, resolve_device
-
-    device = resolve_device(config.proxy.device)
-    workers = config.swarm.workers or default_workers(device)
+    device = config.proxy.device if config.proxy.device != "auto" else _device()
+    workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
     speed, dtype, parameters = _measure(config, prepared, device)
     size = len(prepared.domains)
     runs = config.swarm.runs or 3 * (size + 1)
@@ -217,3 +216,17 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> tuple[flo
     # Half as fast again before precision is given up: a choice by timing must not flip with the machine's mood.
     chosen = "bfloat16" if speeds.get("bfloat16", 0) > 1.5 * speeds.get("float32", np.inf) else choices[0]
     return speeds[chosen], chosen, sum(p.numel() for p in model.parameters())
+
+
+def _device() -> str:
+    """Return the best device here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

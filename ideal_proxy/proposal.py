@@ -5,12 +5,14 @@ Legend: R runs, D domains, J capabilities, S posterior draws.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -19,8 +21,9 @@ from ideal_proxy.constraints import Constraints, Problem, explored_region
 from ideal_proxy.errors import UserError
 from ideal_proxy.fit import ResponseModel
 from ideal_proxy.objective import Objective
-from ideal_proxy.optimize import Optimum, optimize, round_volumes
+from ideal_proxy.optimize import Optimum, optimize
 from ideal_proxy.prepare import Prepared
+from ideal_proxy.rounding import round_volumes
 from ideal_proxy.verdict import Bound
 
 Array = NDArray[np.float64]
@@ -194,17 +197,43 @@ def make_objective(config: SearchConfig) -> Objective:
 
 
 def _fit(
-    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int, weights: Array | None = None
+    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int
 ) -> tuple[ResponseModel, tuple[str, ...]]:
-    """Fit the response model; its warnings become notes."""
-    model = ResponseModel(unit="rows", available=prepared.column("available"), random_state=seed)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(
-            table.volumes, table.losses, run_id=np.asarray(table.ids), seed_id=table.seeds,
-            baseline_loss=baseline_loss, sample_weight=weights,
-        )  # fmt: skip
-    return model, tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    """Fit the response model; what it logs becomes notes."""
+    model = ResponseModel(
+        unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed
+    )
+    with _notes() as notes:
+        _fit_rows(model, table, prepared, baseline_loss)
+    return model, tuple(dict.fromkeys(notes))
+
+
+def _fit_rows(
+    model: ResponseModel, table: RunTable, prepared: Prepared, baseline_loss: Array, weights: Array | None = None
+) -> ResponseModel:
+    """Fit a model to the runs under the names that users know."""
+    return model.fit(
+        pd.DataFrame(table.volumes, columns=prepared.domain_names),
+        pd.DataFrame(table.losses, columns=prepared.capability_names),
+        run_id=np.asarray(table.ids), seed_id=table.seeds, baseline_loss=baseline_loss, sample_weight=weights,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[list[str]]:
+    """Collect what the fit logs instead of printing it."""
+    collected: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: collected.append(record.getMessage().rstrip("."))  # type: ignore[method-assign]
+    logger = logging.getLogger("ideal_proxy")
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield collected
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _combine(config: SearchConfig, ratios: Array) -> Array:
@@ -246,8 +275,14 @@ def _bootstrap(
     moved = []
     for draw in range(BOOTSTRAP):
         weights = rng.dirichlet(np.ones(len(table.ids))) * len(table.ids)
-        model, _ = _fit(table, prepared, baseline_loss, seed + draw, weights)
+        # The law alone: choices by cross-validation among re-weighted runs would measure the choice, not the fit.
+        model = ResponseModel(
+            unit="rows", available=prepared.column("available"), base=prepared.column("base"),
+            process="never", harm="never", n_starts=1, n_draws=8, random_state=seed + draw,
+        )  # fmt: skip
         try:
+            with _notes():
+                _fit_rows(model, table, prepared, baseline_loss, weights)
             moved.append(optimize(model, objective, constraints, starts=[optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
             moved.append(prepared.column("base"))

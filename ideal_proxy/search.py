@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig, dump_config
+from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
 from ideal_proxy.plan import Plan, describe_plan, make_plan
@@ -110,10 +110,10 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
             f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters on {plan.fraction:.0%} of the volumes, "
             f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
         )
-        laboratory = Laboratory(config, prepared, plan, folder, reporter)
-        laboratory.warm_start()
-        rate = _choose_rate(laboratory, folder / "rate.json", reporter)
-        outcomes = _rounds(config, prepared, plan, laboratory, rate, folder, reporter)
+        with Laboratory(config, prepared, plan, folder, reporter) as laboratory:
+            laboratory.warm_start()
+            rate = _choose_rate(laboratory, folder / "rate.json", reporter)
+            outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter)
         return write_outcome(config, prepared, plan, laboratory, outcomes, folder)
 
 
@@ -123,7 +123,6 @@ def _rounds(
     plan: Plan,
     laboratory: Laboratory,
     rate: float,
-    folder: Path,
     reporter: Reporter,
 ) -> list[RoundOutcome]:
     """Search and check until it is decided or rounds or budget are used."""
@@ -134,7 +133,7 @@ def _rounds(
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
         laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
-        table = laboratory.table(["base", "design"])
+        table = laboratory.table()
         proposal = fit_and_propose(config, prepared, table, laboratory.baseline_loss(), seed=config.seed)
         for line in proposal.notes:
             reporter.note(line)
@@ -178,7 +177,7 @@ def _check(
     verdict: Verdict | None = None
     for look in plan.looks:
         seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
-        pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate)
+        pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate, number)
         verdict = judge_pairs(config, plan, pairs)
         if verdict.answer != UNDECIDED:
             break
@@ -240,7 +239,7 @@ def _claim(config: SearchConfig, folder: Path) -> None:
     path = folder / "config.yaml"
     text = dump_config(config)
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
+        if _identity(load_config(path)) != _identity(config):
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
@@ -250,6 +249,11 @@ def _claim(config: SearchConfig, folder: Path) -> None:
         raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
     atomic_write_json(folder / "provenance.json", provenance())
     atomic_write_text(path, text)
+
+
+def _identity(config: SearchConfig) -> SearchConfig:
+    """Return what a run's numbers depend on: neither the workers nor the time it may take."""
+    return config.model_copy(update={"swarm": config.swarm.model_copy(update={"workers": None, "max_hours": None})})
 
 
 def _append(path: Path, text: str) -> None:

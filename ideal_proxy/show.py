@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.materialise import Applied
+from ideal_proxy.mixture_file import MixtureFile
 from ideal_proxy.store import read_json
 from ideal_proxy.terminal import duration, table
 
@@ -119,21 +121,43 @@ def plan_tables(plan: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def applied_table(manifest: dict[str, Any], out: Path) -> str:
+def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
+    """Collect what `apply` wrote.
+
+    Args:
+        mixture: the mixture file.
+        applied: what was written.
+
+    Returns:
+        dict: JSON-ready.
+    """
+    return {
+        "folder": str(applied.folder),
+        "files": [path.name for path in applied.files],
+        "rows": applied.rows,
+        "already_there": applied.already_there,
+        "domains": [
+            {"name": d.name, "rows": applied.domain_rows[d.name], "available": d.available, "repeat": d.repeat}
+            for d in mixture.domains
+        ],
+    }
+
+
+def applied_table(values: dict[str, Any]) -> str:
     """Lay out what `apply` wrote.
 
     Args:
-        manifest: its manifest.
-        out: the folder.
+        values: from `applied_values`.
 
     Returns:
         str: rows written by domain.
     """
-    rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in manifest["domains"]]
-    total = sum(entry["rows"] for entry in manifest["domains"])
+    rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in values["domains"]]
+    state = "were already there" if values["already_there"] else "written"
     return "\n".join([
-        table("Rows written", ("domain", "rows", "available", "repeat"), rows),
-        f"{total:,} rows in training order: {out}",
+        table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
+        f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
+        f"{', ...' if len(values['files']) > 3 else ''}, manifest.json)",
     ])  # fmt: skip
 
 

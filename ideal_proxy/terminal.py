@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from ideal_proxy.errors import UsageError
+
 WIDTH = 80
 PLAIN_SECONDS = 15.0  # between two plain progress lines
 
@@ -114,6 +116,41 @@ class Reporter:
         took = time.monotonic() - started
         if took > 3:
             self.note(f"{label}: done in {duration(took)}")
+
+    @contextlib.contextmanager
+    def counted(self, label: str) -> Iterator[Callable[[str, int, int], None]]:
+        """Show the progress of work that counts things, such as rows.
+
+        Args:
+            label: what is being done.
+
+        Yields:
+            a function of (what, done, total).
+        """
+        with self.work(label, 1.0) as update:
+            yield lambda what, done, total: update(done / max(total, 1), f"{what}: {done:,} of {total:,}")
+
+
+def named_paths(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read options of the form NAME=PATH.
+
+    Args:
+        given: the options.
+        names: the names that are known.
+
+    Returns:
+        dict: path by name.
+
+    Raises:
+        UsageError: an option has another form or an unknown name.
+    """
+    paths = {}
+    for option in given:
+        name, equals, path = option.partition("=")
+        if not equals or not path or name not in names:
+            raise UsageError(f"--source {option!r} must be NAME=PATH with NAME one of {', '.join(names)}")
+        paths[name] = path
+    return paths
 
 
 def remaining(done: float, total: float, elapsed: float) -> str:

@@ -1,0 +1,358 @@
+"""The search's laboratory: turns mixtures into proxy runs, and finished runs into numbers.
+
+Legend: R runs, D domains, J capabilities, S pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.design import Design, make_design, spread_mixtures
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import domain_order, draw, reserve_mask
+from ideal_proxy.plan import SWEEP_MIXTURES, Plan
+from ideal_proxy.prepare import Prepared, load_template
+from ideal_proxy.proposal import RunTable
+from ideal_proxy.proxy_records import TrainSettings
+from ideal_proxy.swarm import WARM_RUN, RunResult, RunSpec, Swarm, SwarmContext, SwarmEvent, prepare_context, warm_spec
+from ideal_proxy.terminal import Reporter
+from ideal_proxy.verdict import PairedLosses
+
+Array = NDArray[np.float64]
+
+SEED_STRIDE = 100_000  # searches with different seeds share no permutation
+MOST_FAILED = 1 / 3
+
+
+class Laboratory:
+    """Runs proxies for one search and remembers what they measured.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        folder: the run directory.
+        reporter: for progress and notes.
+    """
+
+    def __init__(
+        self, config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path, reporter: Reporter
+    ) -> None:
+        self.config = config
+        self.prepared = prepared
+        self.plan = plan
+        self.folder = folder
+        self.reporter = reporter
+        self.context = _context(config, prepared, plan, folder / "swarm")
+        self._results: dict[str, RunResult] = {}
+        self._roles: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
+        self._pairs: dict[int, list[PairedLosses]] = {}
+        self._swarm = Swarm(self.context, folder, workers=plan.workers)
+
+    def __enter__(self) -> Laboratory:
+        """Return self; workers start with the first run."""
+        self._swarm.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End the workers."""
+        self._swarm.__exit__(*error)
+
+    def warm_start(self) -> None:
+        """Train the warm start that every proxy begins from, once."""
+        spec = warm_spec(self.context, self._seed(0))
+        self._run("warm start", [spec], role="warm")
+
+    def baseline_loss(self) -> Array:
+        """Return Z_j, the reference losses before any SFT row.
+
+        Returns:
+            array: nats per supervised token on the search rows, shape (J,).
+        """
+        return self._search_losses(self._results[WARM_RUN])
+
+    def sweep(self, rates: Sequence[float]) -> dict[float, float]:
+        """Train base and two spread mixtures at every rate.
+
+        Args:
+            rates: learning rates, rising.
+
+        Returns:
+            dict: mean over mixtures and capabilities of the loss relative to the first rate.
+        """
+        design = self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
+        chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
+        specs = {
+            rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate) for k in chosen] for rate in rates
+        }
+        self._run("learning rate", [spec for group in specs.values() for spec in group], role="sweep")
+        losses = {
+            rate: np.array([self._search_losses(self._results[s.id]) for s in group if s.id in self._results])
+            for rate, group in specs.items()
+        }
+        whole = {rate: value for rate, value in losses.items() if len(value) == len(chosen)}
+        if not whole:
+            raise UserError(f"no learning rate of {', '.join(f'{r:g}' for r in rates)} trained; set a smaller one")
+        first = whole[min(whole)]
+        return {rate: float((value / first).mean()) for rate, value in whole.items()}
+
+    def explore(self, label: str, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
+        """Run the swarm of one round.
+
+        Args:
+            label: for the progress.
+            centre: mixture in the middle, full-size rows, shape (D,).
+            spread: half-width in log-volume.
+            count: number of runs.
+            rate: learning rate.
+            number: the round, from 0.
+        """
+        design = self._design(centre, spread, count, number)
+        specs = [self._spec(volumes, seed, "design", rate) for volumes, seed in zip(design.volumes, design.seeds, strict=True)]
+        self._run(label, specs, role="design")
+
+    def table(self) -> RunTable:
+        """Collect the runs that the fit may use: the swarm's, not the check's.
+
+        Returns:
+            RunTable: volumes, search losses and seeds.
+        """
+        kept = [run for run in self._results if self._roles[run] == "design"]
+        results = [self._results[run] for run in kept]
+        return RunTable(
+            ids=tuple(kept),
+            volumes=np.array([result.spec.volumes for result in results], dtype=float),
+            losses=np.array([self._search_losses(result) for result in results]),
+            seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
+        )
+
+    def pairs(self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int) -> list[PairedLosses]:
+        """Train base and proposal on fresh seeds and read the verify rows.
+
+        Args:
+            label: for the progress.
+            rows: the proposal, full-size rows, shape (D,).
+            seeds: fresh seeds, counted from this search's own.
+            rate: learning rate.
+            number: the round, from 0.
+
+        Returns:
+            list: one entry for each capability, shapes (S, N_j).
+
+        Raises:
+            UserError: fewer than two pairs succeeded.
+        """
+        base = self.prepared.column("base")
+        specs = [
+            (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
+            for s in seeds
+        ]
+        self._run(label, list({spec.id: spec for pair in specs for spec in pair}.values()), role="verify")
+        done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
+        if len(done) < 2:
+            raise UserError(f"{label}: only {len(done)} pairs of runs succeeded; see the warnings above")
+        entries = []
+        for j in range(len(self.prepared.capabilities)):
+            name = _reference(j, "verify")
+            both = [[self._results[spec.id].losses[name] for spec in pair] for pair in done]
+            entries.append(
+                PairedLosses(
+                    base=np.array([pair[0].loss_sum for pair in both]),
+                    proposal=np.array([pair[1].loss_sum for pair in both]),
+                    tokens=both[0][0].tokens.astype(float),
+                )
+            )
+        self._pairs[number] = entries
+        return entries
+
+    def verified_losses(self, number: int) -> list[tuple[float, float]]:
+        """Return each capability's verify loss at base and at the proposal, over all pairs of a round.
+
+        Args:
+            number: the round, from 0.
+
+        Returns:
+            list: nats per supervised token (base, proposal).
+        """
+        return [
+            (float(e.base.mean(0).sum() / e.tokens.sum()), float(e.proposal.mean(0).sum() / e.tokens.sum()))
+            for e in self._pairs[number]
+        ]
+
+    def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Count the tokens that full-size volumes really draw.
+
+        Args:
+            rows: full-size rows, shape (D,).
+
+        Returns:
+            list: tokens and supervised tokens of each domain, in the proxies' tokenizer.
+        """
+        counts = []
+        for index, name in enumerate(self.prepared.domain_names):
+            tokens = self.prepared.domain_rows(index)
+            drawn, _ = draw(domain_order(self.config.seed, name, tokens.keys), int(rows[index]))
+            counts.append((int(tokens.lengths[drawn].sum()), int(tokens.supervised_tokens[drawn].sum())))
+        return counts
+
+    def frame(self) -> pd.DataFrame:
+        """Return a table of all runs: role, seed, rate, volumes, losses, cost.
+
+        Returns:
+            DataFrame: one row a run.
+        """
+        lines = []
+        for run, result in self._results.items():
+            line: dict[str, Any] = {
+                "run": run, "role": self._roles[run], "seed": result.spec.seed,
+                "learning_rate": result.spec.learning_rate,
+            }  # fmt: skip
+            for name, volume in zip(self.prepared.domain_names, result.spec.volumes, strict=True):
+                line[f"rows/{name}"] = volume
+            for j, name in enumerate(self.prepared.capability_names):
+                for half in ("search", "verify"):
+                    if (losses := result.losses.get(_reference(j, half))) is not None:
+                        line[f"{half}_loss/{name}"] = losses.mean
+            line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
+            line["seconds"] = result.metrics["train_seconds"] + result.metrics["evaluate_seconds"]
+            lines.append(line)
+        return pd.DataFrame(lines)
+
+    def cost(self) -> dict[str, Any]:
+        """Add up what the search trained.
+
+        Returns:
+            dict: runs, tokens and seconds of training (of one worker each).
+        """
+        frame = self.frame()
+        return {
+            "runs": len(frame), "tokens": int(frame["tokens"].sum()), "seconds": float(frame["seconds"].sum()),
+        }  # fmt: skip
+
+    def failures(self) -> list[str]:
+        """Say which runs failed for good.
+
+        Returns:
+            list: a sentence for each.
+        """
+        return [f"run {run} failed twice and was left out: {message}" for run, message in self._failures.items()]
+
+    def template(self) -> dict[str, Any]:
+        """Return the template that proxies used, for the mixture file.
+
+        Returns:
+            dict: JSON-ready.
+        """
+        return load_template(self.prepared.folder / "tokenizer").to_dict()
+
+    def _seed(self, number: int) -> int:
+        return self.config.seed * SEED_STRIDE + number
+
+    def _design(self, centre: Array, spread: float, count: int, number: int) -> Design:
+        """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
+        weights = self.prepared.column("tokens_per_row")
+        if self.config.budget.unit == "rows":
+            weights = np.ones_like(weights)
+        return make_design(
+            centre,
+            spread=spread,
+            count=count,
+            lower=self.prepared.column("lower"),
+            upper=self.prepared.column("upper"),
+            weights=weights,
+            # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
+            total=float(weights @ centre) if self.config.budget.mode == "keep" else None,
+            existing=self.table().volumes if number else None,
+            replicates=0 if number else 1,
+            seeds=[self._seed(s) for s in range(self.config.swarm.seeds)],
+            random_state=self.config.seed + 1000 * number,
+        )
+
+    def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float) -> RunSpec:
+        """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""
+        seed = int(seed)
+        full = np.asarray(list(volumes), dtype=float)
+        rows = np.rint(full * self.plan.fraction).astype(int)
+        halves = ("search", "verify") if role == "verify" else ("search",)
+        references = tuple(_reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
+        content = json.dumps([rows.tolist(), seed, rate, references])
+        return RunSpec(
+            id=hashlib.sha256(content.encode()).hexdigest()[:16],
+            rows=tuple(int(x) for x in rows),
+            volumes=tuple(float(x) for x in rows / self.plan.fraction),
+            seed=seed,
+            role=role,
+            learning_rate=rate,
+            references=references,
+        )
+
+    def _run(self, label: str, specs: Sequence[RunSpec], *, role: str) -> None:
+        """Do the runs that are not done, with progress, and keep their results."""
+        missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
+        if missing:
+            with self.reporter.work(label, 1.0) as update:
+
+                def on_event(event: SwarmEvent) -> None:
+                    update(event.fraction, f"{event.runs_done} of {event.runs} runs")
+                    if event.kind in {"retried", "failed"}:
+                        self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
+
+                outcome = self._swarm.run(missing, on_event=on_event)
+            self._results |= outcome.results
+            self._failures |= outcome.failures
+        failed = [spec.id for spec in specs if spec.id in self._failures]
+        if len(failed) > MOST_FAILED * len(specs):
+            raise UserError(
+                f"{label}: {len(failed)} of {len(specs)} runs failed ({self._failures[failed[0]]}); "
+                "finished runs are kept, put the cause right and run the same command again"
+            )
+        for spec in specs:
+            if spec.id in self._results and self._roles.get(spec.id) != "design":
+                self._roles[spec.id] = role
+
+    def _search_losses(self, result: RunResult) -> Array:
+        return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
+
+
+def _reference(capability: int, half: str) -> str:
+    """Name a reference set in the swarm."""
+    return f"{half}-{capability}"
+
+
+def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
+    """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
+    pools, reserved, available = [], [], []
+    for index, domain in enumerate(prepared.domains):
+        rows = prepared.domain_rows(index)
+        mask = reserve_mask(rows.keys, config.proxy.warm_fraction)
+        pools.append(rows.select(np.flatnonzero(~mask)))
+        reserved.append(rows.select(np.flatnonzero(mask)))
+        available.append(max(1, int(plan.fraction * domain.available)))
+    names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
+    context = SwarmContext(
+        folder=folder,
+        domains=tuple(prepared.domain_names),
+        references=tuple(_reference(j, half) for j, half in names),
+        available=tuple(available),
+        size=config.proxy.size,
+        vocab_size=prepared.vocabulary,
+        context=config.proxy.context,
+        train=TrainSettings(batch_rows=config.proxy.batch_rows, dtype=plan.dtype),
+        init_seed=config.seed,
+        warm=True,
+        warm_learning_rate=plan.rates[len(plan.rates) // 2],
+        device=plan.device,
+    )
+    return prepare_context(
+        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names], reserved=reserved
+    )

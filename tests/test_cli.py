@@ -1,0 +1,141 @@
+"""The command line: the same from a checkout and installed, light, and one sentence for a user's error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def run(*arguments: str, cwd: Path = ROOT, script: bool = False) -> subprocess.CompletedProcess[str]:
+    head = [sys.executable, str(ROOT / "cli.py")] if script else [sys.executable, "-m", "ideal_proxy.cli"]
+    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*head, *arguments], capture_output=True, text=True, cwd=cwd, env=env, check=False)
+
+
+def test_help_is_the_same_from_the_checkout_and_installed():
+    checkout, installed = run("--help", script=True), run("--help")
+    assert checkout.returncode == installed.returncode == 0
+    assert checkout.stdout == installed.stdout
+    assert max(map(len, installed.stdout.splitlines())) <= 80
+    for command in ("init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"):
+        assert f"\n  {command} " in installed.stdout
+
+
+@pytest.mark.parametrize("command", ["init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"])
+def test_every_command_has_a_line_and_an_example(command):
+    answer = run(command, "--help")
+    assert answer.returncode == 0
+    assert "Example: ideal-proxy" in answer.stdout
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+
+
+def rows(path: Path, count: int, start: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n"
+        for n in range(start, start + count)
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n, name in enumerate(("code", "math")):
+        rows(tmp_path / "data" / name / "train.jsonl", 60, 1000 * n)
+        rows(tmp_path / "data" / name / "reference.jsonl", 20, 1000 * n + 500)
+    return tmp_path
+
+
+def test_init_then_check(folder):
+    answer = run("init", "data", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert "code: 60 rows, 20 reference rows" in answer.stdout
+    again = run("init", "data", cwd=folder)
+    assert again.returncode == 2
+    assert again.stderr == "error: mix.yaml exists; use --force to overwrite it or --out for another name\n"
+    checked = run("check", "mix.yaml", cwd=folder)
+    assert checked.returncode == 0, checked.stderr
+    assert "no duplicates, no leaks" in checked.stdout
+    assert max(map(len, checked.stdout.splitlines())) <= 80
+    as_json = json.loads(run("check", "mix.yaml", "--json", cwd=folder).stdout)
+    assert [entry["rows"] for entry in as_json["domains"]] == [60, 60]
+
+
+def test_check_counts_duplicates_and_leaks(folder):
+    rows(folder / "data" / "math" / "train.jsonl", 60, 1000)
+    with open(folder / "data" / "math" / "train.jsonl", "a", encoding="utf-8") as file:
+        for n in (1000, 1001, 1500, 1501, 1502, 0):
+            file.write(json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n")
+    run("init", "data", cwd=folder)
+    found = run("check", "mix.yaml", cwd=folder).stdout
+    assert "math: 2 rows repeat another row of it" in found
+    assert "code and math share 1 equal rows" in found
+    assert "3 reference rows of math stand in domain math" in found
+
+
+def test_init_without_references_says_what_to_do(folder):
+    (folder / "data" / "math" / "reference.jsonl").unlink()
+    answer = run("init", "data", cwd=folder)
+    assert answer.returncode == 1
+    assert "no reference rows for math" in answer.stderr
+    held = run("init", "data", "--hold-out", "15", cwd=folder)
+    assert held.returncode == 0, held.stderr
+    assert "math: 45 rows, 15 reference rows" in held.stdout
+    assert "no duplicates, no leaks" in run("check", "mix.yaml", cwd=folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says", "code"),
+    [
+        (lambda d: (d / "data/math/train.jsonl").write_text('{"instruction": "x"\n'), "train.jsonl:1", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_text('{"text": "x"}\n'), "train.jsonl", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_text(""), "math", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_bytes(b'{"instruction": "\xff", "output": "a"}\n'), "UTF-8", 1),
+        (lambda d: (d / "data/math/reference.jsonl").write_text(""), "math", 1),
+        (lambda d: (d / "data/math/train.jsonl").unlink(), "train.jsonl", 1),
+        (lambda d: _edit(d, "base: 60", "base: 600"), "max_repeat", 1),
+        (lambda d: _edit(d, "base: 60", "base: 60\n    min: 50\n    max: 10"), "min (50 rows) is above max", 1),
+        (lambda d: _edit(d, "rounds: 2", "round: 2"), "did you mean 'rounds'?", 2),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, break_it, says, code):
+    assert run("init", "data", cwd=folder).returncode == 0
+    break_it(folder)
+    answer = run("search", "mix.yaml", "--dry-run", cwd=folder)
+    assert answer.returncode == code, answer.stderr
+    last = answer.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+
+
+def _edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "mix.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def test_another_runs_folder_is_refused(folder):
+    run("init", "data", cwd=folder)
+    assert run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder).returncode == 0
+    _edit(folder, "seed: 0", "seed: 1")
+    answer = run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder)
+    assert answer.returncode == 1
+    assert "holds another run" in answer.stderr
+    (folder / "runs" / "b").mkdir()
+    (folder / "runs" / "b" / "thesis.txt").write_text("mine")
+    answer = run("search", "mix.yaml", "--dry-run", "--out", "runs/b", cwd=folder)
+    assert answer.returncode == 1
+    assert "is not empty (thesis.txt)" in answer.stderr
+    assert (folder / "runs" / "b" / "thesis.txt").read_text() == "mine"
+    unfinished = run("show", "runs/a", cwd=folder)
+    assert unfinished.returncode == 1
+    assert "is not finished" in unfinished.stderr
