@@ -1,0 +1,200 @@
+"""Speed of one proxy against the Hugging Face Trainer: same model, rows, steps and optimiser, interleaved pairs.
+
+    python benchmarks/proxy_speed.py --sizes 0.1M 1M 3M 10M --pairs 5 --threads 2 --rows 1600
+
+Both arms start from the same weights and take the same rows in the same order, 32 a step, with AdamW, warm-up and
+cosine, gradients clipped at 1. The Trainer is set up as a user would: padded to the longest row of the batch, SDPA
+attention, no logging, saving or evaluation. Reported: supervised tokens a second (median of the pairs, each pair run
+one arm after the other), the ratio pair by pair, both final reference losses, and the share of this machine's matrix
+product peak that our products are (counted, padding of attention blocks included, elementwise work excluded).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ideal_proxy import proxy
+from ideal_proxy.data import IGNORED, TokenRows, make_template, read_rows, tokenize_rows, train_tokenizer
+from ideal_proxy.packed_attention import row_layout
+from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
+from ideal_proxy.store import atomic_write_json, provenance
+
+SFT5 = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "sft5"
+DOMAINS = ("mathematics", "coding", "reasoning", "instruction", "trust")
+
+
+def prepare(rows: int, vocabulary: int, context: int) -> tuple[list[TokenRows], TokenRows]:
+    """Tokenise equal parts of the five domains, and 200 reference rows."""
+    parts = {name: list(read_rows(SFT5 / name / "train.jsonl"))[: rows // len(DOMAINS)] for name in DOMAINS}
+    texts = (content for part in parts.values() for row in part for _, content in row.messages)
+    template = make_template(train_tokenizer(texts, vocabulary), plain=True)
+    reference = [row for name in DOMAINS for row in list(read_rows(SFT5 / name / "reference.jsonl"))[:40]]
+    return (
+        [tokenize_rows(part, template, context) for part in parts.values()],
+        tokenize_rows(reference, template, context),
+    )
+
+
+def order_of(token_rows: list[TokenRows], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    domain = np.concatenate([np.full(len(rows), d) for d, rows in enumerate(token_rows)])
+    row = np.concatenate([np.arange(len(rows)) for rows in token_rows])
+    turn = np.random.default_rng(seed).permutation(len(domain))
+    return domain[turn], row[turn]
+
+
+def ours(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.TrainSettings) -> float:
+    started = time.perf_counter()
+    proxy.train(model, order, token_rows, settings)
+    if next(model.parameters()).device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def theirs(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.TrainSettings) -> float:
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    model.set_attn_implementation("sdpa")
+    examples = []
+    for d, r in zip(*order, strict=True):
+        first, end = token_rows[d].offsets[r : r + 2]
+        ids = token_rows[d].ids[first:end].astype(np.int64)
+        examples.append({
+            "input_ids": ids.tolist(), "attention_mask": [1] * len(ids),
+            "labels": np.where(token_rows[d].supervised[first:end], ids, IGNORED).tolist(),
+        })  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=settings.batch_rows, num_train_epochs=1,
+            learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=settings.warmup_fraction,
+            weight_decay=settings.weight_decay, adam_beta1=settings.beta1, adam_beta2=settings.beta2,
+            max_grad_norm=settings.grad_clip, train_sampling_strategy="sequential", save_strategy="no",
+            logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+            bf16=settings.dtype == "bfloat16",
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=examples, data_collator=DataCollatorForSeq2Seq(_Padder(), model)
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    proxy.use_packed_attention(model)
+    return seconds
+
+
+class _Padder:
+    """The one method of a tokenizer that the collator uses."""
+
+    padding_side = "right"
+
+    def pad(self, features: list[dict[str, Any]], **_: Any) -> Any:
+        from transformers import BatchEncoding
+
+        longest = max(len(f["input_ids"]) for f in features)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+        return BatchEncoding({
+            key: torch.tensor([list(f[key]) + [fill[key]] * (longest - len(f[key])) for f in features])
+            for key in features[0]
+        })  # fmt: skip
+
+
+def product_flops(size: str, vocabulary: int, order: Any, token_rows: list[TokenRows], batch_rows: int) -> float:
+    """Count multiply-adds × 2 of the products really done, forward once and backward twice."""
+    shape = proxy_shape(size, vocabulary)
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.hidden
+    total = 0.0
+    domain, row = order
+    lengths = [rows.lengths for rows in token_rows]
+    for first in range(0, len(row), batch_rows):
+        d, r = domain[first : first + batch_rows], row[first : first + batch_rows]
+        length = np.array([lengths[a][b] for a, b in zip(d, r, strict=True)])
+        for part in micro_batches(length, MICRO_BATCH_TOKENS["cpu"]):
+            batch = collate_across(token_rows, d[part], r[part])
+            labels = int((batch.labels != IGNORED).sum())
+            blocks = row_layout(batch.starts, torch.device("cpu")).blocks
+            attention = sum(b.rows * b.longest**2 for b in blocks) * shape.width  # QKᵀ and PV, causal half of each
+            total += shape.layers * (layer * len(batch.input_ids) + attention) + shape.width * vocabulary * labels
+    return 6 * total
+
+
+def peak_flops() -> float:
+    """Measure the best rate of a float32 matrix product on the threads in use."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=list(proxy.SIZES))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1600)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    token_rows, reference = prepare(options.rows, options.vocabulary, options.context)
+    supervised = sum(int(rows.supervised_tokens.sum()) for rows in token_rows)
+    tokens = sum(int(rows.offsets[-1]) for rows in token_rows)
+    peak = peak_flops() if device.type == "cpu" else float("nan")
+    print(f"{tokens} tokens, {supervised} supervised; float32 peak {peak / 1e9:.0f} GFLOP/s", file=sys.stderr)
+    results = []
+    for size in options.sizes:
+        settings = proxy.TrainSettings(learning_rate=1e-3)
+        flops = product_flops(size, options.vocabulary, order_of(token_rows, 0), token_rows, settings.batch_rows)
+        pairs = []
+        for pair in range(options.pairs):
+            order = order_of(token_rows, pair)
+            arms = [ours] if options.only_ours else [ours, theirs][:: 1 if pair % 2 else -1]
+            line = {}
+            for arm in arms:
+                model = proxy.build_proxy(size, options.vocabulary, options.context, pair).to(device)
+                line[arm.__name__] = arm(model, order, token_rows, settings)
+                line[f"{arm.__name__}_loss"] = proxy.evaluate(model, reference).mean
+            pairs.append(line)
+            print(size, {k: round(v, 3) for k, v in line.items()}, file=sys.stderr)
+        speed = supervised / statistics.median(p["ours"] for p in pairs)
+        entry: dict[str, Any] = {
+            "size": size, "parameters": proxy_shape(size, options.vocabulary).parameters,
+            "ours_supervised_tokens_per_second": round(speed),
+            "peak_share": round(flops / statistics.median(p["ours"] for p in pairs) / peak, 3), "pairs": pairs,
+        }  # fmt: skip
+        if not options.only_ours:
+            ratios = [p["theirs"] / p["ours"] for p in pairs]
+            entry["trainer_supervised_tokens_per_second"] = round(
+                supervised / statistics.median(p["theirs"] for p in pairs)
+            )
+            entry["ratio_median"], entry["ratios"] = round(statistics.median(ratios), 2), ratios
+        results.append(entry)
+        print({k: v for k, v in entry.items() if k not in {"pairs", "ratios"}})
+    if options.out:
+        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+        atomic_write_json(options.out, {
+            "arguments": arguments, "settings": dataclasses.asdict(proxy.TrainSettings(learning_rate=1e-3)),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "tokens": tokens,
+            "supervised_tokens": supervised, "float32_peak_gflops": round(peak / 1e9, 1), "results": results,
+            "provenance": provenance(),
+        })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
