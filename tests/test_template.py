@@ -259,6 +259,21 @@ def test_plain_template_with_a_tokenizer_that_lacks_its_marks_uses_its_end_of_te
     assert not mask[0]
 
 
+def test_white_space_tokens_without_positions_of_their_own_are_masked_with_what_they_follow():
+    """GPT-2's post-processing gives a token of white space an empty position at its end."""
+    from tokenizers import processors
+
+    made = tokenizer("{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + ' ' }}{% endfor %}")
+    made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    template = make_template(made)
+    messages = [("user", "x y"), ("assistant", "if é:\n  pass")]
+    ids, mask = template.encode(messages)
+    assert made.decode(ids) == "[user] x y [assistant] if é:\n  pass "
+    assert made("a ", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][-1] == (2, 2)
+    assert supervised_text(template, messages) == "if é:\n  pass "  # its end of turn is the space
+    assert mask[-1]
+
+
 def test_identity_tells_tokenizers_and_templates_apart_and_nothing_else():
     made = tokenizer(CHATML)
     first = make_template(made)
