@@ -1,0 +1,291 @@
+"""Models to scale up to: a folder, a hub id, a GGUF file, or a scratch size from the proxies' dial."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ideal_proxy.data import ChatTemplate, Row, TokenRows, make_template, train_tokenizer
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture import reserve_mask
+from ideal_proxy.plan import RATES
+from ideal_proxy.prepare import TOKENIZER_ROWS
+from ideal_proxy.proxy import (
+    SIZES,
+    TrainSettings,
+    build_proxy,
+    load_weights,
+    save_weights,
+    use_packed_attention,
+    warm_start,
+)
+from ideal_proxy.scaleup.source import ProxySetting
+from ideal_proxy.store import is_complete, mark_complete
+
+SCRATCH = "scratch:"
+# Peak rates of full fine-tuning and of LoRA where the user gives none: the middle of what SFT recipes use.
+PRETRAINED_RATE, LORA_RATE = 2e-5, 2e-4
+# Peak rates of scratch models: the middle of the proxies' sweep at that size.
+SCRATCH_RATES = {size: rates[len(rates) // 2] for size, rates in RATES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which model, and how it is trained.
+
+    Attributes:
+        name: folder, hub id, or `scratch:SIZE`.
+        gguf: file name inside the folder or hub repository, of quantised weights that are read as float32.
+        lora: rank of the low-rank updates; None trains every weight.
+        gradient_checkpointing: recompute activations in the backward pass.
+    """
+
+    name: str
+    gguf: str | None = None
+    lora: int | None = None
+    gradient_checkpointing: bool = False
+
+    @property
+    def scratch(self) -> str | None:
+        """The size on the dial, None for a pretrained model."""
+        return self.name.removeprefix(SCRATCH) if self.name.startswith(SCRATCH) else None
+
+    def check(self) -> None:
+        """Refuse what cannot be, before any work.
+
+        Raises:
+            UsageError: an unknown scratch size, or options that exclude each other.
+        """
+        if self.scratch is not None:
+            if self.scratch not in SIZES:
+                raise UsageError(f"--model {self.name}: no such size; choose scratch: and one of {', '.join(SIZES)}")
+            if self.gguf:
+                raise UsageError("--gguf names a file of a pretrained model; leave it out with a scratch model")
+        elif self.name.startswith(("/", ".", "~")) and not Path(self.name).expanduser().is_dir():
+            raise UsageError(f"--model {self.name}: there is no such folder; give a folder, a hub id, or scratch:SIZE")
+        if self.lora is not None and self.lora < 1:
+            raise UsageError(f"--lora is {self.lora}; the rank must be at least 1")
+
+    def learning_rate(self, proxies: ProxySetting) -> float:
+        """Choose the peak rate where the user gives none.
+
+        Args:
+            proxies: how the proxies were trained; a scratch model takes their rate, scaled as the dial's rates are.
+
+        Returns:
+            float: peak rate.
+        """
+        if self.lora is not None:
+            return LORA_RATE
+        if self.scratch is None:
+            return PRETRAINED_RATE
+        rate = SCRATCH_RATES[self.scratch]
+        if proxies.learning_rate is None or proxies.size not in SCRATCH_RATES:
+            return rate
+        return proxies.learning_rate * rate / SCRATCH_RATES[proxies.size]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A tokenizer and the template that turns messages into tokens with it."""
+
+    tokenizer: Any
+    template: ChatTemplate
+
+
+def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Sequence[Row]], folder: Path) -> Encoder:
+    """Return the model's own tokenizer and template; a scratch model's is trained on the domains, as the proxies' was.
+
+    Args:
+        spec: which model.
+        proxies: vocabulary of the search.
+        domains: D lists of rows, for a scratch model's tokenizer.
+        folder: where a scratch model's tokenizer is kept.
+
+    Returns:
+        Encoder: a template that passed its self-test.
+
+    Raises:
+        UserError: there is no tokenizer, or none that can be masked.
+    """
+    from transformers import AutoTokenizer
+
+    if spec.scratch is None:
+        tokenizer = _pretrained(lambda: AutoTokenizer.from_pretrained(spec.name, **_gguf(spec)), spec, "tokenizer")
+    else:
+        place = folder / "tokenizer"
+        if not is_complete(place):
+            texts = (text for rows in domains for row in rows[:TOKENIZER_ROWS] for _, text in row.messages)
+            train_tokenizer(texts, proxies.vocabulary).save_pretrained(str(place))
+            mark_complete(place)
+        tokenizer = AutoTokenizer.from_pretrained(str(place))
+    return Encoder(tokenizer, make_template(tokenizer))
+
+
+def load_model(
+    spec: ModelSpec,
+    encoder: Encoder,
+    *,
+    context: int,
+    seed: int,
+    packed: bool = True,
+    start: Path | None = None,
+) -> Any:
+    """Load the model in float32 on the CPU, ready to train.
+
+    Args:
+        spec: which model.
+        encoder: its tokenizer.
+        context: longest row, tokens.
+        seed: of a LoRA's first weights.
+        packed: switch to packed attention where the model can.
+        start: a scratch model's warm-started weights.
+
+    Returns:
+        Any: a transformers causal LM, or a peft wrapper of one.
+
+    Raises:
+        UsageError: the context is longer than the model can read.
+    """
+    model: Any
+    if spec.scratch is not None:
+        model = build_proxy(spec.scratch, len(encoder.tokenizer), context, 0)
+        if start is not None:
+            load_weights(model, start)
+        model.config.eos_token_id = encoder.tokenizer.eos_token_id
+        model.config.pad_token_id = encoder.tokenizer.pad_token_id
+        if not packed:
+            model.set_attn_implementation("sdpa")
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = _pretrained(
+            lambda: AutoModelForCausalLM.from_pretrained(spec.name, dtype=torch.float32, **_gguf(spec)), spec, "model"
+        )
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and context > longest:
+            raise UsageError(f"--context {context} is more than the {longest} tokens that {spec.name} reads; lower it")
+        if packed:
+            use_packed_attention(model)
+    model.config.use_cache = False
+    if spec.lora is not None:
+        model = _with_lora(model, spec.lora, seed)
+    if spec.gradient_checkpointing:
+        base = model.get_base_model() if spec.lora is not None else model
+        with quiet_libraries():  # the new name of this method is younger than the oldest transformers we take
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def make_start(
+    spec: ModelSpec,
+    encoder: Encoder,
+    proxies: ProxySetting,
+    names: Sequence[str],
+    domains: Sequence[TokenRows],
+    folder: Path,
+    *,
+    context: int,
+    device: str,
+    dtype: str,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Path | None:
+    """Warm-start a scratch model once, as the proxies were; base and mixture of every seed start from it.
+
+    Args:
+        spec: which model; a pretrained one needs none.
+        encoder: its tokenizer.
+        proxies: share of the rows that is reserved, and the seed.
+        names: D names.
+        domains: D sets of token rows.
+        folder: where the weights and the checkpoint are kept.
+        context: longest row, tokens.
+        device: where to train.
+        dtype: precision of the products.
+        on_step: called with (steps done, steps in all).
+
+    Returns:
+        Path: the weights; None for a pretrained model.
+    """
+    if spec.scratch is None:
+        return None
+    place = folder / "start"
+    weights = place / "weights.safetensors"
+    if not is_complete(place):
+        place.mkdir(parents=True, exist_ok=True)
+        model = build_proxy(spec.scratch, len(encoder.tokenizer), context, proxies.seed).to(device)
+        reserved = [rows.select(np.flatnonzero(reserve_mask(rows.keys, proxies.warm_fraction))) for rows in domains]
+        settings = TrainSettings(learning_rate=SCRATCH_RATES[spec.scratch], batch_rows=proxies.batch_rows, dtype=dtype)
+        warm_start(model, names, reserved, settings, seed=proxies.seed, checkpoint_dir=place, on_step=on_step)
+        save_weights(model, weights)
+        mark_complete(place)
+    return weights
+
+
+def save_model(model: Any, encoder: Encoder, folder: Path) -> None:
+    """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it.
+
+    Args:
+        model: as `load_model` returned it, trained.
+        encoder: its tokenizer, written too.
+        folder: where to.
+    """
+    with quiet_libraries():
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(str(folder / "adapter"))
+            model = model.merge_and_unload()
+        model.save_pretrained(str(folder))
+    encoder.tokenizer.save_pretrained(str(folder))
+
+
+def _gguf(spec: ModelSpec) -> dict[str, str]:
+    return {"gguf_file": spec.gguf} if spec.gguf else {}
+
+
+def _pretrained(load: Callable[[], Any], spec: ModelSpec, what: str) -> Any:
+    """Call a loader of transformers; whatever it raises means that the model was not had."""
+    try:
+        return load()
+    except ImportError as error:
+        raise UserError(
+            f"the {what} of {spec.name} needs another package ({error}); install ideal-proxy[pretrained]"
+        ) from error
+    except Exception as error:  # transformers and the hub raise a dozen kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load the {what} of {spec.name} ({reason}); give a folder, a hub id, or scratch:SIZE "
+            "(for a GGUF file its folder, and --gguf FILE)"
+        ) from error
+
+
+def _with_lora(model: Any, rank: int, seed: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError("--lora needs the peft package; run `pip install ideal-proxy[pretrained]`") from error
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' notices about each other's future (transformers, peft, accelerate, torch) from the user.
+
+    Yields:
+        None: while they are kept.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,215 @@
+"""What a full-size training says about the promise: observed against predicted, and the gain over base.
+
+Ratios are loss on the mixture over loss on base, on verify rows (those the search never saw). Legend: S seeds,
+J capabilities, N_j reference rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ideal_proxy.mixture import CapabilityResult, MixtureFile
+from ideal_proxy.proxy import RowLosses
+from ideal_proxy.scaleup.run import RunLosses
+from ideal_proxy.terminal import duration, table
+from ideal_proxy.verdict import Kind, PairedLosses, judge, sentence
+
+FORMAT = "ideal-proxy/scale-up/1"
+LEVEL = 0.9  # of the predicted intervals, and of the observed ones beside them
+
+
+def compare(
+    mixture: MixtureFile,
+    runs: Sequence[RunLosses],
+    base_runs: Sequence[RunLosses] | None,
+    verify: Sequence[NDArray[np.bool_]],
+    *,
+    kind: Kind = "mean",
+    weights: Sequence[float] | None = None,
+    min_gain: float = 0.005,
+) -> dict[str, Any]:
+    """Compare what was observed with what was predicted.
+
+    Args:
+        mixture: predictions and their intervals.
+        runs: S runs on the mixture.
+        base_runs: S runs on base with the same seeds; None where base was not trained.
+        verify: J masks (N_j,) of the rows to judge on.
+        kind: how the capabilities make one objective.
+        weights: of `weighted`, (J,).
+        min_gain: the smallest gain that counts.
+
+    Returns:
+        dict: JSON-ready; `capabilities`, and `gain` where there are at least two pairs.
+    """
+    names = [capability.name for capability in mixture.capabilities]
+    entries = []
+    for j, capability in enumerate(mixture.capabilities):
+        rows = _judged(verify[j])
+        before = [mean_loss(run.before[names[j]], rows) for run in runs]
+        after = [mean_loss(run.after[names[j]], rows) for run in runs]
+        entry: dict[str, Any] = {
+            "name": names[j],
+            "before": float(np.mean(before)),
+            "after": float(np.mean(after)),
+            "after_all_rows": float(np.mean([run.after[names[j]].mean for run in runs])),
+            "after_by_seed": after,
+            "verify_rows": int(rows.sum()),
+        }
+        if base_runs:
+            base = [mean_loss(run.after[names[j]], rows) for run in base_runs]
+            ratios = np.array(after) / np.array(base)
+            entry |= {"base_after": float(np.mean(base)), "base_after_by_seed": base, "ratio": _interval(ratios)}
+        entry |= _promise(capability, entry.get("ratio"), entry["after"])
+        entries.append(entry)
+    result: dict[str, Any] = {"capabilities": entries}
+    inside = [entry["inside"] for entry in entries if entry["inside"] is not None]
+    result["inside"] = {"count": sum(inside), "of": len(inside)}
+    if base_runs:
+        result["gain"] = _gain(names, runs, base_runs, verify, kind, weights, min_gain)
+    return result
+
+
+def mean_loss(losses: RowLosses, rows: NDArray[np.bool_]) -> float:
+    """Return a reference loss over some rows: nats per supervised token, sum over sum.
+
+    Args:
+        losses: row by row.
+        rows: (N,) which to take.
+
+    Returns:
+        float: nats.
+    """
+    return float(losses.loss_sum[rows].sum() / losses.tokens[rows].sum())
+
+
+def _judged(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return verify if verify.any() else np.ones_like(verify)
+
+
+def _interval(ratios: NDArray[np.float64]) -> dict[str, Any]:
+    """Mean over seeds with a two-sided t interval; one seed has none."""
+    value = float(ratios.mean())
+    if len(ratios) < 2:
+        return {"value": value, "lower": None, "upper": None}
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(ratios) - 1) * ratios.std(ddof=1) / np.sqrt(len(ratios)))
+    return {"value": value, "lower": value - half, "upper": value + half}
+
+
+def _promise(capability: CapabilityResult, ratio: dict[str, Any] | None, after: float) -> dict[str, Any]:
+    """Put the prediction, relative to base, beside what was seen; without base only absolute losses can be shown."""
+    base, predicted = capability.base_loss, capability.predicted_loss
+    promise: dict[str, Any] = {"predicted": None, "inside": None, "error": None}
+    if predicted is None:
+        return promise
+    promise["predicted_loss"] = predicted
+    if not base:
+        return promise
+    low, high = capability.predicted_lower, capability.predicted_upper
+    promise["predicted"] = {
+        "value": predicted / base,
+        "lower": low / base if low is not None else None,
+        "upper": high / base if high is not None else None,
+    }
+    if ratio is None:
+        promise["after_minus_predicted_loss"] = after - predicted
+        return promise
+    promise["error"] = ratio["value"] - predicted / base
+    if low is not None and high is not None:
+        promise["inside"] = bool(low / base <= ratio["value"] <= high / base)
+    return promise
+
+
+def _gain(
+    names: Sequence[str],
+    runs: Sequence[RunLosses],
+    base_runs: Sequence[RunLosses],
+    verify: Sequence[NDArray[np.bool_]],
+    kind: Kind,
+    weights: Sequence[float] | None,
+    min_gain: float,
+) -> dict[str, Any]:
+    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows."""
+    paired = []
+    for j, name in enumerate(names):
+        rows = _judged(verify[j])
+        paired.append(
+            PairedLosses(
+                base=np.stack([run.after[name].loss_sum[rows] for run in base_runs]),
+                proposal=np.stack([run.after[name].loss_sum[rows] for run in runs]),
+                tokens=runs[0].after[name].tokens[rows].astype(np.float64),
+            )
+        )
+    if len(runs) < 2:
+        ratios = np.array([entry.proposal.sum() / entry.base.sum() for entry in paired])
+        if kind == "worst":
+            value = 1 - float(ratios.max())
+        else:
+            value = 1 - float(np.average(ratios, weights=weights if kind == "weighted" else None))
+        return {
+            "value": value,
+            "lower": None,
+            "upper": None,
+            "pairs": 1,
+            "answer": None,
+            "sentence": f"gain {value:+.2%} on one seed; an interval needs --seeds 2 or more",
+        }
+    verdict = judge(paired, kind=kind, weights=weights, min_gain=min_gain)
+    return {
+        **asdict(verdict.gain),
+        "pairs": verdict.pairs,
+        "answer": verdict.answer,
+        "gains_by_seed": list(verdict.gains_by_seed),
+        "pairs_needed": verdict.pairs_needed,
+        "sentence": sentence(verdict, names, min_gain=min_gain),
+    }
+
+
+def scale_up_tables(result: dict[str, Any], folder: str) -> str:
+    """Lay out the outcome of a scale-up in 80 columns.
+
+    Args:
+        result: as `scale_up` returns it.
+        folder: where the runs are.
+
+    Returns:
+        str: losses, ratios against the prediction, gain.
+    """
+    with_base = result["gain"] is not None
+    header = ["capability", "before", "after"] + (["base", "ratio"] if with_base else []) + ["predicted", "inside"]
+    rows = []
+    for entry in result["capabilities"]:
+        cells = [entry["name"], f"{entry['before']:.3f}", f"{entry['after']:.3f}"]
+        if with_base:
+            cells += [f"{entry['base_after']:.3f}", f"{entry['ratio']['value'] - 1:+.1%}"]
+        predicted = entry["predicted"]
+        shown = "-"
+        if predicted is not None:
+            shown = f"{predicted['value'] - 1:+.1%}"
+            if predicted["lower"] is not None:
+                shown += f" [{predicted['lower'] - 1:+.1%}, {predicted['upper'] - 1:+.1%}]"
+        inside = {None: "-", True: "yes", False: "no"}[entry["inside"]]
+        rows.append([*cells, shown, inside])
+    size = result["parameters"]
+    million = f"{size / 1e6:.1f}M" if size >= 1e5 else f"{size:,}"
+    lines = [
+        table(
+            f"Reference loss, nats per supervised token ({result['model']}, {million} parameters, "
+            f"{result['rows']:,} rows, {duration(result['seconds'])} of training)",
+            header,
+            rows,
+        ),
+        "",
+    ]
+    if with_base:
+        lines.append(f"Gain over base: {result['gain']['sentence']}.")
+    else:
+        lines.append("Base was not trained: --baseline compares with it, and checks the prediction.")
+    lines.append(f"Models and {folder}/result.json written.")
+    return "\n".join(lines)

@@ -1,0 +1,341 @@
+"""One full-size training in its own folder: checkpoints, resume, the model, and what it measured.
+
+A run's folder holds `checkpoint-*/` while it trains, then `model/`, `losses.npz`, `log.json` and the marker. Legend: J
+capabilities, N_j reference rows, S steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from ideal_proxy.data import TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.proxy import RowLosses, TrainSettings
+from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, quiet_libraries, save_model
+from ideal_proxy.scaleup.source import Drawn, ScaleData
+from ideal_proxy.scaleup.trainer import (
+    MixtureTrainer,
+    StepSet,
+    micro_batch_tokens,
+    reference_losses,
+    sharding_asked,
+)
+from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.terminal import Reporter, Update
+
+CHECKPOINTS_KEPT = 2
+POINTS_OF_CURVE = 1000  # the loss is logged at most so often
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How a full-size run trains and what it keeps.
+
+    Attributes:
+        train: optimiser, schedule and batches, the proxies' own class.
+        context: longest row, tokens.
+        device: cpu, cuda or mps.
+        packed: rows laid end to end where the model can; otherwise padded within a micro-batch.
+        evaluations: reference losses measured during training, besides before and after.
+        save_seconds: time between checkpoints, roughly; 0 keeps none.
+        keep_model: write the trained model.
+    """
+
+    train: TrainSettings
+    context: int
+    device: str
+    packed: bool = True
+    evaluations: int = 4
+    save_seconds: float = 600.0
+    keep_model: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunLosses:
+    """What a finished run measured, row by row.
+
+    Attributes:
+        before: by capability, before training.
+        after: by capability, after it.
+        log: curve and facts of the run, as `log.json` has them.
+    """
+
+    before: dict[str, RowLosses]
+    after: dict[str, RowLosses]
+    log: dict[str, Any]
+
+
+class _Watch(TrainerCallback):
+    """Marks whole checkpoints, tells progress, and asks for a checkpoint when the time has come."""
+
+    def __init__(self, update: Update, before: str, save_seconds: float) -> None:
+        self._update = update
+        self._before = before
+        self._seconds = save_seconds
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._update(state.global_step, self._before)
+        due = self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
+        if due and state.global_step < state.max_steps and args.world_size == 1:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._saved = time.monotonic()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        return control
+
+
+def run_training(
+    folder: Path,
+    spec: ModelSpec,
+    encoder: Encoder,
+    data: ScaleData,
+    drawn: Drawn,
+    settings: RunSettings,
+    reporter: Reporter,
+    *,
+    seed: int,
+    start: Path | None = None,
+    label: str = "training",
+    save_steps: int | None = None,
+) -> RunLosses:
+    """Train one model on one draw, or go on from its last whole checkpoint, or return what a finished run measured.
+
+    Args:
+        folder: of this run.
+        spec: which model.
+        encoder: its tokenizer.
+        data: token rows of domains and references.
+        drawn: rows in training order.
+        settings: how.
+        reporter: for progress.
+        seed: of everything that is random in training (dropout, LoRA's first weights).
+        start: a scratch model's warm-started weights.
+        label: name in the progress line.
+        save_steps: a checkpoint every so many steps besides those by time.
+
+    Returns:
+        RunLosses: per-row losses before and after, and the curve.
+
+    Raises:
+        UserError: several GPUs are visible to one process, the disk is full, or the loss is not finite.
+    """
+    if is_complete(folder):
+        return _load(folder, data)
+    references = dict(zip(data.capabilities, data.references, strict=True))
+    model = load_model(spec, encoder, context=settings.context, seed=seed, packed=settings.packed, start=start)
+    arguments = _arguments(folder, settings, drawn, seed, save_steps)
+    if arguments.n_gpu > 1:
+        raise UserError(
+            f"{arguments.n_gpu} GPUs are visible to one process; start with `accelerate launch` to use them all, or "
+            "set CUDA_VISIBLE_DEVICES=0"
+        )
+    device = arguments.device
+    train = replace(settings.train, micro_batch_tokens=micro_batch_tokens(settings.train, device))
+    steps = StepSet(
+        drawn,
+        data.domains,
+        train.batch_rows,
+        train.micro_batch_tokens or 0,
+        rank=arguments.process_index,
+        world=arguments.world_size,
+    )
+    before = _before(folder, model.to(device), references, device, train, main=arguments.process_index == 0)
+    found = _last_checkpoint(folder)
+    started = time.monotonic()
+    with reporter.work(label, len(steps)) as update:
+        shown = "  ".join(f"{name} {losses.mean:.3f}" for name, losses in list(before.items())[:3])
+        watch = _Watch(update, f"before: {shown}", settings.save_seconds)
+        trainer = MixtureTrainer(model, arguments, steps, train, references, [watch], sharded=sharding_asked())
+        trainer.remove_callback(PrinterCallback)
+        with quiet_libraries(), _room_for(folder):
+            trainer.train(resume_from_checkpoint=str(found) if found else None)
+    after = trainer.row_losses()
+    for name, losses in after.items():
+        if not np.isfinite(losses.mean):
+            raise UserError(f"the loss of {name} is not finite after training; choose a smaller --learning-rate")
+    log = _log(trainer, drawn, data, steps, time.monotonic() - started, found)
+    _keep(folder, trainer, encoder, settings, before, after, log)
+    return RunLosses(before, after, log)
+
+
+def _arguments(
+    folder: Path, settings: RunSettings, drawn: Drawn, seed: int, save_steps: int | None
+) -> TrainingArguments:
+    """Turn our settings into Trainer's: an item is a step, so no batching, accumulation or shuffling of its own."""
+    steps = -(-len(drawn.domain) // settings.train.batch_rows)
+    every = max(1, steps // (settings.evaluations + 1)) if settings.evaluations else 0
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=settings.train.learning_rate,
+        max_grad_norm=settings.train.grad_clip,
+        bf16=settings.train.dtype == "bfloat16",
+        use_cpu=settings.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_strategy="steps",
+        logging_steps=max(1, steps // POINTS_OF_CURVE),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or None,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=CHECKPOINTS_KEPT,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        log_level="error",
+        log_level_replica="error",
+        average_tokens_across_devices=False,
+    )
+
+
+def _before(
+    folder: Path,
+    model: Any,
+    references: dict[str, TokenRows],
+    device: torch.device,
+    train: TrainSettings,
+    *,
+    main: bool,
+) -> dict[str, RowLosses]:
+    """Measure the references before training; once, so that a resumed run has them too."""
+    path = folder / "before.npz"
+    if path.exists():
+        return _read_losses(path, list(references))
+    found = reference_losses(model, references, device, train)
+    if main:
+        _write_losses(path, found)
+    return found
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint whose marker stands; half-written ones are thrown away."""
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if is_complete(path) and number.isdigit():
+            whole.append((int(number), path))
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole)[1] if whole else None
+
+
+def _log(
+    trainer: MixtureTrainer, drawn: Drawn, data: ScaleData, steps: StepSet, seconds: float, found: Path | None
+) -> dict[str, Any]:
+    history = trainer.state.log_history
+    curve = [(int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry]
+    during = [
+        {"step": int(entry["step"]), **{name: entry[f"eval_{name}"] for name in data.capabilities}}
+        for entry in history
+        if all(f"eval_{name}" in entry for name in data.capabilities) and data.capabilities
+    ]
+    tokens = [int(np.asarray(rows.lengths)[drawn.row[drawn.domain == d]].sum()) for d, rows in enumerate(data.domains)]
+    inner = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "rows": {name: int(count) for name, count in zip(data.names, drawn.volumes, strict=True)},
+        "tokens": dict(zip(data.names, tokens, strict=True)),
+        "steps": len(steps),
+        "parameters": sum(p.numel() for p in inner.parameters()),
+        "trainable_parameters": sum(p.numel() for p in inner.parameters() if p.requires_grad),
+        "processes": trainer.args.world_size,
+        "device": str(trainer.args.device),
+        "seconds": round(seconds, 3),
+        "resumed_at_step": int(found.name.removeprefix("checkpoint-")) if found else 0,
+        "curve": curve,
+        "during": during,
+    }
+
+
+def _keep(
+    folder: Path,
+    trainer: MixtureTrainer,
+    encoder: Encoder,
+    settings: RunSettings,
+    before: dict[str, RowLosses],
+    after: dict[str, RowLosses],
+    log: dict[str, Any],
+) -> None:
+    """Write the model and what was measured; the marker comes last, then the checkpoints go."""
+    if settings.keep_model:
+        if trainer.is_fsdp_enabled:
+            trainer.save_model(str(folder / "model"))  # a collective call
+            if trainer.args.process_index == 0:
+                encoder.tokenizer.save_pretrained(str(folder / "model"))
+        elif trainer.args.process_index == 0:
+            with _room_for(folder):
+                save_model(trainer.accelerator.unwrap_model(trainer.model), encoder, folder / "model")
+    if trainer.args.process_index == 0:
+        _write_losses(folder / "after.npz", after)
+        _write_losses(folder / "before.npz", before)
+        atomic_write_json(folder / "log.json", log)
+        mark_complete(folder)
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one sentence; the last whole checkpoint stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write to {folder}: {reason}; make room and run the same command with --resume"
+        ) from error
+
+
+def _load(folder: Path, data: ScaleData) -> RunLosses:
+    names = list(data.capabilities)
+    return RunLosses(
+        _read_losses(folder / "before.npz", names),
+        _read_losses(folder / "after.npz", names),
+        read_json(folder / "log.json"),
+    )
+
+
+def _write_losses(path: Path, losses: dict[str, RowLosses]) -> None:
+    """Write per-row sums and token counts, so that any statistic can be recomputed."""
+    import io
+
+    from ideal_proxy.store import atomic_write_bytes
+
+    arrays: dict[str, Any] = {}
+    for number, found in enumerate(losses.values()):
+        arrays[f"loss_sum_{number}"] = found.loss_sum
+        arrays[f"tokens_{number}"] = found.tokens
+    buffer = io.BytesIO()
+    np.savez(buffer, names=np.array(list(losses)), **arrays)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def _read_losses(path: Path, names: list[str]) -> dict[str, RowLosses]:
+    with np.load(path) as arrays:
+        if arrays["names"].tolist() != names:
+            raise UserError(f"{path} holds other capabilities than the mixture file; choose another --out")
+        return {
+            name: RowLosses(arrays[f"loss_sum_{number}"], arrays[f"tokens_{number}"])
+            for number, name in enumerate(names)
+        }

@@ -1,0 +1,267 @@
+"""From a mixture file alone to token rows in training order: sources are read again and refused where they changed.
+
+Rows are drawn and ordered by `ideal_proxy.mixture` and masked by `ideal_proxy.data`, as for the proxies and `apply`:
+there is no second implementation. Legend: D domains, J capabilities, N rows of a domain, R rows of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.data import ChatTemplate, Row, TokenRows, read_rows, row_keys, source_fingerprint, tokenize_rows
+from ideal_proxy.errors import UserError
+from ideal_proxy.files import is_virtual
+from ideal_proxy.mixture import MixtureFile, domain_order, draw, reserve_mask, search_verify_split, training_order
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySetting:
+    """How the proxies of the search saw the data; a scratch model is prepared in the same way.
+
+    Attributes:
+        size: of the proxies, a key of the size dial.
+        vocabulary: tokens that the tokenizer was asked for.
+        context: longest row, tokens.
+        warm_fraction: share of every domain that is reserved for the warm start.
+        batch_rows: rows of an optimiser step.
+        learning_rate: peak rate of the proxies; None where the file does not say.
+        seed: of the search.
+    """
+
+    size: str = "1M"
+    vocabulary: int = 4096
+    context: int = 512
+    warm_fraction: float = 0.15
+    batch_rows: int = 32
+    learning_rate: float | None = None
+    seed: int = 0
+
+
+def proxy_setting(mixture: MixtureFile) -> ProxySetting:
+    """Read from a mixture file how its proxies were trained.
+
+    Args:
+        mixture: the file; `provenance.proxy` holds the settings, `template` may hold context and vocabulary.
+
+    Returns:
+        ProxySetting: with defaults for what the file does not say.
+    """
+    found: dict[str, Any] = {}
+    for part in (mixture.template, mixture.provenance.get("proxy")):
+        if isinstance(part, dict):
+            found.update({key: value for key, value in part.items() if value is not None})
+    known = {key: found[key] for key in ProxySetting.__dataclass_fields__ if key in found}
+    return ProxySetting(**{"seed": mixture.seed, **known})
+
+
+def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
+    """Read every domain that has a volume, or had one in the base, and refuse rows that changed.
+
+    Args:
+        mixture: names the sources and their fingerprints.
+        folder: folder that relative paths start from; None for the working directory.
+
+    Returns:
+        list: D lists of rows.
+
+    Raises:
+        UserError: a source is missing or its content is not the one that the mixture was made for.
+    """
+    domains = []
+    for domain in mixture.domains:
+        rows = list(read_rows(resolve(domain.source, folder), format=domain.format))
+        _same(source_fingerprint(row_keys(rows)), domain.fingerprint, f"domain {domain.name}", domain.source)
+        domains.append(rows)
+    return domains
+
+
+def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
+    """Read the reference rows of every capability, and refuse rows that changed.
+
+    Args:
+        mixture: names the sources and their fingerprints.
+        folder: folder that relative paths start from.
+
+    Returns:
+        list: J lists of rows.
+
+    Raises:
+        UserError: a capability names no source, or its content changed.
+    """
+    references = []
+    for capability in mixture.capabilities:
+        if not capability.source:
+            raise UserError(
+                f"capability {capability.name} names no reference rows in the mixture file; add its source or remove it"
+            )
+        rows = list(read_rows(resolve(capability.source, folder), format=capability.format))
+        if capability.fingerprint:
+            found = source_fingerprint(row_keys(rows))
+            _same(found, capability.fingerprint, f"capability {capability.name}", capability.source)
+        references.append(rows)
+    return references
+
+
+def resolve(source: str, folder: Path | None) -> str:
+    """Take a relative path from the mixture file's folder where it is found there.
+
+    Args:
+        source: as the mixture file has it.
+        folder: the mixture file's folder.
+
+    Returns:
+        str: the source to read.
+    """
+    if folder is None or is_virtual(source) or Path(source).is_absolute():
+        return source
+    beside = folder / source
+    return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
+
+
+def _same(found: str, wanted: str, what: str, source: str) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{what}: the rows in {source} are not those that the mixture was made for (fingerprint {found[:12]}…, "
+            f"the file says {wanted[:12]}…); restore them, or run the search again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The rows of one run in training order.
+
+    Attributes:
+        domain: (R,) which domain each row is of.
+        row: (R,) its index among that domain's token rows.
+        volumes: (D,) rows drawn.
+    """
+
+    domain: Ints
+    row: Ints
+    volumes: Ints
+
+    @property
+    def order(self) -> tuple[Ints, Ints]:
+        """Domain and row of each row in turn, as `proxy.train` takes them."""
+        return self.domain, self.row
+
+
+def draw_rows(
+    names: Sequence[str],
+    token_rows: Sequence[TokenRows],
+    volumes: Sequence[int],
+    seed: int,
+    *,
+    fraction: float = 1.0,
+    exclude: float = 0.0,
+) -> Drawn:
+    """Draw volumes from the domains' permutations and put them in training order.
+
+    With a fraction F below 1 each domain offers only the first F · N rows of its permutation, and F · v are drawn, so
+    that repeats stay those of the full-size run (the proxies' own scheme).
+
+    Args:
+        names: D names, which enter the hashes.
+        token_rows: D sets of rows.
+        volumes: (D,) full-size rows.
+        seed: of permutation and order.
+        fraction: F, the share of the volumes to train on.
+        exclude: share of the rows reserved for a warm start and left out; 0 where there is none.
+
+    Returns:
+        Drawn: at fraction 1 exactly the volumes.
+
+    Raises:
+        UserError: a domain with a volume has no row that fits, or the fraction leaves nothing.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"the fraction is {fraction}; it must lie above 0 and at most at 1")
+    parts = []
+    drawn = []
+    for name, rows, volume in zip(names, token_rows, volumes, strict=True):
+        order = domain_order(seed, name, rows.keys)
+        if exclude:
+            order = order[~reserve_mask(rows.keys, exclude)[order]]
+        if fraction < 1:
+            order = order[: max(1, round(fraction * len(rows)))]
+        count = round(fraction * int(volume))
+        if count and not len(order):
+            raise UserError(f"domain {name} has no row to train on; give it rows, or set its volume to 0")
+        indices, passes = draw(order, count)
+        parts.append((rows.keys, indices, passes))
+        drawn.append(count)
+    if not sum(drawn):
+        raise UserError("the mixture draws no row at all; give one domain a volume, or raise --fraction")
+    domain, row = training_order(seed, list(names), parts)
+    return Drawn(domain, row, np.asarray(drawn, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleData:
+    """Everything a full-size run reads.
+
+    Attributes:
+        names: D domain names.
+        domains: D sets of token rows.
+        capabilities: J names.
+        references: J sets of reference rows.
+        verify: J masks (N_j,) of the rows that the search never saw.
+        truncated: D counts of rows that did not fit the context.
+    """
+
+    names: tuple[str, ...]
+    domains: tuple[TokenRows, ...]
+    capabilities: tuple[str, ...]
+    references: tuple[TokenRows, ...]
+    verify: tuple[NDArray[np.bool_], ...]
+    truncated: tuple[int, ...]
+
+
+def tokenize_mixture(
+    mixture: MixtureFile,
+    template: ChatTemplate,
+    context: int,
+    domains: Sequence[Sequence[Row]],
+    references: Sequence[Sequence[Row]],
+    cache: Path | None = None,
+) -> ScaleData:
+    """Tokenise the sources with the model's template: the masks of `ideal_proxy.data`, no others.
+
+    Args:
+        mixture: names the domains and capabilities.
+        template: of the model's tokenizer.
+        context: longest row, tokens.
+        domains: D lists of rows.
+        references: J lists of rows.
+        cache: folder of the token cache.
+
+    Returns:
+        ScaleData: token rows.
+
+    Raises:
+        UserError: a domain with a volume, or a capability, keeps no row with a supervised token.
+    """
+    tokens = [tokenize_rows(rows, template, context, cache) for rows in domains]
+    for domain, rows in zip(mixture.domains, tokens, strict=True):
+        if (domain.rows or domain.base_rows) and not len(rows):
+            raise UserError(f"no row of domain {domain.name} keeps an answer at --context {context}; raise it")
+    judged = [tokenize_rows(rows, template, context, cache) for rows in references]
+    for capability, rows in zip(mixture.capabilities, judged, strict=True):
+        if not len(rows):
+            raise UserError(f"no reference row of {capability.name} keeps an answer at --context {context}; raise it")
+    return ScaleData(
+        names=tuple(domain.name for domain in mixture.domains),
+        domains=tuple(tokens),
+        capabilities=tuple(capability.name for capability in mixture.capabilities),
+        references=tuple(judged),
+        verify=tuple(~search_verify_split(rows.keys) for rows in judged),
+        truncated=tuple(rows.truncated for rows in tokens),
+    )

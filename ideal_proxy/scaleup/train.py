@@ -1,0 +1,313 @@
+"""`scale-up`: the full-size SFT of a mixture, its baseline and their comparison, from the mixture file alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.proxy import TrainSettings
+from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start
+from ideal_proxy.scaleup.result import FORMAT, compare
+from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
+from ideal_proxy.scaleup.source import draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
+from ideal_proxy.store import atomic_write_json, lock, provenance, read_json
+from ideal_proxy.terminal import Reporter
+
+SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's
+OPTIONS = "options.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleUp:
+    """What `scale-up` was asked for. None means: choose.
+
+    Attributes:
+        spec: which model.
+        baseline: train base beside the mixture.
+        seeds: runs of each.
+        seed: of the first run; default the mixture's, which draws the rows that `apply` writes.
+        fraction: share of the volumes to train on.
+        learning_rate: peak rate.
+        batch_rows: rows of an optimiser step.
+        context: longest row, tokens.
+        dtype: auto, float32 or bfloat16.
+        device: auto, cpu, cuda or mps.
+        packed: rows laid end to end where the model can.
+        evaluations: reference losses measured during training.
+        save_seconds: time between checkpoints.
+        save_steps: a checkpoint every so many steps as well.
+        keep_models: write the trained models; of the first seed always.
+        resume: go on in a folder that holds this very scale-up.
+    """
+
+    spec: ModelSpec
+    baseline: bool = False
+    seeds: int = 1
+    seed: int | None = None
+    fraction: float = 1.0
+    learning_rate: float | None = None
+    batch_rows: int | None = None
+    context: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    packed: bool = True
+    evaluations: int = 4
+    save_seconds: float = 600.0
+    save_steps: int | None = None
+    keep_models: bool = True
+    resume: bool = False
+
+
+def scale_up(
+    mixture: MixtureFile, wanted: ScaleUp, out: Path, reporter: Reporter, *, folder: Path | None = None
+) -> dict[str, Any]:
+    """Train a model on a mixture at full size, with its baseline where asked, and compare with the prediction.
+
+    Args:
+        mixture: the mixture file's content; nothing else of the search is needed.
+        wanted: model and settings.
+        out: folder for runs, models and `result.json`.
+        reporter: for progress and notes.
+        folder: the mixture file's folder, which relative sources start from.
+
+    Returns:
+        dict: the content of `result.json`.
+
+    Raises:
+        UsageError: an option is wrong, or the folder holds another scale-up.
+        UserError: data changed, the model cannot be had, or training diverged.
+    """
+    wanted.spec.check()
+    _check(wanted, mixture)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    proxies = proxy_setting(mixture)
+    device = _device(wanted.device)
+    context = wanted.context or proxies.context
+    rate = wanted.learning_rate or wanted.spec.learning_rate(proxies)
+    dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+    settings = RunSettings(
+        train=TrainSettings(learning_rate=rate, batch_rows=wanted.batch_rows or proxies.batch_rows, dtype=dtype),
+        context=context,
+        device=device,
+        packed=wanted.packed,
+        evaluations=wanted.evaluations,
+        save_seconds=wanted.save_seconds,
+        keep_model=wanted.keep_models,
+    )
+    same = all(domain.rows == domain.base_rows for domain in mixture.domains)
+    baseline = wanted.baseline and not same
+    if wanted.baseline and same:
+        reporter.note("the mixture is the base itself, so there is nothing to compare: base is not trained again")
+    with _held(out):
+        settings = _freeze(out, mixture, wanted, settings, reporter)
+        domains = read_domains(mixture, folder)
+        references = read_references(mixture, folder)
+        with _first():
+            encoder = load_encoder(wanted.spec, proxies, domains, out)
+            data = tokenize_mixture(mixture, encoder.template, context, domains, references, out / "tokens")
+        del domains, references
+        for name, cut in zip(data.names, data.truncated, strict=True):
+            if cut:
+                reporter.note(f"{name}: {cut:,} rows were cut to the context of {context} tokens")
+        with _first(), reporter.work("warm start", 1.0 if wanted.spec.scratch else 0.0) as update:
+            start = make_start(
+                wanted.spec,
+                encoder,
+                proxies,
+                data.names,
+                data.domains,
+                out,
+                context=context,
+                device=device,
+                dtype=settings.train.dtype,
+                on_step=lambda done, steps: update(done / steps),
+            )
+        seeds = [
+            (wanted.seed if wanted.seed is not None else mixture.seed) + SEED_STEP * n for n in range(wanted.seeds)
+        ]
+        # Reserved rows are in the full-size draw; a fraction leaves them out, as a proxy does.
+        exclude = proxies.warm_fraction if wanted.spec.scratch is not None and wanted.fraction < 1 else 0.0
+        arms: dict[str, list[RunLosses]] = {"mixture": [], **({"base": []} if baseline else {})}
+        for seed in seeds:
+            for arm, found in arms.items():
+                volumes = [d.rows if arm == "mixture" else d.base_rows for d in mixture.domains]
+                drawn = draw_rows(data.names, data.domains, volumes, seed, fraction=wanted.fraction, exclude=exclude)
+                keep = replace(settings, keep_model=settings.keep_model or seed == seeds[0])
+                found.append(
+                    run_training(
+                        out / "runs" / f"{arm}-{seed}",
+                        wanted.spec,
+                        encoder,
+                        data,
+                        drawn,
+                        keep,
+                        reporter,
+                        seed=seed,
+                        start=start,
+                        label=f"{arm}, seed {seed}",
+                        save_steps=wanted.save_steps,
+                    )
+                )
+        objective = _objective(mixture)
+        result = compare(mixture, arms["mixture"], arms.get("base"), data.verify, **objective)
+        first = arms["mixture"][0].log
+        result = {
+            "format": FORMAT,
+            "mixture": mixture.name,
+            "model": wanted.spec.name,
+            "parameters": first["parameters"],
+            "trainable_parameters": first["trainable_parameters"],
+            "seeds": seeds,
+            "fraction": wanted.fraction,
+            "rows": sum(first["rows"].values()),
+            "tokens": sum(first["tokens"].values()),
+            "steps": first["steps"],
+            "volumes": first["rows"],
+            "base_volumes": arms["base"][0].log["rows"] if baseline else None,
+            "seconds": sum(run.log["seconds"] for found in arms.values() for run in found),
+            "settings": _plain(settings),
+            "gain": None,
+            **result,
+            "provenance": provenance(),
+        }
+        if _main():
+            atomic_write_json(out / "result.json", result)
+    return result
+
+
+def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
+    """Refuse wrong options before any work."""
+    if wanted.seeds < 1:
+        raise UsageError(f"--seeds is {wanted.seeds}; it must be at least 1")
+    if not 0 < wanted.fraction <= 1:
+        raise UsageError(f"--fraction is {wanted.fraction}; it must lie above 0 and at most at 1")
+    if not mixture.capabilities:
+        raise UsageError("the mixture file names no capability, so nothing can be measured; add one with its source")
+    if wanted.baseline and not any(domain.base_rows for domain in mixture.domains):
+        raise UsageError("--baseline needs base_rows in the mixture file, and all are 0; add them, or leave it out")
+
+
+def _device(wanted: str) -> str:
+    """Return the kind of device to train on."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = wanted.partition(":")[0]
+    if kind == "auto":
+        return "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
+    if kind not in there:
+        raise UsageError(f"--device is {wanted!r}; it must be auto, cpu, cuda or mps")
+    if not there[kind]:
+        raise UsageError(f"--device {wanted}: this machine has none, or PyTorch was built without it; use cpu or auto")
+    return kind
+
+
+def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSettings, reporter: Reporter) -> RunSettings:
+    """Write what was chosen once; a resumed scale-up takes it up and refuses other options."""
+    path = out / OPTIONS
+    asked = {
+        "mixture": {
+            "name": mixture.name,
+            "seed": mixture.seed,
+            "domains": [[d.name, d.source, d.fingerprint, d.rows, d.base_rows] for d in mixture.domains],
+            "capabilities": [[c.name, c.source] for c in mixture.capabilities],
+        },
+        "wanted": {key: value for key, value in asdict(wanted).items() if key not in _FREE},
+    }
+    if not path.exists():
+        if any(entry.name not in {"lock"} for entry in out.iterdir()) and not (out / "runs").exists():
+            raise UsageError(f"{out} is not empty and holds no scale-up; choose another --out")
+        if _main():
+            atomic_write_json(path, {**asked, "settings": _plain(settings)})
+        return settings
+    frozen = read_json(path)
+    if not wanted.resume and _main():
+        raise UsageError(f"{out} holds a scale-up already; --resume goes on with it, or choose another --out")
+    for part in ("mixture", "wanted"):
+        old, new = frozen[part], asked[part]
+        differing = [key for key in new if _as_read(new[key]) != old.get(key)]
+        if differing:
+            name = "the mixture file's " + differing[0] if part == "mixture" else "--" + differing[0].replace("_", "-")
+            raise UsageError(
+                f"{out} was begun with another {name} ({_brief(old.get(differing[0]))}, now "
+                f"{_brief(new[differing[0]])}); resume with the same options, or choose another --out"
+            )
+    reporter.note(f"going on with the scale-up in {out}")
+    return replace(
+        settings,
+        train=TrainSettings(**frozen["settings"]["train"]),
+        **{key: frozen["settings"][key] for key in ("context", "device", "packed", "evaluations")},
+    )
+
+
+_FREE = frozenset({"resume", "save_seconds", "save_steps", "seeds", "baseline", "keep_models"})  # may change on resume
+
+
+def _as_read(value: Any) -> Any:
+    """Give a value the shape that JSON gives it."""
+    if isinstance(value, dict):
+        return {key: _as_read(inner) for key, inner in value.items()}
+    return [_as_read(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(settings: RunSettings) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def _objective(mixture: MixtureFile) -> dict[str, Any]:
+    """Read from the file what the search minimised; default the mean."""
+    found = mixture.provenance.get("objective")
+    if not isinstance(found, dict) or found.get("kind", "mean") == "mean":
+        minimum = found.get("min_gain") if isinstance(found, dict) else None
+        return {"min_gain": minimum} if minimum else {}
+    weights = found.get("weights")
+    if isinstance(weights, dict):
+        weights = [float(weights.get(capability.name, 0.0)) for capability in mixture.capabilities]
+    return {
+        "kind": found["kind"],
+        "weights": weights,
+        **({"min_gain": found["min_gain"]} if found.get("min_gain") else {}),
+    }
+
+
+def _main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold the folder's lock in the first process only."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {out}: {error.strerror}; choose another --out") from error
+    if not _main():
+        yield
+        return
+    with lock(out):
+        yield
+
+
+@contextlib.contextmanager
+def _first() -> Iterator[None]:
+    """Let the first process do what all need, and the others find it done."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        yield
