@@ -119,8 +119,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             BadInput: input that cannot be fitted, with the cure.
         """
         self._check_options()
+        self.fidelity_: dict[str, dict[str, list[float]]] = {}
         names = list(map(str, L.columns)) if isinstance(L, pd.DataFrame) else None
-        V = validate_data(self, V, dtype=np.float64, ensure_min_samples=2)
+        V = validate_data(self, V, dtype=np.float64)
         if L is None:
             raise BadInput("requires y to be passed, but the target y is None: give the losses of every run.")
         L = check_array(L, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="y")
@@ -498,25 +499,25 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             for i, name in enumerate(self.domain_names_)
         }
 
-    def score(self, V: Any, L: Any, sample_weight: Any = None) -> float:
+    def score(self, V: Any, y: Any, sample_weight: Any = None) -> float:
         """Give the coefficient of determination, the mean over capabilities, missing values left out.
 
         Args:
             V: (N, D) volumes.
-            L: (N, J) or (N,) observed.
+            y: (N, J) or (N,) observed.
             sample_weight: (N,) weights, or None.
 
         Returns:
             R², at most 1.
         """
-        observed = check_array(L, dtype=np.float64, ensure_2d=False, ensure_all_finite="allow-nan")
+        observed = check_array(y, dtype=np.float64, ensure_2d=False, ensure_all_finite="allow-nan")
         observed = observed.reshape(len(observed), -1)
         predicted = np.asarray(self.predict(V)).reshape(observed.shape)
         weight = np.ones(len(observed)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
         scores = []
-        for y, p in zip(observed.T, predicted.T, strict=True):
-            seen = np.isfinite(y)
-            scores.append(r2_score(y[seen], p[seen], sample_weight=weight[seen]))
+        for truth, p in zip(observed.T, predicted.T, strict=True):
+            seen = np.isfinite(truth)
+            scores.append(r2_score(truth[seen], p[seen], sample_weight=weight[seen]))
         return float(np.mean(scores))
 
     def to_json(self) -> dict[str, Any]:

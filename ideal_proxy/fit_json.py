@@ -32,7 +32,7 @@ ARRAYS = (
     "response_scale_",
 )
 FLAGS = ("harm_", "is_convex_", "repeat_identified_")
-PLAIN = ("sign_", "process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_")
+PLAIN = ("sign_", "process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_", "fidelity_")
 
 
 def _plain(value: Any) -> Any:

@@ -317,11 +317,11 @@ def fit_law(
         count = (data.weight_JR > 0).sum(axis=1)
         total = (weight * residual**2).sum(axis=1) + NOISE_WEIGHT * NOISE_GUESS**2
         left = np.maximum(count - freedom, 0.2 * count) + NOISE_WEIGHT
-        noise = np.maximum(np.sqrt(total / left), 1e-4)
+        solved, noise = noise, np.maximum(np.sqrt(total / left), 1e-4)
         if seeds > 1:
             effect, seed_sd = _seed_effects(residual + effect[:, data.seed_R], data, noise, seeds)
         if data.volumes.available is not None and bool((data.v_RD > data.volumes.available).any()):
-            rho, rho_error = _update_rho(data, solution, noise, law_columns=P - gradients)
+            rho, rho_error = _update_rho(data, solution, solved, law_columns=P - gradients)
             data = replace(data, volumes=replace(data.volumes, rho=rho))
         if gradients:  # s̄ is pooled over the capabilities
             prior.mean_BP[:, -1] = theta[:, -1].mean()
@@ -371,12 +371,13 @@ def _update_rho(data: LawData, solution: Solution, noise_J: Array, law_columns: 
     assert e.by_theta_JRP is not None
     assert e.by_u_JRD is not None
     R = len(data.v_RD)
-    root = np.sqrt(data.weight_JR)[:, :, None] / noise_J[:, None, None]
+    weight = huber(solution.residual_BR[:, :R], data.weight_JR)[1]
+    root = np.sqrt(weight)[:, :, None] / noise_J[:, None, None]
     by_rho = e.by_u_JRD * u_by_rho * root
     by_theta = np.zeros((len(theta), R, solution.theta_BP.shape[1]))
     by_theta[:, :, :law_columns] = e.by_theta_JRP * root
-    residual = solution.residual_BR[:, :R] * np.sqrt(data.weight_JR)
-    cross = np.einsum("jrd,jrp->jdp", by_rho, by_theta)
+    residual = solution.residual_BR[:, :R] * np.sqrt(weight)
+    cross = np.einsum("jrd,jrp->jdp", by_rho, by_theta) * (1.0 - _held(solution))[:, None, :]
     eliminated = np.linalg.solve(solution.hessian_BPP, cross.transpose(0, 2, 1))
     away = np.log(data.volumes.rho / RHO_PRIOR[0])
     hessian = (np.einsum("jrd,jre->de", by_rho, by_rho) - np.einsum("jdp,jpe->de", cross, eliminated)) + np.eye(
