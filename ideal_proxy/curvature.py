@@ -107,7 +107,12 @@ def sum_over_processes(*tensors: Tensor) -> None:
     """
     if processes()[1] > 1:
         for tensor in tensors:
-            dist.all_reduce(tensor)
+            if dist.get_backend() == "nccl" and not tensor.is_cuda:
+                moved = tensor.cuda()
+                dist.all_reduce(moved)
+                tensor.copy_(moved)
+            else:
+                dist.all_reduce(tensor)
 
 
 def hash_uniform(keys: Tensor, counters: Tensor, seed: int) -> Tensor:

@@ -11,15 +11,15 @@ width):
 * tied head: one block for both uses, the sum of both Kronecker products in the eigenbasis of their right sides;
 * norm scales: the diagonal of the Fisher matrix.
 
-Any other parameter is listed in `Factors.excluded` and gets no response. Legend: N supervised tokens, n tokens with a
-non-zero gradient at a layer, g_t the gradient of the summed loss at its output, a_t its input; l, r a block's sides.
+Any other parameter is listed in `Factors.excluded` and gets no response. Legend: N supervised tokens, n tokens of a
+layer that a loss reaches, g_t the gradient of the summed loss at its output, a_t its input; l, r a block's sides.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -205,13 +205,14 @@ class Factors:
         excluded: trainable parameters in no block.
         supervised_tokens: labels the Fisher matrix is the mean over.
         method: "ekfac" or "kfac".
+        passes: gradients of the data that making them took; 0 where they were loaded.
     """
 
     def __init__(
         self, layers: Sequence[Layer], excluded: Sequence[str], method: Method, folder: Path | None = None
     ) -> None:
         self.layers, self.excluded, self.method = tuple(layers), tuple(excluded), method
-        self.supervised_tokens = 0
+        self.supervised_tokens = self.passes = 0
         self._folder, self._blocks = folder, dict[str, Block]()
 
     @property
@@ -322,10 +323,19 @@ class KroneckerOperator:
         Returns:
             The covered parameters, same shapes.
         """
-        result: Vector = {}
+        return {name: value for part in self.layerwise(vector) for name, value in part.items()}
+
+    def layerwise(self, vector: Mapping[str, Tensor]) -> Iterator[Vector]:
+        """Apply the operator one layer at a time, so that only one block and one result need memory.
+
+        Args:
+            vector: as for the product.
+
+        Yields:
+            Each layer's parameters.
+        """
         for layer in self.factors.layers:
-            result.update(self.factors.block(layer.name).transform(vector, self.change))
-        return result
+            yield self.factors.block(layer.name).transform(vector, self.change)
 
 
 def _block_path(folder: Path, name: str) -> Path:

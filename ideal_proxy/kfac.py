@@ -1,6 +1,6 @@
 """Estimating K-FAC and EK-FAC factors from data, by hooks on the layers that `factors.py` describes.
 
-Only tokens with a non-zero gradient count, so padding, prompts after the last label and other rows of a pack change
+Only tokens that a loss reaches count, so padding, prompts after the last label and other rows of a pack change
 nothing. Memory is at most `memory_bytes` of accumulators, plus the model and one batch: a 1B model with the default
 8 GiB is done in a few passes. The finished blocks hold, per parameter of a layer, one eigenvalue and (l² + r²)/(l·r)
 floats of eigenvectors; in a folder they cost no memory at all. Legend: l, r a block's sides, n active tokens.
@@ -51,6 +51,8 @@ class _Accumulator:
         if self.layer.kind != "norm":
             count = torch.zeros((), dtype=torch.float64, device=self.device)
             self.sides = {role: [zeros(0), zeros(1), count.clone()] for _, role in self.layer.modules}
+        else:  # a diagonal needs no eigenbasis first
+            self.values = torch.zeros(self.layer.shape, dtype=self.dtype, device=self.device)
 
     def covariance(self, role: str, inputs: Tensor, gradients: Tensor) -> None:
         """Add active tokens: inputs (n, r) or token ids (n,), gradients (n, l), or (n, r) for an embedding."""
@@ -228,6 +230,18 @@ def _rows_of(role: str, tokens: int, output: LabelledLogits) -> Tensor:
     )
 
 
+def _active(gradients: Tensor, rows: Tensor) -> Tensor:
+    """Return which tokens a loss reaches: not padding, and a gradient above rounding beside its row's largest.
+
+    Some gradients are 0 only up to rounding (a query that sees one token), so a plain `!= 0` would be chance.
+    """
+    rounding = {torch.float64: 1e-10, torch.float32: 1e-5}.get(gradients.dtype, 0.0)
+    size = gradients.abs().amax(-1).masked_fill(rows < 0, 0)
+    place = rows.clamp(min=0)
+    largest = size.new_zeros(int(place.max()) + 1).scatter_reduce(0, place, size, "amax")
+    return (size > rounding * largest[place]).nonzero().squeeze(-1)
+
+
 def _accumulate(
     model: nn.Module,
     forward: Forward,
@@ -243,16 +257,16 @@ def _accumulate(
     def record(layer: Layer, role: str, inputs: Tensor, gradients: Tensor) -> None:
         accumulator = accumulators[layer.name]
         rows = _rows_of(role, len(gradients), current[0])
-        active = ((gradients != 0).any(-1) & (rows >= 0)).nonzero().squeeze(-1)
+        active = _active(gradients, rows)
         if role != "embedding":
             inputs = inputs.to(accumulator.dtype)
         inputs, gradients = inputs[active], gradients[active].to(accumulator.dtype)
-        if eigenvalues:
+        if eigenvalues or layer.kind == "norm":
             accumulator.eigenvalues(role, inputs, gradients, rows[active])
         else:
             accumulator.covariance(role, inputs, gradients)
 
-    wanted = [a.layer for a in accumulators.values() if eigenvalues or a.layer.kind != "norm"]
+    wanted = [a.layer for a in accumulators.values()]
     count = torch.zeros((), dtype=torch.float64)
     with _recording(model, wanted, record):
         for batch in batches:
@@ -321,12 +335,15 @@ def fit_factors(
             accumulators = {layer.name: _Accumulator(layer, dtype, parameter.device) for layer in group}
             count = _accumulate(model, forward, batches, accumulators, fisher, seed, eigenvalues=False)
             sides = [t for a in accumulators.values() for side in a.sides.values() for t in side]
-            sum_over_processes(count, *sides)
+            diagonals = [a.values for a in accumulators.values() if a.values is not None]
+            sum_over_processes(count, *sides, *diagonals)
             if not count > 0:
                 raise UserError("The rows given for the curvature have no supervised token; give rows with an answer.")
             for accumulator in accumulators.values():
                 accumulator.finish_sides(count, method)
-            corrected = {n: a for n, a in accumulators.items() if method == "ekfac" or a.layer.kind == "norm"}
+            for value in diagonals:
+                value /= count.to(value.dtype)
+            corrected = {n: a for n, a in accumulators.items() if method == "ekfac" and a.layer.kind != "norm"}
             if corrected:
                 _accumulate(model, forward, batches, corrected, fisher, seed, eigenvalues=True)
                 values = [a.values for a in corrected.values() if a.values is not None]
@@ -337,6 +354,7 @@ def fit_factors(
                 assert accumulator.values is not None
                 factors.put(Block(accumulator.layer, accumulator.left, accumulator.right, accumulator.values))
             factors.supervised_tokens = int(count)
+            factors.passes += 2 if corrected else 1
     if folder is not None:
         factors.close()
     return factors

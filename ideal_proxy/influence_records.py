@@ -1,0 +1,248 @@
+"""What every estimator of responses gives: a matrix with standard errors and its cost. No torch here.
+
+Legend: J capabilities, D domains, S shards of rows. Responses are in nats per unit of log volume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ideal_proxy.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+IDEAL_STEP = 0.15
+"""Largest relative change of a volume in IDEAL's one-step proposal (arXiv 2505.12762)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an estimate took.
+
+    Attributes:
+        gradient_tokens: tokens, over all processes, that went forward and backward once; a double-backward product
+            counts twice. Divided by the tokens of a training it is the cost in proxy runs.
+        seconds: wall time.
+    """
+
+    gradient_tokens: int
+    seconds: float
+
+    def runs(self, training_tokens: int) -> float:
+        """Cost in trainings of a proxy.
+
+        Args:
+            training_tokens: tokens one training goes through, repeats included.
+
+        Returns:
+            Proxy runs.
+        """
+        return self.gradient_tokens / training_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseMatrix:
+    """How each capability's reference loss answers to each domain's volume, R = M + τ qᵀ (DESIGN §6).
+
+    Attributes:
+        method: "implicit", "first-order", "unrolled" or "finite".
+        domains: D names.
+        capabilities: J names.
+        M: (J, D) mixing response ∂L_j/∂log w_i at a fixed number of steps; its rows sum to 0. Known up to a positive
+            factor a capability for "implicit" and "first-order".
+        se: (J, D) standard error of M; NaN where there is nothing to estimate it from.
+        q: (D,) share of the mixture's rows.
+        w: (D,) share of the mixture's supervised tokens.
+        cost: what it took.
+        R: (J, D) response ∂L_j/∂log v_i, where τ is known or R was measured.
+        tau: (J,) ∂L_j/∂log N at fixed shares, where known.
+        se_R: (J, D) standard error of R, where R was measured.
+    """
+
+    method: str
+    domains: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    M: Floats
+    se: Floats
+    q: Floats
+    w: Floats
+    cost: Cost
+    R: Floats | None = None
+    tau: Floats | None = None
+    se_R: Floats | None = None
+
+    def __post_init__(self) -> None:
+        shape = (len(self.capabilities), len(self.domains))
+        for name in ("M", "se", "R", "se_R"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} has shape {value.shape}; {shape} is needed (capabilities × domains)")
+        if self.q.shape != shape[1:] or self.w.shape != shape[1:]:
+            raise ValueError(f"q and w have shapes {self.q.shape} and {self.w.shape}; {shape[1:]} is needed")
+
+    def with_tau(self, tau: npt.ArrayLike) -> ResponseMatrix:
+        """The same responses with R = M + τ qᵀ filled in.
+
+        Args:
+            tau: (J,) ∂L_j/∂log N at fixed shares, nats.
+
+        Returns:
+            A copy; R's error is M's where τ is taken as exact.
+        """
+        tau_J = np.asarray(tau, dtype=np.float64)
+        return replace(self, tau=tau_J, R=self.M + np.outer(tau_J, self.q), se_R=self.se)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one .npz file.
+
+        Args:
+            path: the file.
+        """
+        header = {
+            "format": "ideal-proxy/responses/1",
+            "method": self.method,
+            "domains": self.domains,
+            "capabilities": self.capabilities,
+            "gradient_tokens": self.cost.gradient_tokens,
+            "seconds": self.cost.seconds,
+        }
+        names = ("M", "se", "q", "w", "R", "tau", "se_R")
+        arrays = {name: value for name in names if (value := getattr(self, name)) is not None}
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part.npz")
+        np.savez(part, header=np.array(json.dumps(header)), **arrays)
+        part.replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> ResponseMatrix:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The responses.
+
+        Raises:
+            UserError: the file is missing or holds something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(str(arrays.pop("header")))
+            cost = Cost(int(header["gradient_tokens"]), float(header["seconds"]))
+            return ResponseMatrix(
+                header["method"], tuple(header["domains"]), tuple(header["capabilities"]), cost=cost, **arrays
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} does not hold responses ({error}); compute them again") from error
+
+
+def shares(rows: npt.ArrayLike, supervised_tokens: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Shares of the mixture by rows (what fills a step) and by supervised tokens (what fills its loss).
+
+    Args:
+        rows: (D,) rows of each domain in the mixture.
+        supervised_tokens: (D,) their supervised tokens.
+
+    Returns:
+        q (D,) and w (D,), each summing to 1.
+
+    Raises:
+        UserError: the mixture is empty or has negative volumes.
+    """
+    parts = []
+    for what, value in (("rows", rows), ("supervised tokens", supervised_tokens)):
+        numbers = np.asarray(value, dtype=np.float64)
+        if not numbers.sum() > 0 or (numbers < 0).any():
+            raise UserError(f"the mixture's {what} are {numbers.tolist()}; give at least one domain a volume above 0")
+        parts.append(numbers / numbers.sum())
+    return parts[0], parts[1]
+
+
+def jackknife_variance(left_out: Floats) -> Floats:
+    """Delete-one jackknife variance (Efron and Stein 1981), (S − 1)/S · Σ_s (θ_s − mean)².
+
+    Args:
+        left_out: (S, …) the estimate without each shard.
+
+    Returns:
+        (…) variance; NaN for fewer than two shards.
+    """
+    count = len(left_out)
+    if count < 2:
+        return np.full(left_out.shape[1:], np.nan)
+    deviation = left_out - left_out.mean(0)
+    return np.asarray((count - 1) / count * np.square(deviation).sum(0))
+
+
+def centred_responses(
+    inner_JD: Floats, w_D: Floats, domain_variance_JD: Floats, reference_left_out_SJD: Floats
+) -> tuple[Floats, Floats]:
+    """Mixing responses M_ji = −w_i (c_ji − Σ_k w_k c_jk) and their standard errors from inner products.
+
+    Args:
+        inner_JD: c, g_ref,jᵀ (F + λI)⁻¹ g_i.
+        w_D: share of supervised tokens.
+        domain_variance_JD: variance of c from the rows of domain i, independent over domains.
+        reference_left_out_SJD: c without each shard of capability j's reference rows.
+
+    Returns:
+        M (J, D) and its standard errors (J, D).
+    """
+
+    def mixing(inner: Floats) -> Floats:
+        return np.asarray(-w_D * (inner - (inner @ w_D)[..., None]))
+
+    from_k = w_D[:, None] * (np.eye(len(w_D)) - w_D)  # (i, k): how M_ji moves with c_jk
+    variance = domain_variance_JD @ np.square(from_k).T + jackknife_variance(mixing(reference_left_out_SJD))
+    return mixing(inner_JD), np.sqrt(variance)
+
+
+def one_step(response: npt.ArrayLike, volumes: npt.ArrayLike, largest: float = IDEAL_STEP) -> Floats:
+    """IDEAL's proposal: v_i (1 − m A_i / max|A|), A_i = Σ_j R_ji (Ming et al., ICLR 2026, equation for β).
+
+    Args:
+        response: (J, D) responses; R where it is known, else M.
+        volumes: (D,) volumes now.
+        largest: m, the largest relative change; at least 0 and below 1.
+
+    Returns:
+        (D,) volumes, in the units given; unchanged where all A are 0.
+
+    Raises:
+        UserError: m is outside [0, 1), or a response is not finite.
+    """
+    response_JD = np.asarray(response, dtype=np.float64)
+    if not 0 <= largest < 1:
+        raise UserError(f"the largest relative step is {largest}; it must be at least 0 and below 1")
+    if not np.isfinite(response_JD).all():
+        raise UserError("the responses are not finite, so no volume can be proposed; look for NaN losses or weights")
+    total = response_JD.sum(0)
+    scale = np.abs(total).max(initial=0.0)
+    return np.asarray(
+        np.asarray(volumes, dtype=np.float64) * (1 - (largest * total / scale if scale > 0 else 0 * total))
+    )
+
+
+def names_of(values: Sequence[str]) -> tuple[str, ...]:
+    """Names as a tuple, refused where one stands twice.
+
+    Args:
+        values: names of domains or capabilities.
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: a name stands twice.
+    """
+    if len(set(values)) != len(values):
+        raise UserError(f"the names {list(values)} are not distinct; give each domain and capability its own")
+    return tuple(values)

@@ -1,0 +1,37 @@
+"""One process of the torchrun test: implicit responses in both precisions, and how many labels this process saw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from test_influence import SETTINGS, VOLUMES
+from tiny_llama import tiny_domains, tiny_llama, tiny_references
+
+from ideal_proxy import influence
+
+out = Path(sys.argv[1])
+dist.init_process_group("gloo")
+seen = 0
+original = influence.label_losses
+
+
+def counting(*arguments, **options):
+    global seen
+    losses = original(*arguments, **options)
+    seen += len(losses)
+    return losses
+
+
+influence.label_losses = counting
+for dtype in (torch.float64, torch.float32):
+    result = influence.responses(tiny_llama(dtype), tiny_domains(), tiny_references(), VOLUMES, settings=SETTINGS)
+    result.save(out / f"{dist.get_rank()}-{dtype}.npz")
+counts = [None, None]
+dist.all_gather_object(counts, seen)
+if dist.get_rank() == 0:
+    (out / "labels.json").write_text(json.dumps(counts))
+dist.destroy_process_group()
