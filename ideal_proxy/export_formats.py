@@ -1,4 +1,4 @@
-"""Export to formats that hold rows: JSONL, parquet, a Hugging Face folder, MosaicML Streaming, `interleave_datasets`."""
+"""Export to formats that hold rows: JSONL, parquet, a Hugging Face folder, Mosaic Streaming, `interleave_datasets`."""
 
 from __future__ import annotations
 

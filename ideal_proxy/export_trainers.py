@@ -95,12 +95,12 @@ def open_instruct(job: Job) -> ExportReport:
     for domain in job.domains:
         path = f"data/{names[domain.name]}.jsonl"
         job.write_whole(domain, job.folder / path)
-        pairs.append(f"{path} {domain.rows}")
+        pairs.append(f'"$HERE"/{path} {domain.rows}')
     options = ["--dataset_mixer_list " + " ".join(pairs), "--dataset_mixer_list_splits train"]
     options += ["--num_train_epochs 1", f"--seed {job.mixture.seed}"]
     _write_script(job, "sft.sh", "python open_instruct/finetune.py", options, change=False)
     return report_of(
-        job, "open-instruct", ["sft.sh", "data/"], "run sft.sh from this folder, with your options added",
+        job, "open-instruct", ["sft.sh", "data/"], f"in an open-instruct checkout: bash {job.folder.resolve()}/sft.sh --model_name_or_path MODEL",
         how={d.name: str(d.rows) for d in job.domains},
     )  # fmt: skip
 
@@ -221,7 +221,8 @@ def _write_script(job: Job, name: str, command: str, options: list[str], *, chan
         f"# A mixture by ideal-proxy: {job.mixture.name!r}; add your own options.",
         "set -e",
     ]
+    lines.append('HERE="$(cd "$(dirname "$0")" && pwd)"')
     if change:
-        lines.append('cd "$(dirname "$0")"')
+        lines.append('cd "$HERE"')
     lines.append(" \\\n  ".join([command, *options, '"$@"']))
     (job.folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")

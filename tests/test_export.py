@@ -180,7 +180,7 @@ def test_open_instruct_takes_whole_numbers_as_rows(mixture: MixtureFile, tmp_pat
     words = arguments(tmp_path / "out" / "sft.sh", "--dataset_mixer_list")
     rows = []
     for path, amount in zip(words[::2], words[1::2], strict=True):
-        table = read_jsonl(tmp_path / "out" / path)
+        table = read_jsonl(tmp_path / "out" / path.removeprefix("$HERE/"))
         count = int(float(amount) * len(table)) if "." in amount else int(amount)
         whole, rest = divmod(count, len(table))
         rows += table * whole + random.Random(0).sample(table, rest)
