@@ -60,24 +60,34 @@ class ExplicitLaw:
         return np.stack(result, axis=1)
 
     def value_and_gradient(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
-        u, du = self.effective(v)
-        x = u / self.unit + DELTA
-        g = self.gamma_J[:, None]
-        total = 1 + (self.a_JD * (x**g - DELTA**g)).sum(axis=1)
-        span = self.start_J - self.floor_J
-        value = self.floor_J + span * total**-self.alpha_J
-        outer = -span * self.alpha_J * total ** (-self.alpha_J - 1)
-        gradient = outer[:, None] * self.a_JD * g * x ** (g - 1) * du / self.unit
-        if self.harm_JD is not None:
-            size = self.kappa + u.sum()
-            harm = self.harm_JD @ u / size
-            value = value + harm
-            gradient = gradient + (self.harm_JD - harm[:, None]) / size * du
-        return value, gradient
+        value, gradient = _evaluate([self], v)
+        return value[0], gradient[0]
 
     def draws_value_and_gradient(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
-        pairs = [draw.value_and_gradient(v) for draw in self.draws or [self]]
-        return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+        return _evaluate(self.draws or [self], v)
+
+
+def _evaluate(laws: list[ExplicitLaw], v: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Losses (S, J) and ∂L/∂v (S, J, D) of laws that share the effective volumes."""
+    first = laws[0]
+    u, du = first.effective(v)
+    floor, start, alpha, gamma = (
+        np.stack([getattr(x, name) for x in laws]) for name in ("floor_J", "start_J", "alpha_J", "gamma_J")
+    )
+    a_SJD = np.stack([x.a_JD for x in laws])
+    x = u / first.unit + DELTA
+    power = np.exp(gamma[..., None] * np.log(x))
+    total = 1 + (a_SJD * (power - DELTA ** gamma[..., None])).sum(axis=-1)
+    value = floor + (start - floor) * total**-alpha
+    outer = -(start - floor) * alpha * total ** (-alpha - 1) * gamma
+    gradient = outer[..., None] * a_SJD * power * (du / x / first.unit)
+    if first.harm_JD is not None:
+        harm_SJD = np.stack([law.harm_JD for law in laws])
+        size = first.kappa + u.sum()
+        harm = harm_SJD @ u / size
+        value = value + harm
+        gradient = gradient + (harm_SJD - harm[..., None]) / size * du
+    return value, gradient
 
 
 def random_law(

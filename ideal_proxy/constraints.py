@@ -166,6 +166,7 @@ class Constraints:
                 raise UsageError(f"{name} is {value}; it must not be negative.")
         if any(not m >= 0 for m in self._trust_map().values()):
             raise UsageError("trust_region must not be negative.")
+        self.atoms()  # what cannot be written as a linear constraint is said now, not after the fit
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], problem: Problem) -> Constraints:

@@ -25,7 +25,7 @@ from ideal_proxy.objective import (
     kl_from_base,
     weighted_function,
 )
-from ideal_proxy.program import KKT_TOLERANCE, Certificate, Program, Solution, certify, project, solve
+from ideal_proxy.program import KKT_TOLERANCE, Certificate, Program, Solution, certify, polish, project, solve
 from ideal_proxy.rounding import round_volumes
 
 __all__ = ["Message", "Optimum", "kkt_residual", "optimize", "round_volumes", "violations"]
@@ -34,7 +34,7 @@ REPORT_CONFIDENCE = 0.9
 _GAP = 1e-6
 _TIGHT = 1e-6
 _NO_GAIN = 1e-6
-_AGREE = 3
+_AGREE = 1e-8
 
 
 class Message(StrEnum):
@@ -136,7 +136,7 @@ class Task:
         atoms: the linear constraints by name.
         nonlinear: the nonlinear constraints by name.
         convex: whether the problem is certified convex.
-        enough: starts that must agree before the rest are spared; None to make them all.
+        enough: starts that must agree before the rest are spared.
     """
 
     constraints: Constraints
@@ -145,7 +145,7 @@ class Task:
     atoms: list[Atom]
     nonlinear: list[NonlinearAtom]
     convex: bool
-    enough: int | None
+    enough: int
 
 
 def optimize(
@@ -159,8 +159,8 @@ def optimize(
 ) -> Optimum:
     """Find the volumes that minimise the objective under the constraints (DESIGN §7).
 
-    Where the fitted problem is convex it stops at the first start that is proven optimal. Where only an upper bound
-    keeps it from being certified convex it stops when three starts agree; else it makes every start.
+    Where the fitted problem is convex it stops at the first start that is proven optimal, else when enough starts
+    agree: three where every loss is convex and only an upper bound is not, four where a loss is not.
 
     Args:
         model: the fitted response.
@@ -275,8 +275,8 @@ def prepare(
         and (not objective.kl_penalty or constraints.total_is_fixed)
         and all(a.convex for a in nonlinear)
     )
-    every_loss_convex = bool(np.asarray(model.is_convex_, dtype=bool).all())
-    return Task(constraints, losses, program, atoms, nonlinear, convex, _AGREE if every_loss_convex else None)
+    enough = 3 if np.asarray(model.is_convex_, dtype=bool).all() else 4
+    return Task(constraints, losses, program, atoms, nonlinear, convex, enough)
 
 
 def _plus_kl(smooth: ScalarFunction | None, kl: ScalarFunction, penalty: float) -> ScalarFunction:
@@ -378,20 +378,23 @@ def run(
     tried = 0
     objectives: list[float] = []
     for start in chain(list(begun), _starts(task, rng, n_starts)):
-        found = solve(program, start)
+        found = solve(program, start, sharp=False)
         tried += 1
         begun.append(start)
         if best is None or _better(found, best):
             best = found
         objectives.append(found.objective if _proven(found) else np.inf)
-        agree = sum(abs(x - best.objective) <= 1e-8 for x in objectives)
-        if (task.convex and _proven(found)) or (task.enough and agree >= task.enough):
+        agree = sum(abs(x - best.objective) <= _AGREE for x in objectives)
+        if (task.convex and _proven(found)) or agree >= task.enough:
             break
     assert best is not None
     if best.certificate.violation > KKT_TOLERANCE:
         found = solve(program, check_nonlinear(program, task.atoms, task.nonlinear, begun))
         tried += 1
         best = found if _better(found, best) else best
+    else:
+        sharp = polish(program, best.volumes)
+        best = sharp if sharp.objective <= best.objective + _AGREE else best
     return _report(task, _prefer_base(task, best), tried)
 
 

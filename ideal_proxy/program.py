@@ -219,12 +219,13 @@ def certify(program: Program, volumes: FloatArray) -> Certificate:
     )
 
 
-def solve(program: Program, start: FloatArray, *, max_iterations: int = 300) -> Solution:
+def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterations: int = 300) -> Solution:
     """Solve a program from one start.
 
     Args:
         program: the program.
         start: volumes (D,), need not be feasible.
+        sharp: polish to rounding; else only where the residual is above `KKT_TOLERANCE` (one Hessian is D evaluations).
         max_iterations: of SLSQP.
 
     Returns:
@@ -233,7 +234,7 @@ def solve(program: Program, start: FloatArray, *, max_iterations: int = 300) -> 
     best: Solution | None = None
     volumes = start
     for _ in range(3):
-        found = polish(program, _slsqp(program, volumes, max_iterations))
+        found = polish(program, _slsqp(program, volumes, max_iterations), _POLISHED if sharp else KKT_TOLERANCE)
         if best is None or _rank(found) < _rank(best):
             best = found
         # In z a volume of zero is always stationary; where the certificate disagrees, start it above zero.
@@ -272,12 +273,13 @@ def project(program: Program, target: FloatArray) -> FloatArray:
     return np.clip(result * program.scale, program.lower, program.upper)
 
 
-def polish(program: Program, volumes: FloatArray) -> Solution:
+def polish(program: Program, volumes: FloatArray, goal: float = _POLISHED) -> Solution:
     """Sharpen a solution by Newton steps on the conditions of its active set.
 
     Args:
         program: the program.
         volumes: (D,), near a solution.
+        goal: residual that is small enough.
 
     Returns:
         A point whose residual is not larger.
@@ -285,24 +287,53 @@ def polish(program: Program, volumes: FloatArray) -> Solution:
     x = _snap(program, volumes)
     point = x * program.scale
     best = Solution(point, program.evaluate(point).objective, certify(program, point))
-    for _ in range(8):
-        if best.certificate.residual <= _POLISHED:
+    hessian: FloatArray | None = None
+    for _ in range(12):
+        if best.certificate.residual <= goal:
             break
-        step = _newton_step(program, best)
-        if step is None:
+        fresh = hessian is None
+        if hessian is None:
+            hessian = _lagrangian_hessian(program, best)
+        step = _newton_step(program, best, hessian)
+        trial = None if step is None else _along(program, best, step)
+        if trial is not None:
+            # The Hessian serves as long as it makes fast progress.
+            if trial.certificate.residual > 0.1 * best.certificate.residual:
+                hessian = None
+            best = trial
+        elif fresh:
             break
-        improved = False
-        for fraction in (1.0, 0.5, 0.1):
-            x = best.volumes / program.scale + fraction * step
-            point = np.clip(x * program.scale, program.lower, program.upper)
-            point = _snap(program, point) * program.scale
-            trial = Solution(point, program.evaluate(point).objective, certify(program, point))
-            if trial.certificate.residual < 0.9 * best.certificate.residual:
-                best, improved = trial, True
-                break
-        if not improved:
-            break
+        else:
+            hessian = None
     return best
+
+
+def _along(program: Program, best: Solution, step: FloatArray) -> Solution | None:
+    """Go along a step as far as the residual shrinks."""
+    for fraction in (1.0, 0.5, 0.1):
+        point = (best.volumes / program.scale + fraction * step) * program.scale
+        point = _snap(program, np.clip(point, program.lower, program.upper)) * program.scale
+        trial = Solution(point, program.evaluate(point).objective, certify(program, point))
+        if trial.certificate.residual < 0.9 * best.certificate.residual:
+            return trial
+    return None
+
+
+def _lagrangian_hessian(program: Program, at: Solution) -> FloatArray:
+    """Difference the Lagrangian's gradient at the solution's multipliers; (D, D), per (v / scale)²."""
+    c, x = at.certificate, at.volumes / program.scale
+
+    def gradient(y: FloatArray) -> FloatArray:
+        e = program.evaluate(y * program.scale)
+        return np.asarray(e.df + c.piece_multipliers @ e.dr + c.inequality_multipliers @ e.dg, dtype=np.float64)
+
+    here = gradient(x)
+    hessian = np.zeros((len(x), len(x)))
+    for i in np.flatnonzero(program.upper > program.lower):
+        there = x.copy()
+        there[i] += 1e-7 * max(x[i], 1e-2)
+        hessian[:, i] = (gradient(there) - here) / (there[i] - x[i])
+    return (hessian + hessian.T) / 2
 
 
 def _rank(solution: Solution) -> tuple[bool, float]:
@@ -316,7 +347,7 @@ def _snap(program: Program, volumes: FloatArray) -> FloatArray:
     return np.where(high - x <= 1e-8, high, x)
 
 
-def _newton_step(program: Program, at: Solution) -> FloatArray | None:
+def _newton_step(program: Program, at: Solution, full_hessian: FloatArray) -> FloatArray | None:
     scale, c = program.scale, at.certificate
     x, low, high = at.volumes / scale, program.lower / scale, program.upper / scale
     fixed = ((x - low <= ACTIVE_SLACK) & (c.reduced >= 0)) | ((high - x <= ACTIVE_SLACK) & (c.reduced <= 0))
@@ -326,21 +357,7 @@ def _newton_step(program: Program, at: Solution) -> FloatArray | None:
     rows, row_low, row_high = program.scaled_rows()
     e = program.evaluate(at.volumes)
 
-    def lagrangian_gradient(y: FloatArray) -> FloatArray:
-        there = program.evaluate(y * scale)
-        return (
-            there.df + c.piece_multipliers @ there.dr + there.dg.T @ c.inequality_multipliers
-        )[free]
-
-    hessian = np.empty((free.size, free.size))
-    for column, i in enumerate(free):
-        h = 1e-6 * max(x[i], 1e-2)
-        up, down = x.copy(), x.copy()
-        up[i] += h
-        down[i] = max(down[i] - h, 0.0)
-        hessian[:, column] = (lagrangian_gradient(up) - lagrangian_gradient(down)) / (up[i] - down[i])
-    hessian = (hessian + hessian.T) / 2
-
+    hessian = full_hessian[np.ix_(free, free)]
     value = rows @ x
     equal = row_high - row_low <= 1e-12
     active_rows = equal | (np.abs(c.row_multipliers) > 1e-12)
