@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ideal_proxy import __version__
+from ideal_proxy import __version__, cli_scaleup, cli_tables
 from ideal_proxy.errors import UserError
 
 app = typer.Typer(
@@ -138,6 +138,10 @@ def apply(
         )  # fmt: skip
     values = applied_values(loaded, applied)
     typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))
+
+
+cli_scaleup.register(app)
+cli_tables.register(app)
 
 
 def main(**options: Any) -> None:

@@ -15,7 +15,7 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.plan import Plan
 from ideal_proxy.prepare import Prepared
-from ideal_proxy.proposal import Proposal
+from ideal_proxy.proposal import Proposal, bootstrap_volumes
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 from ideal_proxy.verdict import IMPROVES, Bound, Verdict, sentence
@@ -92,6 +92,7 @@ def _result(
     rows = proposal.rows
     total = float(rows @ tokens)
     pair_losses = laboratory.verified_losses(chosen.number)
+    moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline_loss(), seed=config.seed)
     domains = [
         {
             "name": domain.name,
@@ -103,7 +104,7 @@ def _result(
             "share": float(rows[i] * tokens[i] / total),
             "base_share": float(base[i] * tokens[i] / float(base @ tokens)),
             "repeat": float(rows[i] / domain.available),
-            "bootstrap": [float(x) for x in proposal.bootstrap[i]],
+            "bootstrap": [float(x) for x in moved[i]],
         }
         for i, domain in enumerate(prepared.domains)
     ]
@@ -212,7 +213,7 @@ def _mixture(
         provenance={**provenance, "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]}},
         law=law,
         proxy_fraction=plan.fraction,
-        template=laboratory.template(),
+        template=prepared.template,
     )
 
 

@@ -100,6 +100,7 @@ class Prepared:
         capabilities: J capabilities.
         health: duplicates and leaks, as counts.
         vocabulary: number of tokens of the tokenizer.
+        template: what the mixture file says of the template.
     """
 
     folder: Path
@@ -107,6 +108,7 @@ class Prepared:
     capabilities: tuple[CapabilityFacts, ...]
     health: dict[str, Any]
     vocabulary: int
+    template: dict[str, Any]
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every domain.
@@ -212,6 +214,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         capabilities=tuple(capability_facts),
         health={"duplicates": duplicate_lines(report), "stamps": _stamps(domain_facts, capability_facts)},
         vocabulary=len(tokenizer),
+        template=template.to_dict(),
     )
     atomic_write_json(folder / "facts.json", _as_json(prepared))
     mark_complete(folder)
@@ -354,4 +357,5 @@ def _load(folder: Path) -> Prepared:
         capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
         health=value["health"],
         vocabulary=value["vocabulary"],
+        template=value["template"],
     )

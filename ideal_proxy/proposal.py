@@ -28,7 +28,7 @@ from ideal_proxy.verdict import Bound
 
 Array = NDArray[np.float64]
 
-BOOTSTRAP = 20  # refits with Bayesian-bootstrap weights
+BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
 LEVEL = 0.9
 
 
@@ -60,12 +60,13 @@ class Proposal:
         ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs.
         base_losses: predicted losses at base, shape (J,).
         predicted_gain: relative gain in the objective, same interval.
-        bootstrap: 5 % and 95 % quantile of every volume under the bootstrap, shape (D, 2).
         run_noise: standard deviation of one run's loss, relative, mean over capabilities.
         seed_noise: the same of a seed's common shift.
         notes: what the fit wants the user to know.
         model: the fitted response model.
         optimum: the optimiser's own result.
+        table: the runs that were fitted.
+        constraints: as used.
     """
 
     rows: NDArray[np.int64]
@@ -74,12 +75,13 @@ class Proposal:
     ratios: tuple[Bound, ...]
     base_losses: Array
     predicted_gain: Bound
-    bootstrap: Array
     run_noise: float
     seed_noise: float
     notes: tuple[str, ...]
     model: ResponseModel
     optimum: Optimum
+    table: RunTable
+    constraints: Constraints
 
 
 def fit_and_propose(
@@ -111,20 +113,21 @@ def fit_and_propose(
     ratios, gain = _predict(model, config, base, rows.astype(float), pairs)
     noise = np.asarray(model.residual_scale_, dtype=float)
     shift = np.asarray(model.seed_scale_, dtype=float)
-    base_losses = np.asarray(model.predict(base[None])[0], dtype=float)
+    base_losses = model.value_and_gradient(base)[0]
     return Proposal(
         rows=rows,
         active=tuple(optimum.active),
-        scope=str(optimum.message),
+        scope=f"{optimum.scope}, optimality residual {optimum.kkt_residual:.0e}",
         ratios=ratios,
         base_losses=base_losses,
         predicted_gain=gain,
-        bootstrap=_bootstrap(config, prepared, table, baseline_loss, constraints, objective, optimum, seed),
         run_noise=float(np.mean(noise / base_losses)),
         seed_noise=float(np.mean(shift / base_losses)),
         notes=notes,
         model=model,
         optimum=optimum,
+        table=table,
+        constraints=constraints,
     )
 
 
@@ -248,7 +251,7 @@ def _predict(
     model: ResponseModel, config: SearchConfig, base: Array, rows: Array, pairs: int
 ) -> tuple[tuple[Bound, ...], Bound]:
     """Predict the ratios to base, with the interval in which the mean of the first pairs should fall."""
-    here, there = (np.asarray(model.predict(v[None])[0], dtype=float) for v in (rows, base))
+    here, there = (model.value_and_gradient(v)[0] for v in (rows, base))
     ratio_J = here / there
     draws_SJ = model.draws_value_and_gradient(rows)[0] / model.draws_value_and_gradient(base)[0]
     run_J = np.asarray(model.residual_scale_) / there * np.sqrt(2 / pairs)
@@ -260,17 +263,22 @@ def _predict(
     return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
 
 
-def _bootstrap(
-    config: SearchConfig,
-    prepared: Prepared,
-    table: RunTable,
-    baseline_loss: Array,
-    constraints: Constraints,
-    objective: Objective,
-    optimum: Optimum,
-    seed: int,
+def bootstrap_volumes(
+    config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline_loss: Array, *, seed: int
 ) -> Array:
-    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move; shape (D, 2)."""
+    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        proposal: whose volumes are questioned.
+        baseline_loss: Z_j, shape (J,).
+        seed: of the weights.
+
+    Returns:
+        array: 5 % and 95 % quantile of every volume in full-size rows, shape (D, 2).
+    """
+    table, constraints, objective = proposal.table, proposal.constraints, make_objective(config)
     rng = np.random.default_rng(seed + 1)
     moved = []
     for draw in range(BOOTSTRAP):
@@ -283,7 +291,7 @@ def _bootstrap(
         try:
             with _notes():
                 _fit_rows(model, table, prepared, baseline_loss, weights)
-            moved.append(optimize(model, objective, constraints, starts=[optimum.volumes], n_starts=2).volumes)
+            moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
             moved.append(prepared.column("base"))
     return np.quantile(np.array(moved), [0.05, 0.95], axis=0).T

@@ -20,7 +20,7 @@ from ideal_proxy.design import Design, make_design, spread_mixtures
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
 from ideal_proxy.plan import SWEEP_MIXTURES, Plan
-from ideal_proxy.prepare import Prepared, load_template
+from ideal_proxy.prepare import Prepared
 from ideal_proxy.proposal import RunTable
 from ideal_proxy.proxy_records import TrainSettings
 from ideal_proxy.swarm import WARM_RUN, RunResult, RunSpec, Swarm, SwarmContext, SwarmEvent, prepare_context, warm_spec
@@ -246,14 +246,6 @@ class Laboratory:
             list: a sentence for each.
         """
         return [f"run {run} failed twice and was left out: {message}" for run, message in self._failures.items()]
-
-    def template(self) -> dict[str, Any]:
-        """Return the template that proxies used, for the mixture file.
-
-        Returns:
-            dict: JSON-ready.
-        """
-        return load_template(self.prepared.folder / "tokenizer").to_dict()
 
     def _seed(self, number: int) -> int:
         return self.config.seed * SEED_STRIDE + number

@@ -87,7 +87,8 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         _wrapped(f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."),
         *(_wrapped(f"Warning: {warning}.") for warning in result["warnings"]),
         f"{result['cost']['runs']} proxy runs, {result['cost']['rounds']} round(s), "
-        f"{duration(result['cost']['seconds'])} of training. Mixture file: {folder / 'mixture.json'}",
+        f"{duration(result['cost']['seconds'])} of training (workers added up).",
+        f"Mixture file: {folder / 'mixture.json'}",
     ]
     return "\n".join(lines)
 
