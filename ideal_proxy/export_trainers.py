@@ -100,7 +100,8 @@ def open_instruct(job: Job) -> ExportReport:
     options += ["--num_train_epochs 1", f"--seed {job.mixture.seed}"]
     _write_script(job, "sft.sh", "python open_instruct/finetune.py", options, change=False)
     return report_of(
-        job, "open-instruct", ["sft.sh", "data/"], f"in an open-instruct checkout: bash {job.folder.resolve()}/sft.sh --model_name_or_path MODEL",
+        job, "open-instruct", ["sft.sh", "data/"],
+        f"in an open-instruct checkout: bash {job.folder.resolve()}/sft.sh --model_name_or_path MODEL",
         how={d.name: str(d.rows) for d in job.domains},
     )  # fmt: skip
 
