@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ideal_proxy.export import ROWS_OF_A_GROUP, ExportReport, Job, line_of, report_of
+from ideal_proxy.export_job import ExportReport, Job, line_of, report_of
 
 SHARD_BYTES = 1 << 26  # of MosaicML Streaming, whose offsets are 32-bit
 SPOOL = ".rows"
+ROWS_OF_A_GROUP = 4096  # of parquet: what is held in memory
 
 
 def jsonl(job: Job) -> ExportReport:

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from ideal_proxy.export import ExportReport, Job, report_of
 from ideal_proxy.export_formats import write_drawn_as
+from ideal_proxy.export_job import ExportReport, Job, report_of
 from ideal_proxy.mixture_file import DomainVolume
 
 

@@ -334,7 +334,7 @@ def test_bad_input_leaves_nothing_behind(mixture: MixtureFile, tmp_path: Path) -
 
 
 def test_names_are_safe_and_differ(mixture: MixtureFile, tmp_path: Path) -> None:
-    from ideal_proxy.export import Job
+    from ideal_proxy.export_job import Job
 
     base = mixture.domains[0]
     names = ["a b", "a,b", "A_B", "../x", "$(rm)", "é"]
