@@ -174,7 +174,7 @@ def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut, *, caution: float
 
 TRUST = (0.1, 0.3, 1.0, 3.0)
 """σ_g tried for gradient rows, besides infinity."""
-TRUST_UNCHECKED = 0.5
+TRUST_UNCHECKED = 0.3
 """σ_g where too few runs are there to choose it."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -15,9 +15,6 @@ from scipy.stats import spearmanr
 from ideal_proxy import fit_choice
 from ideal_proxy.fit_law import LawData, LawFit
 from ideal_proxy.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, sigmoid, unpack
-
-if TYPE_CHECKING:
-    from ideal_proxy.fit import ResponseModel
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +46,11 @@ class Diagnosis:
     warning: str | None
 
 
-def diagnose(model: ResponseModel, data: LawData, fit: LawFit) -> list[Diagnosis]:
+def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
     """Judge every capability of a fitted model, and log what should not be trusted.
 
     Args:
-        model: the model, with its held-out predictions.
+        model: a ``ResponseModel`` with its held-out predictions.
         data: the runs it was fitted to.
         fit: the law.
 
@@ -101,7 +98,7 @@ def diagnose(model: ResponseModel, data: LawData, fit: LawFit) -> list[Diagnosis
     return out
 
 
-def _parameters(model: ResponseModel, j: int) -> dict[str, tuple[float, float]]:
+def _parameters(model: Any, j: int) -> dict[str, tuple[float, float]]:
     """Give natural parameters of one capability with standard errors by the delta method."""
     D = model.n_features_in_
     p = {name: values[j] for name, values in unpack(model.theta_, model.bounds_, D).items()}
