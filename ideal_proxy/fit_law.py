@@ -441,16 +441,20 @@ def posterior_draws(
         helps = fit.theta_JP[:, FIRST_A:first].argmax(axis=1)
         still = start[np.arange(J), first + helps] == 0.0
         prior.fixed_BP[np.flatnonzero(still), first + helps[still]] = True
-    member = np.tile(np.arange(J), count)
-    solution = solve_law(
-        data,
-        prior,
-        member,
-        data.weight_JR[member],
-        start[member],
-        fit.noise_J[member],
-        fit.seed_effect_JS[:, data.seed_R],
-        DRAW_STEPS,
-        rng,
-    )
-    return np.asarray(solution.theta_BP.reshape(count, J, -1)[:, :, : fit.theta_JP.shape[1]])
+    together = max(1, 4 * CHUNK // (J * start.shape[1] ** 2))  # the Hessians of a group of draws are held at once
+    groups = []
+    for begin in range(0, count, together):
+        member = np.tile(np.arange(J), min(together, count - begin))
+        solution = solve_law(
+            data,
+            prior,
+            member,
+            data.weight_JR[member],
+            start[member],
+            fit.noise_J[member],
+            fit.seed_effect_JS[:, data.seed_R],
+            DRAW_STEPS,
+            rng,
+        )
+        groups.append(solution.theta_BP.reshape(-1, J, start.shape[1])[:, :, : fit.theta_JP.shape[1]])
+    return np.concatenate(groups)
