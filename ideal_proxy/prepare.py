@@ -25,6 +25,7 @@ from ideal_proxy.data import (
     make_template,
     read_rows,
     row_keys,
+    scan,
     source_fingerprint,
     tokenize_rows,
     train_tokenizer,
@@ -172,6 +173,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     domain_facts = []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name]
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {scan(entry.path, format=entry.format).format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         tokens.save(folder / f"domain-{index}")

@@ -17,16 +17,17 @@ errors config store terminal
 files rows template duplicates data
 mixture_file mixture materialise demo
 design
-packed_attention proxy_records proxy_model proxy
-swarm_records swarm_worker swarm
-operators curvature factors kfac
-influence_records influence unrolled
-law fit_solver fit_law fit_input fit_residual fit_choice fit tables
+proxy_records packed_attention fused_head proxy_model proxy
+swarm_context swarm_worker swarm
+curvature factors kfac
+influence_records influence unrolled finite
+law fit_solver fit_law fit_input fit_residual fit_choice fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
-export_formats export
+export_job export_formats export_trainers export
 prepare verdict plan proposal runs outcome search
-show check start plots report
-cli_tables cli_scaleup cli
+finished curves plot_style plots
+table_mixture what_if show check start report_page report
+cli_report cli_tables cli_scaleup cli
 """.split()
 
 
