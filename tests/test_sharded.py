@@ -1,0 +1,87 @@
+"""Two gloo processes on a CPU: FSDP2 and DDP train what one process trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded_worker as worker
+import torch
+import yaml
+
+from ideal_proxy import scaleup
+from ideal_proxy.proxy import build_proxy
+
+HERE = Path(__file__).resolve().parent
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    out = tmp_path_factory.mktemp("sharded")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "sharded_worker.py"), str(rank), str(WORLD), str(out / "store"), str(out)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(errors)[-4000:]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[list[float], dict[str, torch.Tensor]]:
+    model = build_proxy("0.1M", worker.VOCABULARY, 64, 0)
+    losses = worker.train(model, model, worker.steps(0, 1), 1, contextlib.nullcontext)
+    return losses, worker.whole(model)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_two_processes_equal_one(found: list[dict], alone: tuple, kind: str) -> None:
+    losses, weights = alone
+    fresh = dict(build_proxy("0.1M", worker.VOCABULARY, 64, 0).named_parameters())
+    assert len(losses) == 4
+    together = [sum(part) / WORLD for part in zip(*(rank[f"{kind}_losses"] for rank in found), strict=True)]
+    assert together == pytest.approx(losses, rel=1e-5)
+    moved = 0.0
+    for name, expected in weights.items():
+        for rank in found:
+            torch.testing.assert_close(rank[kind][name], expected, atol=1e-5, rtol=0, msg=f"{kind} {name}")
+        moved = max(moved, (expected - fresh[name]).abs().max().item())
+    assert moved > 1e-3, "training moved the weights by far more than the tolerance"
+
+
+def test_processes_do_not_see_the_same_rows() -> None:
+    parts = [worker.steps(rank, WORLD)[0] for rank in range(WORLD)]
+    rows = [sum(len(batch.starts) - 1 for batch in part.batches if (batch.labels >= 0).any()) for part in parts]
+    assert sum(rows) == worker.BATCH_ROWS
+    assert len(parts[0].batches) == len(parts[1].batches) > 1
+    labels = [sum(int((batch.labels >= 0).sum()) for batch in part.batches) for part in parts]
+    assert sum(labels) == parts[0].labels == parts[1].labels
+
+
+def test_shipped_configuration_is_what_accelerate_reads() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = Path(scaleup.__file__).parent / "fsdp2.yaml"
+    settings = yaml.safe_load(path.read_text())["fsdp_config"]
+    assert settings["fsdp_version"] == 2
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "FSDP"
+    assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    from accelerate import FullyShardedDataParallelPlugin
+
+    known = {name.removeprefix("fsdp_") for name in FullyShardedDataParallelPlugin.__dataclass_fields__}
+    renamed = {"offload_params": "cpu_offload"}
+    for key in settings:
+        name = key.removeprefix("fsdp_")
+        assert renamed.get(name, name) in known | {"version"}, key
