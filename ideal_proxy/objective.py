@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from ideal_proxy.constraint_text import check_name, parse_fraction
 from ideal_proxy.constraints import Constraints, FloatArray, Problem, ScalarFunction, VectorFunction
@@ -206,7 +206,7 @@ class RelativeLosses:
         Returns:
             (K,) and derivatives (K, D).
         """
-        z = float(norm.ppf(confidence))
+        z = float(ndtri(confidence))
         value, jacobian = self.point(v)
         bound, gradient = weights_KJ @ value, weights_KJ @ jacobian
         if z <= 0:

@@ -381,7 +381,7 @@ def run(
         found = solve(program, start, sharp=False)
         tried += 1
         begun.append(start)
-        if best is None or _better(found, best):
+        if best is None or _rank(found) < _rank(best):
             best = found
         objectives.append(found.objective if _proven(found) else np.inf)
         agree = sum(abs(x - best.objective) <= _AGREE for x in objectives)
@@ -389,20 +389,20 @@ def run(
             break
     assert best is not None
     if best.certificate.violation > KKT_TOLERANCE:
-        found = solve(program, check_nonlinear(program, task.atoms, task.nonlinear, begun))
+        point = check_nonlinear(program, task.atoms, task.nonlinear, begun)
+        allowed = Solution(point, program.evaluate(point).objective, certify(program, point))
+        best = min((best, allowed, solve(program, point)), key=_rank)
         tried += 1
-        best = found if _better(found, best) else best
     else:
         sharp = polish(program, best.volumes)
         best = sharp if sharp.objective <= best.objective + _AGREE else best
     return _report(task, _prefer_base(task, best), tried)
 
 
-def _better(one: Solution, other: Solution) -> bool:
-    feasible = one.certificate.violation <= KKT_TOLERANCE
-    if feasible != (other.certificate.violation <= KKT_TOLERANCE):
-        return feasible
-    return one.objective < other.objective if feasible else one.certificate.violation < other.certificate.violation
+def _rank(solution: Solution) -> tuple[bool, float]:
+    """Allowed before not allowed; then the lower objective, or the smaller violation."""
+    broken = solution.certificate.violation > KKT_TOLERANCE
+    return broken, solution.certificate.violation if broken else solution.objective
 
 
 def _proven(solution: Solution) -> bool:

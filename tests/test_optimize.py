@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.explicit_law import DELTA, ExplicitLaw, random_law
+from benchmarks.explicit_law import ExplicitLaw, random_law
+from benchmarks.optimizer_oracles import brute_force, cvxpy_optimum
 from ideal_proxy.conflicts import InfeasibleError
 from ideal_proxy.constraint_text import parse_amount, parse_comparison
 from ideal_proxy.constraints import Constraints, Problem, explored_region
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.fit import ResponseModel
 from ideal_proxy.objective import Objective, RelativeLosses, kl_excess, kl_from_base
 from ideal_proxy.optimize import Message, kkt_residual, optimize, round_volumes, violations
 from ideal_proxy.pareto import pareto
@@ -45,41 +47,6 @@ def limits(problem: Problem, **options) -> Constraints:
     return Constraints.from_options(options, problem)
 
 
-def brute(law: ExplicitLaw, constraints: Constraints, score, steps: int, rounds: int = 3) -> float:
-    """The least objective on a grid over the budget's hyperplane, refined around the best point."""
-    problem = constraints.problem
-    per_row, total = constraints.unit_weights(), constraints.budget_total
-    atoms = constraints.atoms()
-    low, high = np.zeros(len(per_row)), total / per_row
-    for atom in atoms:
-        if atom.index is not None:
-            low[atom.index] = max(low[atom.index], atom.lower)
-            high[atom.index] = min(high[atom.index], atom.upper)
-    first = low.copy(), high.copy()
-    last = int(np.argmax(high - low))
-    others = [i for i in range(len(per_row)) if i != last]
-    best, point = np.inf, problem.base
-    relative = RelativeLosses(law, problem)
-    for _ in range(rounds):
-        axes = [np.linspace(low[i], high[i], steps if high[i] > low[i] else 1) for i in others]
-        grid = np.array(list(itertools.product(*axes)))
-        v = np.zeros((len(grid), len(per_row)))
-        v[:, others] = grid
-        v[:, last] = (total - grid @ per_row[others]) / per_row[last]
-        allowed = np.all(v >= 0, axis=1)
-        for atom in atoms:
-            value = v @ atom.weights
-            tolerance = 1e-9 * max(1, np.abs(atom.weights * problem.base).sum())
-            allowed &= (value >= atom.lower - tolerance) & (value <= atom.upper + tolerance)
-        v = v[allowed]
-        value = score(law.losses(v) / relative.base_losses_J, v)
-        if value.min() < best:
-            best, point = float(value.min()), v[np.argmin(value)]
-        width = 2 * (high - low) / (steps - 1)
-        low, high = np.maximum(point - width, first[0]), np.minimum(point + width, first[1])
-    return best
-
-
 # ------------------------------------------------------------------ optimality
 
 
@@ -106,7 +73,7 @@ def test_equals_brute_force(objective, seed, domains, harm, options):
         return ratio.max(axis=1) if objective.kind == "worst" else ratio @ weights
 
     found = optimize(law, objective, constraints)
-    truth = brute(law, constraints, score, {2: 2001, 3: 161, 4: 41}[domains])
+    truth = brute_force(law, constraints, score, {2: 2001, 3: 161, 4: 41}[domains])
     assert abs(found.objective - truth) < 1e-4
     assert found.objective <= truth + 1e-7
     assert found.kkt_residual < 1e-6
@@ -129,43 +96,12 @@ def test_equals_brute_force_with_kl_penalty_and_cap():
 
         return np.sum(share(v) * np.log(share(v) / share(problem.base)), axis=1)
 
-    penalty = brute(law, limits(problem), lambda r, v: r.mean(axis=1) + 0.1 * kl(v), 121)
-    cap = brute(law, limits(problem), lambda r, v: np.where(kl(v) <= 0.02, r.mean(axis=1), np.inf), 121, rounds=4)
+    penalty = brute_force(law, limits(problem), lambda r, v: r.mean(axis=1) + 0.1 * kl(v), 121)
+    cap = brute_force(law, limits(problem), lambda r, v: np.where(kl(v) <= 0.02, r.mean(axis=1), np.inf), 121, rounds=4)
     assert abs(penalised.objective - penalty) < 1e-4
     assert abs(capped.objective - cap) < 1e-4
     assert any("KL" in name for name in capped.active)
     assert capped.scope == penalised.scope == "global optimum"
-
-
-def cvxpy_optimum(law: ExplicitLaw, constraints: Constraints, worst: bool) -> float:
-    cp = pytest.importorskip("cvxpy")
-    problem = constraints.problem
-    size = len(problem.base)
-    share, more = cp.Variable(size, nonneg=True), cp.Variable(size, nonneg=True)
-    x, rules = share, []
-    if law.available_D is not None:
-        cap = law.available_D / law.unit
-        rules.append(share <= cap)
-        u = share + cp.multiply(cap * law.rho, 1 - cp.exp(-cp.multiply(1 / (cap * law.rho), more)))
-        x = share + more
-    else:
-        u = share
-        rules.append(more == 0)
-    for atom in constraints.atoms():
-        value = (atom.weights * law.unit) @ x
-        if np.isfinite(atom.upper):
-            rules.append(value <= atom.upper)
-        if np.isfinite(atom.lower):
-            rules.append(value >= atom.lower)
-    base = RelativeLosses(law, problem).base_losses_J
-    ratios = []
-    for j in range(len(base)):
-        g = law.gamma_J[j]
-        total = 1 + law.a_JD[j] @ (cp.power(u + DELTA, g) - DELTA**g)
-        span = law.start_J[j] - law.floor_J[j]
-        ratios.append((law.floor_J[j] + span * cp.power(total, -law.alpha_J[j])) / base[j])
-    goal = cp.maximum(*ratios) if worst else sum(ratios) / len(ratios)
-    return float(cp.Problem(cp.Minimize(goal), rules).solve(solver="CLARABEL"))
 
 
 @pytest.mark.filterwarnings("ignore")  # cvxpy tells how it approximates powers
@@ -179,6 +115,7 @@ def cvxpy_optimum(law: ExplicitLaw, constraints: Constraints, worst: bool) -> fl
     ],
 )
 def test_equals_cvxpy(seed, worst, available, options):
+    pytest.importorskip("cvxpy")
     law, problem = make(seed, 5, available=available)
     law.gamma_J, law.alpha_J = np.full(5, 0.5), np.round(law.alpha_J, 1)
     constraints = limits(problem, **options)
@@ -641,6 +578,34 @@ def test_every_result_satisfies_every_constraint(seed, objective, unit, budget, 
         assert found.objective <= found.base_objective + 1e-9
     assert found.message is not Message.NOT_SOLVED
     assert found.kkt_residual < 1e-6 or found.gap < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what the fit wants its user to know
+@pytest.mark.parametrize("process", ["never", "auto"])
+def test_a_fitted_response_model(process):
+    """The optimum of a real fit is the best mixture by its own `predict`, and its gain is really there."""
+    law, problem = make(81, 3, base=[3000, 1000, 2000], draws=0)
+    rng = np.random.default_rng(5)
+    runs = problem.base * np.exp(rng.uniform(-1.2, 1.2, (24, 3)))
+    model = ResponseModel(unit="rows", available=problem.available, process=process, random_state=0)
+    model.fit(runs, law.losses(runs) * (1 + 0.001 * rng.normal(size=(24, 3))))
+    constraints = limits(problem, trust_region=explored_region(runs, problem))
+    found = optimize(model, MEAN, constraints)
+    per_row = constraints.unit_weights()
+    v = rng.dirichlet(np.ones(3), 20000) * constraints.budget_total / per_row
+    for atom in constraints.atoms():
+        if atom.index is not None:
+            v = v[(v[:, atom.index] >= atom.lower) & (v[:, atom.index] <= atom.upper)]
+    assert len(v) > 1000
+    predicted = (model.predict(v) / model.predict(problem.base[None])).mean(axis=1)
+    assert found.objective <= predicted.min() + 1e-9
+    assert found.objective > predicted.min() - 2e-3
+    assert found.kkt_residual < 1e-6
+    assert found.convex == bool(model.is_convex_.all())
+    truth = RelativeLosses(law, problem).point(found.volumes)[0].mean()
+    assert truth < 1
+    assert truth == pytest.approx(found.objective, abs=0.005)
+    np.testing.assert_allclose(found.losses, model.predict(found.volumes[None])[0], rtol=1e-9)
 
 
 def test_the_same_random_state_gives_the_same_answer():
