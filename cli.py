@@ -51,7 +51,7 @@ def torch_requirement():
         return ["torch>=2.12"], "torch from the default index"
     try:
         with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=5):
-            return ["torch>=2.12", "--index-url", CPU_INDEX], "no GPU: CPU torch from PyTorch's CPU index (about 200 MB)"
+            return ["torch>=2.12", "--index-url", CPU_INDEX], "no GPU: torch from PyTorch's CPU index (200 MB)"
     except (OSError, urllib.error.URLError, ValueError):
         return [CPU_TORCH], f"no GPU, PyTorch's CPU index out of reach: {CPU_TORCH} from the default index"
 
@@ -63,7 +63,8 @@ def stamp(extra):
 
 def pip(python, *arguments):
     """Run pip in the environment, or end with one sentence."""
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments]
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    command = [str(python), "-m", "pip", "install", *quiet, *arguments]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
         sys.exit(
             "ideal-proxy set-up: pip could not install "
@@ -100,7 +101,7 @@ def environment(kind):
 
 def main():
     """Run the application, in this interpreter where it can, else in `.venv`."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (whoever runs this may have an older one)
         sys.exit(f"ideal-proxy needs Python 3.11 or newer; this is {platform.python_version()}")
     testing = sys.argv[1:2] == ["test"]
     kind = "test" if testing else "run"

@@ -41,7 +41,8 @@ def run(kind: str, seed: int, work: Path, workers: int | None) -> dict:
         "training_seconds": result["cost"]["seconds"],
         "wall_seconds": time.monotonic() - started,
     }
-    print(json.dumps({key: entry[key] for key in ("kind", "seed", "answer", "pairs", "rounds", "wall_seconds")}), flush=True)
+    shown = ("kind", "seed", "answer", "pairs", "rounds", "wall_seconds")
+    print(json.dumps({key: entry[key] for key in shown}), flush=True)
     return entry
 
 

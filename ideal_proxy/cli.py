@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder with one file or folder of rows a domain.")],
     out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("mix.yaml"),
     hold_out: Annotated[
-        Optional[int], typer.Option(min=1, help="Rows to hold out as reference where a domain has none.")
+        int | None, typer.Option(min=1, help="Rows to hold out as reference where a domain has none.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
 ) -> None:
@@ -71,15 +71,15 @@ def check(
 @app.command(epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix")
 def search(
     config: Annotated[
-        Optional[Path], typer.Argument(metavar="[MIX.YAML]", help="The run file; none: the embedded demo.")
+        Path | None, typer.Argument(metavar="[MIX.YAML]", help="The run file; none: the embedded demo.")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Run directory; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    rounds: Annotated[Optional[int], typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
-    runs: Annotated[Optional[int], typer.Option(min=4, help="Proxies of the first round.")] = None,
-    workers: Annotated[Optional[int], typer.Option(min=1, help="Processes side by side.")] = None,
-    max_hours: Annotated[Optional[float], typer.Option(min=0.0, help="Compute budget in hours.")] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Seed of data order and design.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
+    runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and design.")] = None,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -119,7 +119,7 @@ def apply(
     shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Rewrite every row as chat messages.")] = False,
     source: Annotated[
-        Optional[list[str]], typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -105,9 +105,7 @@ def optimize(
     kl: Annotated[float, typer.Option(min=0.0, help="Weight of a KL divergence to base.")] = 0.0,
     kl_cap: Annotated[float | None, typer.Option(min=0.0, help="Largest KL divergence from base.")] = None,
     constraints: Annotated[Path | None, typer.Option(help="YAML of constraints; options go first.")] = None,
-    pareto: Annotated[
-        str | None, typer.Option(metavar="A:B", help="Print the front between groups, as a,b:c.")
-    ] = None,
+    pareto: Annotated[str | None, typer.Option(metavar="A:B", help="Print the front between groups, as a,b:c.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the starts.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -82,7 +82,7 @@ class ProxyConfig(Section):
     vocabulary: int = Field(default=4096, ge=300, le=65536)
     context: int = Field(default=512, ge=16, le=32768, description="tokens; longer rows lose prompt from the left")
     fraction: float | None = Field(
-        default=None, gt=0, le=0.85, description="share φ of the full-size volumes that a proxy sees; default: by budget"
+        default=None, gt=0, le=0.85, description="share φ of the volumes that a proxy sees; default: by budget"
     )
     batch_rows: int = Field(default=32, ge=1)
     learning_rate: float | None = Field(default=None, gt=0, description="default: chosen once by a short sweep")

@@ -99,9 +99,7 @@ class Knowledge:
         rng.shuffle(names)
         self.known = names[:KNOWN]
         self.unknown = names[KNOWN : KNOWN + 12]
-        self.facts = {
-            name: (rng.choice(COLOURS), rng.choice(FOODS), rng.choice(PLACES)) for name in self.known
-        }
+        self.facts = {name: (rng.choice(COLOURS), rng.choice(FOODS), rng.choice(PLACES)) for name in self.known}
 
     def question(self, rng: random.Random) -> Pair:
         """Draw a question about two entities, and its bare answer."""
@@ -211,9 +209,7 @@ def demo_config(seed: int = 0, *, null: bool = False) -> SearchConfig:
             "name": "demo-null" if null else "demo",
             "seed": seed,
             "domains": domains,
-            "capabilities": [
-                {"name": name, "path": path} for name, path in zip(names, references, strict=True)
-            ],
+            "capabilities": [{"name": name, "path": path} for name, path in zip(names, references, strict=True)],
             "proxy": {"size": "0.1M", "vocabulary": 320, "context": 64, "fraction": 0.25},
             "rounds": 2,
         },

@@ -21,7 +21,12 @@ from ideal_proxy.verdict import planned_looks
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
-RATES = {"0.1M": (3e-3, 6e-3, 1.2e-2), "1M": (1e-3, 2e-3, 4e-3), "3M": (7e-4, 1.4e-3, 2.8e-3), "10M": (4e-4, 8e-4, 1.6e-3)}
+RATES = {
+    "0.1M": (3e-3, 6e-3, 1.2e-2),
+    "1M": (1e-3, 2e-3, 4e-3),
+    "3M": (7e-4, 1.4e-3, 2.8e-3),
+    "10M": (4e-4, 8e-4, 1.6e-3),
+}
 SWEEP_MIXTURES = 3
 FULL_EVALUATION = 1 / 3  # cost of a token's forward pass against forward and backward
 
@@ -72,8 +77,8 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
         UsageError: the compute budget is below the least that can give an answer.
     """
     if path.exists():
-        raw = read_json(path)
-        return Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+        raw: dict[str, Any] = read_json(path)
+        return Plan(**(raw | {"rates": tuple(raw["rates"]), "looks": tuple(raw["looks"])}))
     device = config.proxy.device if config.proxy.device != "auto" else _device()
     workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
     speed, dtype, parameters = _measure(config, prepared, device)
@@ -120,15 +125,16 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     if plan.rounds > 1:
         more = plan.more_runs * (plan.rounds - 1)
         again = pairs * (plan.rounds - 1)
-        stages.append(("more rounds", more + again, tokens * (more + again), each * (more + again), (more + again) * steps))
-    described = []
+        runs = more + again
+        stages.append(("more rounds", runs, tokens * runs, each * runs, runs * steps))
+    described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name == "warm start" else plan.workers
         described.append({
             "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained),
             "seconds": work / plan.tokens_per_second / workers,
         })  # fmt: skip
-    total_tokens = sum(stage["tokens"] for stage in described)
+    total_tokens = int(sum(stage["tokens"] for stage in described))
     least = sum(s["seconds"] for s in described[:3]) + described[3]["seconds"] * plan.looks[0] / plan.looks[-1]
     return {
         **asdict(plan),

@@ -337,7 +337,8 @@ def _refuse_changed(prepared: Prepared) -> None:
         if path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == stamp:
             continue
         if path.is_file() and path.stat().st_size == stamp[0]:
-            entry = next(e for e in (*prepared.domains, *prepared.capabilities) if e.source == source)
+            entries: list[DomainFacts | CapabilityFacts] = [*prepared.domains, *prepared.capabilities]
+            entry = next(e for e in entries if e.source == source)
             if source_fingerprint(row_keys(read_rows(source, format=entry.format))) == entry.fingerprint:
                 continue
         raise UserError(

@@ -199,9 +199,7 @@ def make_objective(config: SearchConfig) -> Objective:
     )
 
 
-def _fit(
-    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int
-) -> tuple[ResponseModel, tuple[str, ...]]:
+def _fit(table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int) -> tuple[ResponseModel, tuple[str, ...]]:
     """Fit the response model; what it logs becomes notes."""
     model = ResponseModel(
         unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed

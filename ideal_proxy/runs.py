@@ -44,9 +44,7 @@ class Laboratory:
         reporter: for progress and notes.
     """
 
-    def __init__(
-        self, config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path, reporter: Reporter
-    ) -> None:
+    def __init__(self, config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path, reporter: Reporter) -> None:
         self.config = config
         self.prepared = prepared
         self.plan = plan
@@ -89,6 +87,9 @@ class Laboratory:
 
         Returns:
             dict: mean over mixtures and capabilities of the loss relative to the first rate.
+
+        Raises:
+            UserError: no rate trained.
         """
         design = self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
         chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
@@ -118,7 +119,8 @@ class Laboratory:
             number: the round, from 0.
         """
         design = self._design(centre, spread, count, number)
-        specs = [self._spec(volumes, seed, "design", rate) for volumes, seed in zip(design.volumes, design.seeds, strict=True)]
+        points = zip(design.volumes, design.seeds, strict=True)
+        specs = [self._spec(volumes, seed, "design", rate) for volumes, seed in points]
         self._run(label, specs, role="design")
 
     def table(self) -> RunTable:
@@ -136,7 +138,9 @@ class Laboratory:
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
         )
 
-    def pairs(self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int) -> list[PairedLosses]:
+    def pairs(
+        self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
+    ) -> list[PairedLosses]:
         """Train base and proposal on fresh seeds and read the verify rows.
 
         Args:

@@ -148,7 +148,7 @@ def _rounds(
             reporter.note(f"no further round ({again}): the compute budget is nearly used")
             break
         reporter.note(f"another round: {again}")
-        centre = proposal.rows
+        centre = proposal.rows.astype(float)
     return outcomes
 
 
@@ -259,4 +259,3 @@ def _identity(config: SearchConfig) -> SearchConfig:
 def _append(path: Path, text: str) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-

@@ -142,9 +142,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
-            raise UserError(
-                f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out"
-            ) from error
+            raise UserError(f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out") from error
         handle.seek(0)
         handle.truncate()
         handle.write(f"process {os.getpid()} on {platform.node()}")

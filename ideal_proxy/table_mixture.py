@@ -119,9 +119,10 @@ def _read_base(path: Path, names: Sequence[str]) -> Array:
     """Read base volumes, a line a domain (name, volume); domains that are not named are zero."""
     try:
         frame = pd.read_csv(path, skipinitialspace=True)
-        volumes = {str(name).removeprefix("train_"): float(value) for name, value in frame.iloc[:, :2].itertuples(index=False)}
+        lines = frame.iloc[:, :2].itertuples(index=False)
+        volumes = {str(name).removeprefix("train_"): float(value) for name, value in lines}
     except (OSError, ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read base volumes from {path} ({error}); write two columns: domain, volume") from error
+        raise UsageError(f"cannot read base volumes from {path} ({error}); write columns domain, volume") from error
     unknown = [name for name in volumes if name not in names]
     if unknown or not sum(volumes.values()) > 0 or min(volumes.values()) < 0:
         what = f"unknown domain {unknown[0]!r}" if unknown else "volumes must be at least 0 and not all 0"
@@ -280,9 +281,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
     def show(x: float) -> str:
         return f"{x:.1%}" if share else f"{x:,.0f}"
 
-    domains = [
-        (name, show(problem.base[i]), show(volumes[i])) for i, name in enumerate(problem.domains)
-    ]
+    domains = [(name, show(problem.base[i]), show(volumes[i])) for i, name in enumerate(problem.domains)]
     capabilities = [
         (name, f"{optimum.base_losses[j]:.4g}", f"{optimum.losses[j]:.4g}", f"{optimum.relative[j]:.4f}")
         for j, name in enumerate(problem.capabilities)
@@ -292,7 +291,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
     return "\n".join([
         table("Volumes", ("domain", "base", "optimum"), domains),
         "",
-        table("Predictions (optimistic: the optimum was selected)", ("capability", "base", "optimum", relative), capabilities),
+        table("Predicted (optimistic: it was selected)", ("capability", "base", "optimum", relative), capabilities),
         "",
         f"{optimum.scope}, optimality residual {optimum.kkt_residual:.1e}",
         f"active: {active}",

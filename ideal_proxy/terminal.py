@@ -1,6 +1,6 @@
-"""What the terminal shows: progress with an honest estimate, tables that fit 80 columns, results apart from the rest.
+"""What the terminal shows: progress with an honest estimate, and tables that fit 80 columns.
 
-Results go to stdout; everything else, progress included, to stderr. Where stderr is no terminal, progress is plain lines.
+Results go to stdout; everything else, progress included, to stderr. Where stderr is no terminal: plain lines.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Reporter:
         """
         started = time.monotonic()
         if self.quiet or total <= 0:
-            yield lambda done, detail="": None
+            yield _ignore
             return
         if self.console.is_terminal:
             columns = (
@@ -151,6 +151,10 @@ def named_paths(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--source {option!r} must be NAME=PATH with NAME one of {', '.join(names)}")
         paths[name] = path
     return paths
+
+
+def _ignore(done: float, detail: str = "") -> None:
+    pass
 
 
 def remaining(done: float, total: float, elapsed: float) -> str:

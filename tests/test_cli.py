@@ -29,7 +29,9 @@ def test_help_is_the_same_from_the_checkout_and_installed():
         assert f"\n  {command} " in installed.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"])
+@pytest.mark.parametrize(
+    "command", ["init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"]
+)
 def test_every_command_has_a_line_and_an_example(command):
     answer = run(command, "--help")
     assert answer.returncode == 0

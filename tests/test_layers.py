@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
 
 # Left to right; modules of one line may not import each other unless the line is ordered, as it is.
-LAYERS = """
+ORDER = """
 errors config store terminal
 files rows template duplicates data
 mixture_file mixture materialise demo
@@ -28,7 +28,8 @@ prepare verdict plan proposal runs outcome search
 finished curves plot_style plots
 table_mixture what_if show check start report_page report
 cli_report cli_tables cli_scaleup cli
-""".split()
+"""
+LAYERS = ORDER.split()
 
 
 def modules():
@@ -74,5 +75,7 @@ def test_scale_up_is_reached_from_the_command_line_alone():
 @pytest.mark.parametrize("module", ["ideal_proxy.cli", "ideal_proxy.config", "ideal_proxy.mixture"])
 def test_light_modules_load_nothing_heavy(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert answer.stdout.strip() == "[]"

@@ -93,7 +93,8 @@ def test_the_files_hold_together(finished):
     assert mixture["verdict"] == "improves"
     frame = pd.read_parquet(folder / "run" / "runs.parquet")
     assert set(frame["role"]) == {"warm", "design", "verify"}
-    assert frame.loc[frame["role"] == "design", [f"verify_loss/{n}" for n in ("strings", "formats")]].isna().to_numpy().all()
+    seen = frame.loc[frame["role"] == "design", [f"verify_loss/{n}" for n in ("strings", "formats")]]
+    assert seen.isna().to_numpy().all()
     verify = frame[frame["role"] == "verify"]
     assert len(verify) == 6
     assert not set(verify["seed"]) & set(frame.loc[frame["role"] == "design", "seed"])

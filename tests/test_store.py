@@ -30,7 +30,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(store.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*kept"):
+    with pytest.raises(UserError, match=r"No space left on device.*kept"):
         store.atomic_write_json(path, {"new": True})
     assert json.loads(path.read_text()) == {"old": True}
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept.json"]
