@@ -60,7 +60,7 @@ def check(
     config: Annotated[Path, typer.Argument(metavar="MIX.YAML", help="The run file.")],
     as_json: Json = False,
 ) -> None:
-    """Show rows, tokens, lengths, truncation, duplicates and leaks, a domain a line."""
+    """Show rows, tokens, cuts, duplicates and leaks of the data."""
     from ideal_proxy.check import check_sources, health_tables
     from ideal_proxy.config import load_config
 
@@ -84,7 +84,7 @@ def search(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train small proxies, fit the response, optimise the volumes, check the result."""
+    """Train proxies, fit the response, optimise, verify."""
     from ideal_proxy.config import load_config
     from ideal_proxy.demo import demo_config
     from ideal_proxy.search import override, plan_search, run_search
@@ -124,7 +124,7 @@ def apply(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the exact rows of a mixture as JSONL, in training order."""
+    """Write the exact rows of a mixture, in training order."""
     from ideal_proxy.materialise import apply_mixture
     from ideal_proxy.mixture_file import load_mixture
     from ideal_proxy.show import applied_table, applied_values

@@ -55,7 +55,7 @@ def scale_up(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the full-size model on a mixture; check the prediction against base."""
+    """Train the full-size model on a mixture; compare with base."""
     from ideal_proxy.errors import UsageError
     from ideal_proxy.mixture_file import load_mixture
     from ideal_proxy.terminal import Reporter
@@ -112,7 +112,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hand a mixture to another trainer, with the counts that it will really draw."""
+    """Hand a mixture to another trainer, with its real counts."""
     from ideal_proxy.export import export_mixture, export_table
     from ideal_proxy.mixture_file import load_mixture
 

@@ -37,7 +37,7 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Seed of starts and folds.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit the response law to a table of mixtures and a table of losses or scores."""
+    """Fit the response law to tables of runs."""
     import logging
 
     from ideal_proxy.store import atomic_write_json
@@ -66,7 +66,7 @@ def predict(
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.9,
     fidelity: Annotated[str | None, typer.Option(help="Predict runs of this added fidelity.")] = None,
 ) -> None:
-    """Predict the metrics of new mixtures, with the interval of one new run."""
+    """Predict the metrics of new mixtures, with intervals."""
     from ideal_proxy.store import atomic_write_text
     from ideal_proxy.table_mixture import load_fit
     from ideal_proxy.tables import predict_table, read_ratios
@@ -109,7 +109,7 @@ def optimize(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the starts.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the best volumes under constraints, with a proof of optimality."""
+    """Find the best volumes under constraints."""
     from ideal_proxy.errors import UsageError
     from ideal_proxy.mixture_file import save_mixture
     from ideal_proxy.objective import Objective
