@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ideal_proxy.config import SearchConfig
+from ideal_proxy.conflicts import check_linear
 from ideal_proxy.constraints import Constraints, Problem, explored_region
 from ideal_proxy.errors import UserError
 from ideal_proxy.fit import ResponseModel
@@ -149,14 +150,28 @@ def make_problem(prepared: Prepared) -> Problem:
     )
 
 
-def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array) -> Constraints:
+def check_constraints(config: SearchConfig, prepared: Prepared) -> None:
+    """Refuse, before anything is trained, limits that no mixture can meet.
+
+    Args:
+        config: the run file.
+        prepared: bounds in rows.
+
+    Raises:
+        UserError: the limits contradict each other; an irreducible set of them is named.
+    """
+    constraints = make_constraints(config, prepared, make_problem(prepared), None)
+    check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
+
+
+def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array | None) -> Constraints:
     """Turn the run file's limits into the optimiser's.
 
     Args:
         config: the run file.
         prepared: bounds in rows.
         problem: names and base.
-        explored: volumes that the swarm ran, shape (R, D): the default trust region.
+        explored: volumes that the swarm ran, shape (R, D): the default trust region; None for none.
 
     Returns:
         Constraints: all of them.
@@ -176,8 +191,10 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
         "repeat_cap": config.constraints.max_repeat,
         "groups": list(config.constraints.groups) or None,
         "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
-        "trust_region": trust if trust is not None else explored_region(explored, problem),
+        "trust_region": trust,
     }
+    if trust is None and explored is not None:
+        options["trust_region"] = explored_region(explored, problem)
     return Constraints.from_options(options, problem)
 
 

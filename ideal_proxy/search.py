@@ -20,7 +20,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
 from ideal_proxy.plan import Plan, describe_plan, make_plan
 from ideal_proxy.prepare import Prepared, prepare
-from ideal_proxy.proposal import Proposal, fit_and_propose
+from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
@@ -78,6 +78,7 @@ def plan_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[
     with lock(folder):
         _claim(config, folder)
         prepared = prepare(config, folder / "prepared", reporter)
+        check_constraints(config, prepared)
         return describe_plan(config, prepared, make_plan(config, prepared, folder / "plan.json"))
 
 
@@ -104,6 +105,7 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared = prepare(config, folder / "prepared", reporter)
+        check_constraints(config, prepared)
         plan = make_plan(config, prepared, folder / "plan.json")
         whole = describe_plan(config, prepared, plan)
         reporter.note(

@@ -39,6 +39,11 @@ def test_every_command_has_a_line_and_an_example(command):
     assert max(map(len, answer.stdout.splitlines())) <= 80
 
 
+def _tight_budget(folder: Path) -> None:
+    _edit(folder, "mode: keep", "total: 50\n  mode: at_most")
+    _edit(folder, "base: 60", "base: 60\n    min: 50")
+
+
 def rows(path: Path, count: int, start: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(
@@ -106,6 +111,10 @@ def test_init_without_references_says_what_to_do(folder):
         (lambda d: _edit(d, "base: 60", "base: 600"), "max_repeat", 1),
         (lambda d: _edit(d, "base: 60", "base: 60\n    min: 50\n    max: 10"), "min (50 rows) is above max", 1),
         (lambda d: _edit(d, "rounds: 2", "round: 2"), "did you mean 'rounds'?", 2),
+        (_tight_budget, "budget", 1),
+        (lambda d: _edit(d, "groups: []", "groups: ['code <= 10%', 'math <= 20%']"), "code <= 10", 1),
+        (lambda d: _edit(d, "groups: []", "groups: ['cod <= 10%']"), 'did you mean "code"?', 2),
+        (lambda d: _no_answers(d / "data/math/train.jsonl"), "math", 1),
     ],
 )
 def test_bad_input_is_one_sentence(folder, break_it, says, code):
@@ -118,6 +127,10 @@ def test_bad_input_is_one_sentence(folder, break_it, says, code):
     assert says in last
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
+
+
+def _no_answers(path: Path) -> None:
+    path.write_text('{"instruction": "say", "input": "", "output": ""}\n' * 60, encoding="utf-8")
 
 
 def _edit(folder: Path, old: str, new: str) -> None:
