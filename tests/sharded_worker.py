@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from ideal_proxy.data import TokenRows
 from ideal_proxy.proxy import build_proxy
 from ideal_proxy.scaleup.source import draw_rows
-from ideal_proxy.scaleup.trainer import StepSet, accumulate, check_sharded
+from ideal_proxy.scaleup.steps import StepSet, accumulate, check_sharded
 
 VOCABULARY, BATCH_ROWS, MICRO_TOKENS = 300, 24, 90
 

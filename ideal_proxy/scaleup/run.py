@@ -24,13 +24,8 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.proxy import RowLosses, TrainSettings
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, quiet_libraries, save_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
-from ideal_proxy.scaleup.trainer import (
-    MixtureTrainer,
-    StepSet,
-    micro_batch_tokens,
-    reference_losses,
-    sharding_asked,
-)
+from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
+from ideal_proxy.scaleup.trainer import MixtureTrainer, reference_losses
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter, Update
 

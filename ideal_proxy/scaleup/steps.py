@@ -1,0 +1,205 @@
+"""One optimiser step of the full-size run: which rows it takes, how processes share them, and its gradient.
+
+Which rows share a step never depends on the number of processes or on what fits a micro-batch, and the loss is
+Σ nll / Σ supervised tokens over all of them, as for the proxies. Legend: R rows, S steps, B rows of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ideal_proxy.data import IGNORED, Batch, TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.proxy import TrainSettings, collate_across, label_losses, micro_batches
+from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS
+from ideal_proxy.scaleup.source import Drawn
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step as one process sees it.
+
+    Attributes:
+        batches: this process's micro-batches; as many in every process.
+        labels: supervised tokens of the step, over all processes.
+    """
+
+    batches: tuple[Batch, ...]
+    labels: int
+
+
+class StepSet(Dataset[Step]):
+    """The steps of a run, in order.
+
+    Args:
+        drawn: rows in training order.
+        token_rows: D sets of rows.
+        batch_rows: rows of a step, over all processes.
+        micro_batch_tokens: most tokens of a micro-batch.
+        rank: number of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        drawn: Drawn,
+        token_rows: Sequence[TokenRows],
+        batch_rows: int,
+        micro_batch_tokens: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.drawn = drawn
+        self.token_rows = token_rows
+        self.batch_rows = batch_rows
+        self.limit = micro_batch_tokens
+        self.rank = rank
+        self.world = world
+        self._lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
+        self._labels = [np.asarray(rows.supervised_tokens, dtype=np.int64) for rows in token_rows]
+
+    def __len__(self) -> int:
+        """Return the number of steps S."""
+        return -(-len(self.drawn.domain) // self.batch_rows)
+
+    def __getitem__(self, index: int) -> Step:
+        """Return step `index`; the last one may have fewer rows."""
+        here = slice(index * self.batch_rows, (index + 1) * self.batch_rows)
+        domains, rows = self.drawn.domain[here], self.drawn.row[here]
+        lengths = self._of(self._lengths, domains, rows)
+        parts = [
+            [dealt[part] for part in micro_batches(lengths[dealt], self.limit)] for dealt in deal(lengths, self.world)
+        ]
+        mine = parts[self.rank]
+        batches = [collate_across(self.token_rows, domains[part], rows[part]) for part in mine]
+        # Every process runs as many forward passes, or collectives would wait for ever: some run a row without labels.
+        for _ in range(max(map(len, parts)) - len(mine)):
+            shortest = np.array([int(lengths.argmin())])
+            batches.insert(0, _silent(collate_across(self.token_rows, domains[shortest], rows[shortest])))
+        return Step(tuple(batches), max(1, int(self._of(self._labels, domains, rows).sum())))
+
+    @staticmethod
+    def _of(values: Sequence[Ints], domains: Ints, rows: Ints) -> Ints:
+        return np.array([values[d][r] for d, r in zip(domains, rows, strict=True)], dtype=np.int64)
+
+
+def deal(lengths: Ints, world: int) -> list[Ints]:
+    """Deal the rows of a step to the processes, so that all have about as many tokens.
+
+    Args:
+        lengths: (B,) tokens of each row.
+        world: number of processes.
+
+    Returns:
+        list: for every process its row numbers; one process gets them all in order.
+    """
+    if world == 1:
+        return [np.arange(len(lengths), dtype=np.int64)]
+    order = np.argsort(-lengths, kind="stable")
+    turn = np.arange(len(order)) % (2 * world)
+    owner = np.minimum(turn, 2 * world - 1 - turn)  # back and forth
+    return [order[owner == rank] for rank in range(world)]
+
+
+def _silent(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.position_ids, np.full_like(batch.labels, IGNORED), batch.starts, batch.rows)
+
+
+class _Wrapped:
+    """What `label_losses` needs of a wrapped model: the wrapper's call, the model's configuration."""
+
+    def __init__(self, wrapper: Any, inner: Any) -> None:
+        self.config = inner.config
+        self.parameters = wrapper.parameters
+        self._wrapper = wrapper
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._wrapper(**inputs)
+
+
+def accumulate(
+    model: Any,
+    inner: Any,
+    step: Step,
+    *,
+    device: torch.device,
+    world: int,
+    backward: Callable[[Tensor], None],
+    no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Tensor:
+    """Add the gradient of one step: sum over sum, however the rows are split.
+
+    Args:
+        model: the model, or its distributed wrapper, which averages gradients over processes.
+        inner: the model itself.
+        step: the rows.
+        device: where to compute.
+        world: number of processes, which the average is multiplied by.
+        backward: of a loss.
+        no_sync: a context in which gradients stay in the process; entered for all micro-batches but the last.
+
+    Returns:
+        Tensor: this process's part of the step's loss times `world`, so that the mean over processes is the loss.
+    """
+    total: Tensor | None = None
+    seen = _Wrapped(model, inner)
+    for number, batch in enumerate(step.batches):
+        last = number == len(step.batches) - 1
+        with contextlib.nullcontext() if last else no_sync():
+            loss = label_losses(seen, batch, device=device).sum() * (world / step.labels)
+            backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def micro_batch_tokens(settings: TrainSettings, device: torch.device) -> int:
+    """Return the most tokens of a micro-batch.
+
+    Args:
+        settings: may name a number.
+        device: where to compute.
+
+    Returns:
+        int: tokens.
+    """
+    return settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
+
+
+def sharding_asked() -> bool:
+    """Tell whether `accelerate launch` was told to shard with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in {"1", "true", "yes"}
+
+
+def check_sharded(model: Any, *, wanted: bool) -> None:
+    """Refuse to train on whole copies where sharding was asked for (accelerate ignores FSDP on a CPU without a word).
+
+    Args:
+        model: the prepared model.
+        wanted: whether sharding was asked for.
+
+    Raises:
+        UserError: it was, and no parameter is a DTensor.
+    """
+    if not wanted:
+        return
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise UserError(
+            "FSDP2 was asked for, but the parameters are not sharded: accelerate shards on accelerators only, with "
+            "fsdp_version 2; use the shipped ideal_proxy/scaleup/fsdp2.yaml on GPUs, or launch without FSDP"
+        )
