@@ -258,7 +258,10 @@ def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) ->
 
 
 def widening(z_JR: Array, weight_JR: Array) -> Array:
-    """Find by how much intervals must be widened to hold 90 % of held-out runs.
+    """Find by how much intervals must be widened to hold 90 % of held-out runs; they are never narrowed.
+
+    Held-out fits see fewer runs and so claim less; taking their caution as licence to narrow the whole fit's intervals
+    left 56 % of new runs inside on a smooth synthetic table, and 81 % to 89 % on RegMix at 32 runs.
 
     Args:
         z_JR: (J, R) held-out errors over their predicted standard deviation.
@@ -277,4 +280,4 @@ def widening(z_JR: Array, weight_JR: Array) -> Array:
         n = len(z)
         own = float(np.quantile(z, min(1.0, 0.9 * (n + 1) / n))) / normal
         factors[j] = (n * own + POOL_RUNS * pooled) / (n + POOL_RUNS)
-    return np.asarray(factors * (1.0 + OPTIMISM / runs))
+    return np.maximum(np.asarray(factors * (1.0 + OPTIMISM / runs)), 1.0)
