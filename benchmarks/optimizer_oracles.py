@@ -15,7 +15,9 @@ Score = Callable[[FloatArray, FloatArray], FloatArray]
 """Relative losses (R, J) and volumes (R, D) to the objective (R,)."""
 
 
-def brute_force(law: ExplicitLaw, constraints: Constraints, score: Score, steps: int, rounds: int = 3) -> float:
+def brute_force(
+    law: ExplicitLaw, constraints: Constraints, score: Score, steps: int, rounds: int = 3, *, keep: float | None = None
+) -> float:
     """The least objective on a grid over the budget's hyperplane, refined around the best point."""
     problem = constraints.problem
     per_row, total = constraints.unit_weights(), constraints.budget_total
@@ -45,7 +47,8 @@ def brute_force(law: ExplicitLaw, constraints: Constraints, score: Score, steps:
         value = score(law.losses(v) / relative.base_losses_J, v)
         if value.min() < best:
             best, point = float(value.min()), v[np.argmin(value)]
-        width = 2 * (high - low) / (steps - 1)
+        # A worst case has a valley with a kink, along which a grid must be allowed to wander: keep more of it.
+        width = (high - low) * (2 / (steps - 1) if keep is None else keep)
         low, high = np.maximum(point - width, first[0]), np.minimum(point + width, first[1])
     return best
 
