@@ -280,4 +280,4 @@ def widening(z_JR: Array, weight_JR: Array) -> Array:
         n = len(z)
         own = float(np.quantile(z, min(1.0, 0.9 * (n + 1) / n))) / normal
         factors[j] = (n * own + POOL_RUNS * pooled) / (n + POOL_RUNS)
-    return np.maximum(np.asarray(factors * (1.0 + OPTIMISM / runs)), 1.0)
+    return np.asarray(np.maximum(factors * (1.0 + OPTIMISM / runs), 1.0), dtype=np.float64)

@@ -25,8 +25,8 @@ law fit_solver fit_law fit_input fit_residual fit_choice fit_report fit_json fit
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict plan proposal runs outcome search
-finished curves plot_style plots
-table_mixture what_if show check start report_page report
+show finished curves plot_style plots
+table_mixture what_if check start report_page report
 cli_report cli_tables cli_scaleup cli
 """
 LAYERS = ORDER.split()
