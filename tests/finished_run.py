@@ -1,0 +1,158 @@
+"""A finished run directory from a known law, made without training: what `report` and `what-if` read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.fit import ResponseModel
+from ideal_proxy.mixture import DomainVolume, MixtureFile, save_mixture
+
+DOMAINS = ["coding", '<b>"trust" & $x_1$', "_facts"]
+CAPABILITIES = ["coding", "<script>alert(1)"]
+AVAILABLE = np.array([2000.0, 1000.0, 3000.0])
+BASE = np.array([2000.0, 1000.0, 300.0])
+PROPOSAL = np.array([2600.0, 900.0, 600.0])
+TOKENS = np.array([20.0, 30.0, 10.0])
+NOISE = 0.01
+CONFIG: dict[str, Any] = {
+    "name": "nasty <run> & co",
+    "domains": [{"name": name, "path": f"/data/{n}.jsonl"} for n, name in enumerate(DOMAINS)],
+    "capabilities": [{"name": name, "path": f"/data/r{n}.jsonl"} for n, name in enumerate(CAPABILITIES)],
+    "budget": {"mode": "free"},
+}
+
+
+def true_losses(volumes: np.ndarray) -> np.ndarray:
+    """Losses without noise: the first capability likes `coding`, the second the two others; (R, J)."""
+    x = np.sqrt(np.atleast_2d(volumes) / 1000.0)
+    weight = np.array([[2.0, 0.1, 0.0], [0.0, 0.8, 1.6]])
+    return 0.5 + 2.5 / (1 + x @ weight.T)
+
+
+@functools.cache
+def folder() -> Path:
+    """Write the run directory once a session."""
+    path = Path(tempfile.mkdtemp(prefix="finished-run-"))
+    rng = np.random.default_rng(0)
+    design = np.vstack([BASE, BASE, BASE * np.exp(rng.uniform(-1.2, 1.2, (14, 3)))])
+    seeds = np.arange(16) % 2
+    names = {"rows": DOMAINS, "loss": CAPABILITIES}
+    losses = true_losses(design) + NOISE * rng.standard_normal((16, 2))
+    model = ResponseModel(available=AVAILABLE, base=BASE, process="never", harm="never", n_starts=1, n_draws=32)
+    model.fit(pd.DataFrame(design, columns=names["rows"]), pd.DataFrame(losses, columns=names["loss"]), seed_id=seeds)
+    check = np.vstack([np.stack([BASE, PROPOSAL])] * 3)
+    checked = true_losses(check) + NOISE * rng.standard_normal((6, 2))
+    table = pd.concat(
+        [
+            _table("warm", np.zeros((1, 3)), np.array([[3.0, 3.0]]), [0], ids="w"),
+            _table("design", design, losses, seeds, ids="d"),
+            _table("verify", check, checked, [10_000, 10_000, 10_001, 10_001, 10_002, 10_002], ids="v"),
+        ],
+        ignore_index=True,
+    )
+    table.to_parquet(path / "runs.parquet", index=False)
+    (path / "config.yaml").write_text(dump_config(parse_config(CONFIG)), encoding="utf-8")
+    _write(path / "fit.json", model.to_json())
+    _write(path / "plan.json", {"workers": 2, "dtype": "float32", "device": "cpu", "fraction": 0.25})
+    _write(path / "rate.json", {"learning_rate": 0.006, "chosen": "given"})
+    made = {"time": "2026-01-01T00:00:00Z", "command": "ideal-proxy search <x>", "git": None}
+    _write(path / "provenance.json", made | {"versions": {"python": "3.11"}, "machine": {"cores": 2}})
+    _write(path / "prepared" / "facts.json", _facts())
+    _write(path / "result.json", result())
+    save_mixture(path / "mixture.json", MixtureFile(
+        name="nasty", created="2026-01-01T00:00:00Z",
+        domains=[DomainVolume(name=n, source="x", fingerprint="0" * 64, available=int(a), rows=int(r))
+                 for n, a, r in zip(DOMAINS, AVAILABLE, PROPOSAL, strict=True)],
+    ))  # fmt: skip
+    return path
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """Give the content of result.json, with changes."""
+    here, there = true_losses(PROPOSAL)[0], true_losses(BASE)[0]
+    ratio = here / there
+    gain = float(1 - ratio.mean())
+    around = {"value": gain, "lower": gain - 0.021, "upper": gain + 0.021}
+    share, base_share = PROPOSAL * TOKENS, BASE * TOKENS
+    return {
+        "name": CONFIG["name"],
+        "verdict": {
+            "answer": "improves", "sentence": f"improves: the objective gains {gain:+.2%} over 3 pairs", "gain": around,
+            "gains_by_seed": [gain - 0.01, gain, gain + 0.01], "pairs": 3, "pairs_needed": None, "row_noise": 0.003,
+            "level": 0.9875,
+        },
+        "predicted_gain": {"value": gain + 0.01, "lower": gain - 0.02, "upper": gain + 0.04},
+        "domains": [
+            {
+                "name": name, "available": int(AVAILABLE[i]), "base_rows": int(BASE[i]),
+                "proposal_rows": int(PROPOSAL[i]), "change": float(PROPOSAL[i] / BASE[i] - 1), "tokens": int(share[i]),
+                "share": float(share[i] / share.sum()), "base_share": float(base_share[i] / base_share.sum()),
+                "repeat": float(PROPOSAL[i] / AVAILABLE[i]), "bootstrap": [float(0.8 * PROPOSAL[i]), 1.3 * PROPOSAL[i]],
+            }
+            for i, name in enumerate(DOMAINS)
+        ],
+        "capabilities": [
+            {
+                "name": name, "base_loss": float(there[j]), "proposal_loss": float(here[j]),
+                "predicted": _bound(ratio[j], 0.03), "verified": _bound(ratio[j] + 0.004, 0.02),
+            }
+            for j, name in enumerate(CAPABILITIES)
+        ],
+        "noise": {"run": 0.01, "seed": 0.002},
+        "optimum": {"scope": "global optimum", "active": ["repeat cap: <coding>"]},
+        "warnings": ["coding <i>and</i> more"],
+        "rounds": [
+            {"round": 1, "answer": "improves", "gain": around, "predicted_gain": around, "pairs": 3,
+             "rows": [int(x) for x in PROPOSAL]},
+        ],
+        "proxy": {"parameters": 121_152, "fraction": 0.25, "size": "0.1M"},
+        "cost": {"runs": 23, "tokens": 23_000, "seconds": 230.0, "rounds": 1},
+    } | changes  # fmt: skip
+
+
+def _bound(value: float, half: float) -> dict[str, float]:
+    return {"value": float(value), "lower": float(value - half), "upper": float(value + half)}
+
+
+def _facts() -> dict[str, Any]:
+    domains = [
+        {
+            "name": name, "source": f"/data/{i}.jsonl", "format": "auto", "fingerprint": f"{i}" * 64,
+            "available": int(AVAILABLE[i]), "base": int(BASE[i]), "lower": 0, "upper": int(4 * AVAILABLE[i]),
+            "tokens_per_row": float(TOKENS[i]), "supervised_per_row": 5.5, "reserved": 300, "truncated": 7 * (i == 1),
+            "dropped": 0, "longest": 40,
+        }
+        for i, name in enumerate(DOMAINS)
+    ]  # fmt: skip
+    capabilities = [
+        {"name": name, "source": f"/data/r{j}.jsonl", "format": "auto", "fingerprint": f"{j + 5}" * 64, "rows": 400,
+         "search_rows": 201, "verify_rows": 199, "supervised_tokens": 2000, "truncated": 0}
+        for j, name in enumerate(CAPABILITIES)
+    ]  # fmt: skip
+    health = {"duplicates": ["coding and _facts share 12 equal rows"], "stamps": {}}
+    return {"domains": domains, "capabilities": capabilities, "health": health, "vocabulary": 320, "template": {}}
+
+
+def _table(role: str, volumes: np.ndarray, losses: np.ndarray, seeds: Any, *, ids: str) -> pd.DataFrame:
+    frame = pd.DataFrame({"run": [f"{ids}{k}" for k in range(len(volumes))], "role": role, "seed": seeds})
+    frame["learning_rate"] = 0.006
+    for i, name in enumerate(DOMAINS):
+        frame[f"rows/{name}"] = volumes[:, i]
+    for j, name in enumerate(CAPABILITIES):
+        frame[f"search_loss/{name}"] = losses[:, j]
+    for name, value in (("rows", 100), ("tokens", 1000), ("supervised_tokens", 400), ("steps", 10), ("seconds", 10.0)):
+        frame[name] = value
+    return frame
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
