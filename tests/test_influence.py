@@ -109,6 +109,12 @@ def test_responses_do_not_depend_on_batches_memory_or_disk(model, change, tmp_pa
     np.testing.assert_allclose(result.se, expected.se, rtol=1e-7)
 
 
+def test_rows_can_be_chosen_by_cost():
+    settings = InfluenceSettings().within(1.5, 4000, 10)
+    assert 3.2 * settings.factor_rows + 1.1 * 10 * settings.gradient_rows == pytest.approx(1.5 * 4000, rel=0.01)
+    assert InfluenceSettings().within(1.5, 10, 10).gradient_rows == 32
+
+
 def test_an_unpacked_model_gives_the_same(model):
     domains, references = tiny_domains(), tiny_references()
     expected = responses(model, domains, references, VOLUMES, settings=SETTINGS)

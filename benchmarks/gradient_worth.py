@@ -1,0 +1,104 @@
+"""What gradients are worth: held-out error of the fit against cost in proxy runs, with and without responses at base.
+
+    python benchmarks/gradient_worth.py --problem sft5 --size 1M --rows 4000 --context 256 --vocabulary 2048 \
+        --learning-rate 1e-3
+    python benchmarks/gradient_worth.py --problem sources --size 1M --rows 4000 --context 256 --vocabulary 2048 \
+        --learning-rate 1e-3 --runs 2 4 8 12 19 24 38
+
+Every subset holds the base run and n − 1 other mixtures; both arms fit the same runs, both know Z_j, and are judged on
+the mixtures in no subset by RMSE over the standard deviation of the held-out losses, mean over capabilities. The arm
+with responses pays for its gradient passes (cost in runs is reported beside n). Differences are paired over subsets:
+mean, standard error and the two-sided t-test, plus sign counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gradient_problem import add_arguments, from_arguments
+from gradient_truth import mean_of, random_mixtures
+from numpy.typing import NDArray
+from scipy.stats import ttest_rel
+
+from ideal_proxy.fit import ResponseModel, Responses
+from ideal_proxy.influence import InfluenceSettings
+from ideal_proxy.store import atomic_write_json, provenance
+
+Array = NDArray[np.float64]
+
+
+def error(model: ResponseModel, V: Array, L: Array) -> float:
+    """Mean over capabilities of RMSE / standard deviation on held-out mixtures."""
+    return float(np.mean(np.sqrt(np.mean((model.predict(V) - L) ** 2, 0)) / L.std(0)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--runs", type=int, nargs="+", default=[2, 4, 6, 8, 12, 18])
+    parser.add_argument("--subsets", type=int, default=20)
+    parser.add_argument("--mixtures", type=int, default=64, help="to choose subsets from, and as many again held out")
+    parser.add_argument("--spread", type=float, default=1.2)
+    parser.add_argument("--seeds", type=int, default=2, help="seeds that runs rotate over, each with a base proxy")
+    parser.add_argument("--methods", nargs="+", default=["implicit ekfac 0.01", "first-order"])
+    arguments = parser.parse_args()
+    problem, rng = from_arguments(arguments), np.random.default_rng(1)
+    seeds = list(range(1, arguments.seeds + 1))
+    # free totals, so that the fit has to learn both more rows and another mix
+    mixtures = [
+        v * np.exp(rng.uniform(-0.5, 0.5))
+        for v in random_mixtures(problem.base, 2 * arguments.mixtures, arguments.spread, rng)
+    ]
+    V = np.array([np.maximum(np.round(v), 0) for v in mixtures])
+    seed_of = np.array([seeds[k % len(seeds)] for k in range(len(V))])
+    L = problem.losses([(v, int(s)) for v, s in zip(V, seed_of, strict=True)])
+    base = problem.losses([(problem.base, s) for s in seeds])
+    nothing = problem.losses([(np.zeros_like(problem.base), 0)])[0] if problem.context.warm else None
+
+    settings = InfluenceSettings().within(1.5, arguments.rows, len(problem.names) + len(problem.references))
+    gathered: dict[str, list[Any]] = {}
+    for seed in seeds:
+        for name, value in problem.estimates(seed, settings, arguments.methods).items():
+            gathered.setdefault(name, []).append(value)
+    arms: dict[str, tuple[Responses | None, float]] = {"losses only": (None, 0.0)}
+    for name in arguments.methods:
+        M, se, tokens = mean_of(gathered[name])
+        cost = len(seeds) * tokens / problem.training_tokens()
+        arms[name] = (Responses(problem.base, M, se, gathered[name][0].q), cost)
+
+    pool, held = np.arange(arguments.mixtures), np.arange(arguments.mixtures, len(V))
+    report: dict[str, Any] = {"gradient_cost_in_runs": {k: cost for k, (_, cost) in arms.items()}, "by_runs": {}}
+    for runs in arguments.runs:
+        errors: dict[str, list[float]] = {name: [] for name in arms}
+        for subset in range(arguments.subsets):
+            chosen = np.random.default_rng([runs, subset]).choice(pool, runs - 1, replace=False)
+            fit_V = np.vstack([problem.base[None], V[chosen]])
+            fit_L = np.vstack([base[:1], L[chosen]])
+            fit_seed = np.concatenate([[seeds[0]], seed_of[chosen]])
+            for name, (given, _) in arms.items():
+                model = ResponseModel(base=problem.base, available=np.array(problem.context.available), n_draws=8)
+                model.fit(fit_V, fit_L, seed_id=fit_seed, baseline_loss=nothing, responses=given)
+                errors[name].append(error(model, V[held], L[held]))
+        row: dict[str, Any] = {}
+        for name, values in errors.items():
+            difference = np.subtract(values, errors["losses only"])
+            row[name] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "errors": values}
+            if name != "losses only":
+                test = ttest_rel(values, errors["losses only"])
+                row[name] |= {
+                    "difference": float(difference.mean()),
+                    "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+                    "p": float(test.pvalue), "better_in": int((difference < 0).sum()),
+                }  # fmt: skip
+        report["by_runs"][runs] = row
+        print(runs, {name: f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in row})
+    out = arguments.out or Path(__file__).parent / "results" / f"gradient_worth_{arguments.problem}.json"
+    atomic_write_json(out, {**report, "options": {k: str(v) for k, v in vars(arguments).items()}})
+    atomic_write_json(out.with_suffix(".environment.json"), provenance())
+
+
+if __name__ == "__main__":
+    main()
