@@ -19,6 +19,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.fit import ResponseModel
 from ideal_proxy.mixture import MixtureFile, load_mixture
 from ideal_proxy.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.show import load_result
 from ideal_proxy.store import read_json
 
 if TYPE_CHECKING:
@@ -152,16 +153,13 @@ def load_run(folder: str | Path) -> SearchRun:
         UserError: it is no run directory, the search is not finished, or a file of it is damaged.
     """
     folder = Path(folder)
-    if not (folder / "result.json").exists():
-        if (folder / "config.yaml").exists():
-            raise UserError(f"the search in {folder} is not finished; run the same `ideal-proxy search` again to go on")
-        raise UserError(f"{folder} is no run directory; give the folder that `ideal-proxy search --out` made")
+    result = load_result(folder)
     try:
         return SearchRun(
             folder=folder,
             config=load_config(folder / "config.yaml"),
             prepared=_prepared(folder / "prepared"),
-            result=read_json(folder / "result.json"),
+            result=result,
             mixture=load_mixture(folder / "mixture.json"),
             model=ResponseModel.from_json(read_json(folder / "fit.json")),
             runs=_runs(folder / "runs.parquet"),
