@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 import yaml
 
 from ideal_proxy import scaleup
+from ideal_proxy.data import read_rows, row_keys, source_fingerprint
+from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.proxy import build_proxy
 
 HERE = Path(__file__).resolve().parent
@@ -85,3 +88,42 @@ def test_shipped_configuration_is_what_accelerate_reads() -> None:
     for key in settings:
         name = key.removeprefix("fsdp_")
         assert renamed.get(name, name) in known | {"version"}, key
+
+
+LAUNCHED = """
+import json, sys
+from pathlib import Path
+from ideal_proxy.mixture import load_mixture
+from ideal_proxy.scaleup.model import ModelSpec
+from ideal_proxy.scaleup.train import ScaleUp, scale_up
+from ideal_proxy.terminal import Reporter
+
+wanted = ScaleUp(spec=ModelSpec(name="scratch:0.1M"), device="cpu", evaluations=1)
+scale_up(load_mixture(sys.argv[1]), wanted, Path(sys.argv[2]), Reporter(quiet=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_launched_scale_up_equals_one_process(tmp_path: Path) -> None:
+    """The whole command's work under torchrun: same loss curve, one set of files, checkpoints by both."""
+    domains = []
+    for name, count in (("arithmetic", 60), ("strings", 50)):
+        source = f"demo:{name}?seed=1&rows=80"
+        found = source_fingerprint(row_keys(list(read_rows(source))))
+        domains.append(DomainVolume(name=name, source=source, fingerprint=found, available=80, rows=count))
+    judged = [CapabilityResult(name="strings", source="demo:strings?seed=1&rows=30&split=reference")]
+    proxy = {"size": "0.1M", "vocabulary": 320, "context": 48, "batch_rows": 16}
+    save_mixture(
+        tmp_path / "mixture.json",
+        MixtureFile(seed=3, domains=domains, capabilities=judged, provenance={"proxy": proxy}),
+    )
+    (tmp_path / "run.py").write_text(LAUNCHED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, command in (("one", [sys.executable]), ("two", launcher)):
+        command = [*command, str(tmp_path / "run.py"), str(tmp_path / "mixture.json"), str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True, timeout=900)
+    logs = [json.loads((tmp_path / name / "runs/mixture-3/log.json").read_text()) for name in ("one", "two")]
+    assert [log["processes"] for log in logs] == [1, 2]
+    for alone, together in zip(logs[0]["curve"], logs[1]["curve"], strict=True):
+        assert together == pytest.approx(alone, rel=1e-5)

@@ -7,6 +7,7 @@ capabilities, N_j reference rows, S steps.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -173,6 +174,8 @@ def _arguments(
 ) -> TrainingArguments:
     """Turn our settings into Trainer's: an item is a step, so no batching, accumulation or shuffling of its own."""
     steps = -(-len(drawn.domain) // settings.train.batch_rows)
+    if save_steps is None and settings.save_seconds > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        save_steps = max(1, steps // 10)  # clocks of several processes differ, and all must save the same step
     every = max(1, steps // (settings.evaluations + 1)) if settings.evaluations else 0
     return TrainingArguments(
         output_dir=str(folder),

@@ -116,6 +116,9 @@ def scale_up(
             encoder = load_encoder(wanted.spec, proxies, domains, out)
             data = tokenize_mixture(mixture, encoder.template, context, domains, references, out / "tokens")
         del domains, references
+        searched = (mixture.template or {}).get("identity")
+        if wanted.spec.scratch is not None and searched not in (None, encoder.template.identity):
+            reporter.note("the tokenizer trained here is not the search's (other library version or vocabulary)")
         for name, cut in zip(data.names, data.truncated, strict=True):
             if cut:
                 reporter.note(f"{name}: {cut:,} rows were cut to the context of {context} tokens")
