@@ -210,7 +210,26 @@ def _mixture(
         gain_lower=chosen.verdict.gain.lower,
         gain_upper=chosen.verdict.gain.upper,
         predicted_gain=chosen.proposal.predicted_gain.value,
-        provenance={**provenance, "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]}},
+        provenance={
+            **provenance,
+            "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},
+            "proxy": {
+                "size": config.proxy.size,
+                "vocabulary": config.proxy.vocabulary,
+                "context": config.proxy.context,
+                "warm_fraction": config.proxy.warm_fraction,
+                "batch_rows": config.proxy.batch_rows,
+                "learning_rate": read_json(folder / "rate.json")["learning_rate"],
+                "seed": config.seed,
+            },
+            "objective": {
+                "kind": config.objective.kind,
+                "weights": {c.name: c.weight for c in config.capabilities}
+                if config.objective.kind == "weighted"
+                else None,
+                "min_gain": config.objective.min_gain,
+            },
+        },
         law=law,
         proxy_fraction=plan.fraction,
         template=prepared.template,
