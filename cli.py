@@ -20,7 +20,7 @@ VENV = ROOT / ".venv"
 NEEDED = {
     "run": ("typer", "torch", "transformers", "pydantic", "yaml", "scipy", "sklearn", "pandas", "pyarrow",
             "matplotlib", "rich", "accelerate", "psutil"),
-    "test": ("pytest", "hypothesis"),
+    "test": ("pytest", "hypothesis", "xdist"),
 }  # fmt: skip
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_TORCH = "torch==2.13.0"
@@ -114,7 +114,10 @@ def main():
         os.execv(str(python), [str(python), str(ROOT / "cli.py"), *sys.argv[1:]])
     os.environ.pop("IDEAL_PROXY_BOOTSTRAPPED", None)
     if testing:
-        sys.exit(subprocess.run([sys.executable, "-m", "pytest", *sys.argv[2:]], cwd=ROOT, check=False).returncode)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; more threads would get in their way
+        side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+        command = [sys.executable, "-m", "pytest", *side_by_side, *sys.argv[2:]]
+        sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
     sys.path.insert(0, str(ROOT))
     from ideal_proxy.cli import main as application
 
