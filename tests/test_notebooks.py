@@ -1,0 +1,108 @@
+"""Every notebook runs from top to bottom, on settings too small to mean anything."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_of(path: Path) -> list[str]:
+    """Give the code cells without what only IPython understands."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return ["\n".join(line for line in text.splitlines() if not line.startswith(("%", "!"))) for text in sources]
+
+
+def execute(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Run the cells in one namespace; give it and the value each cell ends with."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    shown = []
+    for number, text in enumerate(code_of(path)):
+        tree = ast.parse(text)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"{path.name}[{number}]", "exec"), space)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), f"{path.name}[{number}]", "eval"), space)
+            shown.append(value)
+    return space, shown
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def smoke(monkeypatch, runs):
+    monkeypatch.setenv("IDEAL_PROXY_SMOKE", "1")
+    monkeypatch.setenv("IDEAL_PROXY_RUNS", str(runs))
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    mpl.use("agg")
+    return runs
+
+
+def figures_in(values: list[Any]) -> int:
+    from matplotlib.figure import Figure
+
+    found = [value for value in values if isinstance(value, Figure)]
+    assert all(figure.axes for figure in found)
+    return len(found)
+
+
+def test_a_first_search(smoke, capsys):
+    space, shown = execute(ROOT / "notebooks" / "01_first_search.ipynb")
+    out = capsys.readouterr().out
+    assert figures_in(shown) == 3
+    assert any(word in out for word in ("improves", "no better than base", "not enough evidence"))
+    run, applied = space["run"], space["applied"]
+    assert applied.rows == sum(d.rows for d in run.mixture.domains)
+    assert space["report"].page.exists()
+    assert space["answer"].rows["facts"] == 480
+
+
+def test_response_curves(smoke):
+    space, shown = execute(ROOT / "notebooks" / "02_response_curves.ipynb")
+    assert figures_in(shown) == 5
+    examples = space.get("examples")
+    if examples is not None:
+        assert len(examples) == 2 * len(space["run"].domains)
+        more, less = (examples.loc[("facts", change), "facts"] for change in ("+50%", "-50%"))
+        assert more < less, "more facts, lower facts loss"
+
+
+def test_your_own_tables(smoke):
+    reason = ""
+    try:
+        space, shown = execute(ROOT / "notebooks" / "03_your_own_tables.ipynb")
+    except SystemExit as left:
+        reason = str(left)
+    if reason.startswith("skipped: "):
+        pytest.skip(reason)
+    assert not reason
+    assert figures_in(shown) == 2
+    comparison = space["comparison"]
+    assert comparison.loc["mean", ("law", "1M")] > 0.95
+    assert comparison.loc["mean", ("law", "60M")] > 0.95
+    assert 0.8 < space["inside"].mean() < 1
+    assert space["optimum"].predicted_gain > 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_whole(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["cells"][0]["cell_type"] == "markdown"
+    assert "".join(notebook["cells"][0]["source"]).startswith("# ")
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(ids) == len(set(ids))
+    for text in code_of(path):
+        ast.parse(text)
