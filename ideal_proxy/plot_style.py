@@ -257,6 +257,16 @@ def legend(target: Axes | Figure, handles: Sequence[Any] | None = None, **option
     target.legend(**options)
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out once and for all, so that writing it in several formats does not repeat it.
+
+    Args:
+        figure: the figure.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def svg_text(figure: Figure) -> str:
     """Render a figure as SVG with text that stays text; equal figures give equal bytes.
 

@@ -336,7 +336,8 @@ def plot_response_matrix(
     ax.set_xlim(-0.5, D - 0.5)
     ax.set_xticks(range(D), [label(name, 16) for name in domains])
     if max(len(label(name, 16)) for name in domains) > (13 if roomy else 6):
-        ax.tick_params(axis="x", labelrotation=30)
+        for tick in ax.get_xticklabels():
+            tick.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
     ax.tick_params(axis="x", length=0, labelsize=FONT)
     rows_of_names(ax, capabilities)
     ax.set_ylim(J - 0.5, -0.5)
@@ -403,10 +404,12 @@ def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = No
     ax.plot([0], [0], label="base", **BASE)
     if proposal is not None:
         ax.plot([proposal[0] - at_base], [proposal[1] - at_base], label="proposal", **PROPOSAL)
-    for which in ("x", "y"):
-        percent_axis(ax, which)
+    if not higher:
+        for which in ("x", "y"):
+            percent_axis(ax, which)
+    what = "predicted change, scaled" if higher else "predicted change of loss"
     ax.margins(0.08)
-    caption(ax, x=f"{_group(front.first)}: predicted change of loss", y=f"{_group(front.second)}: predicted change")
+    caption(ax, x=f"{_group(front.first)}: {what}", y=f"{_group(front.second)}: {what}")
     legend(ax, loc="best")
     return ax
 

@@ -21,7 +21,7 @@ from ideal_proxy.curves import Array, ResponseMatrix, against, response_matrix, 
 from ideal_proxy.errors import UserError
 from ideal_proxy.finished import SearchRun, load_run
 from ideal_proxy.pareto import ParetoFront, pareto
-from ideal_proxy.plot_style import inline_svg, png_bytes, svg_text
+from ideal_proxy.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.proposal import make_constraints, make_problem
 from ideal_proxy.report_page import FORMAT, Picture, escape, page
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
@@ -66,6 +66,7 @@ def write_report(run: SearchRun | str | Path, out: str | Path | None = None) -> 
     numbers, front = collect(run)
     pictures, files = [], []
     for name, title, figure, shown in figures(run, front):
+        settle(figure)
         text = svg_text(figure)
         for suffix, content in (("svg", text.encode()), ("png", png_bytes(figure))):
             files.append(folder / "figures" / f"{name}.{suffix}")

@@ -50,7 +50,7 @@ figure svg{width:100%%;height:auto;display:block}
 table{border-collapse:collapse;font-size:.9rem;margin:10px 0;font-variant-numeric:tabular-nums}
 th,td{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{color:var(--muted);font-weight:600}
-th.t,td.t{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9em}
+th.t,td.t{text-align:left;white-space:normal;overflow-wrap:break-word;min-width:9em}
 td.n{color:var(--muted)}
 details{margin:8px 0}summary{cursor:pointer;color:var(--link)}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
@@ -303,11 +303,12 @@ def _movement(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
     rounds = [
         (
             f"{r['round']}", r["answer"], f"{r['pairs']}", f"{r['gain']['value']:+.2%}", _range(r["gain"]),
-            f"{r['predicted_gain']['value']:+.2%}", *(f"{x:,}" for x in r["rows"]),
+            f"{r['predicted_gain']['value']:+.2%}",
         )
         for r in numbers["rounds"]
     ]  # fmt: skip
-    header = ("round", "verdict", "pairs", "verified gain", "interval", "predicted gain", *names)
+    header = ("round", "verdict", "pairs", "verified gain", "interval", "predicted gain")
+    proposed = [(name, *(f"{r['rows'][i]:,}" for r in numbers["rounds"])) for i, name in enumerate(names)]
     return (
         "<p>The runs were re-weighted (Bayesian bootstrap), the law refitted and the volumes optimised again. A volume "
         "that moves far can be chosen freely within its range; one without a range is held by a constraint.</p>"
@@ -315,6 +316,7 @@ def _movement(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         + _table(("domain", "base", "proposal", "5%", "95%"), rows)
         + "<h3>Rounds and the rows each proposed</h3>"
         + _table(header, rounds, left=2)
+        + _table(("rows of", *(f"round {r['round']}" for r in numbers["rounds"])), proposed)
     )
 
 
