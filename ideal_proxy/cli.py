@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ideal_proxy import __version__, cli_report, cli_scaleup, cli_tables
+from ideal_proxy import __version__, cli_influence, cli_report, cli_scaleup, cli_tables
 from ideal_proxy.errors import UserError
 
 app = typer.Typer(
@@ -140,6 +140,7 @@ def apply(
     typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))
 
 
+cli_influence.register(app)
 cli_report.register(app)
 cli_scaleup.register(app)
 cli_tables.register(app)

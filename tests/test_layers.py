@@ -26,8 +26,8 @@ constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict plan proposal runs outcome search
 show finished curves plot_style plots
-table_mixture what_if check start report_page report
-cli_report cli_tables cli_scaleup cli
+table_mixture what_if check start report_page report influence_report
+cli_report cli_tables cli_scaleup cli_influence cli
 """
 LAYERS = ORDER.split()
 
