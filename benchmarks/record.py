@@ -1,7 +1,7 @@
 """Record a finished search: its numbers as JSON, its tables and the machine as Markdown.
 
-    python cli.py search benchmarks/sft5.yaml --out runs/sft5
-    python benchmarks/record.py runs/sft5
+python cli.py search benchmarks/sft5.yaml --out runs/sft5
+python benchmarks/record.py runs/sft5
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def main() -> None:
     atomic_write_json(RESULTS / f"{name}.json", {"result": result, "provenance": origin, "rate": rate, "plan": plan})
     machine = origin["machine"]
     verify = frame[frame["role"] == "verify"].groupby("seed").size()
+
+    def interval(bound: dict) -> str:
+        return f"{bound['value']:+.2%} [{bound['lower']:+.2%}, {bound['upper']:+.2%}]"
+
     rounds = [
-        f"| {r['round']} | {r['answer']} | {r['gain']['value']:+.2%} [{r['gain']['lower']:+.2%}, {r['gain']['upper']:+.2%}] "
-        f"| {r['predicted_gain']['value']:+.2%} [{r['predicted_gain']['lower']:+.2%}, {r['predicted_gain']['upper']:+.2%}] "
-        f"| {r['pairs']} |"
+        f"| {r['round']} | {r['answer']} | {interval(r['gain'])} | {interval(r['predicted_gain'])} | {r['pairs']} |"
         for r in result["rounds"]
     ]
     gains = ", ".join(f"{g:+.2%}" for g in result["verdict"]["gains_by_seed"])
@@ -41,8 +43,8 @@ def main() -> None:
         f"`python cli.py search benchmarks/{name}.yaml`, then `python benchmarks/record.py RUN`", "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
-        + f", source {origin['git']}, {origin['time'][:10]}. {plan['workers']} workers of one thread; the machine did other "
-        "work at the same time, so times are upper bounds.", "",
+        + f", source {origin['git']}, {origin['time'][:10]}. {plan['workers']} workers of one thread; "
+        "the machine did other work at the same time, so times are upper bounds.", "",
         f"Proxy: {plan['parameters']:,} parameters, φ = {plan['fraction']:g}, rate {rate['learning_rate']:g} "
         f"({rate['chosen']}: {rate.get('scores')}). {len(frame)} runs, {frame['tokens'].sum():,} tokens, "
         f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; gain of each "

@@ -306,9 +306,7 @@ class Constraints:
         shown = show(amount.value, unit or self.problem.unit, amount.of)
         if unit == "share":
             text = words[sense].format(name, shown)
-            return self._comparison_atom(
-                Comparison(text, sense, {name: 1.0}, amount.value, unit, amount.of), text
-            )
+            return self._comparison_atom(Comparison(text, sense, {name: 1.0}, amount.value, unit, amount.of), text)
         per_row = float(self.unit_weights(unit or "rows")[i])
         value = amount.value / per_row
         return Atom(
@@ -345,9 +343,7 @@ class Constraints:
                 raise UsageError(f'The fit is in shares; write "{group.text}" in shares, not in {unit}.')
             unit = None
         elif unit is None and group.constant:
-            raise UsageError(
-                f'"{group.text}" needs a unit: "60 %", "5000 rows" or "2M tokens" after the number.'
-            )
+            raise UsageError(f'"{group.text}" needs a unit: "60 %", "5000 rows" or "2M tokens" after the number.')
         kind = group.of if unit == "share" else unit
         per_row = self.unit_weights(kind)
         weights = np.zeros(len(self.problem.domains))

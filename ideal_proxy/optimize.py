@@ -179,9 +179,7 @@ def optimize(
     return run(prepare(model, objective, constraints), random_state, n_starts, starts)
 
 
-def kkt_residual(
-    model: ResponseSurface, objective: Objective, constraints: Constraints, volumes: FloatArray
-) -> float:
+def kkt_residual(model: ResponseSurface, objective: Objective, constraints: Constraints, volumes: FloatArray) -> float:
     """Measure how far any mixture is from a stationary point of the problem.
 
     Args:
@@ -290,9 +288,7 @@ def _plus_kl(smooth: ScalarFunction | None, kl: ScalarFunction, penalty: float) 
     return function
 
 
-def _nonlinear_atoms(
-    model: ResponseSurface, losses: RelativeLosses, constraints: Constraints
-) -> list[NonlinearAtom]:
+def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints: Constraints) -> list[NonlinearAtom]:
     atoms = []
     level = constraints.confidence
     for name, tolerance in constraints.must_not_drop.items():

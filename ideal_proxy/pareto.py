@@ -106,9 +106,7 @@ def pareto(
     optima.append(ends[1])
     values = np.array([[f(o.volumes)[0] for f in mean] for o in optima])
     order = [int(k) for k in np.lexsort((values[:, 1], values[:, 0])) if not _dominated(values, int(k))]
-    return ParetoFront(
-        first=groups[0], second=groups[1], values=values[order], optima=tuple(optima[k] for k in order)
-    )
+    return ParetoFront(first=groups[0], second=groups[1], values=values[order], optima=tuple(optima[k] for k in order))
 
 
 def _dominated(values: FloatArray, k: int) -> bool:

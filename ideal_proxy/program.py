@@ -433,9 +433,7 @@ def _slsqp(program: Program, start: FloatArray, max_iterations: int) -> FloatArr
     below, above = np.isfinite(row_high) & ~equal, np.isfinite(row_low) & ~equal
     if below.any() or above.any():
         matrix = np.vstack([-rows[below], rows[above]])
-        constraints.append(
-            {"type": "ineq", **linear(matrix, np.concatenate([-row_high[below], row_low[above]]))}
-        )
+        constraints.append({"type": "ineq", **linear(matrix, np.concatenate([-row_high[below], row_low[above]]))})
     if program.inequalities is not None:
         constraints.append({
             "type": "ineq",

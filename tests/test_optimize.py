@@ -546,9 +546,10 @@ def test_rounding_is_the_identity_on_whole_rows_that_fit():
     options=st.fixed_dictionaries(
         {},
         optional={
-            "groups": st.sampled_from(
-                [["coding + mathematics <= 60 %"], ["coding >= 1.5 * mathematics", "safety <= 900 rows"]]
-            ),
+            "groups": st.sampled_from([
+                ["coding + mathematics <= 60 %"],
+                ["coding >= 1.5 * mathematics", "safety <= 900 rows"],
+            ]),
             "trust_region": st.sampled_from([0.15, 0.7]),
             "pinned": st.sampled_from([["safety"], {"coding": "500 rows"}]),
             "must_not_drop": st.sampled_from([{"mathematics": 0.005}, {"coding": "1 %", "safety": 0.0}]),
