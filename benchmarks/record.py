@@ -47,8 +47,8 @@ def main() -> None:
         "the machine did other work at the same time, so times are upper bounds.", "",
         f"Proxy: {plan['parameters']:,} parameters, φ = {plan['fraction']:g}, rate {rate['learning_rate']:g} "
         f"({rate['chosen']}: {rate.get('scores')}). {len(frame)} runs, {frame['tokens'].sum():,} tokens, "
-        f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; gain of each "
-        f"pair of the round kept: {gains}.", "",
+        f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; "
+        f"gain of each pair of the round kept: {gains}.", "",
         "| round | verdict | verified gain | predicted gain | pairs |", "|---:|---|---|---|---:|", *rounds, "",
         "```", result_tables(result, Path("RUN")), "```", "",
     ]  # fmt: skip

@@ -29,6 +29,7 @@ from ideal_proxy.verdict import UNDECIDED, PairedLosses, Verdict, judge
 Array = NDArray[np.float64]
 
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
+MOST_EXTENSIONS = 3  # of the sweep, by a factor of 2 each
 RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
 SHRINK = 0.5  # a later round explores this share of the first round's spread
 
@@ -221,8 +222,16 @@ def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> floa
         atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"})
         return rates[0]
     scores = laboratory.sweep(rates)
-    best = min(scores.values())
-    rate = min(r for r, score in scores.items() if score <= best * (1 + RATE_TOLERANCE))
+    for _ in range(MOST_EXTENSIONS):  # a best rate on the edge means that the sweep has not seen the best
+        best = min(scores, key=scores.__getitem__)
+        if best == max(scores):
+            rates = (*rates, 2 * best)
+        elif best == min(scores):
+            rates = (best / 2, *rates)
+        else:
+            break
+        scores = laboratory.sweep(rates)
+    rate = min(r for r, score in scores.items() if score <= min(scores.values()) * (1 + RATE_TOLERANCE))
     atomic_write_json(
         path,
         {

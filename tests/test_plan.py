@@ -23,7 +23,11 @@ def prepared(tmp_path):
             lower=0, upper=40_000, tokens_per_row=tokens, supervised_per_row=40.0, reserved=reserved, truncated=0,
             dropped=0, longest=200,
         )
-        for name, base, tokens, reserved in zip(NAMES, (10_000, 2_000, 8_000), (100.0, 80.0, 60.0), (1400, 1600, 1500), strict=True)
+        for name, base, tokens, reserved in (
+            ("code", 10_000, 100.0, 1400),
+            ("math", 2_000, 80.0, 1600),
+            ("trust", 8_000, 60.0, 1500),
+        )
     )  # fmt: skip
     capabilities = (
         CapabilityFacts(
