@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ THEME = {
 FONT = 9.0
 LONGEST_NAME = 26
 PNG_DPI = 150
+OFTEN = 4
 
 
 def new_axes(width: float = 7.2, height: float = 3.6, ax: Axes | None = None) -> Axes:
@@ -326,7 +329,7 @@ def inline_svg(text: str, name: str, title: str) -> str:
     for variable, colour in THEME.items():
         body = body.replace(colour, f"var(--{variable})")
     body = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font: \1px var(--font)", body)
-    body = re.sub(r"\n\s*", "\n", body)
+    body, classes = _classes(re.sub(r"\n\s*", "\n", body), f"s{zlib.crc32(name.encode()):x}-")
     head = re.match(r"<svg[^>]*>", body)
     box = re.search(r'viewBox="([^"]+)"', head[0]) if head else None
     if head is None or box is None:
@@ -336,4 +339,13 @@ def inline_svg(text: str, name: str, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" role="img" aria-label="{title}" '
         f'style="max-width:{1.333 * width:.0f}px"><title>{title}</title>'
     )
-    return opening + body[head.end() :].strip()
+    return opening + classes + body[head.end() :].strip()
+
+
+def _classes(body: str, prefix: str) -> tuple[str, str]:
+    """Say styles that stand often once: a run's mark is short then, and pages of many runs stay small."""
+    counts = Counter(re.findall(r' style="([^"]*)"', body))
+    names = {style: f"{prefix}{k}" for k, (style, count) in enumerate(counts.most_common()) if count > OFTEN}
+    body = re.sub(r' style="([^"]*)"', lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], body)
+    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
+    return body, f"<style>{rules}</style>" if rules else ""

@@ -28,6 +28,8 @@ from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_writ
 
 STAGES = {"warm": "warm start", "sweep": "learning rate", "design": "swarm", "verify": "check"}
 PANELS = 100  # response curves on the page; the others are in figures/
+MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
+PANEL_MARKS = 60  # what a panel weighs besides its runs
 PARETO_POINTS = 9
 FEW_REFERENCE_ROWS = 200
 DIGITS = 7
@@ -112,6 +114,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "optimum": result["optimum"],
         "rounds": result["rounds"],
         "curves": [_curves(run, domain) for domain in run.domains],
+        "curves_left_out": sum(len(run.domains) - len(names) for names in shown_domains(run).values()),
         "responses": {
             "at": "base",
             "rows_added": _matrix(response_matrix(run.model, run.base)),
@@ -244,7 +247,8 @@ def shown_domains(run: SearchRun) -> dict[str, list[str]]:
         dict: names by capability, in file order.
     """
     D, J = len(run.domains), len(run.capabilities)
-    count = D if D * J <= PANELS else max(1, PANELS // J)
+    panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
+    count = D if D * J <= panels else max(1, panels // J)
     strength = np.abs(response_matrix(run.model, run.base).values)
     return {
         name: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[:count])]

@@ -222,13 +222,11 @@ def _curves(numbers: dict[str, Any], curves: Sequence[Picture]) -> str:
         if numbers["budget"]["mode"] == "keep"
         else "Along a curve one domain's rows vary and the others stay."
     )
-    shown = sum(picture.svg.count("<title>") for picture in curves)
     figures = "".join(f"<h3>{escape(picture.title)}</h3>{_figure(picture)}" for picture in curves)
-    every = len(numbers["domains"]) * len(numbers["capabilities"])
     more = (
         "<p class='note'>With so many domains the page shows those that each capability answers to most; all are in "
         "<code>figures/</code> and <code>report.json</code>.</p>"
-        if shown and every > 100
+        if numbers["curves_left_out"]
         else ""
     )
     return (

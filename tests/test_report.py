@@ -237,6 +237,8 @@ def test_many_domains_leave_the_page_small(run):
         capabilities = ["a", "b", "c", "d"]  # noqa: RUF012
 
         class model:
+            held_out_ = np.zeros((4, 20))
+
             @staticmethod
             def value_and_gradient(v):
                 return np.ones(4), np.tile(np.arange(40.0), (4, 1))
