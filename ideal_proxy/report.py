@@ -189,12 +189,14 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     shown = shown_domains(run)
     for j, capability in enumerate(run.capabilities):
         for name, domains, on_page in _panel_groups(run.domains, shown[capability]):
+            which = "every domain" if len(domains) == len(run.domains) else "the domains it answers to most"
+            which = which if on_page else "further domains"
             figure = plots.figure_responses(
                 model, capability, domains=domains, base=base, proposal=run.proposal, runs=observed, keep=keep
             )
             yield (
                 f"response-{j + 1:02d}-{_slug(capability)}{name}",
-                f"{capability} against every domain",
+                f"{capability} against {which}",
                 figure,
                 on_page,
             )
