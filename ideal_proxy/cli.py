@@ -153,6 +153,10 @@ def main(**options: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C, as Typer hands it on
+            print("stopped; run the same command again to go on where it was", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

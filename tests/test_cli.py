@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = (
+    "init", "check", "search", "show", "report", "what-if", "apply", "export", "scale-up", "fit", "predict", "optimize",
+    "influence",
+)  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -25,13 +30,11 @@ def test_help_is_the_same_from_the_checkout_and_installed():
     assert checkout.returncode == installed.returncode == 0
     assert checkout.stdout == installed.stdout
     assert max(map(len, installed.stdout.splitlines())) <= 80
-    for command in ("init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"):
+    for command in COMMANDS:
         assert f"\n  {command} " in installed.stdout
 
 
-@pytest.mark.parametrize(
-    "command", ["init", "check", "search", "show", "apply", "scale-up", "fit", "predict", "optimize"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_line_and_an_example(command):
     answer = run(command, "--help")
     assert answer.returncode == 0
@@ -154,3 +157,18 @@ def test_another_runs_folder_is_refused(folder):
     unfinished = run("show", "runs/a", cwd=folder)
     assert unfinished.returncode == 1
     assert "is not finished" in unfinished.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(folder):
+    run("init", "data", cwd=folder)
+    command = [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml"]
+    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("tokenizer"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.strip().endswith("stopped; run the same command again to go on where it was")
+    assert "Traceback" not in rest
