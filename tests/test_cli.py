@@ -163,7 +163,10 @@ def test_ctrl_c_says_how_to_go_on(folder):
     run("init", "data", cwd=folder)
     command = [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml"]
     env = {**PLAIN, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )  # fmt: skip
     for line in process.stderr:
         if line.startswith("tokenizer"):
             break
