@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.config import SearchConfig, rows_of
-from ideal_proxy.data import TokenRows, find_duplicates, make_template, scan, tokenize_rows, train_tokenizer
-from ideal_proxy.prepare import TOKENIZER_ROWS, duplicate_lines, read_sources
+from ideal_proxy.data import TokenRows, find_duplicates, make_template, scan, tokenize_rows
+from ideal_proxy.prepare import domain_tokenizer, duplicate_lines, read_sources
 from ideal_proxy.terminal import table
 
 
@@ -22,11 +22,7 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         dict: JSON-ready; `domains`, `capabilities` and `findings`.
     """
     domains, references = read_sources(config)
-    tokenizer = train_tokenizer(
-        (text for rows in domains.values() for row in rows[:TOKENIZER_ROWS] for _, text in row.messages),
-        config.proxy.vocabulary,
-    )
-    template = make_template(tokenizer)
+    template = make_template(domain_tokenizer(domains.values(), config.proxy.vocabulary))
     health: dict[str, Any] = {"context": config.proxy.context, "domains": [], "capabilities": []}
     for kind, entries, sources in (
         ("domains", config.domains, domains),

@@ -7,7 +7,7 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         _refuse_changed(prepared)
         return prepared
     domains, references = read_sources(config)
-    tokenizer = train_tokenizer(
-        (text for rows in domains.values() for row in rows[:TOKENIZER_ROWS] for _, text in row.messages),
-        config.proxy.vocabulary,
-    )
+    tokenizer = domain_tokenizer(domains.values(), config.proxy.vocabulary)
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     template = load_template(folder / "tokenizer")
     reporter.note(
@@ -244,6 +241,20 @@ def read_sources(config: SearchConfig) -> tuple[dict[str, list[Row]], dict[str, 
                 raise UserError(f"{kind} {entry.name} has no rows in {entry.path}; add rows or remove the {kind}")
         parts.append(part)
     return parts[0], parts[1]
+
+
+def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:
+    """Train the tokenizer of scratch proxies on the domains; the same rows give the same tokenizer everywhere.
+
+    Args:
+        domains: rows of each domain, in the run file's order.
+        vocabulary: tokens wanted.
+
+    Returns:
+        Any: a fast transformers tokenizer.
+    """
+    texts = (text for rows in domains for row in rows[:TOKENIZER_ROWS] for _, text in row.messages)
+    return train_tokenizer(texts, vocabulary)
 
 
 def load_template(folder: Path) -> ChatTemplate:

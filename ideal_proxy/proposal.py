@@ -25,7 +25,7 @@ from ideal_proxy.objective import Objective
 from ideal_proxy.optimize import Optimum, optimize
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.rounding import round_volumes
-from ideal_proxy.verdict import Bound
+from ideal_proxy.verdict import Bound, combine
 
 Array = NDArray[np.float64]
 
@@ -254,12 +254,9 @@ def _notes() -> Iterator[list[str]]:
         logger.propagate = before
 
 
-def _combine(config: SearchConfig, ratios: Array) -> Array:
-    """Reduce ratios over the last axis to the objective."""
-    if config.objective.kind == "worst":
-        return np.asarray(ratios.max(axis=-1))
-    weights = np.array([c.weight if config.objective.kind == "weighted" else 1.0 for c in config.capabilities])
-    return np.asarray(ratios @ (weights / weights.sum()))
+def _objective_value(config: SearchConfig, ratios: Array) -> Array:
+    """Reduce ratios over the last axis as the run file's objective does."""
+    return combine(ratios, config.objective.kind, [c.weight for c in config.capabilities])
 
 
 def _predict(
@@ -272,8 +269,8 @@ def _predict(
     run_J = np.asarray(model.residual_scale_) / there * np.sqrt(2 / pairs)
     z = float(stats.norm.ppf(0.5 + LEVEL / 2))
     half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
-    gain = 1 - float(_combine(config, ratio_J))
-    gain_sd = np.hypot(_combine(config, draws_SJ).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
+    gain = 1 - float(_objective_value(config, ratio_J))
+    gain_sd = np.hypot(_objective_value(config, draws_SJ).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
     bounds = tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True))
     return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
 

@@ -122,11 +122,10 @@ def judge(
     if pairs < 2:
         raise ValueError(f"a verdict needs at least 2 pairs, got {pairs}")
     level = 1 - (1 - LEVEL) / (looks * rounds)
-    combine = _combiner(kind, weights, len(losses))
     ratios_SJ = np.stack([entry.proposal.sum(1) / entry.base.sum(1) for entry in losses], axis=1)
-    gains_S = 1 - combine(ratios_SJ)
+    gains_S = 1 - combine(ratios_SJ, kind, weights)
     resampled_BSJ = _bootstrap_ratios(losses, seed)
-    row_noise = float((1 - combine(resampled_BSJ)).mean(axis=1).std(ddof=1))
+    row_noise = float((1 - combine(resampled_BSJ, kind, weights)).mean(axis=1).std(ddof=1))
     gain = _bound(gains_S, row_noise, level)
     row_noise_J = resampled_BSJ.mean(axis=1).std(axis=0, ddof=1)
     bounds = tuple(_bound(ratios_SJ[:, j], float(row_noise_J[j]), level) for j in range(len(losses)))
@@ -153,14 +152,24 @@ def judge(
     )
 
 
-def _combiner(kind: Kind, weights: Sequence[float] | None, count: int):  # type: ignore[no-untyped-def]
-    """Return the function that reduces ratios over the last axis."""
+def combine(ratios: Array, kind: Kind, weights: Sequence[float] | None) -> Array:
+    """Reduce losses relative to base to the objective.
+
+    Args:
+        ratios: L_j(v) / L_j(base), capabilities on the last axis, shape (..., J).
+        kind: `mean`, `weighted` or `worst`.
+        weights: of `weighted`, shape (J,).
+
+    Returns:
+        array: shape (...).
+    """
     if kind == "worst":
-        return lambda ratios: ratios.max(axis=-1)
+        return np.asarray(ratios.max(axis=-1))
+    count = ratios.shape[-1]
     share = np.full(count, 1 / count)
     if kind == "weighted" and weights is not None:
         share = np.asarray(weights, dtype=float) / float(np.sum(weights))
-    return lambda ratios: ratios @ share
+    return np.asarray(ratios @ share)
 
 
 def _bootstrap_ratios(losses: Sequence[PairedLosses], seed: int) -> Array:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ideal_proxy.data import ChatTemplate, Row, TokenRows, make_template, train_tokenizer
+from ideal_proxy.data import ChatTemplate, Row, TokenRows, make_template
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import reserve_mask
 from ideal_proxy.plan import RATES
-from ideal_proxy.prepare import TOKENIZER_ROWS
+from ideal_proxy.prepare import domain_tokenizer
 from ideal_proxy.proxy import (
     SIZES,
     TrainSettings,
@@ -122,8 +122,7 @@ def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Seque
     else:
         place = folder / "tokenizer"
         if not is_complete(place):
-            texts = (text for rows in domains for row in rows[:TOKENIZER_ROWS] for _, text in row.messages)
-            train_tokenizer(texts, proxies.vocabulary).save_pretrained(str(place))
+            domain_tokenizer(domains, proxies.vocabulary).save_pretrained(str(place))
             mark_complete(place)
         tokenizer = AutoTokenizer.from_pretrained(str(place))
     return Encoder(tokenizer, make_template(tokenizer))
