@@ -216,7 +216,10 @@ def judge_pairs(config: SearchConfig, plan: Plan, pairs: list[PairedLosses]) -> 
 def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
     """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
     if path.exists():
-        return float(read_json(path)["learning_rate"])
+        chosen = read_json(path)
+        if scores := chosen.get("scores"):  # the sweep's runs belong to the fit and the cost, in the same order
+            laboratory.sweep([float(rate) for rate in scores])
+        return float(chosen["learning_rate"])
     rates = laboratory.plan.rates
     if len(rates) == 1:
         atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"})

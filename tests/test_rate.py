@@ -41,3 +41,10 @@ def test_of_level_rates_the_smaller_is_taken(tmp_path):
 def test_a_rate_once_chosen_stays(tmp_path):
     first = _choose_rate(laboratory(2e-3), tmp_path / "rate.json", Reporter(quiet=True))
     assert _choose_rate(laboratory(8e-3), tmp_path / "rate.json", Reporter(quiet=True)) == first
+
+
+def test_a_resumed_search_takes_the_sweeps_runs_up_again(tmp_path):
+    _choose_rate(laboratory(8e-3), tmp_path / "rate.json", Reporter(quiet=True))
+    resumed = laboratory(8e-3)
+    _choose_rate(resumed, tmp_path / "rate.json", Reporter(quiet=True))
+    assert resumed.asked == [(1e-3, 2e-3, 4e-3, 8e-3, 16e-3)]
