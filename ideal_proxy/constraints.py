@@ -26,6 +26,7 @@ from ideal_proxy.errors import UsageError
 FloatArray = NDArray[np.float64]
 ScalarFunction = Callable[[FloatArray], tuple[float, FloatArray]]
 VectorFunction = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
+TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 ETA_FRACTION = 0.01
 """η as a fraction of the mean base volume (DESIGN §7): how much a volume of zero counts in logarithms."""
 
@@ -123,7 +124,8 @@ class Constraints:
         groups: linear constraints.
         must_not_drop: tolerance for each protected capability, relative to base.
         confidence: one-sided level of the upper bound for `must_not_drop`; 0.5 for the point prediction.
-        trust_region: largest |log((v + η)/(v⁰ + η))|, one for all or by domain; None for none.
+        trust_region: largest |log((v + η)/(v⁰ + η))|, one for all or by domain; a pair bounds the decrease and
+            the increase apart; None for none.
         kl_cap: largest Kullback–Leibler divergence from base in nats; None for none.
     """
 
@@ -137,7 +139,7 @@ class Constraints:
     groups: tuple[Comparison, ...] = ()
     must_not_drop: Mapping[str, float] = field(default_factory=dict)
     confidence: float = 0.9
-    trust_region: float | Mapping[str, float] | None = None
+    trust_region: TrustRegion | None = None
     kl_cap: float | None = None
 
     def __post_init__(self) -> None:
@@ -164,7 +166,7 @@ class Constraints:
         for name, value in (("repeat_cap", self.repeat_cap), ("kl_cap", self.kl_cap)):
             if value is not None and not value >= 0:
                 raise UsageError(f"{name} is {value}; it must not be negative.")
-        if any(not m >= 0 for m in self._trust_map().values()):
+        if any(not m >= 0 for pair in self._trust_map().values() for m in pair):
             raise UsageError("trust_region must not be negative.")
         self.atoms()  # what cannot be written as a linear constraint is said now, not after the fit
 
@@ -255,12 +257,13 @@ class Constraints:
         """
         return [*self._budget_atoms(), *self._bound_atoms(), *self._trust_atoms(), *self._group_atoms()]
 
-    def _trust_map(self) -> Mapping[str, float]:
+    def _trust_map(self) -> Mapping[str, tuple[float, float]]:
+        """Largest decrease and increase of each bounded domain, as logarithms."""
         if self.trust_region is None:
             return {}
-        if isinstance(self.trust_region, Mapping):
-            return self.trust_region
-        return dict.fromkeys(self.problem.domains, float(self.trust_region))
+        given = self.trust_region
+        by_domain = given if isinstance(given, Mapping) else dict.fromkeys(self.problem.domains, given)
+        return {name: m if isinstance(m, tuple) else (float(m), float(m)) for name, m in by_domain.items()}
 
     def _budget_atoms(self) -> list[Atom]:
         total, unit = self.budget_total, str(self.budget_unit)
@@ -320,16 +323,15 @@ class Constraints:
 
     def _trust_atoms(self) -> list[Atom]:
         p, eta, atoms = self.problem, self.eta, []
-        for name, m in self._trust_map().items():
+        for name, (down, up) in self._trust_map().items():
             i = p.domains.index(name)
             unit_vector = _unit_vector(i, len(p.domains))
-            high = (p.base[i] + eta) * np.exp(m) - eta
-            low = max(0.0, (p.base[i] + eta) * np.exp(-m) - eta)
-            end = f"(log-ratio {m:.3g})"
+            high = (p.base[i] + eta) * np.exp(up) - eta
+            low = max(0.0, (p.base[i] + eta) * np.exp(-down) - eta)
             if low > 0:
-                label = f"trust region: {name} >= {show(low, p.unit)} {end}"
+                label = f"trust region: {name} >= {show(low, p.unit)} (log-ratio {-down:.3g})"
                 atoms.append(Atom(label, unit_vector, float(low), np.inf, i, p.unit))
-            label = f"trust region: {name} <= {show(high, p.unit)} {end}"
+            label = f"trust region: {name} <= {show(high, p.unit)} (log-ratio {up:.3g})"
             atoms.append(Atom(label, unit_vector, -np.inf, float(high), i, p.unit))
         return atoms
 
@@ -358,7 +360,7 @@ class Constraints:
         return Atom(label, weights, lower, upper, unit=str(kind or self.budget_unit))
 
 
-def explored_region(volumes: FloatArray, problem: Problem) -> dict[str, float]:
+def explored_region(volumes: FloatArray, problem: Problem) -> dict[str, tuple[float, float]]:
     """Find the trust region that the runs of a swarm cover, the default of a search.
 
     Args:
@@ -366,11 +368,13 @@ def explored_region(volumes: FloatArray, problem: Problem) -> dict[str, float]:
         problem: domains and base mixture.
 
     Returns:
-        Largest |log((v + η)/(v⁰ + η))| of each domain.
+        Largest decrease and increase of each domain, as log((v + η)/(v⁰ + η)) without its sign: no optimum lies
+        above or below every volume that was run.
     """
     eta = ETA_FRACTION * problem.base.mean()
     log_ratio = np.log((np.asarray(volumes, dtype=np.float64) + eta) / (problem.base + eta))
-    return dict(zip(problem.domains, np.abs(log_ratio).max(axis=0).tolist(), strict=True))
+    down, up = np.maximum(-log_ratio.min(axis=0), 0.0), np.maximum(log_ratio.max(axis=0), 0.0)
+    return {name: (float(d), float(u)) for name, d, u in zip(problem.domains, down, up, strict=True)}
 
 
 def show(value: float, unit: str, of: str | None = None) -> str:
@@ -432,9 +436,9 @@ def _read_tolerances(value: Any, capabilities: Sequence[str]) -> dict[str, float
     }
 
 
-def _read_trust_region(value: Any) -> float | dict[str, float] | None:
+def _read_trust_region(value: Any) -> TrustRegion | None:
     if isinstance(value, Mapping):
-        return {str(k): _read_number(v, f"trust_region of {k}") or 0.0 for k, v in value.items()}
+        return {str(k): _read_trust_bound(v, f"trust_region of {k}") for k, v in value.items()}
     return _read_number(value, "trust_region")
 
 
@@ -466,3 +470,11 @@ def _read_budget(value: Any) -> Budget:
     if amount.of:
         raise UsageError(f"budget: write {text!r} without its last words; use budget_unit to choose the unit.")
     return Budget(kind, amount)
+
+
+def _read_trust_bound(value: Any, where: str) -> float | tuple[float, float]:
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise UsageError(f"{where} has {len(value)} numbers; give one, or two: largest decrease, largest increase.")
+        return (_read_number(value[0], where) or 0.0, _read_number(value[1], where) or 0.0)
+    return _read_number(value, where) or 0.0

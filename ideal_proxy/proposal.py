@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +181,7 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
     budget = kind
     if config.budget.mode != "free" and config.budget.total is not None:
         budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
-    trust: float | Mapping[str, float] | None = config.constraints.trust_region
+    trust = config.constraints.trust_region
     options: dict[str, Any] = {
         "budget": budget,
         "budget_unit": unit,

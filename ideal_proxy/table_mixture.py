@@ -158,7 +158,7 @@ def table_constraints(
     merged |= {key: value for key, value in options.items() if value not in (None, [], ())}
     if "trust_region" not in merged and explored:
         region = explored_region(np.array([explored["low"], explored["high"]]), problem)
-        merged["trust_region"] = {name: value for name, value in region.items() if value > 0}
+        merged["trust_region"] = {name: bounds for name, bounds in region.items() if any(bounds)}
     return Constraints.from_options(merged, problem)
 
 

@@ -708,5 +708,25 @@ def test_trust_region_of_the_explored_runs():
     assert upper["reasoning"] == pytest.approx(300)
 
 
+def test_the_explored_region_has_two_sides():
+    """A domain tried down to a quarter and up to one and a half times base is held between the two."""
+    _, problem = make(93, 2, base=[1000, 1000])
+    runs = problem.base * [[1, 1], [0.25, 1.5], [1.5, 0.5]]
+    region = explored_region(runs, problem)
+    atoms = [a for a in limits(problem, trust_region=region).atoms() if a.label.startswith("trust")]
+    bounds = {(a.label.split()[2], a.label.split()[3]): a.lower if ">=" in a.label else a.upper for a in atoms}
+    first, second = problem.domains
+    assert bounds[first, ">="] == pytest.approx(250)
+    assert bounds[first, "<="] == pytest.approx(1500)
+    assert bounds[second, ">="] == pytest.approx(500)
+    assert bounds[second, "<="] == pytest.approx(1500)
+
+
+def test_a_trust_region_of_three_numbers_is_refused():
+    _, problem = make(94, 2)
+    with pytest.raises(UsageError, match="largest decrease, largest increase"):
+        Constraints.from_options({"trust_region": {problem.domains[0]: [0.1, 0.2, 0.3]}}, problem)
+
+
 def test_infeasible_error_is_a_user_error():
     assert issubclass(InfeasibleError, UserError)
