@@ -32,7 +32,7 @@ def small(folder: Path, **changes) -> Path:
             {"name": name, "path": f"demo:{name}?rows=120&split=reference"} for name in ("strings", "formats")
         ],
         "proxy": {
-            "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "learning_rate": 6e-3, "batch_rows": 32,
+            "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32,
         },
         "swarm": {"runs": 8},
         "verify": {"pairs": 3, "max_pairs": 3},
@@ -92,7 +92,7 @@ def test_the_files_hold_together(finished):
     assert [d["rows"] for d in mixture["domains"]] == [d["proposal_rows"] for d in result["domains"]]
     assert mixture["verdict"] == "improves"
     frame = pd.read_parquet(folder / "run" / "runs.parquet")
-    assert set(frame["role"]) == {"warm", "design", "verify"}
+    assert set(frame["role"]) == {"warm", "sweep", "design", "verify"}
     seen = frame.loc[frame["role"] == "design", [f"verify_loss/{n}" for n in ("strings", "formats")]]
     assert seen.isna().to_numpy().all()
     verify = frame[frame["role"] == "verify"]
@@ -132,16 +132,21 @@ def test_apply_writes_the_exact_rows(finished):
 
 
 def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
+    """Once in the middle of the sweep, once in the middle of the swarm."""
     folder, _ = finished
+    runs = folder / "killed" / "runs"
     rng = random.Random(5)
-    for wait in (rng.uniform(6, 10), rng.uniform(10, 14)):
+    for complete in (rng.randint(2, 7), rng.randint(12, 18)):
         process = subprocess.Popen(
             command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        time.sleep(wait)
+        while process.poll() is None and len(list(runs.glob("*/complete"))) < complete:
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert process.returncode == -signal.SIGKILL
+    assert not (folder / "killed" / "mixture.json").exists()
     done = subprocess.run(
         command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
     )
