@@ -2,8 +2,8 @@
 
     python benchmarks/kill_resume.py
 
-One search runs undisturbed. Then five are killed once each, at a random moment of the undisturbed run's time, and one is
-killed five times in a row; each is started again with the same command. Their `mixture.json` must equal the
+One search runs undisturbed. Then five are killed once each, at a random moment of the undisturbed run's time, and one
+is killed five times in a row; each is started again with the same command. Their `mixture.json` must equal the
 undisturbed one in everything but `created` and `provenance`.
 """
 
@@ -83,8 +83,8 @@ def main() -> None:
     atomic_write_json(RESULTS / "kill_resume.json", {"provenance": provenance(), "whole_s": whole, "searches": entries})
     lines = [
         "# Killed and resumed", "", "`python benchmarks/kill_resume.py`", "",
-        f"The embedded default, {whole:.0f} s undisturbed here. SIGKILL to the search and its workers, then the same command.",
-        "", "| search | killed after s | runs complete then | same mixture.json |", "|---|---|---|---|",
+        f"The embedded default, {whole:.0f} s undisturbed here. SIGKILL to the search and its workers, "
+        "then the same command.", "", "| search | killed after s | runs complete then | same mixture.json |", "|---|---|---|---|",
     ]  # fmt: skip
     for e in entries:
         moments = ", ".join(f"{s:.1f}" for s in e["seconds"])

@@ -88,9 +88,8 @@ def _result(
     """Collect every number that the terminal and the report show."""
     proposal, verdict = chosen.proposal, chosen.verdict
     base = prepared.column("base").astype(int)
-    tokens = prepared.column("tokens_per_row")
     rows = proposal.rows
-    total = float(rows @ tokens)
+    drawn, drawn_base = (np.array(laboratory.drawn_tokens(v))[:, 0] for v in (rows, base))
     pair_losses = laboratory.verified_losses(chosen.number)
     moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline_loss(), seed=config.seed)
     domains = [
@@ -100,9 +99,10 @@ def _result(
             "base_rows": int(base[i]),
             "proposal_rows": int(rows[i]),
             "change": float(rows[i] / base[i] - 1) if base[i] else None,
-            "tokens": round(float(rows[i] * tokens[i])),
-            "share": float(rows[i] * tokens[i] / total),
-            "base_share": float(base[i] * tokens[i] / float(base @ tokens)),
+            "base_tokens": int(drawn_base[i]),
+            "tokens": int(drawn[i]),
+            "share": float(drawn[i] / max(1, drawn.sum())),
+            "base_share": float(drawn_base[i] / max(1, drawn_base.sum())),
             "repeat": float(rows[i] / domain.available),
             "bootstrap": [float(x) for x in moved[i]],
         }

@@ -107,8 +107,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "predicted_gain": result["predicted_gain"],
         "noise": result["noise"],
         "domains": [
-            entry | {"base_repeat": entry["base_rows"] / entry["available"], "base_tokens": round(float(share[i]))}
-            for i, entry in enumerate(result["domains"])
+            entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]
         ],
         "capabilities": result["capabilities"],
         "optimum": result["optimum"],

@@ -94,6 +94,7 @@ def result(**changes: Any) -> dict[str, Any]:
             {
                 "name": name, "available": int(AVAILABLE[i]), "base_rows": int(BASE[i]),
                 "proposal_rows": int(PROPOSAL[i]), "change": float(PROPOSAL[i] / BASE[i] - 1), "tokens": int(share[i]),
+                "base_tokens": int(base_share[i]),
                 "share": float(share[i] / share.sum()), "base_share": float(base_share[i] / base_share.sum()),
                 "repeat": float(PROPOSAL[i] / AVAILABLE[i]), "bootstrap": [float(0.8 * PROPOSAL[i]), 1.3 * PROPOSAL[i]],
             }
