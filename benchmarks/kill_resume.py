@@ -84,7 +84,8 @@ def main() -> None:
     lines = [
         "# Killed and resumed", "", "`python benchmarks/kill_resume.py`", "",
         f"The embedded default, {whole:.0f} s undisturbed here. SIGKILL to the search and its workers, "
-        "then the same command.", "", "| search | killed after s | runs complete then | same mixture.json |", "|---|---|---|---|",
+        "then the same command.", "",
+        "| search | killed after s | runs complete then | same mixture.json |", "|---|---|---|---|",
     ]  # fmt: skip
     for e in entries:
         moments = ", ".join(f"{s:.1f}" for s in e["seconds"])

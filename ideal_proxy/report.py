@@ -106,9 +106,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "budget": {"unit": run.config.budget.unit, "mode": run.config.budget.mode},
         "predicted_gain": result["predicted_gain"],
         "noise": result["noise"],
-        "domains": [
-            entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]
-        ],
+        "domains": [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]],
         "capabilities": result["capabilities"],
         "optimum": result["optimum"],
         "rounds": result["rounds"],
