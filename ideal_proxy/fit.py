@@ -54,7 +54,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         available: (D,) rows each domain has, so that repeats saturate; None: nothing is repeated.
         base: (D,) base volumes, which set the scale; default ``available``, else the mean of V.
         process: "auto" lets cross-validation mix in Gaussian processes, "never" keeps the law alone.
-        harm: "auto" (the rule of DESIGN §5), "never" or "always".
+        harm: "auto" (the rule of DESIGN §5), "never", "always", or (J,) booleans: which capabilities have it.
         n_starts: starts of the optimiser.
         n_draws: posterior draws kept.
         random_state: seed of starts, folds and draws.
@@ -68,7 +68,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         available: Any = None,
         base: Any = None,
         process: str = "auto",
-        harm: str = "auto",
+        harm: Any = "auto",
         n_starts: int = 3,
         n_draws: int = 64,
         random_state: int | None = 0,
@@ -138,7 +138,6 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             raise BadInput("Only 1 sample (one distinct run) was given and a fit needs at least 2: add runs.")
         rng = np.random.default_rng(self.random_state)
         data = self._standardise(runs, baseline_loss, responses)
-        harm_never = self.harm == "never"
         fold_R = fit_choice.fold_of_runs(len(runs.v_RD), rng)
         enough = len(runs.v_RD) >= fit_choice.LEAST_RUNS
         fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
@@ -149,8 +148,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self.trust_ = data.trust
         self.response_scale_ = np.exp(fit.log_scale_J)
         self.harm_ = np.zeros(len(data.y_JR), dtype=bool)
-        if not harm_never and (enough or self.harm == "always"):
-            fit, law = self._try_harm(data, fit, law, fold_R, rng)
+        asked = self._harm_asked(len(data.y_JR))
+        if asked.any() if asked is not None else enough:
+            fit, law = self._try_harm(data, fit, law, fold_R, rng, asked)
         self._keep(data, fit)
         self._choose(data, fit, law, fold_R)
         self._draw(data, fit, rng)
@@ -162,10 +162,20 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             ("unit", ("rows", "share")),
             ("kind", ("loss", "score")),
             ("process", ("auto", "never")),
-            ("harm", ("auto", "never", "always")),
         ):
             if getattr(self, name) not in allowed:
                 raise BadInput(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(allowed)}.")
+
+    def _harm_asked(self, J: int) -> np.ndarray | None:
+        """Which capabilities the user gives the harm term; None where cross-validation decides."""
+        if isinstance(self.harm, str):
+            if self.harm not in {"auto", "never", "always"}:
+                raise BadInput(f"harm is {self.harm!r} and must be auto, never, always or {J} booleans.")
+            return None if self.harm == "auto" else np.full(J, self.harm == "always")
+        asked = np.asarray(self.harm)
+        if asked.shape != (J,) or asked.dtype != bool:
+            raise BadInput(f"harm must be auto, never, always or {J} booleans, one a capability; got {self.harm!r}.")
+        return asked
 
     def _standardise(self, runs: Runs, baseline_loss: Any, responses: Any) -> LawData:
         sign = -1.0 if self.kind == "score" else 1.0
@@ -249,13 +259,20 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return own if own.any() else np.ones(J, dtype=bool)
 
     def _try_harm(
-        self, data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray, rng: np.random.Generator
+        self,
+        data: LawData,
+        fit: LawFit,
+        law: tuple[Array, Array] | None,
+        fold_R: np.ndarray,
+        rng: np.random.Generator,
+        asked: np.ndarray | None,
     ) -> tuple[LawFit, tuple[Array, Array] | None]:
         with_harm = fit_law(data, harm=True, starts=1, rng=rng, warm=fit, rounds=2)
-        keep = np.full(len(data.y_JR), self.harm == "always")
+        keep = np.zeros(len(data.y_JR), dtype=bool) if asked is None else asked.copy()
         law_harm = None
         if law is not None:
             law_harm = fit_choice.held_out_law(data, with_harm, fold_R, harm=True)
+        if law is not None and law_harm is not None and asked is None:
             y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
             gain, error = fit_choice.harm_pays(y, data.weight_JR, law[0], law_harm[0])
             keep |= np.where(self._own_domain(), gain > error, gain > -error)

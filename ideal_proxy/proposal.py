@@ -295,10 +295,10 @@ def bootstrap_volumes(
     moved = []
     for draw in range(BOOTSTRAP):
         weights = rng.dirichlet(np.ones(len(table.ids))) * len(table.ids)
-        # The law alone: choices by cross-validation among re-weighted runs would measure the choice, not the fit.
+        # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
         model = ResponseModel(
             unit="rows", available=prepared.column("available"), base=prepared.column("base"),
-            process="never", harm="never", n_starts=1, n_draws=8, random_state=seed + draw,
+            process="never", harm=proposal.model.harm_, n_starts=1, n_draws=8, random_state=seed + draw,
         )  # fmt: skip
         try:
             with _notes():

@@ -167,6 +167,19 @@ def test_harm_and_no_harm_are_told_apart() -> None:
     assert np.mean(positive) > 0.7
 
 
+def test_harm_can_be_given_a_capability() -> None:
+    rng = np.random.default_rng(3)
+    v = 1000.0 * np.exp(rng.normal(0.0, 1.0, (16, 3)))
+    loss = surface(rng, v, 2, harm=1.0, scale=1000.0)[0]
+    model = ResponseModel(process="never", harm=np.array([False, True]), n_starts=1, n_draws=2).fit(v, loss)
+    never = ResponseModel(process="never", harm="never", n_starts=1, n_draws=2).fit(v, loss)
+    assert model.harm_.tolist() == [False, True]
+    np.testing.assert_array_equal(model.predict(v)[:, 0], never.predict(v)[:, 0])
+    assert np.abs(model.predict(v)[:, 1] - loss[:, 1]).mean() < np.abs(never.predict(v)[:, 1] - loss[:, 1]).mean()
+    with pytest.raises(ValueError, match="2 booleans"):
+        ResponseModel(harm=[True]).fit(v, loss)
+
+
 @pytest.mark.parametrize("kind", ["loss", "score"])
 def test_gradients_are_derivatives_of_the_prediction(kind: str) -> None:
     rng = np.random.default_rng(9)
