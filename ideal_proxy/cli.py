@@ -112,6 +112,15 @@ def show(run: RunFolder, as_json: Json = False) -> None:
     typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, run))
 
 
+@app.command(epilog="Example: ideal-proxy status runs/mix")
+def status(run: RunFolder, as_json: Json = False) -> None:
+    """Show what a search is at: running, done, failed, time left."""
+    from ideal_proxy.status import read_status, status_text
+
+    found = read_status(run)
+    typer.echo(json.dumps(found, indent=1) if as_json else status_text(found, run))
+
+
 @app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
 def apply(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],

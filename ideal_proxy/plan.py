@@ -134,6 +134,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
             "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained),
             "seconds": work / plan.tokens_per_second / workers,
         })  # fmt: skip
+    if plan.rounds > 1:
+        described[-1]["rounds"] = plan.rounds - 1
     total_tokens = int(sum(stage["tokens"] for stage in described))
     least = sum(s["seconds"] for s in described[:3]) + described[3]["seconds"] * plan.looks[0] / plan.looks[-1]
     return {

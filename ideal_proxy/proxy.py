@@ -78,7 +78,7 @@ def train(
     every_token: bool = False,
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
     """Train a model in place on rows in a given order.
@@ -95,7 +95,8 @@ def train(
         every_token: plain language-model loss on every token.
         checkpoint_dir: folder for the checkpoint; None keeps none.
         checkpoint_seconds: time between checkpoints; 0 writes one after every step.
-        on_step: called with (steps done, steps in all) after each step is queued.
+        on_step: called with (steps done, steps in all, loss) after each step is queued; reading the loss, nats per
+            supervised token, waits for the device.
         should_stop: asked after each step; True saves a checkpoint and ends the training.
 
     Returns:
@@ -144,7 +145,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if on_step is not None:
-            on_step(step + 1, steps)
+            on_step(step + 1, steps, total)
         stop = should_stop is not None and step + 1 < steps and should_stop()
         if checkpoint and step + 1 < steps and (stop or time.monotonic() - saved >= checkpoint_seconds):
             _save(model, optimizer, checkpoint, identity, step + 1, losses)
@@ -171,7 +172,7 @@ def warm_start(
     tokens_per_domain: int | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
     """Teach a fresh proxy the language of the domains: plain language-model loss on reserved rows, equal tokens each.

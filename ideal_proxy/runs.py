@@ -23,6 +23,7 @@ from ideal_proxy.plan import SWEEP_MIXTURES, Plan
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.proposal import RunTable
 from ideal_proxy.proxy_records import TrainSettings
+from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.swarm import WARM_RUN, RunResult, RunSpec, Swarm, SwarmContext, SwarmEvent, prepare_context, warm_spec
 from ideal_proxy.terminal import Reporter
 from ideal_proxy.verdict import PairedLosses
@@ -42,14 +43,24 @@ class Laboratory:
         plan: the sizes.
         folder: the run directory.
         reporter: for progress and notes.
+        record: told what happens, for `ideal-proxy status`.
     """
 
-    def __init__(self, config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        prepared: Prepared,
+        plan: Plan,
+        folder: Path,
+        reporter: Reporter,
+        record: StatusRecord,
+    ) -> None:
         self.config = config
         self.prepared = prepared
         self.plan = plan
         self.folder = folder
         self.reporter = reporter
+        self.record = record
         self.context = _context(config, prepared, plan, folder / "swarm")
         self._results: dict[str, RunResult] = {}
         self._roles: dict[str, str] = {}
@@ -296,10 +307,12 @@ class Laboratory:
         """Do the runs that are not done, with progress, and keep their results."""
         missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
         if missing:
+            self.record.stage(label)
             with self.reporter.work(label, 1.0) as update:
 
                 def on_event(event: SwarmEvent) -> None:
                     update(event.fraction, f"{event.runs_done} of {event.runs} runs")
+                    self.record.event(event)
                     if event.kind in {"retried", "failed"}:
                         self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
 

@@ -22,6 +22,7 @@ from ideal_proxy.plan import Plan, describe_plan, make_plan
 from ideal_proxy.prepare import Prepared, prepare
 from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose
 from ideal_proxy.runs import Laboratory
+from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
 from ideal_proxy.verdict import UNDECIDED, PairedLosses, Verdict, judge
@@ -113,11 +114,15 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
             f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters on {plan.fraction:.0%} of the volumes, "
             f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
         )
-        with Laboratory(config, prepared, plan, folder, reporter) as laboratory:
+        with (
+            StatusRecord(folder, whole["stages"]) as record,
+            Laboratory(config, prepared, plan, folder, reporter, record) as laboratory,
+        ):
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
             outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter)
-        return write_outcome(config, prepared, plan, laboratory, outcomes, folder)
+            record.stage("result")
+            return write_outcome(config, prepared, plan, laboratory, outcomes, folder)
 
 
 def _rounds(
@@ -136,6 +141,7 @@ def _rounds(
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
         laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
+        laboratory.record.stage(f"round {number + 1}: fit")
         table = laboratory.table()
         proposal = fit_and_propose(config, prepared, table, laboratory.baseline_loss(), seed=config.seed)
         for line in proposal.notes:

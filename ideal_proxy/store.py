@@ -23,6 +23,7 @@ from ideal_proxy.errors import UserError
 
 MARKER = "complete"
 LOCK = "lock"
+LOOK_SECONDS = 0.25
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 
@@ -137,17 +138,46 @@ def lock(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot use {folder} as a run directory: {error.strerror}; choose another --out") from error
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise UserError(f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out") from error
+        deadline = time.monotonic() + LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:  # `lock_holder` may be looking just now
+                    time.sleep(LOOK_SECONDS / 5)
+                    continue
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise UserError(
+                    f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out"
+                ) from error
         handle.seek(0)
         handle.truncate()
         handle.write(f"process {os.getpid()} on {platform.node()}")
         handle.flush()
         yield
+
+
+def lock_holder(folder: str | Path) -> str | None:
+    """Tell who holds a run directory, without disturbing them.
+
+    Args:
+        folder: the run directory.
+
+    Returns:
+        str: such as 'process 4711 on node7'; None where nobody does.
+    """
+    try:
+        handle = open(Path(folder) / LOCK, encoding="utf-8")  # noqa: SIM115 (closed by the block)
+    except OSError:
+        return None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return handle.read().strip() or "another process"
+    return None
 
 
 def provenance() -> dict[str, Any]:

@@ -60,6 +60,8 @@ class SwarmEvent:
         seconds_left: estimate from the speed measured so far; None before there is one.
         message: what went wrong, for "retried" and "failed".
         pid: process id of the worker, 0 where there is none.
+        worker: number of the worker, -1 where there is none.
+        loss: of the last step, nats per supervised token; None before there is one, or where it is not finite.
     """
 
     kind: str
@@ -73,6 +75,8 @@ class SwarmEvent:
     seconds_left: float | None
     message: str = ""
     pid: int = 0
+    worker: int = -1
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class _Worker:
     spec: RunSpec | None = None
     done: int = 0
     steps: int = 0
+    loss: float | None = None
     began: float = 0.0
 
 
@@ -247,7 +252,7 @@ class Swarm:
     def _assign(self, call: _Call, worker: _Worker, spec: RunSpec) -> None:
         """Give a run to an idle worker."""
         call.attempts[spec.id] = call.attempts.get(spec.id, 0) + 1
-        worker.spec, worker.done, worker.steps, worker.began = spec, 0, 0, time.monotonic()
+        worker.spec, worker.done, worker.steps, worker.loss, worker.began = spec, 0, 0, None, time.monotonic()
         self._send(worker, {"spec": spec.to_json(), "checkpoint_seconds": self.checkpoint_seconds})
 
     def _handle(self, call: _Call, worker: _Worker, message: dict[str, Any]) -> None:
@@ -258,7 +263,7 @@ class Swarm:
         if kind == "started":
             self._tell(call, "started", spec, worker)
         elif kind == "step":
-            worker.done, worker.steps = message["done"], message["steps"]
+            worker.done, worker.steps, worker.loss = message["done"], message["steps"], message["loss"]
             self._tell(call, "step", spec, worker)
         elif kind == "finished":
             worker.spec = None
@@ -402,7 +407,7 @@ class Swarm:
         event = SwarmEvent(
             kind, spec.id, spec.role, worker.done if worker else 0, worker.steps if worker else 0, closed,
             call.total_runs, min(1.0, max(0.0, 1 - remaining / total)), estimate, message,
-            worker.process.pid if worker else 0,
+            worker.process.pid if worker else 0, worker.number if worker else -1, worker.loss if worker else None,
         )  # fmt: skip
         call.on_event(event)
 

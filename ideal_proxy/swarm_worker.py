@@ -70,12 +70,13 @@ class Worker:
         started = time.monotonic()
         last = 0.0
 
-        def on_step(done: int, steps: int) -> None:
+        def on_step(done: int, steps: int, loss: torch.Tensor) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= STEP_EVENT_SECONDS or done == steps:
                 last = now
-                self.say("step", run=spec.id, done=done, steps=steps)
+                value = float(loss)  # waits for the device, but only this often
+                self.say("step", run=spec.id, done=done, steps=steps, loss=value if np.isfinite(value) else None)
 
         model = proxy.build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
         if context.warm and spec.role != "warm":

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "init", "check", "search", "show", "report", "what-if", "apply", "export", "scale-up", "fit", "predict", "optimize",
-    "influence",
+    "init", "check", "search", "show", "status", "report", "what-if", "apply", "export", "scale-up", "fit", "predict",
+    "optimize", "influence",
 )  # fmt: skip
 PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 

@@ -286,7 +286,7 @@ def test_a_killed_training_resumes_with_the_same_bits(tmp_path: Any) -> None:
     log = proxy.train(whole, order, rows, settings)
     assert len(log.losses) == 6
 
-    def die(done: int, _: int) -> None:
+    def die(done: int, *_: Any) -> None:
         if done == 4:
             raise Killed
 
@@ -306,7 +306,7 @@ def test_a_killed_training_resumes_with_the_same_bits(tmp_path: Any) -> None:
 def test_another_runs_or_a_broken_checkpoint_is_not_taken_up(tmp_path: Any) -> None:
     rows = [make_rows(100)]
 
-    def die(done: int, _: int) -> None:
+    def die(done: int, *_: Any) -> None:
         if done == 2:
             raise Killed
 

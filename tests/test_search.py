@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.status import read_status
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("strings", "formats", "facts")
@@ -137,16 +138,27 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
     folder, _ = finished
     runs = folder / "killed" / "runs"
     rng = random.Random(5)
-    for complete in (rng.randint(2, 7), rng.randint(12, 18)):
+    for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
         process = subprocess.Popen(
             command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         while process.poll() is None and len(list(runs.glob("*/complete"))) < complete:
             time.sleep(0.05)
+        watched = read_status(folder / "killed")
+        again = subprocess.run(
+            command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
+        )
+        assert (again.returncode, process.poll()) == (1, None)
+        assert f"is in use by process {process.pid} on" in again.stderr
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert process.returncode == -signal.SIGKILL
+        assert (watched["state"], watched["stage"]) == ("running", stage)
+        assert sum(watched["complete"].values()) >= complete
+        assert watched["seconds_left"] > 0
+        stopped = read_status(folder / "killed")
+        assert (stopped["state"], stopped["ended"]) == ("stopped", None)
     assert not (folder / "killed" / "mixture.json").exists()
     done = subprocess.run(
         command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder

@@ -134,6 +134,13 @@ def test_kills_and_failures_cost_only_their_own_runs(alone: Path, tmp_path: Path
     assert list(outcome.results) == [s.id for s in SPECS]
     for run in SPECS:
         assert same(alone, tmp_path, run.id)
+    # A killed worker costs no more than the steps since the last checkpoint, here one.
+    last = max(e.done for e in events[: [e.kind for e in events].index("retried")] if e.run == "few-fives")
+    assert load_result(tmp_path, "few-fives").metrics["steps_resumed"] >= last - 1
+    assert all(e.loss is None or 0 < e.loss < 5 for e in events)
+    losses = [e.loss for e in events if e.kind == "step" and e.run == "few-twos" and e.done == e.steps]
+    assert losses == pytest.approx(load_result(tmp_path, "few-twos").metrics["train_loss"][-1:], abs=1e-6)
+    assert {e.worker for e in events if e.kind == "started"} == {0, 1}
     retried = [event.run for event in events if event.kind == "retried"]
     assert sorted(retried) == ["diverges", "few-fives"]
     assert not is_complete(tmp_path / "runs" / "diverges")
@@ -209,6 +216,27 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     while not gone(worker):
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.05)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    make_context(tmp_path / "context", warm=False)
+    root = str(Path(__file__).resolve().parent.parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "context"), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": root},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        while not (line := parent.stdout.readline()).startswith("step"):
+            assert line
+        worker = int(line.split()[1])
+        os.kill(worker, signal.SIGSTOP)  # a worker that cannot save: the first Ctrl-C waits for it
+        parent.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        assert parent.poll() is None
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(3) != 0
+    assert gone(worker)
 
 
 def gone(pid: int) -> bool:

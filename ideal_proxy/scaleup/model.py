@@ -194,7 +194,7 @@ def make_start(
     context: int,
     device: str,
     dtype: str,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, Any], None] | None = None,
 ) -> Path | None:
     """Warm-start a scratch model once, as the proxies were; base and mixture of every seed start from it.
 
@@ -208,7 +208,7 @@ def make_start(
         context: longest row, tokens.
         device: where to train.
         dtype: precision of the products.
-        on_step: called with (steps done, steps in all).
+        on_step: as for `proxy.train`.
 
     Returns:
         Path: the weights; None for a pretrained model.

@@ -133,7 +133,7 @@ def scale_up(
                 context=context,
                 device=device,
                 dtype=settings.train.dtype,
-                on_step=lambda done, steps: update(done / steps),
+                on_step=lambda done, steps, _: update(done / steps),
             )
         seeds = [
             (wanted.seed if wanted.seed is not None else mixture.seed) + SEED_STEP * n for n in range(wanted.seeds)
