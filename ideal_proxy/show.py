@@ -9,7 +9,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.materialise import Applied
 from ideal_proxy.mixture_file import MixtureFile
 from ideal_proxy.store import read_json
-from ideal_proxy.terminal import duration, table
+from ideal_proxy.terminal import duration, paragraph, table
 
 
 def load_result(run: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
     ]
     heading = "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on"
     lines = [
-        _wrapped(f"Verdict: {result['verdict']['sentence']}."),
+        paragraph(f"Verdict: {result['verdict']['sentence']}."),
         "",
         table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "90% bootstrap"), domains),
         "",
@@ -79,13 +79,15 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             capabilities,
         ),
         "",
-        _wrapped(
+        paragraph(
             f"Predicted gain {predicted['value']:+.2%} [{predicted['lower']:+.2%}, {predicted['upper']:+.2%}] "
             "(optimistic: it was selected). Noise of one run: "
             f"{result['noise']['run']:.2%} of the loss, of a seed: {result['noise']['seed']:.2%}."
         ),
-        _wrapped(f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."),
-        *(_wrapped(f"Warning: {warning}.") for warning in result["warnings"]),
+        paragraph(
+            f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
+        ),
+        *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
         f"{result['cost']['runs']} proxy runs, {result['cost']['rounds']} round(s), "
         f"{duration(result['cost']['seconds'])} of training (workers added up).",
         f"Mixture file: {folder / 'mixture.json'}",
@@ -110,12 +112,12 @@ def plan_tables(plan: dict[str, Any]) -> str:
     return "\n".join([
         table("Plan", ("stage", "runs", "steps", "tokens", "time here"), rows),
         "",
-        _wrapped(
+        paragraph(
             f"{total['runs']} runs at most of a {plan['parameters'] / 1e6:.2g}M proxy on {plan['fraction']:.0%} of the "
             f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
             f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)."
         ),
-        _wrapped(
+        paragraph(
             f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}. "
             "Nothing was trained; drop --dry-run to start."
         ),
@@ -164,10 +166,3 @@ def applied_table(values: dict[str, Any]) -> str:
 
 def _change(change: float | None) -> str:
     return "new" if change is None else f"{change:+.0%}"
-
-
-def _wrapped(text: str) -> str:
-    """Break prose at 80 columns."""
-    import textwrap
-
-    return textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False)

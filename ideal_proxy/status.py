@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ideal_proxy.errors import UserError
 from ideal_proxy.status_record import STATUS
 from ideal_proxy.store import is_complete, lock_holder, read_json
-from ideal_proxy.terminal import WIDTH, duration, table
+from ideal_proxy.terminal import duration, paragraph, table
 
 CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load torch
 
@@ -140,14 +139,14 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     complete = sum(status["complete"].values())
     roles = ", ".join(f"{count} {role}" for role, count in sorted(status["complete"].items()))
     most = f" of {status['planned_runs']} at most" if status["planned_runs"] and state != "finished" else ""
-    lines += ["", _wrap(f"Done: {complete} runs{most}{f' ({roles})' if roles else ''}.")]
+    lines += ["", paragraph(f"Done: {complete} runs{most}{f' ({roles})' if roles else ''}.")]
     if status["stage_runs"] and state in {"running", "stopped"}:
         lines.append(f"This stage: {status['stage_runs_done']} of {status['stage_runs']} runs.")
     for kind, word in (("retried", "Tried again"), ("failed", "Failed twice, left out")):
-        lines += [_wrap(f"{word}: run {entry['run']} ({entry['role']}): {entry['message']}") for entry in status[kind]]
-    lines.append(_wrap(_time(status)))
+        lines += [paragraph(f"{word}: run {at['run']} ({at['role']}): {at['message']}") for at in status[kind]]
+    lines.append(paragraph(_time(status)))
     if status["verdict"]:
-        lines.append(_wrap(f"Verdict: {status['verdict']}."))
+        lines.append(paragraph(f"Verdict: {status['verdict']}."))
     label = {"running": "Look again", "finished": "The result"}.get(state, "Go on")
     lines.append(f"{label}: {status['next']}")
     return "\n".join(lines)
@@ -176,7 +175,3 @@ def _time(status: dict[str, Any]) -> str:
     if status["state"] == "stopped" and status["ended"] not in {None, "Ctrl-C"}:
         text += f". It stopped with: {status['ended']}"
     return text + "."
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

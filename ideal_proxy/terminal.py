@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -171,6 +172,18 @@ def remaining(done: float, total: float, elapsed: float) -> str:
     if done <= 0 or elapsed < 1 or done >= total:
         return ""
     return f"about {duration(elapsed / done * (total - done))} left"
+
+
+def paragraph(text: str) -> str:
+    """Break prose at 80 columns, never within a word.
+
+    Args:
+        text: one paragraph.
+
+    Returns:
+        str: its lines.
+    """
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

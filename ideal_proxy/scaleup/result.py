@@ -17,7 +17,7 @@ from scipy import stats
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.proxy import RowLosses
 from ideal_proxy.scaleup.run import RunLosses
-from ideal_proxy.terminal import duration, table
+from ideal_proxy.terminal import duration, paragraph, table
 from ideal_proxy.verdict import Kind, PairedLosses, judge, sentence
 
 FORMAT = "ideal-proxy/scale-up/1"
@@ -208,7 +208,7 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         "",
     ]
     if with_base:
-        lines.append(f"Gain over base: {result['gain']['sentence']}.")
+        lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
     else:
         lines.append("Base was not trained: --baseline compares with it, and checks the prediction.")
     lines.append(f"Models and {folder}/result.json written.")
