@@ -18,6 +18,7 @@ files rows template duplicates data
 mixture_file mixture materialise demo
 design
 proxy_records packed_attention fused_head proxy_model proxy
+pretrained
 swarm_context swarm_worker swarm
 curvature factors kfac
 influence_records influence unrolled finite

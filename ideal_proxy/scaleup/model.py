@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ideal_proxy.data import ChatTemplate, Row, TokenRows, make_template
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError
 from ideal_proxy.mixture import reserve_mask
 from ideal_proxy.plan import RATES
 from ideal_proxy.prepare import domain_tokenizer
-from ideal_proxy.proxy import (
-    SIZES,
-    TrainSettings,
-    build_proxy,
-    load_weights,
-    save_weights,
-    use_packed_attention,
-    warm_start,
-)
+from ideal_proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, quiet_libraries, with_lora
+from ideal_proxy.proxy import SIZES, TrainSettings, build_proxy, load_weights, save_weights, warm_start
 from ideal_proxy.scaleup.source import ProxySetting
 from ideal_proxy.store import is_complete, mark_complete
 
@@ -56,6 +46,11 @@ class ModelSpec:
     def scratch(self) -> str | None:
         """The size on the dial, None for a pretrained model."""
         return self.name.removeprefix(SCRATCH) if self.name.startswith(SCRATCH) else None
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """Where the weights come from, of a model that is not scratch."""
+        return Pretrained(name=self.name, gguf=self.gguf)
 
     def check(self) -> None:
         """Refuse what cannot be, before any work.
@@ -111,15 +106,12 @@ def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Seque
 
     Returns:
         Encoder: a template that passed its self-test.
-
-    Raises:
-        UserError: there is no tokenizer, or none that can be masked.
     """
-    from transformers import AutoTokenizer
-
     if spec.scratch is None:
-        tokenizer = _pretrained(lambda: AutoTokenizer.from_pretrained(spec.name, **_gguf(spec)), spec, "tokenizer")
+        tokenizer = load_tokenizer(spec.pretrained)
     else:
+        from transformers import AutoTokenizer
+
         place = folder / "tokenizer"
         if not is_complete(place):
             domain_tokenizer(domains, proxies.vocabulary).save_pretrained(str(place))
@@ -149,9 +141,6 @@ def load_model(
 
     Returns:
         Any: a transformers causal LM, or a peft wrapper of one.
-
-    Raises:
-        UsageError: the context is longer than the model can read.
     """
     model: Any
     if spec.scratch is not None:
@@ -163,19 +152,10 @@ def load_model(
         if not packed:
             model.set_attn_implementation("sdpa")
     else:
-        from transformers import AutoModelForCausalLM
-
-        model = _pretrained(
-            lambda: AutoModelForCausalLM.from_pretrained(spec.name, dtype=torch.float32, **_gguf(spec)), spec, "model"
-        )
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and context > longest:
-            raise UsageError(f"--context {context} is more than the {longest} tokens that {spec.name} reads; lower it")
-        if packed:
-            use_packed_attention(model)
+        model = load_causal_lm(spec.pretrained, context=context, packed=packed)
     model.config.use_cache = False
     if spec.lora is not None:
-        model = _with_lora(model, spec.lora, seed)
+        model = with_lora(model, spec.lora, seed)
     if spec.gradient_checkpointing:
         base = model.get_base_model() if spec.lora is not None else model
         with quiet_libraries():  # the new name of this method is younger than the oldest transformers we take
@@ -226,65 +206,3 @@ def make_start(
         save_weights(model, weights)
         mark_complete(place)
     return weights
-
-
-def save_model(model: Any, encoder: Encoder, folder: Path) -> None:
-    """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it.
-
-    Args:
-        model: as `load_model` returned it, trained.
-        encoder: its tokenizer, written too.
-        folder: where to.
-    """
-    with quiet_libraries():
-        if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(str(folder / "adapter"))
-            model = model.merge_and_unload()
-        model.save_pretrained(str(folder))
-    encoder.tokenizer.save_pretrained(str(folder))
-
-
-def _gguf(spec: ModelSpec) -> dict[str, str]:
-    return {"gguf_file": spec.gguf} if spec.gguf else {}
-
-
-def _pretrained(load: Callable[[], Any], spec: ModelSpec, what: str) -> Any:
-    """Call a loader of transformers; whatever it raises means that the model was not had."""
-    try:
-        return load()
-    except ImportError as error:
-        raise UserError(
-            f"the {what} of {spec.name} needs another package ({error}); install ideal-proxy[pretrained]"
-        ) from error
-    except Exception as error:  # transformers and the hub raise a dozen kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"cannot load the {what} of {spec.name} ({reason}); give a folder, a hub id, or scratch:SIZE "
-            "(for a GGUF file its folder, and --gguf FILE)"
-        ) from error
-
-
-def _with_lora(model: Any, rank: int, seed: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("--lora needs the peft package; run `pip install ideal-proxy[pretrained]`") from error
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(devices=[]), quiet_libraries():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' notices about each other's future (transformers, peft, accelerate, torch) from the user.
-
-    Yields:
-        None: while they are kept.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield

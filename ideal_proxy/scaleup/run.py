@@ -22,8 +22,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
+from ideal_proxy.pretrained import quiet_libraries, save_model
 from ideal_proxy.proxy import RowLosses, TrainSettings
-from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, quiet_libraries, save_model
+from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
 from ideal_proxy.scaleup.trainer import MixtureTrainer, reference_losses
@@ -282,7 +283,7 @@ def _keep(
                 encoder.tokenizer.save_pretrained(str(folder / "model"))
         elif trainer.args.process_index == 0:
             with _room_for(folder):
-                save_model(trainer.accelerator.unwrap_model(trainer.model), encoder, folder / "model")
+                save_model(trainer.accelerator.unwrap_model(trainer.model), encoder.tokenizer, folder / "model")
     if trainer.args.process_index == 0:
         _write_losses(folder / "after.npz", after)
         _write_losses(folder / "before.npz", before)
