@@ -95,7 +95,9 @@ def row_key(messages: Iterable[Message]) -> int:
     Returns:
         int: first 8 bytes (big-endian) of the SHA-256 of the messages as compact JSON.
     """
-    text = json.dumps([list(message) for message in messages], ensure_ascii=True, separators=(",", ":"))
+    # What json.dumps(ensure_ascii=True, separators=(",", ":")) writes, without making an encoder for every row.
+    quoted = json.encoder.encode_basestring_ascii
+    text = "[" + ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in messages]) + "]"
     return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big")
 
 
@@ -319,6 +321,8 @@ def _text(value: Any, column: str, where: str) -> str:
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} holds {_kind(value)}; it must be text")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

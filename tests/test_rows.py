@@ -35,6 +35,21 @@ PROMPT = [{"prompt": m[0][1], "completion": m[1][1]} for m in MESSAGES]
 TRL = [{"prompt": c["messages"][:1], "completion": c["messages"][1:]} for c in CHAT]
 
 
+def key_by_json(messages) -> int:
+    """The documented form of a key, written out: SHA-256 over the messages as compact ASCII JSON."""
+    text = json.dumps([list(message) for message in messages], ensure_ascii=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big")
+
+
+def test_keys_are_the_hash_of_compact_json_whatever_the_text_holds() -> None:
+    every = "".join(map(chr, [*range(0x300), 0x2028, 0xFFFF, 0x1F993]))
+    texts = ["", '"', "\\", "\\u00e9", every, *every]
+    rows = [(("user", text), ("assistant", text[::-1])) for text in texts]
+    rows += [(), (("system", "a"), ("user", "b"), ("assistant", "c"))]
+    assert [row_key(row) for row in rows] == [key_by_json(row) for row in rows]
+    assert len({row_key(row) for row in rows}) == len(set(rows))
+
+
 def lines(values) -> bytes:
     return b"".join(json.dumps(v, ensure_ascii=False).encode() + b"\n" for v in values)
 
