@@ -129,7 +129,8 @@ def export_table(report: ExportReport) -> str:
         (d.domain, f"{d.available:,}", f"{d.wanted:,}", f"{d.draws:,}", f"{d.draws / d.available:.2f}x")
         for d in report.draws
     ]
-    how = "counts in the configuration" if report.exact else "exact rows written out"
+    configured = report.exact and any(d.how for d in report.draws)  # plain rows have no configuration to say it
+    how = "counts in the configuration" if configured else "exact rows written out"
     title = f"{report.target}: rows a domain ({how})"
     lines = [table(title, ("domain", "available", "wanted", "will draw", "repeat"), rows), ""]
     lines += [f"Note: {note}." for note in report.notes]

@@ -165,7 +165,8 @@ def _held_out(domain: Found, folder: Path, rows: int) -> Found:
     everything = list(read_rows(domain.train))
     if len(everything) < 2 * rows:
         raise UserError(
-            f"{domain.name} has {len(everything)} rows, too few to hold out {rows} of them; choose a smaller --hold-out"
+            f"{domain.name} has {len(everything)} rows, too few to hold out {rows} of them; "
+            "choose a smaller --hold-out, give it reference rows, or take it out of the folder"
         )
     chosen = set(domain_order(0, domain.name, row_keys(everything))[:rows].tolist())
     target = folder / domain.name

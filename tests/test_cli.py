@@ -96,6 +96,9 @@ def test_init_without_references_says_what_to_do(folder):
     answer = run("init", "data", cwd=folder)
     assert answer.returncode == 1
     assert "no reference rows for math" in answer.stderr
+    greedy = run("init", "data", "--hold-out", "50", cwd=folder)
+    assert greedy.returncode == 1
+    assert greedy.stderr.endswith("choose a smaller --hold-out, give it reference rows, or take it out of the folder\n")
     held = run("init", "data", "--hold-out", "15", cwd=folder)
     assert held.returncode == 0, held.stderr
     assert "math: 45 rows, 15 reference rows" in held.stdout

@@ -300,6 +300,8 @@ def test_table_says_what_the_target_will_draw(mixture: MixtureFile, tmp_path: Pa
     text = export_table(export_mixture(mixture, "llamafactory", tmp_path / "out"))
     assert re.search(r"maths & sums\s+100\s+250\s+250\s+2\.50x", text)
     assert "dropped" not in text
+    assert "(counts in the" in text
+    assert "(exact rows" in export_table(export_mixture(mixture, "parquet", tmp_path / "plain"))
     path = tmp_path / "mixture.json"
     save_mixture(path, mixture)
     app = Typer()
