@@ -79,6 +79,17 @@ def test_response_curves(smoke):
         assert more < less, "more facts, lower facts loss"
 
 
+def test_hand_over(smoke, capsys):
+    space, shown = execute(ROOT / "notebooks" / "05_hand_over.ipynb")
+    assert figures_in(shown) == 1
+    back, volumes = space["back"], space["volumes"]
+    assert back["drawn"].tolist() == volumes["rows"].tolist()
+    facts = volumes.loc["facts"]
+    assert facts["rows"] > facts["available"]
+    assert back.loc["facts", "2x"] == facts["rows"] - facts["available"]
+    assert "will draw" in capsys.readouterr().out
+
+
 def test_your_own_tables(smoke):
     reason = ""
     try:
