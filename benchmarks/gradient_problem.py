@@ -27,6 +27,7 @@ from ideal_proxy.mixture import apportion, reserve_mask, search_verify_split
 from ideal_proxy.proxy import TrainSettings, build_proxy, load_weights
 from ideal_proxy.swarm import run_swarm, warm_spec
 from ideal_proxy.swarm_context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, prepare_context
+from ideal_proxy.unrolled import unrolled_responses
 
 ROOT = Path(__file__).resolve().parent.parent
 SFT5 = ROOT.parent / "shared" / "data" / "sft5"
@@ -110,25 +111,43 @@ class Problem:
 
     def estimates(self, seed: int, settings: InfluenceSettings, methods: Sequence[str]) -> dict[str, ResponseMatrix]:
         """One-model estimators on a base proxy: "first-order", "implicit ekfac 0.01", "product ekfac" (the release)."""
-        model, drawn = self.base_model(seed), self.drawn(seed)
-        made: dict[str, Any] = {}
-        result = {}
+        result, made = {}, dict[str, Any]()
+        place = self.run_dir / "estimates" / f"{seed}-{settings.factor_rows}-{settings.gradient_rows}"
+        place.mkdir(parents=True, exist_ok=True)
         for name in methods:
-            kind, factors, damping = (*name.split(), "", "")[:3]
-            options: dict[str, Any] = {"settings": settings}
-            tokens = 0
-            if kind == "first-order":
-                options["method"] = kind
-            else:
-                if factors not in made:
-                    changed = dataclasses.replace(settings, factors=factors)  # type: ignore[arg-type]
-                    made[factors] = mixture_factors(model, drawn, self.base, changed)
-                fitted, tokens = made[factors]
-                options["operator"] = fitted.product() if kind == "product" else fitted.inverse(float(damping))
-            estimate = responses(model, drawn, self.references, self.base, **options)
-            cost = dataclasses.replace(estimate.cost, gradient_tokens=estimate.cost.gradient_tokens + tokens)
-            result[name] = dataclasses.replace(estimate, cost=cost)
+            kept = place / f"{name.replace(' ', '_')}.npz"
+            if not kept.exists():
+                self._estimate(seed, settings, name, made).save(kept)
+            result[name] = ResponseMatrix.load(kept)
         return result
+
+    def unrolled(self, seed: int) -> ResponseMatrix:
+        """Through the whole training of a base proxy."""
+        kept = self.run_dir / "estimates" / f"{seed}-unrolled.npz"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            unrolled_responses(self.start(), self.order(seed), self.domains, self.references, self.settings).save(kept)
+        return ResponseMatrix.load(kept)
+
+    def _estimate(self, seed: int, settings: InfluenceSettings, name: str, made: dict[str, Any]) -> ResponseMatrix:
+        """One estimate; model, rows and factors of a seed are made once."""
+        if "model" not in made:
+            made["model"], made["drawn"] = self.base_model(seed), self.drawn(seed)
+        model, drawn = made["model"], made["drawn"]
+        kind, factors, damping = (*name.split(), "", "")[:3]
+        options: dict[str, Any] = {"settings": settings}
+        tokens = 0
+        if kind == "first-order":
+            options["method"] = kind
+        else:
+            if factors not in made:
+                changed = dataclasses.replace(settings, factors=factors)  # type: ignore[arg-type]
+                made[factors] = mixture_factors(model, drawn, self.base, changed)
+            fitted, tokens = made[factors]
+            options["operator"] = fitted.product() if kind == "product" else fitted.inverse(float(damping))
+        estimate = responses(model, drawn, self.references, self.base, **options)
+        cost = dataclasses.replace(estimate.cost, gradient_tokens=estimate.cost.gradient_tokens + tokens)
+        return dataclasses.replace(estimate, cost=cost)
 
 
 def _rows(problem: str, available: int) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
@@ -191,7 +210,9 @@ def add_arguments(parser: Any) -> None:
 
 def from_arguments(arguments: Any) -> Problem:
     run_dir = (
-        arguments.run_dir or Path("/tmp") / f"ideal-gradient-{arguments.problem}-{arguments.size}-{arguments.rows}"
+        arguments.run_dir
+        or Path("/tmp")
+        / f"ideal-gradient-{arguments.problem}-{arguments.size}-{arguments.rows}-{arguments.learning_rate:g}"
     )
     return prepare(
         arguments.problem, run_dir, size=arguments.size, rows=arguments.rows, context=arguments.context,

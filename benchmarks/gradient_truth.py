@@ -1,14 +1,15 @@
 """Gradient estimates of mixing responses against re-runs: what is true, what is only up to scale, what is unresolved.
 
-    python benchmarks/gradient_truth.py --problem demo --seeds 4 --mixtures 40
+    python benchmarks/gradient_truth.py --problem demo --rows 3000 --learning-rate 1e-3 --seeds 10 --estimate-seeds 5
     python benchmarks/gradient_truth.py --problem sft5 --size 1M --rows 4000 --context 256 --vocabulary 2048 \
         --learning-rate 1e-3 --seeds 4
 
 Truth: symmetric re-runs at a fixed total with common random numbers, mean over seeds, error from seeds. Estimates: mean
-over the same seeds' base proxies. Diagonal and off-diagonal are judged apart after one global scale (least squares
-over all entries): Pearson, Spearman, relative error with 90 % bootstrap intervals over entries. Reliability is the
-share of a group's variance that is not the truth's own noise; under 0.5 the group is `unresolved`. Then at least 40
-random mixtures at the base total: rank correlation of predicted with actual loss changes, a capability at a time.
+over the base proxies of the first of those seeds. Diagonal and off-diagonal are judged apart after one global scale
+(least squares over all entries): Pearson, Spearman, relative error with 90 % bootstrap intervals over entries.
+Reliability is the share of a group's variance that is not the truth's own noise; under 0.5 the group is `unresolved`.
+Then at least 40 random mixtures at the base total: rank correlation of predicted with actual loss changes, a
+capability at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from scipy.stats import pearsonr, spearmanr
 
 from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, finite_responses
 from ideal_proxy.store import atomic_write_json, provenance
-from ideal_proxy.unrolled import unrolled_responses
 
 Array = NDArray[np.float64]
 METHODS = ["first-order", "product ekfac", "implicit kfac 0.01"]
@@ -70,7 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--step", type=float, default=0.4)
+    parser.add_argument("--estimate-seeds", type=int, default=4)
+    parser.add_argument("--step", type=float, default=0.5)
     parser.add_argument("--mixtures", type=int, default=40)
     parser.add_argument("--spread", type=float, default=0.7)
     parser.add_argument("--methods", nargs="+", default=METHODS)
@@ -86,14 +87,11 @@ def main() -> None:
 
     settings = InfluenceSettings().within(1.5, arguments.rows, len(names) + len(capabilities))
     estimates: dict[str, list[ResponseMatrix]] = {}
-    for seed in seeds:
+    for seed in seeds[: arguments.estimate_seeds]:
         for name, value in problem.estimates(seed, settings, arguments.methods).items():
             estimates.setdefault(name, []).append(value)
         if not arguments.no_unrolled:
-            whole = unrolled_responses(
-                problem.start(), problem.order(seed), problem.domains, problem.references, problem.settings
-            )
-            estimates.setdefault("unrolled", []).append(whole)
+            estimates.setdefault("unrolled", []).append(problem.unrolled(seed))
 
     own = np.array([[d.split("/")[0] == c for d in names] for c in capabilities])
     groups = {"diagonal": own, "off-diagonal": ~own}
