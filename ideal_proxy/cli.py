@@ -80,6 +80,9 @@ def search(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and design.")] = None,
+    gradients: Annotated[
+        str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
+    ] = None,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,7 +95,9 @@ def search(
     from ideal_proxy.terminal import Reporter
 
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
-    settings = override(settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers)
+    settings = override(
+        settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients
+    )
     folder = out or Path("runs") / settings.name
     reporter = Reporter(quiet=quiet or as_json)
     if dry_run:

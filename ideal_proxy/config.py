@@ -128,6 +128,9 @@ class SearchConfig(Section):
     swarm: SwarmConfig = SwarmConfig()
     verify: VerifyConfig = VerifyConfig()
     rounds: int = Field(default=2, ge=1, le=10)
+    gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
+        default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
+    )
 
     @field_validator("domains", "capabilities")
     @classmethod

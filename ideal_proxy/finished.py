@@ -187,7 +187,7 @@ def search(
         config: a run file, its content, or None for the embedded demo.
         out: the run directory; default runs/NAME.
         reporter: for progress; default a quiet one.
-        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, as on the command line.
+        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, `gradients`, as on the command line.
 
     Returns:
         SearchRun: the finished search.

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from ideal_proxy import fit_choice, fit_json
+from ideal_proxy import fit_choice, fit_json, fit_trust
 from ideal_proxy.fit_choice import LAW, LAW_PROCESS, PROCESS
 from ideal_proxy.fit_input import BadInput, Runs, check_volumes, distinct_runs
 from ideal_proxy.fit_law import RHO_PRIOR, GradientRows, LawData, LawFit, fit_law, posterior_draws
@@ -55,6 +55,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         base: (D,) base volumes, which set the scale; default ``available``, else the mean of V.
         process: "auto" lets cross-validation mix in Gaussian processes, "never" keeps the law alone.
         harm: "auto" (the rule of DESIGN §5), "never", "always", or (J,) booleans: which capabilities have it.
+        trust: σ_g, how far responses may miss relative to their size; "auto" lets the losses choose, inf leaves them
+            out.
         n_starts: starts of the optimiser.
         n_draws: posterior draws kept.
         random_state: seed of starts, folds and draws.
@@ -69,6 +71,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         base: Any = None,
         process: str = "auto",
         harm: Any = "auto",
+        trust: str | float = "auto",
         n_starts: int = 3,
         n_draws: int = 64,
         random_state: int | None = 0,
@@ -79,6 +82,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self.base = base
         self.process = process
         self.harm = harm
+        self.trust = trust
         self.n_starts = n_starts
         self.n_draws = n_draws
         self.random_state = random_state
@@ -143,8 +147,12 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
         data = replace(data, volumes=fit.volumes)
         law = fit_choice.held_out_law(data, fit, fold_R, harm=False) if enough else None
+        self.trust_errors_: dict[float, float] = {}
         if data.gradients:
-            data, fit, law = fit_choice.choose_trust(data, fit, law, fold_R, rng)
+            chosen = fit_trust.choose_trust(
+                data, fit, law, fold_R, rng, fixed=None if self.trust == "auto" else float(self.trust)
+            )
+            data, fit, law, self.trust_errors_ = chosen.data, chosen.fit, chosen.law, chosen.errors
         self.trust_ = data.trust
         self.response_scale_ = np.exp(fit.log_scale_J)
         self.harm_ = np.zeros(len(data.y_JR), dtype=bool)
@@ -165,6 +173,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         ):
             if getattr(self, name) not in allowed:
                 raise BadInput(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(allowed)}.")
+        if self.trust != "auto" and not (isinstance(self.trust, (int, float)) and self.trust > 0):
+            raise BadInput(f'trust is {self.trust!r} and must be "auto" or a number above 0; inf leaves responses out.')
 
     def _harm_asked(self, J: int) -> np.ndarray | None:
         """Which capabilities the user gives the harm term; None where cross-validation decides."""
@@ -230,6 +240,11 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _gradient_rows(self, responses: Any, volumes: Volumes) -> tuple[GradientRows, ...]:
         given = [] if responses is None else responses if isinstance(responses, (list, tuple)) else [responses]
+        if given and (self.unit == "share" or self.kind == "score"):
+            raise BadInput(
+                "responses are derivatives of losses by rows and cannot enter a fit of "
+                f"{'shares' if self.unit == 'share' else 'scores'}; leave them out."
+            )
         J, D = len(self.scale_), self.n_features_in_
         rows = []
         for r in given:
@@ -276,7 +291,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
             gain, error = fit_choice.harm_pays(y, data.weight_JR, law[0], law_harm[0])
             keep |= np.where(self._own_domain(), gain > error, gain > -error)
-            keep |= fit_choice.response_harms(data, fit)
+            keep |= fit_trust.response_harms(data, fit)
         if not keep.any():
             return fit, law
         self.harm_ = keep

@@ -11,13 +11,13 @@ that a process predicts better would keep the law.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from ideal_proxy.fit_law import LawData, LawFit, fit_law, prior_for, solve_law
+from ideal_proxy.fit_law import LawData, LawFit, prior_for, solve_law
 from ideal_proxy.fit_residual import fit_processes
-from ideal_proxy.law import Array, evaluate, slopes
+from ideal_proxy.law import Array, evaluate
 
 LAW, LAW_PROCESS, PROCESS = 0, 1, 2
 """Places of the candidates in a combination."""
@@ -170,72 +170,6 @@ def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut, *, caution: float
     gain_R = ((law - best) / level[:, None]).mean(axis=0)
     error = gain_R.std(ddof=1) / np.sqrt(len(gain_R))
     return chosen if gain_R.mean() > caution * error else alone
-
-
-TRUST = (0.1, 0.3, 1.0, 3.0)
-"""σ_g tried for gradient rows, besides infinity."""
-TRUST_UNCHECKED = 0.3
-"""σ_g where too few runs are there to choose it."""
-
-
-def choose_trust(
-    data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray, rng: np.random.Generator
-) -> tuple[LawData, LawFit, tuple[Array, Array] | None]:
-    """Choose how far gradient rows are trusted, by held-out losses, one standard error towards not at all.
-
-    Args:
-        data: the runs, with gradient rows.
-        fit: the fit without them.
-        law: held-out predictions of that fit, None below six runs.
-        fold_R: (R,) folds.
-        rng: the stream.
-
-    Returns:
-        The data with its trust, the fit, and its held-out predictions.
-    """
-    if law is None:
-        trusted = replace(data, trust=TRUST_UNCHECKED)
-        return trusted, fit_law(trusted, harm=False, starts=1, rng=rng, warm=fit, rounds=6), None
-    y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
-    level = np.maximum((data.weight_JR * (law[0] - y) ** 2).sum(axis=1) / data.weight_JR.sum(axis=1), 1e-12)
-
-    def errors(predicted_JR: Array) -> Array:
-        return np.asarray((data.weight_JR * (predicted_JR - y) ** 2 / level[:, None]).mean(axis=0))
-
-    tried = [(data, fit, law, errors(law[0]))]
-    for trust in TRUST:
-        trusted = replace(data, trust=trust)
-        again = fit_law(trusted, harm=False, starts=1, rng=rng, warm=fit, rounds=6)
-        held = held_out_law(trusted, again, fold_R, harm=False)
-        tried.append((trusted, again, held, errors(held[0])))
-    best = min(tried, key=lambda t: float(t[3].mean()))
-    for candidate in sorted(tried, key=lambda t: -t[0].trust):
-        gap = candidate[3] - best[3]
-        if gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap)):
-            return candidate[:3]
-    return best[:3]
-
-
-def response_harms(data: LawData, fit: LawFit) -> np.ndarray:
-    """Find capabilities that a gradient row says are harmed by a domain, by more than two standard errors.
-
-    Args:
-        data: the runs.
-        fit: the fit.
-
-    Returns:
-        (J,) bool.
-    """
-    harmed = np.zeros(len(data.y_JR), dtype=bool)
-    if not np.isfinite(data.trust):
-        return harmed
-    scale = np.exp(fit.log_scale_J)[:, None]
-    for rows in data.gradients:
-        h, _ = slopes(fit.theta_JP, data.bounds_J2, data.volumes, rows.u_D)
-        total = (h * rows.by_log_D).sum(axis=1, keepdims=True)
-        response = scale * rows.value_JD + rows.share_D * total
-        harmed |= (response > 2.0 * scale * rows.error_JD).any(axis=1)
-    return harmed
 
 
 def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) -> tuple[Array, Array]:

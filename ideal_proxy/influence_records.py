@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 IDEAL_STEP = 0.15
 """Largest relative change of a volume in IDEAL's one-step proposal (arXiv 2505.12762)."""
+RESOLVED = 2.0
+"""Standard errors that a number must be away from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,29 @@ class ResponseMatrix:
             raise UserError(f"{path} does not hold responses ({error}); compute them again") from error
 
 
+def mean_over_seeds(parts: Sequence[ResponseMatrix], capabilities: Sequence[str] | None = None) -> ResponseMatrix:
+    """Average responses of proxies that differ in their seed.
+
+    The seeds judge on much the same rows, so the errors by shards of rows are not divided by √S; the spread over seeds
+    is, and joins them.
+
+    Args:
+        parts: S matrices of the same method, domains and capabilities.
+        capabilities: other J names to give.
+
+    Returns:
+        Mean M, its standard error, and the cost of all.
+    """
+    first, M = parts[0], np.array([part.M for part in parts])
+    variance = np.mean([np.square(part.se) for part in parts], axis=0)
+    if len(parts) > 1:
+        variance = variance + M.var(axis=0, ddof=1) / len(parts)
+    cost = Cost(sum(part.cost.gradient_tokens for part in parts), sum(part.cost.seconds for part in parts))
+    return replace(
+        first, capabilities=tuple(capabilities or first.capabilities), M=M.mean(axis=0), se=np.sqrt(variance), cost=cost
+    )
+
+
 def shares(rows: npt.ArrayLike, supervised_tokens: npt.ArrayLike) -> tuple[Floats, Floats]:
     """Shares of the mixture by rows (what fills a step) and by supervised tokens (what fills its loss).
 
@@ -229,6 +255,33 @@ def one_step(response: npt.ArrayLike, volumes: npt.ArrayLike, largest: float = I
     return np.asarray(
         np.asarray(volumes, dtype=np.float64) * (1 - (largest * total / scale if scale > 0 else 0 * total))
     )
+
+
+def unresolved(values: Floats, errors: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which numbers cannot be told from 0.
+
+    Args:
+        values: any shape.
+        errors: their standard errors; NaN where unknown.
+
+    Returns:
+        array: True within two standard errors of 0, and where the error is unknown.
+    """
+    return np.asarray(~(np.abs(values) > RESOLVED * errors))
+
+
+def plain_lists(values: Floats | None) -> Any:
+    """Turn an array into what JSON takes.
+
+    Args:
+        values: any shape, or None.
+
+    Returns:
+        Nested lists, None for NaN.
+    """
+    if values is None:
+        return None
+    return json.loads(json.dumps(values.tolist()).replace("NaN", "null"))
 
 
 def names_of(values: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ Legend: J capabilities, D domains.
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -28,7 +27,15 @@ from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
 from ideal_proxy.data import ChatTemplate, TokenRows, row_keys, source_fingerprint, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.influence import InfluenceSettings, responses
-from ideal_proxy.influence_records import IDEAL_STEP, Floats, ResponseMatrix, one_step
+from ideal_proxy.influence_records import (
+    IDEAL_STEP,
+    RESOLVED,
+    Floats,
+    ResponseMatrix,
+    one_step,
+    plain_lists,
+    unresolved,
+)
 from ideal_proxy.mixture import domain_order, draw, search_verify_split
 from ideal_proxy.mixture_file import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.prepare import read_sources
@@ -38,7 +45,6 @@ from ideal_proxy.terminal import WIDTH, Reporter, table
 
 Ints = NDArray[np.int64]
 
-RESOLVED = 2.0  # standard errors that a number must be away from 0
 LONGEST_NAME = 20
 NOT_VERIFIED = "IDEAL's one step from gradients of one model; not verified by training"
 
@@ -158,19 +164,6 @@ def _limits(entry: DomainConfig, available: int, config: SearchConfig) -> tuple[
             "or raise its max or constraints.max_repeat"
         )
     return base, lower, upper
-
-
-def unresolved(values: Floats, errors: Floats) -> NDArray[np.bool_]:
-    """Tell which numbers cannot be told from 0.
-
-    Args:
-        values: any shape.
-        errors: their standard errors; NaN where unknown.
-
-    Returns:
-        array: True within two standard errors of 0, and where the error is unknown.
-    """
-    return np.asarray(~(np.abs(values) > RESOLVED * errors))
 
 
 def take_step(matrix: ResponseMatrix, sources: Sources, names: Sequence[str]) -> Step:
@@ -345,13 +338,6 @@ def estimate(
     return result
 
 
-def _plain(values: Floats | None) -> Any:
-    """Nested lists, None for NaN."""
-    if values is None:
-        return None
-    return json.loads(json.dumps(values.tolist()).replace("NaN", "null"))
-
-
 def _result(
     config: SearchConfig,
     sources: Sources,
@@ -374,20 +360,20 @@ def _result(
         "context": sources.template["context"],
         "domains": list(matrix.domains),
         "capabilities": list(matrix.capabilities),
-        "M": _plain(matrix.M),
-        "se": _plain(matrix.se),
+        "M": plain_lists(matrix.M),
+        "se": plain_lists(matrix.se),
         "unresolved": unresolved(matrix.M, matrix.se).tolist(),
-        "R": _plain(matrix.R),
-        "se_R": None if matrix.R is None else _plain(errors),
+        "R": plain_lists(matrix.R),
+        "se_R": None if matrix.R is None else plain_lists(errors),
         "unresolved_R": None if matrix.R is None else unresolved(matrix.R, errors).tolist(),
-        "tau": _plain(matrix.tau),
-        "q": _plain(matrix.q),
-        "w": _plain(matrix.w),
+        "tau": plain_lists(matrix.tau),
+        "q": plain_lists(matrix.q),
+        "w": plain_lists(matrix.w),
         "proposal": {
             "rule": "v_i (1 - 0.15 A_i / max|A|), A_i the sum of column i",
             "from": "M" if matrix.R is None else "R",
             "verified": False,
-            "A": _plain(step.total),
+            "A": plain_lists(step.total),
             "A_resolved": step.resolved.tolist(),
             "base_rows": sources.base.tolist(),
             "rows": step.rows.tolist(),

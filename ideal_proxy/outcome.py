@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig
+from ideal_proxy.influence_records import plain_lists, unresolved
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.plan import Plan
 from ideal_proxy.prepare import Prepared
-from ideal_proxy.proposal import Proposal, bootstrap_volumes
+from ideal_proxy.proposal import Proposal, bootstrap_volumes, gradient_note
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 from ideal_proxy.verdict import IMPROVES, Bound, Verdict, sentence
@@ -150,6 +151,32 @@ def _result(
         ],
         "proxy": {"parameters": plan.parameters, "fraction": plan.fraction, "size": config.proxy.size},
         "cost": laboratory.cost() | {"rounds": len(outcomes)},
+        "gradients": _gradients(config, laboratory, proposal),
+    }
+
+
+def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal) -> dict[str, Any] | None:
+    """Collect the measured responses at base and what they did to the fit; None where none were asked for."""
+    if config.gradients == "none":
+        return None
+    found: dict[str, Any] = {"setting": config.gradients, "method": laboratory.gradients or None}
+    if not laboratory.responses or not proposal.responses:
+        return found | {"note": f"No gradients: {laboratory.gradients_why or 'no estimate succeeded'}"}
+    model, (_, matrix) = proposal.model, laboratory.responses[0]
+    used = bool(np.isfinite(model.trust_))
+    return found | {
+        "note": gradient_note(model, laboratory.gradients),
+        "used": used,
+        "trust": float(model.trust_) if used else None,
+        "held_out_error": [
+            {"trust": trust if np.isfinite(trust) else None, "relative": float(np.sqrt(error))}
+            for trust, error in model.trust_errors_.items()
+        ],
+        "centres": len(proposal.responses),
+        "scale": model.response_scale_.tolist() if used else None,
+        "M": plain_lists(matrix.M),
+        "se": plain_lists(matrix.se),
+        "unresolved": unresolved(matrix.M, matrix.se).tolist(),
     }
 
 

@@ -15,8 +15,10 @@ import numpy as np
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError
+from ideal_proxy.fit_choice import LEAST_RUNS
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.swarm import response_trainings
 from ideal_proxy.verdict import planned_looks
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
@@ -74,11 +76,14 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
         Plan: also written to the file.
 
     Raises:
-        UsageError: the compute budget is below the least that can give an answer.
+        UsageError: the compute budget is below the least that can give an answer, or gradients are unrolled in
+            bfloat16.
     """
     if path.exists():
         raw: dict[str, Any] = read_json(path)
         return Plan(**(raw | {"rates": tuple(raw["rates"]), "looks": tuple(raw["looks"])}))
+    if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
+        raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
     device = config.proxy.device if config.proxy.device != "auto" else _device()
     workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
     speed, dtype, parameters = _measure(config, prepared, device)
@@ -95,6 +100,26 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
         plan = _within_budget(config, prepared, plan)
     atomic_write_json(path, asdict(plan))
     return plan
+
+
+def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
+    """Say which responses a search estimates from its trained proxies.
+
+    Args:
+        config: the run file.
+        runs: proxies of the first round.
+
+    Returns:
+        tuple: "implicit", "unrolled" or "" for none, and the reason in words where the choice was `auto`.
+    """
+    if config.gradients != "auto":
+        return ("" if config.gradients == "none" else config.gradients), ""
+    few = len(config.domains) + 1
+    if LEAST_RUNS <= runs <= few:
+        return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
+    if runs > few:
+        return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where losses alone serve as well"
+    return "", f"auto: fewer than {LEAST_RUNS} runs cannot check what gradients say"
 
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
@@ -116,17 +141,22 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     each = tokens + reference / 2 * FULL_EVALUATION
     sweep = (len(plan.rates) - 1) * SWEEP_MIXTURES  # those at the chosen rate belong to the swarm
     pairs = 2 * plan.looks[-1]
+    method = gradient_method(config, plan.runs)[0]
+    passes = config.swarm.seeds if method else 0
+    trainings = response_trainings(method, len(config.capabilities))
     stages = [
         ("warm start", 1, reserved, reserved, reserved / max(tokens, 1) * steps),
         ("learning rate", sweep, tokens * sweep, each * sweep, sweep * steps),
         ("swarm", plan.runs, tokens * plan.runs, each * plan.runs, plan.runs * steps),
+        *([("gradients", passes, tokens * trainings * passes, tokens * trainings * passes, 0)] if passes else []),
         ("check", pairs, tokens * pairs, (each + reference / 2 * FULL_EVALUATION) * pairs, pairs * steps),
     ]
     if plan.rounds > 1:
         more = plan.more_runs * (plan.rounds - 1)
         again = pairs * (plan.rounds - 1)
         runs = more + again
-        stages.append(("more rounds", runs, tokens * runs, each * runs, runs * steps))
+        again_passes = tokens * trainings * passes * (plan.rounds - 1)
+        stages.append(("more rounds", runs, tokens * runs + again_passes, each * runs + again_passes, runs * steps))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name == "warm start" else plan.workers
@@ -137,7 +167,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     if plan.rounds > 1:
         described[-1]["rounds"] = plan.rounds - 1
     total_tokens = int(sum(stage["tokens"] for stage in described))
-    least = sum(s["seconds"] for s in described[:3]) + described[3]["seconds"] * plan.looks[0] / plan.looks[-1]
+    first = [stage["name"] for stage in described].index("check")
+    least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
     return {
         **asdict(plan),
         "pairs": plan.looks[0],
@@ -208,7 +239,8 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> tuple[flo
     try:
         speeds = {}
         choices = [config.proxy.dtype] if config.proxy.dtype != "auto" else ["float32"]
-        if config.proxy.dtype == "auto" and (device != "cpu" or config.proxy.size != "0.1M"):
+        exact = config.gradients == "unrolled"  # differentiating through a training in bfloat16 would not be
+        if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
             choices.append("bfloat16")
         for dtype in choices:
             model = build_proxy(config.proxy.size, prepared.vocabulary, config.proxy.context, 0).to(device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.conflicts import check_linear
 from ideal_proxy.constraints import Constraints, Problem, explored_region
 from ideal_proxy.errors import UserError
-from ideal_proxy.fit import ResponseModel
+from ideal_proxy.fit import ResponseModel, Responses
 from ideal_proxy.objective import Objective
 from ideal_proxy.optimize import Optimum, optimize
 from ideal_proxy.prepare import Prepared
@@ -68,6 +68,7 @@ class Proposal:
         optimum: the optimiser's own result.
         table: the runs that were fitted.
         constraints: as used.
+        responses: measured by gradients and given to the fit, which may have left them out; None where there are none.
     """
 
     rows: NDArray[np.int64]
@@ -83,10 +84,18 @@ class Proposal:
     optimum: Optimum
     table: RunTable
     constraints: Constraints
+    responses: tuple[Responses, ...] | None = None
 
 
 def fit_and_propose(
-    config: SearchConfig, prepared: Prepared, table: RunTable, baseline_loss: Array, *, seed: int, pairs: int = 3
+    config: SearchConfig,
+    prepared: Prepared,
+    table: RunTable,
+    baseline_loss: Array,
+    *,
+    seed: int,
+    pairs: int = 3,
+    responses: Sequence[Responses] | None = None,
 ) -> Proposal:
     """Fit the law to the runs and optimise the volumes.
 
@@ -97,6 +106,7 @@ def fit_and_propose(
         baseline_loss: Z_j, losses with no SFT row, shape (J,).
         seed: seed of starts and bootstrap.
         pairs: pairs that the prediction's interval is meant for.
+        responses: measured by gradients; the fit decides how far it trusts them.
 
     Returns:
         Proposal: volumes in whole rows.
@@ -104,7 +114,7 @@ def fit_and_propose(
     Raises:
         UserError: the constraints contradict each other, or the fit is impossible.
     """
-    model, notes = _fit(table, prepared, baseline_loss, seed)
+    model, notes = _fit(table, prepared, baseline_loss, seed, responses)
     problem = make_problem(prepared)
     constraints = make_constraints(config, prepared, problem, table.volumes)
     objective = make_objective(config)
@@ -129,6 +139,36 @@ def fit_and_propose(
         optimum=optimum,
         table=table,
         constraints=constraints,
+        responses=None if responses is None else tuple(responses),
+    )
+
+
+def gradient_note(model: ResponseModel, method: str) -> str:
+    """Say what measured responses did to a fit, and why.
+
+    Args:
+        model: fitted with them.
+        method: how they were estimated.
+
+    Returns:
+        str: a sentence without its full stop.
+    """
+    without = [error for trust, error in model.trust_errors_.items() if np.isfinite(trust)]
+    if not np.isfinite(model.trust_):
+        best = f" (error of runs left out {np.sqrt(min(without)):.2f} times that of losses alone at best)"
+        return (
+            f"Gradients ({method}) were left out of the fit: runs left out were not predicted better with them by more "
+            f"than a standard error{best if without else ''}"
+        )
+    if not without:
+        return (
+            f"Gradients ({method}) entered the fit unchecked, for want of runs; each is allowed to miss by "
+            f"{model.trust_:g} times their size"
+        )
+    return (
+        f"Gradients ({method}) entered the fit: error of runs left out "
+        f"{np.sqrt(model.trust_errors_[model.trust_]):.2f} times that of losses alone; each may miss by "
+        f"{model.trust_:g} times their size"
     )
 
 
@@ -216,24 +256,32 @@ def make_objective(config: SearchConfig) -> Objective:
     )
 
 
-def _fit(table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int) -> tuple[ResponseModel, tuple[str, ...]]:
+def _fit(
+    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int, responses: Sequence[Responses] | None
+) -> tuple[ResponseModel, tuple[str, ...]]:
     """Fit the response model; what it logs becomes notes."""
     model = ResponseModel(
         unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed
     )
     with _notes() as notes:
-        _fit_rows(model, table, prepared, baseline_loss)
+        _fit_rows(model, table, prepared, baseline_loss, responses=responses)
     return model, tuple(dict.fromkeys(notes))
 
 
 def _fit_rows(
-    model: ResponseModel, table: RunTable, prepared: Prepared, baseline_loss: Array, weights: Array | None = None
+    model: ResponseModel,
+    table: RunTable,
+    prepared: Prepared,
+    baseline_loss: Array,
+    weights: Array | None = None,
+    responses: Sequence[Responses] | None = None,
 ) -> ResponseModel:
     """Fit a model to the runs under the names that users know."""
     return model.fit(
         pd.DataFrame(table.volumes, columns=prepared.domain_names),
         pd.DataFrame(table.losses, columns=prepared.capability_names),
         run_id=np.asarray(table.ids), seed_id=table.seeds, baseline_loss=baseline_loss, sample_weight=weights,
+        responses=None if responses is None else list(responses),
     )  # fmt: skip
 
 
@@ -291,6 +339,8 @@ def bootstrap_volumes(
         array: 5 % and 95 % quantile of every volume in full-size rows, shape (D, 2).
     """
     table, constraints, objective = proposal.table, proposal.constraints, make_objective(config)
+    trust = proposal.model.trust_
+    responses = proposal.responses if np.isfinite(trust) else None
     rng = np.random.default_rng(seed + 1)
     moved = []
     for draw in range(BOOTSTRAP):
@@ -298,11 +348,12 @@ def bootstrap_volumes(
         # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
         model = ResponseModel(
             unit="rows", available=prepared.column("available"), base=prepared.column("base"),
-            process="never", harm=proposal.model.harm_, n_starts=1, n_draws=8, random_state=seed + draw,
+            process="never", harm=proposal.model.harm_, trust=float(trust), n_starts=1, n_draws=8,
+            random_state=seed + draw,
         )  # fmt: skip
         try:
             with _notes():
-                _fit_rows(model, table, prepared, baseline_loss, weights)
+                _fit_rows(model, table, prepared, baseline_loss, weights, responses)
             moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
             moved.append(prepared.column("base"))

@@ -26,7 +26,13 @@ from ideal_proxy.proposal import make_constraints, make_problem
 from ideal_proxy.report_page import FORMAT, Picture, escape, page
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
-STAGES = {"warm": "warm start", "sweep": "learning rate", "design": "swarm", "verify": "check"}
+STAGES = {
+    "warm": "warm start",
+    "sweep": "learning rate",
+    "design": "swarm",
+    "gradients": "gradients",
+    "verify": "check",
+}
 PANELS = 100  # response curves on the page; the others are in figures/
 MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
 PANEL_MARKS = 60  # what a panel weighs besides its runs
@@ -117,6 +123,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "rows_added": _matrix(response_matrix(run.model, run.base)),
             "same_total": _matrix(response_matrix(run.model, run.base, share=share / total_base)),
         },
+        "gradients": result.get("gradients"),
         "fit": _fit(run),
         "held_out": _held_out(run),
         "pareto": {"note": front_note} if front is None else _pareto(run, front),

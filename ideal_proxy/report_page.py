@@ -253,7 +253,34 @@ def _matrices(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         )
     return (
         "<p>At the base mixture, from the fit. Blue lowers the loss, orange raises it; grey cells are within noise "
-        "(their 90% interval holds zero); ± is one standard error.</p>" + "".join(blocks)
+        "(their 90% interval holds zero); ± is one standard error.</p>" + "".join(blocks) + _measured(numbers, names)
+    )
+
+
+def _measured(numbers: dict[str, Any], names: list[str]) -> str:
+    """Show the responses that gradients measured at base, beside the fit's."""
+    found = numbers.get("gradients")
+    if not found or "M" not in found:
+        return f"<p class='note'>{escape(found['note'])}.</p>" if found else ""
+    scale = found["scale"] or [1.0] * len(found["M"])
+    rows = [
+        (
+            c["name"],
+            *(
+                "" if v is None or e is None else f"{s * v:+.4g} ± {s * e:.2g}{'?' if doubt else ''}"
+                for v, e, doubt in zip(values, errors, doubts, strict=True)
+            ),
+        )
+        for c, s, values, errors, doubts in zip(
+            numbers["capabilities"], scale, found["M"], found["se"], found["unresolved"], strict=True
+        )
+    ]
+    unit = "nats, by the scales that the fit gave them" if found["scale"] else "any unit: each row up to a factor"
+    return (
+        f"<h3>The same, measured by gradients of the proxies trained at base ({escape(found['method'])})</h3>"
+        f"<p>{escape(found['note'])}.</p>"
+        f"<details><summary>Numbers (∂L/∂log w at fixed steps, {unit}; ? within two standard errors of zero)</summary>"
+        f"{_table(('capability', *names), rows)}</details>"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,25 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.design import Design, make_design, spread_mixtures
 from ideal_proxy.errors import UserError
+from ideal_proxy.fit import Responses
+from ideal_proxy.influence_records import ResponseMatrix, mean_over_seeds
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
-from ideal_proxy.plan import SWEEP_MIXTURES, Plan
+from ideal_proxy.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.proposal import RunTable
 from ideal_proxy.proxy_records import TrainSettings
 from ideal_proxy.status_record import StatusRecord
-from ideal_proxy.swarm import WARM_RUN, RunResult, RunSpec, Swarm, SwarmContext, SwarmEvent, prepare_context, warm_spec
+from ideal_proxy.swarm import (
+    RESPONSES,
+    WARM_RUN,
+    RunResult,
+    RunSpec,
+    Swarm,
+    SwarmContext,
+    SwarmEvent,
+    prepare_context,
+    warm_spec,
+)
 from ideal_proxy.terminal import Reporter
 from ideal_proxy.verdict import PairedLosses
 
@@ -66,7 +79,10 @@ class Laboratory:
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._pairs: dict[int, list[PairedLosses]] = {}
-        self._swarm = Swarm(self.context, folder, workers=plan.workers)
+        self.gradients, self.gradients_why = gradient_method(config, plan.runs)
+        self.responses: list[tuple[Array, ResponseMatrix]] = []
+        worker = {"worker": "ideal_proxy.gradient_worker"} if self.gradients else {}
+        self._swarm = Swarm(self.context, folder, workers=plan.workers, **worker)
 
     def __enter__(self) -> Laboratory:
         """Return self; workers start with the first run."""
@@ -105,7 +121,8 @@ class Laboratory:
         design = self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
         chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
         specs = {
-            rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate) for k in chosen] for rate in rates
+            rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate, keep=k == 0) for k in chosen]
+            for rate in rates
         }
         self._run("learning rate", [spec for group in specs.values() for spec in group], role="sweep")
         losses = {
@@ -130,9 +147,39 @@ class Laboratory:
             number: the round, from 0.
         """
         design = self._design(centre, spread, count, number)
-        points = zip(design.volumes, design.seeds, strict=True)
-        specs = [self._spec(volumes, seed, "design", rate) for volumes, seed in points]
+        points = zip(design.volumes, design.seeds, design.roles, strict=True)
+        specs = [self._spec(volumes, seed, "design", rate, keep=at == "base") for volumes, seed, at in points]
         self._run(label, specs, role="design")
+
+    def respond(self, label: str, centre: Array, rate: float, number: int) -> list[Responses] | None:
+        """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds.
+
+        Args:
+            label: for the progress.
+            centre: mixture in the middle, full-size rows, shape (D,).
+            rate: learning rate.
+            number: the round, from 0.
+
+        Returns:
+            list: what the fit takes, for all centres so far; None where this search estimates none.
+        """
+        if not self.gradients:
+            return None
+        specs = []
+        for seed in range(self.config.swarm.seeds):
+            trained = self._spec(centre, self._seed(seed), "design", rate)
+            if trained.id in self._results:
+                name = hashlib.sha256(f"{self.gradients} of {trained.id}".encode()).hexdigest()[:16]
+                specs.append(replace(trained, id=name, role="gradients", responses=self.gradients, trained=trained.id))
+        self._run(label, specs, role="gradients", needed=False)
+        done = [self._results[spec.id] for spec in specs if spec.id in self._results]
+        if done:
+            parts = [ResponseMatrix.load(result.folder / RESPONSES) for result in done]
+            mean = mean_over_seeds(parts, self.prepared.capability_names)
+            mean = replace(mean, domains=tuple(self.prepared.domain_names))
+            mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
+            self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
+        return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
 
     def table(self) -> RunTable:
         """Collect the runs that the fit may use: the swarm's, not the check's.
@@ -247,12 +294,19 @@ class Laboratory:
         """Add up what the search trained.
 
         Returns:
-            dict: runs, tokens and seconds of training (of one worker each).
+            dict: runs, tokens and seconds of training (of one worker each); where responses were estimated also how
+            often, and what that cost in mean runs of the swarm (tokens and seconds hold it already).
         """
         frame = self.frame()
-        return {
-            "runs": len(frame), "tokens": int(frame["tokens"].sum()), "seconds": float(frame["seconds"].sum()),
+        estimates = frame["role"] == "gradients"
+        cost = {
+            "runs": int((~estimates).sum()), "tokens": int(frame["tokens"].sum()),
+            "seconds": float(frame["seconds"].sum()),
         }  # fmt: skip
+        if not self.gradients:
+            return cost
+        share = frame.loc[estimates, "tokens"].sum() / frame.loc[frame["role"] == "design", "tokens"].mean()
+        return cost | {"gradient_passes": int(estimates.sum()), "gradient_runs": float(share)}
 
     def failures(self) -> list[str]:
         """Say which runs failed for good.
@@ -285,7 +339,7 @@ class Laboratory:
             random_state=self.config.seed + 1000 * number,
         )
 
-    def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float) -> RunSpec:
+    def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False) -> RunSpec:
         """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""
         seed = int(seed)
         full = np.asarray(list(volumes), dtype=float)
@@ -301,9 +355,10 @@ class Laboratory:
             role=role,
             learning_rate=rate,
             references=references,
+            save_model=keep and self.gradients == "implicit",
         )
 
-    def _run(self, label: str, specs: Sequence[RunSpec], *, role: str) -> None:
+    def _run(self, label: str, specs: Sequence[RunSpec], *, role: str, needed: bool = True) -> None:
         """Do the runs that are not done, with progress, and keep their results."""
         missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
         if missing:
@@ -320,7 +375,7 @@ class Laboratory:
             self._results |= outcome.results
             self._failures |= outcome.failures
         failed = [spec.id for spec in specs if spec.id in self._failures]
-        if len(failed) > MOST_FAILED * len(specs):
+        if needed and len(failed) > MOST_FAILED * len(specs):
             raise UserError(
                 f"{label}: {len(failed)} of {len(specs)} runs failed ({self._failures[failed[0]]}); "
                 "finished runs are kept, put the cause right and run the same command again"

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig, dump_config, load_config
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
 from ideal_proxy.plan import Plan, describe_plan, make_plan
 from ideal_proxy.prepare import Prepared, prepare
-from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose
+from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
@@ -43,6 +43,7 @@ def override(
     max_hours: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    gradients: str | None = None,
 ) -> SearchConfig:
     """Apply command-line options to a run file.
 
@@ -53,11 +54,18 @@ def override(
         max_hours: compute budget.
         seed: seed of data order and design.
         workers: processes side by side.
+        gradients: auto, implicit, unrolled or none.
 
     Returns:
         SearchConfig: with what was given.
+
+    Raises:
+        UsageError: gradients is none of these.
     """
-    top = {key: value for key, value in (("rounds", rounds), ("seed", seed)) if value is not None}
+    if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
+        raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
+    given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
+    top = {key: value for key, value in given if value is not None}
     swarm = {
         key: value
         for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers))
@@ -118,6 +126,8 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
             StatusRecord(folder, whole["stages"]) as record,
             Laboratory(config, prepared, plan, folder, reporter, record) as laboratory,
         ):
+            if laboratory.gradients_why:
+                reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
             outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter)
@@ -143,8 +153,11 @@ def _rounds(
         laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
         laboratory.record.stage(f"round {number + 1}: fit")
         table = laboratory.table()
-        proposal = fit_and_propose(config, prepared, table, laboratory.baseline_loss(), seed=config.seed)
-        for line in proposal.notes:
+        responses = laboratory.respond(f"round {number + 1}: gradients", centre, rate, number)
+        proposal = fit_and_propose(
+            config, prepared, table, laboratory.baseline_loss(), seed=config.seed, responses=responses
+        )
+        for line in (*proposal.notes, *([gradient_note(proposal.model, laboratory.gradients)] if responses else [])):
             reporter.note(line)
         verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
         outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))

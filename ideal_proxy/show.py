@@ -87,12 +87,19 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         paragraph(
             f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
         ),
+        *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
         *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
-        f"{result['cost']['runs']} proxy runs, {result['cost']['rounds']} round(s), "
+        f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}{result['cost']['rounds']} round(s), "
         f"{duration(result['cost']['seconds'])} of training (workers added up).",
         f"Mixture file: {folder / 'mixture.json'}",
     ]
     return "\n".join(lines)
+
+
+def _passes(cost: dict[str, Any]) -> str:
+    """Say what gradients cost, where there were any."""
+    count = cost.get("gradient_passes", 0)
+    return f"{count} gradient passes (as much as {cost['gradient_runs']:.1f} runs), " if count else ""
 
 
 def plan_tables(plan: dict[str, Any]) -> str:

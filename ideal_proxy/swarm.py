@@ -25,6 +25,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm_context import (
     MODEL,
+    RESPONSES,
     WARM_RUN,
     RunResult,
     RunSpec,
@@ -36,12 +37,14 @@ from ideal_proxy.swarm_context import (
 )
 
 __all__ = [
-    "MODEL", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent", "SwarmOutcome", "draw_run",
-    "load_context", "load_result", "prepare_context", "run_swarm", "warm_spec",
+    "MODEL", "RESPONSES", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent", "SwarmOutcome",
+    "draw_run", "load_context", "load_result", "prepare_context", "response_trainings", "run_swarm", "warm_spec",
 ]  # fmt: skip
 
 ATTEMPTS = 2
 STOP_SECONDS = 10.0
+IMPLICIT_TRAININGS = 1.5
+"""What an implicit estimate may cost, in trainings of that proxy; its rows are chosen by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Swarm:
         run_dir: the run directory; runs go to `runs/<id>/` under it.
         workers: number of processes; default one for every `context.threads` cores, or one on a GPU.
         checkpoint_seconds: time between a run's checkpoints.
+        worker: module that a worker process runs; one that estimates responses lies to the right of this one.
     """
 
     def __init__(
@@ -141,8 +145,10 @@ class Swarm:
         *,
         workers: int | None = None,
         checkpoint_seconds: float = 30.0,
+        worker: str = "ideal_proxy.swarm_worker",
     ) -> None:
         self.context = context
+        self.worker = worker
         self.run_dir = Path(run_dir)
         cores = _cores()
         self.workers = workers or (max(1, len(cores) // context.threads) if context.device == "cpu" else 1)
@@ -320,7 +326,7 @@ class Swarm:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab") as errors:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "ideal_proxy.swarm_worker", json.dumps(settings)],
+                    [sys.executable, "-m", self.worker, json.dumps(settings)],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment,
                     start_new_session=True,
                 )  # fmt: skip
@@ -379,7 +385,10 @@ class Swarm:
             sizes = [int(rows.offsets[-1]) for rows in self.context.reserved_rows()]
             goal = self.context.warm_tokens or min(sum(sizes) // len(sizes), 4 * min(sizes))
             return goal * len(sizes) + judged / 3
-        return float(np.dot(spec.rows, self._tokens_per_row)) + judged / 3
+        trained = float(np.dot(spec.rows, self._tokens_per_row))
+        if spec.responses:
+            return trained * response_trainings(spec.responses, len(spec.references or self.context.references))
+        return trained + judged / 3
 
     def _tell(self, call: _Call, kind: str, spec: RunSpec, worker: _Worker | None = None, message: str = "") -> None:
         """Send an event with the present estimate."""
@@ -455,9 +464,22 @@ def warm_spec(context: SwarmContext, seed: int) -> RunSpec:
     )  # fmt: skip
 
 
+def response_trainings(method: str, capabilities: int) -> float:
+    """Say what an estimate of responses costs.
+
+    Args:
+        method: "implicit" or "unrolled".
+        capabilities: J.
+
+    Returns:
+        float: in trainings of the proxy on the same mixture.
+    """
+    return IMPLICIT_TRAININGS if method == "implicit" else 3.0 + 2.0 * capabilities
+
+
 def _what_counts(spec: RunSpec) -> tuple[Any, ...]:
     """Return the parts of a specification that its numbers depend on."""
-    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references
+    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses
 
 
 def _cores() -> list[int]:

@@ -27,6 +27,7 @@ from ideal_proxy.store import atomic_write_bytes, atomic_write_json, is_complete
 SETTINGS = "settings.json"
 METRICS = "metrics.json"
 ROW_LOSSES = "row_losses.npz"
+RESPONSES = "responses.npz"
 MODEL = "model.safetensors"
 WARM_RUN = "warm"
 
@@ -44,6 +45,8 @@ class RunSpec:
         learning_rate: peak rate.
         references: names of the reference sets to judge on; () is all of them.
         save_model: keep the final weights as `model.safetensors`.
+        responses: "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead.
+        trained: the finished run whose weights an implicit estimate takes.
     """
 
     id: str
@@ -54,6 +57,8 @@ class RunSpec:
     learning_rate: float
     references: tuple[str, ...] = ()
     save_model: bool = False
+    responses: str = ""
+    trained: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON takes it."""

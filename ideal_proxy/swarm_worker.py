@@ -183,8 +183,12 @@ def resolve_device(name: str, worker: int) -> torch.device:
     return torch.device(name)
 
 
-def main() -> None:
-    """Serve the parent that started this process."""
+def main(worker: type[Worker] = Worker) -> None:
+    """Serve the parent that started this process.
+
+    Args:
+        worker: what takes the runs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     settings = json.loads(sys.argv[1])
     # Libraries may print: their words go to the log, the protocol keeps its own channel.
@@ -198,7 +202,7 @@ def main() -> None:
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
     device = resolve_device(context.device, settings["worker"])
-    Worker(context, Path(settings["run_dir"]), device, out).serve()
+    worker(context, Path(settings["run_dir"]), device, out).serve()
 
 
 if __name__ == "__main__":

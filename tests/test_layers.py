@@ -21,8 +21,8 @@ proxy_records packed_attention fused_head proxy_model proxy
 pretrained
 swarm_context swarm_worker swarm
 curvature factors kfac
-influence_records influence unrolled finite
-law fit_solver fit_law fit_input fit_residual fit_choice fit_report fit_json fit tables
+influence_records influence unrolled finite gradient_worker
+law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict plan proposal status_record runs outcome search
