@@ -81,8 +81,8 @@ class Laboratory:
         self._pairs: dict[int, list[PairedLosses]] = {}
         self.gradients, self.gradients_why = gradient_method(config, plan.runs)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
-        worker = {"worker": "ideal_proxy.gradient_worker"} if self.gradients else {}
-        self._swarm = Swarm(self.context, folder, workers=plan.workers, **worker)
+        worker = "ideal_proxy.gradient_worker" if self.gradients else "ideal_proxy.swarm_worker"
+        self._swarm = Swarm(self.context, folder, workers=plan.workers, worker=worker)
 
     def __enter__(self) -> Laboratory:
         """Return self; workers start with the first run."""
