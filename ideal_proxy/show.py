@@ -89,8 +89,10 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         ),
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
         *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
-        f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}{result['cost']['rounds']} round(s), "
-        f"{duration(result['cost']['seconds'])} of training (workers added up).",
+        paragraph(
+            f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}{result['cost']['rounds']} round(s), "
+            f"{duration(result['cost']['seconds'])} of training (workers added up)."
+        ),
         f"Mixture file: {folder / 'mixture.json'}",
     ]
     return "\n".join(lines)
