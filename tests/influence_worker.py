@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,4 +35,7 @@ counts = [None, None]
 dist.all_gather_object(counts, seen)
 if dist.get_rank() == 0:
     (out / "labels.json").write_text(json.dumps(counts))
+dist.barrier()
 dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may abort the process while the interpreter ends

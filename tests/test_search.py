@@ -16,6 +16,7 @@ import pytest
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.status import read_status
+from ideal_proxy.store import lock_holder
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("strings", "formats", "facts")
@@ -143,8 +144,12 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
             command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        while process.poll() is None and len(list(runs.glob("*/complete"))) < complete:
+        ours = f"process {process.pid} on"
+        while process.poll() is None and (
+            len(list(runs.glob("*/complete"))) < complete or not (lock_holder(folder / "killed") or "").startswith(ours)
+        ):
             time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
         watched = read_status(folder / "killed")
         again = subprocess.run(
             command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
