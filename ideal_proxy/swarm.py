@@ -1,19 +1,14 @@
-"""Many proxies on one machine: worker processes, long runs first, retries, resume, and an honest estimate.
+"""Many proxies: long runs first, retries, resume, and an honest estimate, whatever does the runs.
 
 The parent imports no torch. It hands out one run at a time, so a worker that dies loses that run alone, and that only
-back to its last checkpoint. A run is complete when its marker stands; what is complete is never done again.
+back to its last checkpoint. A run is complete when its marker stands; what is complete is never done again. Workers
+are a pool's: processes of this machine (`swarm_local`) or actors of a Ray cluster (`swarm_ray`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +30,9 @@ from ideal_proxy.swarm_context import (
     load_result,
     prepare_context,
 )
+from ideal_proxy.swarm_forecast import Forecast
+from ideal_proxy.swarm_local import LocalPool
+from ideal_proxy.swarm_pool import Message, Pool
 
 __all__ = [
     "MODEL", "RESPONSES", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent", "SwarmOutcome",
@@ -42,6 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 ATTEMPTS = 2
+LOSSES = 4
+"""Times that a run may lose its worker without being to blame, as when a machine goes away."""
 STOP_SECONDS = 10.0
 IMPLICIT_TRAININGS = 1.5
 """What an implicit estimate may cost, in trainings of that proxy; its rows are chosen by it."""
@@ -52,7 +52,8 @@ class SwarmEvent:
     """Something that happened, for progress.
 
     Attributes:
-        kind: "skipped" (was complete), "started", "step", "finished", "retried", "failed".
+        kind: "skipped" (was complete), "started", "step", "finished", "retried", "failed", or "waiting" (no worker can
+            be had now; of no run).
         run: the run's id.
         role: its role.
         done: optimiser steps done of this run.
@@ -61,10 +62,11 @@ class SwarmEvent:
         runs: runs of this call.
         fraction: share of this call's work that is done, 0 to 1.
         seconds_left: estimate from the speed measured so far; None before there is one.
-        message: what went wrong, for "retried" and "failed".
+        message: what went wrong, for "retried", "failed" and "waiting".
         pid: process id of the worker, 0 where there is none.
         worker: number of the worker, -1 where there is none.
         loss: of the last step, nats per supervised token; None before there is one, or where it is not finite.
+        host: machine of the worker, "" where it is this one.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class SwarmEvent:
     pid: int = 0
     worker: int = -1
     loss: float | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +99,26 @@ class SwarmOutcome:
 
 
 @dataclass(slots=True, eq=False)
-class _Worker:
-    """A worker process and the run it is at."""
+class _Seat:
+    """A worker that is ready, and the run it is at."""
 
     number: int
-    process: subprocess.Popen[bytes]
-    buffer: bytes = b""
-    ready: bool = False
+    pid: int
+    host: str
     spec: RunSpec | None = None
     done: int = 0
     steps: int = 0
+    taken_over: int = 0
     loss: float | None = None
     began: float = 0.0
+
+    def take(self, spec: RunSpec, now: float) -> None:
+        """Begin a run."""
+        self.spec, self.done, self.steps, self.taken_over, self.loss, self.began = spec, 0, 0, 0, None, now
+
+    def share(self, done: int) -> float:
+        """Return which part of the run's work so many steps are; judging comes after the last."""
+        return 0.95 * done / self.steps if self.steps else 0.0
 
 
 @dataclass(slots=True)
@@ -119,14 +130,19 @@ class _Call:
     on_event: Callable[[SwarmEvent], None] | None
     waiting: list[RunSpec] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
-    deaths_unready: int = 0
+
+    def wait(self, *specs: RunSpec) -> None:
+        """Put runs into the line, long ones first: what is begun last should not be what ends last."""
+        self.waiting.extend(specs)
+        self.waiting.sort(key=lambda spec: (-self.work[spec.id], spec.id))
 
 
 class Swarm:
-    """Worker processes that stay up between calls (starting one costs seconds of imports).
+    """Workers that stay up between calls (starting one costs seconds of imports), and what they are to do.
 
     Use as a context manager: leaving it ends the workers.
 
@@ -136,6 +152,7 @@ class Swarm:
         workers: number of processes; default one for every `context.threads` cores, or one on a GPU.
         checkpoint_seconds: time between a run's checkpoints.
         worker: module that a worker process runs; one that estimates responses lies to the right of this one.
+        pool: what does the runs; None takes processes of this machine, as `workers` and `worker` say.
     """
 
     def __init__(
@@ -146,19 +163,20 @@ class Swarm:
         workers: int | None = None,
         checkpoint_seconds: float = 30.0,
         worker: str = "ideal_proxy.swarm_worker",
+        pool: Pool | None = None,
     ) -> None:
         self.context = context
-        self.worker = worker
         self.run_dir = Path(run_dir)
-        cores = _cores()
-        self.workers = workers or (max(1, len(cores) // context.threads) if context.device == "cpu" else 1)
         self.checkpoint_seconds = checkpoint_seconds
-        self._selector = selectors.DefaultSelector()
-        self._pool: dict[int, _Worker] = {}
+        self.pool: Pool = pool or LocalPool(context, run_dir, workers=workers, worker=worker)
+        self._seats: dict[int, _Seat] = {}
+        self._forecast = Forecast()
         self._tokens_per_row: np.ndarray[Any, Any] | None = None
-        # Seconds of a worker per unit of work, measured over finished runs: sums of both.
-        self._seconds = 0.0
-        self._work = 0.0
+
+    @property
+    def workers(self) -> int:
+        """How many runs may be done side by side."""
+        return self.pool.workers
 
     def __enter__(self) -> Swarm:
         """Return self; workers start with the first call that needs them."""
@@ -190,7 +208,7 @@ class Swarm:
         fingerprint = self.context.fingerprint()
         for spec in specs:
             if not is_complete(self.run_dir / "runs" / spec.id):
-                call.waiting.append(spec)
+                call.wait(spec)
                 continue
             found = load_result(self.run_dir, spec.id)
             if _what_counts(found.spec) != _what_counts(spec) or found.metrics["context"] != fingerprint:
@@ -199,7 +217,6 @@ class Swarm:
                 )
             call.skipped.add(spec.id)
             self._tell(call, "skipped", spec)
-        call.waiting.sort(key=lambda spec: (-call.work[spec.id], spec.id))  # long runs first
         try:
             self._work_off(call)
         except BaseException:
@@ -216,162 +233,85 @@ class Swarm:
         """
         try:
             if save:
-                busy = [worker for worker in self._pool.values() if worker.spec is not None]
-                for worker in busy:
-                    self._send(worker, {"stop": True})
+                busy = {number for number, seat in self._seats.items() if seat.spec is not None}
+                for number in busy:
+                    self.pool.stop(number)
                 deadline = time.monotonic() + STOP_SECONDS
-                while any(w.spec is not None for w in self._pool.values()) and time.monotonic() < deadline:
-                    for worker, message in self._messages(0.2):
-                        if message is None:
-                            self._bury(worker)
-                        elif message["kind"] in {"stopped", "finished", "failed"}:
-                            worker.spec = None
+                while busy and time.monotonic() < deadline:
+                    for number, message in self.pool.messages(0.2):
+                        if message["kind"] in {"stopped", "finished", "failed", "died"}:
+                            busy.discard(number)
         finally:
-            for worker in list(self._pool.values()):
-                with contextlib.suppress(OSError):
-                    if worker.process.stdin is not None:
-                        worker.process.stdin.close()
-                try:
-                    worker.process.wait(timeout=0.5 if worker.spec is None else 0)
-                except subprocess.TimeoutExpired:
-                    worker.process.kill()
-                    worker.process.wait()
-                self._bury(worker)
+            self._seats.clear()
+            self.pool.close()
 
     def _work_off(self, call: _Call) -> None:
         """Hand out the waiting runs until all are finished or given up."""
-        while call.waiting or any(worker.spec is not None for worker in self._pool.values()):
-            wanted = min(self.workers, len(call.waiting) + sum(w.spec is not None for w in self._pool.values()))
-            while len(self._pool) < wanted:
-                self._start()
-            for worker in self._pool.values():
-                if worker.ready and worker.spec is None and call.waiting:
-                    self._assign(call, worker, call.waiting.pop(0))
-            for worker, message in self._messages(1.0):
-                if message is None:
-                    self._died(call, worker)
-                elif message["kind"] == "ready":
-                    worker.ready = True
-                elif message.get("run") == (worker.spec.id if worker.spec else None):
-                    self._handle(call, worker, message)
+        while True:
+            for number in self.pool.idle():
+                if call.waiting and number in self._seats:
+                    self._assign(call, self._seats[number], call.waiting.pop(0))
+            busy = sum(seat.spec is not None for seat in self._seats.values())
+            if not call.waiting and not busy:
+                return
+            self.pool.hire(min(self.pool.workers, len(call.waiting) + busy))
+            for number, message in self.pool.messages(1.0):
+                self._handle(call, number, message)
 
-    def _assign(self, call: _Call, worker: _Worker, spec: RunSpec) -> None:
+    def _assign(self, call: _Call, seat: _Seat, spec: RunSpec) -> None:
         """Give a run to an idle worker."""
         call.attempts[spec.id] = call.attempts.get(spec.id, 0) + 1
-        worker.spec, worker.done, worker.steps, worker.loss, worker.began = spec, 0, 0, None, time.monotonic()
-        self._send(worker, {"spec": spec.to_json(), "checkpoint_seconds": self.checkpoint_seconds})
+        seat.take(spec, time.monotonic())
+        self.pool.assign(seat.number, spec, self.checkpoint_seconds)
 
-    def _handle(self, call: _Call, worker: _Worker, message: dict[str, Any]) -> None:
-        """Act on one message about the run a worker is at."""
-        spec = worker.spec
-        assert spec is not None
+    def _handle(self, call: _Call, number: int, message: Message) -> None:
+        """Act on one message."""
+        kind, seat = message["kind"], self._seats.get(number)
+        if kind == "ready":
+            self._seats[number] = _Seat(number, message["pid"], message.get("host", ""))
+        elif kind == "died":
+            self._seats.pop(number, None)
+            if seat is not None and seat.spec is not None:
+                self._failed(call, seat.spec, message["message"], charged=message["charged"])
+        elif kind == "waiting":
+            self._tell(call, "waiting", None, message=message["message"])
+        elif seat is not None and seat.spec is not None and message.get("run") == seat.spec.id:
+            self._progress(call, seat, seat.spec, message)
+
+    def _progress(self, call: _Call, seat: _Seat, spec: RunSpec, message: Message) -> None:
+        """Act on a message about the run that a worker is at."""
         kind = message["kind"]
         if kind == "started":
-            self._tell(call, "started", spec, worker)
+            self._tell(call, "started", spec, seat)
         elif kind == "step":
-            worker.done, worker.steps, worker.loss = message["done"], message["steps"], message["loss"]
-            self._tell(call, "step", spec, worker)
+            if not seat.steps:
+                seat.taken_over = message["done"] - 1
+            seat.done, seat.steps, seat.loss = message["done"], message["steps"], message["loss"]
+            self._tell(call, "step", spec, seat)
         elif kind == "finished":
-            worker.spec = None
+            seat.spec = None
             call.finished.add(spec.id)
-            self._seconds += time.monotonic() - worker.began
-            self._work += call.work[spec.id]
-            self._tell(call, "finished", spec, worker)
+            self._forecast.measured(
+                time.monotonic() - seat.began, call.work[spec.id] * (1 - seat.share(seat.taken_over))
+            )
+            self._tell(call, "finished", spec, seat)
         elif kind == "failed":
-            worker.spec = None
+            seat.spec = None
             if message["disk_full"]:
                 raise UserError(message["message"])
-            self._failed(call, spec, message["message"])
+            self._failed(call, spec, message["message"], charged=True)
 
-    def _failed(self, call: _Call, spec: RunSpec, message: str) -> None:
-        """Try a failed run once more, then give it up; the others go on."""
-        if call.attempts[spec.id] < ATTEMPTS:
-            call.waiting.append(spec)
+    def _failed(self, call: _Call, spec: RunSpec, message: str, *, charged: bool) -> None:
+        """Try a run again, or give it up where it had its chances; the others go on."""
+        if not charged:
+            call.attempts[spec.id] -= 1
+            call.losses[spec.id] = call.losses.get(spec.id, 0) + 1
+        if call.attempts[spec.id] < ATTEMPTS and call.losses.get(spec.id, 0) < LOSSES:
+            call.wait(spec)
             self._tell(call, "retried", spec, message=message)
         else:
             call.failures[spec.id] = message
             self._tell(call, "failed", spec, message=message)
-
-    def _died(self, call: _Call, worker: _Worker) -> None:
-        """Bury a worker that ended by itself, and put its run back."""
-        code = worker.process.wait()
-        spec, worker.spec = worker.spec, None
-        self._bury(worker)
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        if spec is not None:
-            self._failed(call, spec, f"the worker process ended by {how} (out of memory?)")
-        elif not worker.ready:
-            call.deaths_unready += 1
-            if call.deaths_unready > self.workers + 1:
-                raise UserError(f"no worker process starts ({how}); see {self._log_path(worker.number)}")
-
-    def _start(self) -> None:
-        """Start one worker process, on its own cores where there are enough."""
-        number = next(n for n in range(self.workers) if n not in self._pool)
-        threads = self.context.threads
-        cores = _cores()
-        pin = self.workers > 1 and self.context.device == "cpu" and self.workers * threads <= len(cores)
-        settings = {
-            "context": str(self.context.folder.resolve()), "run_dir": str(self.run_dir.resolve()), "worker": number,
-            "cores": cores[number * threads : (number + 1) * threads] if pin else [],
-        }  # fmt: skip
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1",
-        }  # fmt: skip
-        log = self._log_path(number)
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "ab") as errors:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", self.worker, json.dumps(settings)],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment,
-                    start_new_session=True,
-                )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"cannot start a worker process: {error.strerror or error}") from error
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        worker = _Worker(number, process)
-        self._pool[number] = worker
-        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
-
-    def _messages(self, timeout: float) -> Iterable[tuple[_Worker, dict[str, Any] | None]]:
-        """Yield (worker, message) as they come; the message None says that the worker ended."""
-        for key, _ in self._selector.select(timeout):
-            worker: _Worker = key.data
-            chunk = worker.process.stdout.read() if worker.process.stdout is not None else b""
-            if not chunk:
-                if chunk == b"":
-                    yield worker, None
-                continue
-            *lines, worker.buffer = (worker.buffer + chunk).split(b"\n")
-            for line in lines:
-                yield worker, json.loads(line)
-
-    def _send(self, worker: _Worker, message: dict[str, Any]) -> None:
-        """Write one line to a worker; one that just died is noticed by its closed output."""
-        with contextlib.suppress(OSError):
-            assert worker.process.stdin is not None
-            worker.process.stdin.write(json.dumps(message).encode() + b"\n")
-            worker.process.stdin.flush()
-
-    def _bury(self, worker: _Worker) -> None:
-        """Forget a worker whose process has ended or will not be read any more."""
-        if self._pool.pop(worker.number, None) is None:
-            return
-        if worker.process.stdout is not None:
-            self._selector.unregister(worker.process.stdout)
-            worker.process.stdout.close()
-        with contextlib.suppress(OSError):
-            if worker.process.stdin is not None:
-                worker.process.stdin.close()
-        worker.process.wait()
-
-    def _log_path(self, number: int) -> Path:
-        return self.run_dir / "workers" / f"worker-{number}.log"
 
     def _work_of(self, spec: RunSpec) -> float:
         """Estimate a run's work in trained tokens, judging included (a third of training's products)."""
@@ -390,33 +330,31 @@ class Swarm:
             return trained * response_trainings(spec.responses, len(spec.references or self.context.references))
         return trained + judged / 3
 
-    def _tell(self, call: _Call, kind: str, spec: RunSpec, worker: _Worker | None = None, message: str = "") -> None:
+    def _tell(self, call: _Call, kind: str, spec: RunSpec | None, seat: _Seat | None = None, message: str = "") -> None:
         """Send an event with the present estimate."""
         if call.on_event is None:
             return
-        busy = [w for w in self._pool.values() if w.spec is not None]
-        left = {s.id: call.work[s.id] for s in call.waiting}
-        for other in busy:
-            assert other.spec is not None
-            share = other.done / other.steps if other.steps else 0.0
-            left[other.spec.id] = call.work[other.spec.id] * (1 - 0.95 * share)
-        seconds, work = self._seconds, self._work
-        for other in busy:  # what is under way counts as measured once it has trained for a while
-            assert other.spec is not None
-            if other.steps and other.done >= 3:
-                seconds += time.monotonic() - other.began
-                work += 0.95 * call.work[other.spec.id] * other.done / other.steps
+        waiting = [call.work[s.id] for s in call.waiting]
+        under_way, seconds, work, now = [], 0.0, 0.0, time.monotonic()
+        for other in self._seats.values():
+            if other.spec is None:
+                continue
+            whole = call.work[other.spec.id]
+            under_way.append(whole * (1 - other.share(other.done)))
+            if other.done - other.taken_over >= 3:  # what has trained for a while counts as measured
+                seconds += now - other.began
+                work += whole * other.share(other.done - other.taken_over)
         total = sum(call.work.values()) or 1.0
-        remaining = sum(left.values())
-        estimate = None
-        if work > 0:
-            together = remaining / max(1, min(self.workers, len(left)))
-            estimate = max(together, max(left.values(), default=0.0)) * seconds / work
+        left = self._forecast.seconds_left(
+            waiting, under_way, max(1, self.pool.expected()), seconds_now=seconds, work_now=work
+        )
         closed = len(call.finished) + len(call.skipped) + len(call.failures)
         event = SwarmEvent(
-            kind, spec.id, spec.role, worker.done if worker else 0, worker.steps if worker else 0, closed,
-            call.total_runs, min(1.0, max(0.0, 1 - remaining / total)), estimate, message,
-            worker.process.pid if worker else 0, worker.number if worker else -1, worker.loss if worker else None,
+            kind, spec.id if spec else "", spec.role if spec else "", seat.done if seat else 0,
+            seat.steps if seat else 0, closed, call.total_runs,
+            min(1.0, max(0.0, 1 - (sum(waiting) + sum(under_way)) / total)), left, message,
+            seat.pid if seat else 0, seat.number if seat else -1, seat.loss if seat else None,
+            seat.host if seat else "",
         )  # fmt: skip
         call.on_event(event)
 
@@ -429,6 +367,7 @@ def run_swarm(
     workers: int | None = None,
     on_event: Callable[[SwarmEvent], None] | None = None,
     checkpoint_seconds: float = 30.0,
+    pool: Pool | None = None,
 ) -> SwarmOutcome:
     """Do runs with workers of their own; see `Swarm`, which keeps its workers over several calls.
 
@@ -439,11 +378,12 @@ def run_swarm(
         workers: number of processes; default by cores or devices.
         on_event: as for `Swarm.run`.
         checkpoint_seconds: time between a run's checkpoints.
+        pool: as for `Swarm`.
 
     Returns:
         SwarmOutcome: results and failures.
     """
-    with Swarm(context, run_dir, workers=workers, checkpoint_seconds=checkpoint_seconds) as swarm:
+    with Swarm(context, run_dir, workers=workers, checkpoint_seconds=checkpoint_seconds, pool=pool) as swarm:
         return swarm.run(specs, on_event=on_event)
 
 
@@ -480,10 +420,3 @@ def response_trainings(method: str, capabilities: int) -> float:
 def _what_counts(spec: RunSpec) -> tuple[Any, ...]:
     """Return the parts of a specification that its numbers depend on."""
     return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses
-
-
-def _cores() -> list[int]:
-    """Return the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
