@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ideal_proxy import __version__, cli_influence, cli_report, cli_scaleup, cli_tables
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError
 
 app = typer.Typer(
     name="ideal-proxy",
@@ -79,6 +79,15 @@ def search(
     runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one hour of one device.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most money; shrinks the search as --max-hours does.")] = None,
+    device_flops: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: plan for another machine whose devices peak at so many FLOP/s."),
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of --device-flops that training reaches; default 0.3.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and design.")] = None,
     gradients: Annotated[
         str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
@@ -96,12 +105,15 @@ def search(
 
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
-        settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients
-    )
+        settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
+        price=price, max_cost=max_cost,
+    )  # fmt: skip
+    if not dry_run and (device_flops is not None or utilisation is not None):
+        raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")
     folder = out or Path("runs") / settings.name
     reporter = Reporter(quiet=quiet or as_json)
     if dry_run:
-        plan = plan_search(settings, folder, reporter)
+        plan = plan_search(settings, folder, reporter, device_flops=device_flops, utilisation=utilisation)
         typer.echo(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
         return
     result = run_search(settings, folder, reporter)

@@ -114,6 +114,19 @@ class VerifyConfig(Section):
         return self
 
 
+class CostConfig(Section):
+    """What the search may cost; no result depends on it."""
+
+    price: float | None = Field(
+        default=None, gt=0, description="of one hour of one device: a GPU, or the whole machine where proxies use CPUs"
+    )
+    currency: str = Field(default="USD", max_length=12, description="a label only; nothing is converted")
+    max: float | None = Field(default=None, gt=0, description="most money; shrinks the search as max_hours does")
+    devices: int | None = Field(
+        default=None, ge=1, description="devices paid for; default: the GPUs that workers share, or one machine"
+    )
+
+
 class SearchConfig(Section):
     """The whole run file."""
 
@@ -127,6 +140,7 @@ class SearchConfig(Section):
     proxy: ProxyConfig = ProxyConfig()
     swarm: SwarmConfig = SwarmConfig()
     verify: VerifyConfig = VerifyConfig()
+    cost: CostConfig = CostConfig()
     rounds: int = Field(default=2, ge=1, le=10)
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"

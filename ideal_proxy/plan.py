@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.errors import UsageError
+from ideal_proxy.cost import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.fit_choice import LEAST_RUNS
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.store import atomic_write_json, read_json
@@ -23,6 +24,7 @@ from ideal_proxy.verdict import planned_looks
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
+CPU_MICRO_BATCH = 2048  # tokens; as proxy_model.MICRO_BATCH_TOKENS, which needs torch
 RATES = {
     "0.1M": (3e-3, 6e-3, 1.2e-2),
     "1M": (1e-3, 2e-3, 4e-3),
@@ -30,7 +32,6 @@ RATES = {
     "10M": (4e-4, 8e-4, 1.6e-3),
 }
 SWEEP_MIXTURES = 3
-FULL_EVALUATION = 1 / 3  # cost of a token's forward pass against forward and backward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,9 @@ class Plan:
         device: where proxies train.
         tokens_per_second: of one worker in training, measured here.
         parameters: of a proxy.
+        products: multiply-adds of a proxy's matrix products.
+        flops_per_second: of one worker in training, by the same measurement, or given for another machine.
+        devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
     """
 
     fraction: float
@@ -62,15 +66,38 @@ class Plan:
     device: str
     tokens_per_second: float
     parameters: int
+    products: Products
+    flops_per_second: float
+    devices: int = 1
 
 
-def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a proxy that was trained for a moment showed.
+
+    Attributes:
+        tokens_per_second: of one worker.
+        dtype: the precision chosen.
+        parameters: of the proxy.
+        products: multiply-adds of its matrix products.
+        flops_per_second: of one worker.
+    """
+
+    tokens_per_second: float
+    dtype: str
+    parameters: int
+    products: Products
+    flops_per_second: float
+
+
+def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
     """Choose the sizes of a search, or read those chosen before.
 
     Args:
         config: the run file.
         prepared: the problem in numbers.
         path: `plan.json` of the run directory.
+        elsewhere: another machine to plan for; the file is then neither read nor written.
 
     Returns:
         Plan: also written to the file.
@@ -79,14 +106,20 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
         UsageError: the compute budget is below the least that can give an answer, or gradients are unrolled in
             bfloat16.
     """
-    if path.exists():
-        raw: dict[str, Any] = read_json(path)
-        return Plan(**(raw | {"rates": tuple(raw["rates"]), "looks": tuple(raw["looks"])}))
+    if path.exists() and elsewhere is None:
+        return read_plan(path)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
     device = config.proxy.device if config.proxy.device != "auto" else _device()
     workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
-    speed, dtype, parameters = _measure(config, prepared, device)
+    devices = config.cost.devices or (min(workers, _gpus()) if device == "cuda" else 1)
+    found = _measure(config, prepared, device)
+    if elsewhere is not None:
+        workers = devices = elsewhere.devices
+        speed = elsewhere.flops_per_second
+        found = replace(
+            found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
+        )
     size = len(prepared.domains)
     runs = config.swarm.runs or 3 * (size + 1)
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else RATES[config.proxy.size]
@@ -94,12 +127,37 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path) -> Plan:
         fraction=_default_fraction(config, prepared),
         rates=rates, runs=runs, more_runs=size + 1, rounds=config.rounds,
         looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
-        workers=workers, dtype=dtype, device=device, tokens_per_second=speed, parameters=parameters,
+        workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
+        parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
     )  # fmt: skip
-    if config.swarm.max_hours is not None and config.proxy.fraction is None:
-        plan = _within_budget(config, prepared, plan)
-    atomic_write_json(path, asdict(plan))
+    plan = _within_budget(config, prepared, plan)
+    if elsewhere is None:
+        atomic_write_json(path, asdict(plan))
     return plan
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan that was made before.
+
+    Args:
+        path: `plan.json` of the run directory.
+
+    Returns:
+        Plan: as it was written.
+
+    Raises:
+        UserError: another version of ideal-proxy wrote it.
+    """
+    raw: dict[str, Any] = read_json(path)
+    try:
+        return Plan(**(raw | {
+            "rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"]),
+        }))  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} was written by another version of ideal-proxy ({error}); choose another --out, or finish the "
+            "search with that version"
+        ) from error
 
 
 def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
@@ -133,40 +191,43 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     Returns:
         dict: JSON-ready; `stages`, `total` and the plan's own numbers. Times are upper bounds: every round, every pair.
     """
-    rows = float(prepared.column("base").sum()) * plan.fraction
-    tokens = float(prepared.column("base") @ prepared.column("tokens_per_row")) * plan.fraction
-    steps = int(np.ceil(rows / config.proxy.batch_rows))
-    reserved = sum(d.reserved * d.tokens_per_row for d in prepared.domains)
-    reference = sum(c.rows for c in prepared.capabilities) * float(prepared.column("tokens_per_row").mean())
-    each = tokens + reference / 2 * FULL_EVALUATION
+    base = prepared.column("base") * plan.fraction
+    length_D, labelled_D = prepared.column("tokens_per_row"), prepared.column("supervised_per_row")
+    tokens, labelled = float(base @ length_D), float(base @ labelled_D)
+    length = tokens / max(float(base.sum()), 1e-9)
+    steps = int(np.ceil(float(base.sum()) / config.proxy.batch_rows))
+    training = plan.products.training(tokens, labelled, length)
+    half = _judging(prepared, plan.products)  # the search rows; the check judges the verify rows as well
+    warm_tokens, warm_rows = _warm_tokens(prepared)
     sweep = (len(plan.rates) - 1) * SWEEP_MIXTURES  # those at the chosen rate belong to the swarm
     pairs = 2 * plan.looks[-1]
     method = gradient_method(config, plan.runs)[0]
     passes = config.swarm.seeds if method else 0
     trainings = response_trainings(method, len(config.capabilities))
-    stages = [
-        ("warm start", 1, reserved, reserved, reserved / max(tokens, 1) * steps),
-        ("learning rate", sweep, tokens * sweep, each * sweep, sweep * steps),
-        ("swarm", plan.runs, tokens * plan.runs, each * plan.runs, plan.runs * steps),
-        *([("gradients", passes, tokens * trainings * passes, tokens * trainings * passes, 0)] if passes else []),
-        ("check", pairs, tokens * pairs, (each + reference / 2 * FULL_EVALUATION) * pairs, pairs * steps),
+    warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
+    stages: list[tuple[str, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
+        ("warm start", 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows),
+        ("learning rate", sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
+        ("swarm", plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
+        *([("gradients", passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
+        ("check", pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
     ]
     if plan.rounds > 1:
-        more = plan.more_runs * (plan.rounds - 1)
-        again = pairs * (plan.rounds - 1)
-        runs = more + again
-        again_passes = tokens * trainings * passes * (plan.rounds - 1)
-        stages.append(("more rounds", runs, tokens * runs + again_passes, each * runs + again_passes, runs * steps))
+        later = plan.rounds - 1
+        more, again, estimates = plan.more_runs * later, pairs * later, trainings * passes * later
+        work = (more + again + estimates) * training + (more + 2 * again) * half
+        stages.append(("more rounds", more + again, tokens * (more + again + estimates), work, (more + again) * steps))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name == "warm start" else plan.workers
+        seconds = work / plan.flops_per_second / workers
         described.append({
-            "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained),
-            "seconds": work / plan.tokens_per_second / workers,
+            "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
+            "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
         })  # fmt: skip
     if plan.rounds > 1:
         described[-1]["rounds"] = plan.rounds - 1
-    total_tokens = int(sum(stage["tokens"] for stage in described))
+    seconds = sum(stage["seconds"] for stage in described)
     first = [stage["name"] for stage in described].index("check")
     least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
     return {
@@ -176,12 +237,39 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         "stages": described,
         "total": {
             "runs": sum(stage["runs"] for stage in described),
-            "tokens": total_tokens,
-            "flops": 6.0 * plan.parameters * total_tokens,
-            "seconds": sum(stage["seconds"] for stage in described),
+            "tokens": int(sum(stage["tokens"] for stage in described)),
+            "flops": sum(stage["flops"] for stage in described),
+            "seconds": seconds,
+            "device_hours": plan.devices * seconds / 3600,
+            "cost": cost_of(config.cost, seconds, plan.devices),
         },
         "least_seconds": least,
+        "least_cost": cost_of(config.cost, least, plan.devices),
+        "worker_bytes": _worker_bytes(prepared, plan),
+        "price": config.cost.price,
+        "currency": config.cost.currency,
     }
+
+
+def _judging(prepared: Prepared, products: Products) -> float:
+    """Count the FLOPs of judging a proxy on half of every capability's reference rows."""
+    length = float(prepared.column("tokens_per_row").mean())
+    rows = sum(capability.rows for capability in prepared.capabilities)
+    labelled = sum(capability.supervised_tokens for capability in prepared.capabilities)
+    return products.judging(rows * length / 2, labelled / 2, length)
+
+
+def _warm_tokens(prepared: Prepared) -> tuple[float, float]:
+    """Return tokens and rows of the warm start: equal tokens of every domain, none more than four times over."""
+    sizes = np.array([domain.reserved * domain.tokens_per_row for domain in prepared.domains])
+    goal = min(float(sizes.mean()), 4 * float(sizes.min()))
+    return goal * len(sizes), float((goal / prepared.column("tokens_per_row")).sum())
+
+
+def _worker_bytes(prepared: Prepared, plan: Plan) -> float | None:
+    """Estimate a worker's memory where that was checked: on a CPU."""
+    longest = float(max(domain.longest for domain in prepared.domains))
+    return worker_bytes(plan.products, plan.parameters, CPU_MICRO_BATCH, longest) if plan.device == "cpu" else None
 
 
 def largest_fraction(prepared: Prepared) -> float:
@@ -204,26 +292,41 @@ def _default_fraction(config: SearchConfig, prepared: Prepared) -> float:
 
 
 def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan:
-    """Shrink or stretch φ so that all planned work fits the compute budget, with a tenth to spare."""
-    from dataclasses import replace
-
-    assert config.swarm.max_hours is not None
-    allowed = config.swarm.max_hours * 3600 * 0.9
+    """Shrink or stretch φ so that all planned work fits the budget in hours or money, with a tenth to spare."""
+    budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)
+    if budget is None:
+        return plan
+    allowed, limit = budget[0] * 3600 * 0.9, budget[1]
+    if config.proxy.fraction is not None:  # nothing to shrink; one round with the fewest pairs must do
+        needed = describe_plan(config, prepared, plan)["least_seconds"]
+        if needed > allowed / 0.9:
+            raise UsageError(
+                f"{limit} is too little: one round of {plan.runs} proxies at proxy.fraction {plan.fraction:g} needs "
+                f"about {_budget_text(config, needed, plan)} here; raise it, or lower --runs or proxy.fraction"
+            )
+        return plan
     full = describe_plan(config, prepared, replace(plan, fraction=1.0))["total"]["seconds"]
     none = describe_plan(config, prepared, replace(plan, fraction=1e-9))["total"]["seconds"]
     fraction = (allowed - none) / (full - none)
     least = LEAST_PROXY_ROWS / float(prepared.column("base").sum())
     if fraction < least:
-        hours = (none + least * (full - none)) / 3600 / 0.9
+        needed = (none + least * (full - none)) / 0.9
         raise UsageError(
-            f"--max-hours {config.swarm.max_hours:g} is too little: {plan.runs} proxies of {LEAST_PROXY_ROWS} rows and "
-            f"their check need about {hours:.2g} h here; raise it, or lower --runs, --rounds or the proxy's size"
+            f"{limit} is too little: {plan.runs} proxies of {LEAST_PROXY_ROWS} rows and their check need about "
+            f"{_budget_text(config, needed, plan)} here; raise it, or lower --runs, --rounds or the proxy's size"
         )
     return replace(plan, fraction=float(np.floor(min(fraction, largest_fraction(prepared)) * 1e6) / 1e6))
 
 
-def _measure(config: SearchConfig, prepared: Prepared, device: str) -> tuple[float, str, int]:
-    """Train a throw-away proxy for a moment; return tokens a second, the faster precision, parameters."""
+def _budget_text(config: SearchConfig, seconds: float, plan: Plan) -> str:
+    """Write a time, and what it costs where a price is known."""
+    cost = cost_of(config.cost, seconds, plan.devices)
+    price = "" if cost is None else f" ({money(cost, config.cost.currency)})"
+    return f"{seconds / 3600:.2g} h{price}"
+
+
+def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
+    """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
     import torch
 
     from ideal_proxy.proxy import TrainSettings, build_proxy, train
@@ -233,7 +336,10 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> tuple[flo
     rng = np.random.default_rng(0)
     domain = rng.integers(0, len(parts), 6 * batch)
     row = np.array([rng.integers(0, len(parts[d])) for d in domain])
-    tokens = int(sum(parts[d].lengths[r] for d, r in zip(domain[2 * batch :], row[2 * batch :], strict=True)))
+    timed = list(zip(domain[2 * batch :], row[2 * batch :], strict=True))
+    tokens = int(sum(parts[d].lengths[r] for d, r in timed))
+    supervised = [rows.supervised_tokens for rows in parts]
+    labelled = int(sum(supervised[d][r] for d, r in timed))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -255,7 +361,10 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> tuple[flo
         torch.set_num_threads(threads)
     # Half as fast again before precision is given up: a choice by timing must not flip with the machine's mood.
     chosen = "bfloat16" if speeds.get("bfloat16", 0) > 1.5 * speeds.get("float32", np.inf) else choices[0]
-    return speeds[chosen], chosen, sum(p.numel() for p in model.parameters())
+    products = count_products(model)
+    flops = products.training(tokens, labelled, tokens / len(timed))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Measured(speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops)
 
 
 def _device() -> str:
@@ -265,6 +374,13 @@ def _device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _gpus() -> int:
+    """Return the number of GPUs here."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _cores() -> int:

@@ -9,13 +9,15 @@ Legend: R runs, D domains, J capabilities.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig, dump_config, load_config
+from ideal_proxy.config import CostConfig, SearchConfig, dump_config, load_config
+from ideal_proxy.cost import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
 from ideal_proxy.plan import Plan, describe_plan, make_plan
@@ -44,6 +46,8 @@ def override(
     seed: int | None = None,
     workers: int | None = None,
     gradients: str | None = None,
+    price: float | None = None,
+    max_cost: float | None = None,
 ) -> SearchConfig:
     """Apply command-line options to a run file.
 
@@ -55,13 +59,18 @@ def override(
         seed: seed of data order and design.
         workers: processes side by side.
         gradients: auto, implicit, unrolled or none.
+        price: of one hour of one device.
+        max_cost: most money.
 
     Returns:
         SearchConfig: with what was given.
 
     Raises:
-        UsageError: gradients is none of these.
+        UsageError: gradients is none of these, an amount of money is not above 0, or there is most money and no price.
     """
+    for option, amount in (("--price", price), ("--max-cost", max_cost)):
+        if amount is not None and not amount > 0:
+            raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
     if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
         raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
     given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
@@ -71,25 +80,50 @@ def override(
         for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers))
         if value is not None
     }
-    return config.model_copy(update={**top, "swarm": config.swarm.model_copy(update=swarm)})
+    money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
+    sections = {"swarm": config.swarm.model_copy(update=swarm), "cost": config.cost.model_copy(update=money)}
+    config = config.model_copy(update=top | sections)
+    budget_hours(config.cost, config.swarm.max_hours, 1)
+    return config
 
 
-def plan_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def plan_search(
+    config: SearchConfig,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    device_flops: float | None = None,
+    utilisation: float | None = None,
+) -> dict[str, Any]:
     """Prepare the data and say what the search would cost.
 
     Args:
         config: the run file.
         folder: the run directory; what is prepared there serves the search itself.
         reporter: for notes.
+        device_flops: peak of one device of another machine, FLOPs a second, to plan for that one.
+        utilisation: share of the peak that training reaches there; default `UTILISATION`.
 
     Returns:
-        dict: see `describe_plan`.
+        dict: see `describe_plan`; `elsewhere` says for which other machine.
+
+    Raises:
+        UsageError: a utilisation without a device, or beyond 1.
     """
+    if utilisation is not None and device_flops is None:
+        raise UsageError("--utilisation is a share of --device-flops; give both, or neither for this machine")
+    if utilisation is not None and not 0 < utilisation <= 1:
+        raise UsageError(f"--utilisation is {utilisation:g}; it is a share of the peak, above 0 and at most 1")
+    elsewhere = None
+    if device_flops is not None:
+        devices = config.cost.devices or config.swarm.workers or 1
+        elsewhere = Elsewhere(device_flops=device_flops, utilisation=utilisation or UTILISATION, devices=devices)
     with lock(folder):
         _claim(config, folder)
         prepared = prepare(config, folder / "prepared", reporter)
         check_constraints(config, prepared)
-        return describe_plan(config, prepared, make_plan(config, prepared, folder / "plan.json"))
+        plan = make_plan(config, prepared, folder / "plan.json", elsewhere)
+        return describe_plan(config, prepared, plan) | {"elsewhere": None if elsewhere is None else asdict(elsewhere)}
 
 
 def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -166,8 +200,9 @@ def _rounds(
         if again is None or number + 1 == plan.rounds:
             break
         spent = (time.monotonic() - started) / 3600
-        if config.swarm.max_hours is not None and spent > 0.75 * config.swarm.max_hours:
-            reporter.note(f"no further round ({again}): the compute budget is nearly used")
+        budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)
+        if budget is not None and spent > 0.75 * budget[0]:
+            reporter.note(f"no further round ({again}): {budget[1]} is nearly used")
             break
         reporter.note(f"another round: {again}")
         centre = proposal.rows.astype(float)
@@ -285,8 +320,9 @@ def _claim(config: SearchConfig, folder: Path) -> None:
 
 
 def _identity(config: SearchConfig) -> SearchConfig:
-    """Return what a run's numbers depend on: neither the workers nor the time it may take."""
-    return config.model_copy(update={"swarm": config.swarm.model_copy(update={"workers": None, "max_hours": None})})
+    """Return what a run's numbers depend on: neither the workers nor the time and money it may take."""
+    swarm = config.swarm.model_copy(update={"workers": None, "max_hours": None})
+    return config.model_copy(update={"swarm": swarm, "cost": CostConfig()})
 
 
 def _append(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ideal_proxy.cost import money
 from ideal_proxy.errors import UserError
 from ideal_proxy.materialise import Applied
 from ideal_proxy.mixture_file import MixtureFile
@@ -111,26 +112,47 @@ def plan_tables(plan: dict[str, Any]) -> str:
         plan: as `plan_search` returns it.
 
     Returns:
-        str: runs, steps, tokens and estimated time.
+        str: runs, steps, tokens, FLOPs, estimated time, and money where a price is known.
     """
+    elsewhere, priced = plan.get("elsewhere"), plan["price"] is not None
     rows = [
-        (stage["name"], f"{stage['runs']}", f"{stage['steps']:,}", f"{stage['tokens']:,}", duration(stage["seconds"]))
+        (
+            stage["name"], f"{stage['runs']}", f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['flops']:.1e}",
+            duration(stage["seconds"]), *([money(stage["cost"], "")] if priced else []),
+        )
         for stage in plan["stages"]
-    ]
-    total = plan["total"]
-    return "\n".join([
-        table("Plan", ("stage", "runs", "steps", "tokens", "time here"), rows),
-        "",
+    ]  # fmt: skip
+    total, currency = plan["total"], plan["currency"]
+    header = ("stage", "runs", "steps", "tokens", "FLOPs", "time there" if elsewhere else "time here")
+    if elsewhere:
+        speed = (
+            f"{plan['devices']} device{'s' * (plan['devices'] > 1)} elsewhere at {elsewhere['utilisation']:.0%} of "
+            f"{elsewhere['device_flops']:.3g} FLOP/s"
+        )
+    else:
+        speed = f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
+    lines = [
         paragraph(
             f"{total['runs']} runs at most of a {plan['parameters'] / 1e6:.2g}M proxy on {plan['fraction']:.0%} of the "
             f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
-            f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)."
-        ),
-        paragraph(
-            f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}. "
-            "Nothing was trained; drop --dry-run to start."
-        ),
-    ])  # fmt: skip
+            f"{speed}."
+        )
+    ]
+    if priced:
+        lines.append(paragraph(
+            f"Cost: about {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "
+            f"{plan['price']:g} {currency} each."
+        ))  # fmt: skip
+    if plan["worker_bytes"] and not elsewhere:
+        lines.append(paragraph(
+            f"Memory: about {plan['worker_bytes'] / 2**30:.1f} GiB for each worker, beside the token arrays, which "
+            "they share."
+        ))  # fmt: skip
+    least = f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}"
+    least += f", {money(plan['least_cost'], currency)}. " if priced else ". "
+    end = "This plan was not kept" if elsewhere else "Nothing was trained; drop --dry-run to start"
+    lines.append(paragraph(f"{least}{end}."))
+    return "\n".join([table("Plan", (*header, *([currency] if priced else [])), rows), "", *lines])
 
 
 def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:

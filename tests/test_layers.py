@@ -25,7 +25,7 @@ influence_records influence unrolled finite gradient_worker
 law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
-prepare verdict plan proposal status_record runs outcome search
+prepare verdict cost plan proposal status_record runs outcome search
 show status finished curves plot_style plots
 table_mixture what_if check start report_page report influence_report
 cli_report cli_tables cli_scaleup cli_influence cli

@@ -8,11 +8,13 @@ import pytest
 
 from ideal_proxy import plan as planning
 from ideal_proxy.config import parse_config
-from ideal_proxy.errors import UsageError
-from ideal_proxy.plan import describe_plan, largest_fraction, make_plan
+from ideal_proxy.cost import Elsewhere, Products
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.plan import Measured, describe_plan, largest_fraction, make_plan
 from ideal_proxy.prepare import CapabilityFacts, DomainFacts, Prepared
 
 NAMES = ("code", "math", "trust")
+PRODUCTS = Products(trained=1_000_000, frozen=0, head=500_000, head_trained=True, attention=1000)
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def prepared(tmp_path):
 
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
-    monkeypatch.setattr(planning, "_measure", lambda config, prepared, device: (5_000.0, "float32", 1_000_000))
+    found = Measured(5_000.0, "float32", 1_500_000, PRODUCTS, 3e10)
+    monkeypatch.setattr(planning, "_measure", lambda config, prepared, device: found)
     monkeypatch.setattr(planning, "_cores", lambda: 2)
     monkeypatch.setattr(planning, "_device", lambda: "cpu")
 
@@ -97,15 +100,129 @@ def test_too_small_a_budget_says_what_is_needed(prepared, tmp_path):
     assert not (tmp_path / "plan.json").exists()
 
 
+def hand_counted() -> dict[str, float]:
+    """FLOPs of training on 4,000 rows and of judging 200: 2 a multiply-add, three products to learn, one to judge."""
+    rows = 0.2 * (10_000 + 2_000 + 8_000)
+    tokens = 0.2 * (10_000 * 100 + 2_000 * 80 + 8_000 * 60)
+    labelled = rows * 40
+    attention = 1000 * tokens / rows
+    training = 2 * 3 * ((1_000_000 + attention) * tokens + 500_000 * labelled)
+    judging = 2 * ((1_000_000 + 1000 * 80) * 200 * 80 + 500_000 * 4500)
+    return {"tokens": tokens, "training": training, "judging": judging}
+
+
 def test_the_stages_add_up(prepared, tmp_path):
     settings = config(rounds=1)
     plan = make_plan(settings, prepared, tmp_path / "plan.json")
     described = describe_plan(settings, prepared, plan)
-    assert [stage["name"] for stage in described["stages"]] == ["warm start", "learning rate", "swarm", "check"]
+    by_hand = hand_counted()
+    stages = {stage["name"]: stage for stage in described["stages"]}
+    assert list(stages) == ["warm start", "learning rate", "swarm", "check"]
     assert described["total"]["runs"] == 1 + 2 * 3 + 12 + 16
-    base_tokens = 0.2 * (10_000 * 100 + 2_000 * 80 + 8_000 * 60)
-    assert described["stages"][2]["tokens"] == pytest.approx(12 * base_tokens)
-    assert described["total"]["flops"] == pytest.approx(6e6 * described["total"]["tokens"])
-    halved = describe_plan(settings, prepared, replace(plan, tokens_per_second=plan.tokens_per_second * 2))
+    assert stages["swarm"]["tokens"] == pytest.approx(12 * by_hand["tokens"])
+    assert stages["swarm"]["flops"] == pytest.approx(12 * (by_hand["training"] + by_hand["judging"]))
+    assert stages["check"]["flops"] == pytest.approx(16 * (by_hand["training"] + 2 * by_hand["judging"]))
+    # The warm start learns every token: 1400 · 100, 1600 · 80 and 1500 · 60 tokens are there, equal parts are taken.
+    assert stages["warm start"]["tokens"] == pytest.approx(140_000 + 128_000 + 90_000)
+    length = by_hand["tokens"] / (0.2 * 20_000)
+    warm = 6 * (1_500_000 + 1000 * length) * stages["warm start"]["tokens"] + 2 * by_hand["judging"]
+    assert stages["warm start"]["flops"] == pytest.approx(warm)
+    assert described["total"]["flops"] == pytest.approx(sum(stage["flops"] for stage in stages.values()))
+    # Two workers of 3e10 FLOP/s; one in the warm start.
+    assert stages["swarm"]["seconds"] == pytest.approx(stages["swarm"]["flops"] / 6e10)
+    assert stages["warm start"]["seconds"] == pytest.approx(warm / 3e10)
+    halved = describe_plan(settings, prepared, replace(plan, flops_per_second=plan.flops_per_second * 2))
     assert halved["total"]["seconds"] == pytest.approx(described["total"]["seconds"] / 2)
     assert described["least_seconds"] < described["total"]["seconds"]
+    least = described["total"]["seconds"] - stages["check"]["seconds"] * (1 - 3 / 8)
+    assert described["least_seconds"] == pytest.approx(least)
+    assert described["total"]["cost"] is None
+    # 0.42 GB of process, 4 bytes a weight, 12 more for those that learn, 100 for each token, layer and width.
+    assert described["worker_bytes"] == pytest.approx(420e6 + 4 * 1.5e6 + 12 * 1.5e6 + 100 * 2048 * 1000)
+
+
+def test_more_rounds_cost_more_runs_and_checks(prepared, tmp_path):
+    settings = config(rounds=3)
+    described = describe_plan(settings, prepared, make_plan(settings, prepared, tmp_path / "plan.json"))
+    more, by_hand = described["stages"][-1], hand_counted()
+    assert (more["name"], more["rounds"], more["runs"]) == ("more rounds", 2, 2 * (4 + 16))
+    expected = 2 * (20 * by_hand["training"] + (4 + 2 * 16) * by_hand["judging"])
+    assert more["flops"] == pytest.approx(expected)
+
+
+def test_money_is_price_times_devices_times_hours(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_device", lambda: "cuda")
+    monkeypatch.setattr(planning, "_gpus", lambda: 4)
+    for number, (workers, given, devices) in enumerate(((8, None, 4), (2, None, 2), (2, 3, 3))):
+        settings = config(cost={"price": 2.5, "devices": given, "currency": "EUR"}, swarm={"workers": workers})
+        plan = make_plan(settings, prepared, tmp_path / f"{number}.json")
+        described = describe_plan(settings, prepared, plan)
+        total = described["total"]
+        assert plan.devices == devices
+        assert total["cost"] == pytest.approx(2.5 * devices * total["seconds"] / 3600)
+        assert total["cost"] == pytest.approx(2.5 * total["device_hours"])
+        assert total["cost"] == pytest.approx(sum(stage["cost"] for stage in described["stages"]))
+        assert described["worker_bytes"] is None  # checked on CPUs only
+
+
+@pytest.mark.parametrize("most", [1.0, 2.0, 3.0])
+def test_max_cost_shrinks_the_search_as_max_hours_does(prepared, tmp_path, most):
+    settings = config(cost={"price": 2.0, "max": most})
+    plan = make_plan(settings, prepared, tmp_path / "plan.json")
+    cost = describe_plan(settings, prepared, plan)["total"]["cost"]
+    assert cost <= most
+    assert cost >= 0.8 * most or plan.fraction == pytest.approx(largest_fraction(prepared), abs=1e-3)
+    as_hours = make_plan(config(swarm={"max_hours": most / 2}), prepared, tmp_path / "hours.json")
+    assert plan.fraction == as_hours.fraction
+
+
+def test_the_tighter_of_two_budgets_holds(prepared, tmp_path):
+    both = config(cost={"price": 2.0, "max": 1.0}, swarm={"max_hours": 5})
+    alone = config(swarm={"max_hours": 0.5})
+    plans = [make_plan(c, prepared, tmp_path / f"{k}.json") for k, c in enumerate((both, alone))]
+    assert plans[0].fraction == plans[1].fraction
+
+
+def test_too_little_money_says_what_is_needed(prepared, tmp_path):
+    needed = r"--max-cost 0\.02 is too little.*need about 0\.\d+ h \(0\.\d+ CHF\) here; raise it, or lower --runs"
+    with pytest.raises(UsageError, match=needed):
+        make_plan(config(cost={"price": 2, "max": 0.02, "currency": "CHF"}), prepared, tmp_path / "plan.json")
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_given_fraction_is_not_shrunk_but_refused_where_not_even_one_round_fits(prepared, tmp_path):
+    least = describe_plan(
+        config(), prepared, make_plan(config(proxy={"fraction": 0.3}), prepared, tmp_path / "free.json")
+    )["least_seconds"]
+    for factor, refused in ((0.9, True), (1.1, False)):
+        settings = config(proxy={"fraction": 0.3}, swarm={"max_hours": factor * least / 3600})
+        path = tmp_path / f"{factor}.json"
+        if refused:
+            with pytest.raises(UsageError, match=r"one round of 12 proxies at proxy\.fraction 0\.3 needs about"):
+                make_plan(settings, prepared, path)
+        else:
+            assert make_plan(settings, prepared, path).fraction == 0.3
+
+
+def test_another_machine_is_planned_for_and_not_kept(prepared, tmp_path):
+    kept = make_plan(config(), prepared, tmp_path / "plan.json")
+    elsewhere = Elsewhere(device_flops=1e12, utilisation=0.3, devices=4)
+    settings = config(cost={"price": 3.0})
+    plan = make_plan(settings, prepared, tmp_path / "plan.json", elsewhere)
+    there, here = describe_plan(settings, prepared, plan), describe_plan(settings, prepared, kept)
+    assert there["total"]["flops"] == here["total"]["flops"]
+    swarm = next(stage for stage in there["stages"] if stage["name"] == "swarm")
+    assert swarm["seconds"] == pytest.approx(swarm["flops"] / (4 * 3e11))
+    assert there["total"]["cost"] == pytest.approx(3.0 * 4 * there["total"]["seconds"] / 3600)
+    assert make_plan(config(), prepared, tmp_path / "plan.json") == kept
+    assert not (tmp_path / "other.json").exists()
+    make_plan(config(), prepared, tmp_path / "other.json", elsewhere)
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_a_plan_of_another_version_is_refused(prepared, tmp_path):
+    make_plan(config(), prepared, tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text.replace('"products"', '"product"'))
+    with pytest.raises(UserError, match="written by another version"):
+        make_plan(config(), prepared, tmp_path / "plan.json")

@@ -1,0 +1,193 @@
+"""What training and judging cost: products counted from a model's matrices, seconds from a speed, money from a price.
+
+Every weight of a linear layer is one multiply-add a token, 2 FLOPs. A training step has three such products: forward,
+gradient of the inputs, gradient of the weights; a frozen weight (the base of a LoRA) spares the third. Attention has
+two products a layer, over the causal half of the pairs of a row's tokens. The head works at labelled positions only.
+Embeddings, norms, softmax and the optimiser are elementwise and left out (Kaplan et al. 2020, Appendix B, counts
+alike and gets 6 FLOPs a parameter and token; where the vocabulary is large against a small model that is far off).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ideal_proxy.config import CostConfig
+from ideal_proxy.errors import UsageError
+
+TRAINED, FROZEN, JUDGED = 3, 2, 1
+"""Products of a weight for a token: of a step with its own gradient, of a step without, of a forward pass alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """The multiply-adds of one model's matrix products.
+
+    Attributes:
+        trained: for each token, by weights that have a gradient.
+        frozen: for each token, by weights that have none.
+        head: for each labelled token, by the output embedding.
+        head_trained: whether the output embedding has a gradient.
+        attention: for each token and token of its row: layers times the width of all heads.
+    """
+
+    trained: int
+    frozen: int
+    head: int
+    head_trained: bool
+    attention: int
+
+    def training(self, tokens: float, labelled: float, length: float) -> float:
+        """Count the FLOPs of training on tokens.
+
+        Args:
+            tokens: tokens trained on.
+            labelled: those of them with a label.
+            length: mean tokens of a row.
+
+        Returns:
+            float: FLOPs.
+        """
+        each = TRAINED * self.trained + FROZEN * self.frozen + TRAINED * self.attention * length
+        return 2.0 * (each * tokens + (TRAINED if self.head_trained else FROZEN) * self.head * labelled)
+
+    def judging(self, tokens: float, labelled: float, length: float) -> float:
+        """Count the FLOPs of a forward pass.
+
+        Args:
+            tokens: tokens judged.
+            labelled: those of them with a label.
+            length: mean tokens of a row.
+
+        Returns:
+            float: FLOPs.
+        """
+        return 2.0 * JUDGED * ((self.trained + self.frozen + self.attention * length) * tokens + self.head * labelled)
+
+
+def count_products(model: Any) -> Products:
+    """Count the products of a model; its weights may lie on the `meta` device.
+
+    Args:
+        model: a transformers causal LM, with or without peft adapters. All experts of a mixture of experts count.
+
+    Returns:
+        Products: by linear layers (and GPT-2's `Conv1D`), the output embedding apart.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    trained = frozen = 0
+    for module in model.modules():
+        if module is head or not (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"):
+            continue
+        if module.weight.requires_grad:
+            trained += module.weight.numel()
+        else:
+            frozen += module.weight.numel()
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Products(
+        trained=trained,
+        frozen=frozen,
+        head=0 if head is None else head.weight.numel(),
+        head_trained=head is not None and bool(head.weight.requires_grad),
+        attention=config.num_hidden_layers * config.num_attention_heads * width,
+    )
+
+
+UTILISATION = 0.3
+"""Share of a device's peak that training is taken to reach where nothing else is said."""
+
+# Measured on a CPU in float32 by `benchmarks/cost_check.py`: what a worker holds before it has a model, and the bytes
+# that a training step keeps of each token for each layer and unit of width.
+PROCESS_BYTES = 420e6
+ACTIVATION_BYTES = 100.0
+
+
+def worker_bytes(products: Products, parameters: int, micro_batch_tokens: int, length: float) -> float:
+    """Estimate the most memory that one worker holds on a CPU.
+
+    Args:
+        products: of the proxy.
+        parameters: of the proxy.
+        micro_batch_tokens: tokens of a micro-batch.
+        length: tokens of the longest row, the least that a micro-batch holds.
+
+    Returns:
+        float: bytes; the mapped token arrays, which workers share, are left out.
+    """
+    learning = products.trained + (products.head if products.head_trained else 0)
+    at_once = max(float(micro_batch_tokens), length)
+    # Weights in float32; gradient and AdamW's two averages for those that learn.
+    return PROCESS_BYTES + 4.0 * parameters + 12.0 * learning + ACTIVATION_BYTES * at_once * products.attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """Another machine that a plan is worked out for.
+
+    Attributes:
+        device_flops: peak of one device, FLOPs a second.
+        utilisation: share of the peak that training reaches.
+        devices: devices side by side.
+    """
+
+    device_flops: float
+    utilisation: float
+    devices: int
+
+    @property
+    def flops_per_second(self) -> float:
+        """What one device does."""
+        return self.device_flops * self.utilisation
+
+
+def budget_hours(cost: CostConfig, max_hours: float | None, devices: int) -> tuple[float, str] | None:
+    """Say how long a search may take by the clock.
+
+    Args:
+        cost: price and most money.
+        max_hours: the compute budget in hours, where there is one.
+        devices: devices that are paid for while the search runs.
+
+    Returns:
+        tuple: hours, and the setting that allows them; None where nothing limits them.
+
+    Raises:
+        UsageError: there is a limit in money and no price.
+    """
+    limits = [] if max_hours is None else [(max_hours, f"--max-hours {max_hours:g}")]
+    if cost.max is not None:
+        if cost.price is None:
+            raise UsageError("--max-cost needs to know what a device costs: give --price, for one hour of one device")
+        limits.append((cost.max / (cost.price * devices), f"--max-cost {cost.max:g}"))
+    return min(limits) if limits else None
+
+
+def cost_of(cost: CostConfig, seconds: float, devices: int) -> float | None:
+    """Return what a time costs.
+
+    Args:
+        cost: price of a device-hour.
+        seconds: by the clock.
+        devices: devices that are paid for.
+
+    Returns:
+        float: money; None where no price is known.
+    """
+    return None if cost.price is None else cost.price * devices * seconds / 3600
+
+
+def money(amount: float, currency: str) -> str:
+    """Write an amount of money.
+
+    Args:
+        amount: how much.
+        currency: its name, a label only.
+
+    Returns:
+        str: such as '12.50 USD'.
+    """
+    text = f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}" if amount >= 0.01 else "under 0.01"
+    return f"{text} {currency}".strip()
