@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,47 @@ class DomainConfig(Section):
     pinned: bool = Field(default=False, description="keep the base volume")
 
 
+class MetricConfig(Section):
+    """What a capability is judged by instead of its reference loss, which is measured and shown beside it."""
+
+    command: str | None = Field(
+        default=None, min_length=1, description="a program with {model}; the last line of its output is the score"
+    )
+    python: str | None = Field(default=None, description="package.module:function, called (model, tokenizer, split)")
+    higher_is_better: bool = True
+    timeout_seconds: float = Field(default=600.0, gt=0, description="it is ended after so long, and counts as failed")
+    scale: float | str = Field(
+        default="noise",
+        description="what counts as much as a loss doubled: a number in its unit, 'base' for its value at base, or "
+        "'noise': one run's noise counts as much as that of the reference loss",
+    )
+    keep_models: bool = Field(default=False, description="leave every proxy in runs/ID/exported of the run directory")
+    folder: str | None = Field(default=None, description="where it runs; default the run file's folder")
+
+    @field_validator("scale")
+    @classmethod
+    def _known_scale(cls, value: float | str) -> float | str:
+        if value in ("noise", "base"):
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < float("inf"):
+            raise ValueError("must be noise, base or a number above 0")
+        return number
+
+    @model_validator(mode="after")
+    def _one_way(self) -> MetricConfig:
+        if (self.command is None) == (self.python is None):
+            raise ValueError("give either command or python, and not both")
+        if self.command is not None and "{model}" not in self.command:
+            raise ValueError("the command must hold {model}, where the proxy's folder is put")
+        if self.python is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.python):
+            raise ValueError("python must read package.module:function")
+        return self
+
+
 class CapabilityConfig(Section):
     """One named reference set that the result is judged on."""
 
@@ -42,8 +84,10 @@ class CapabilityConfig(Section):
     format: Format = "auto"
     weight: float = Field(default=1.0, gt=0)
     must_not_drop: float | None = Field(
-        default=None, ge=0, le=1, description="largest relative rise of this loss allowed, 0.01 is 1 %"
-    )
+        default=None, ge=0, le=1,
+        description="largest relative rise of this loss allowed, 0.01 is 1 %; of a metric: of its value at base",
+    )  # fmt: skip
+    metric: MetricConfig | None = None
 
 
 class BudgetConfig(Section):
@@ -66,7 +110,7 @@ class ConstraintsConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What to minimise, over L_j(v) / L_j(base)."""
+    """What to minimise, over L_j(v) / L_j(base); a metric's difference from base over its scale counts likewise."""
 
     kind: Literal["mean", "weighted", "worst"] = "mean"
     upper_confidence: float | None = Field(
@@ -159,6 +203,27 @@ class SearchConfig(Section):
     def domain_names(self) -> list[str]:
         """Names of the domains, in file order."""
         return [domain.name for domain in self.domains]
+
+    @model_validator(mode="after")
+    def _gradients_of_losses(self) -> SearchConfig:
+        judged = [capability.name for capability in self.capabilities if capability.metric is not None]
+        if judged and self.gradients in {"implicit", "unrolled"}:
+            raise ValueError(
+                f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
+            )
+        return self
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether a capability is judged by a metric."""
+        return any(capability.metric is not None for capability in self.capabilities)
+
+    @property
+    def kinds(self) -> tuple[Literal["loss", "score", "cost"], ...]:
+        """What each capability is judged by: its loss, a score (higher is better) or a cost (lower is better)."""
+        return tuple(
+            "loss" if c.metric is None else "score" if c.metric.higher_is_better else "cost" for c in self.capabilities
+        )
 
     @property
     def capability_names(self) -> list[str]:
@@ -255,7 +320,8 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
         update={
             "domains": tuple(d.model_copy(update={"path": _absolute(d.path, folder)}) for d in config.domains),
             "capabilities": tuple(
-                c.model_copy(update={"path": _absolute(c.path, folder)}) for c in config.capabilities
+                c.model_copy(update={"path": _absolute(c.path, folder), "metric": _placed(c.metric, folder)})
+                for c in config.capabilities
             ),
         }
     )
@@ -278,6 +344,13 @@ def _absolute(source: str, folder: Path) -> str:
     if source.startswith(("demo:", "hf:")) or Path(source).is_absolute():
         return source
     return str((folder / source).resolve()) if not any(c in source for c in "*?[") else str(folder / source)
+
+
+def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
+    """Say where a metric runs."""
+    if metric is None:
+        return None
+    return metric.model_copy(update={"folder": str((folder / (metric.folder or ".")).resolve())})
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -22,6 +22,7 @@ from ideal_proxy.constraint_text import (
     parse_fraction,
 )
 from ideal_proxy.errors import UsageError
+from ideal_proxy.relative import Kind
 
 FloatArray = NDArray[np.float64]
 ScalarFunction = Callable[[FloatArray], tuple[float, FloatArray]]
@@ -42,7 +43,8 @@ class Problem:
         available: rows that each domain has (D,); None in share mode or where unknown.
         tokens_per_row: mean tokens of one row (D,); None where unknown.
         unit: `rows`, or `share` for published tables with a fixed total.
-        higher_is_better: True where capabilities are scores, False where they are losses in nats.
+        higher_is_better: True where all capabilities are scores, False where they are losses in nats.
+        kinds: of each capability, where they differ; default by `higher_is_better`.
     """
 
     domains: tuple[str, ...]
@@ -52,8 +54,14 @@ class Problem:
     tokens_per_row: FloatArray | None = None
     unit: Literal["rows", "share"] = "rows"
     higher_is_better: bool = False
+    kinds: tuple[Kind, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.kinds:
+            kind: Kind = "score" if self.higher_is_better else "loss"
+            object.__setattr__(self, "kinds", (kind,) * len(self.capabilities))
+        if len(self.kinds) != len(self.capabilities):
+            raise UsageError(f"{len(self.kinds)} kinds for {len(self.capabilities)} capabilities; give one each.")
         for name in ("base", "available", "tokens_per_row"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, np.array(value, dtype=np.float64))

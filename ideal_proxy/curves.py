@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from ideal_proxy.fit import ResponseModel
+from ideal_proxy.relative import Yardstick
 
 Array = NDArray[np.float64]
 
@@ -227,7 +228,14 @@ def objective_value(ratios: Array, kind: str, weights: Array) -> Array:
 
 
 def against(
-    model: ResponseModel, mixture: Array, base: Array, *, pairs: int, kind: str = "mean", weights: Array | None = None
+    model: ResponseModel,
+    mixture: Array,
+    base: Array,
+    *,
+    pairs: int,
+    kind: str = "mean",
+    weights: Array | None = None,
+    yardstick: Yardstick | None = None,
 ) -> tuple[list[Ratio], Ratio]:
     """Predict a mixture against base: each capability's ratio of losses, and the relative gain in the objective.
 
@@ -238,24 +246,29 @@ def against(
         pairs: the intervals are for the mean over so many pairs of runs that share a seed.
         kind: of the objective.
         weights: of a weighted objective, (J,).
+        yardstick: what scores are measured in; None where all are losses.
 
     Returns:
         tuple: J ratios, and the gain (1 − objective), with 90 % intervals.
     """
     here, there = (model.value_and_gradient(v)[0] for v in (mixture, base))
-    draws_SJ = model.draws_value_and_gradient(mixture)[0] / model.draws_value_and_gradient(base)[0]
+    stick = yardstick or Yardstick.of_losses(len(here))
+    draws_SJ = stick.relative(model.draws_value_and_gradient(mixture)[0], model.draws_value_and_gradient(base)[0])
+    ratio_J = stick.relative(here, there)
     weights = np.ones(len(here)) if weights is None else weights
     same = bool(np.array_equal(mixture, base))
-    run_J = np.zeros(len(here)) if same else np.asarray(model.residual_scale_) / there * np.sqrt(2 / pairs)
+    run_J = (
+        np.zeros(len(here)) if same else np.asarray(model.residual_scale_) / stick.divisor(there) * np.sqrt(2 / pairs)
+    )
     z = float(norm.ppf(0.5 + LEVEL / 2))
     half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
     ratios = [
-        Ratio(value=float(r), lower=float(r - h), upper=float(r + h)) for r, h in zip(here / there, half_J, strict=True)
+        Ratio(value=float(r), lower=float(r - h), upper=float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)
     ]
-    gain = 1 - float(objective_value(here / there, kind, weights))
+    gain = 1 - float(objective_value(ratio_J, kind, weights))
     share = weights / weights.sum() if kind == "weighted" else np.full(len(here), 1 / len(here))
     if kind == "worst":
-        share = (here / there == (here / there).max()).astype(float)
+        share = (ratio_J == ratio_J.max()).astype(float)
     run = float(np.sqrt(((share * run_J) ** 2).sum()))
     half = z * float(np.hypot(objective_value(draws_SJ, kind, weights).std(), run))
     return ratios, Ratio(value=gain, lower=gain - half, upper=gain + half)

@@ -19,6 +19,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.fit import ResponseModel
 from ideal_proxy.mixture import MixtureFile, load_mixture
 from ideal_proxy.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.relative import Yardstick
 from ideal_proxy.show import load_result
 from ideal_proxy.store import read_json
 
@@ -38,7 +39,7 @@ class SearchRun:
         prepared: the problem in numbers.
         result: the content of `result.json`.
         mixture: the mixture file.
-        model: the fitted response, losses of the search rows against full-size rows.
+        model: the fitted response, losses of the search rows (or scores of the metrics) against full-size rows.
         runs: one row a run: role, seed, volumes, losses, cost.
         plan: the sizes chosen at the start.
         rate: the learning rate, and how it was chosen.
@@ -93,6 +94,29 @@ class SearchRun:
         chosen = self.fitted() if runs is None else runs
         return chosen[[f"rows/{name}" for name in self.domains]].to_numpy(dtype=float)
 
+    @property
+    def yardstick(self) -> Yardstick:
+        """What scores are measured in; of losses alone where no metric judges."""
+        found = [entry.get("metric") for entry in self.result["capabilities"]]
+        return Yardstick(self.config.kinds, np.array([np.nan if m is None else m["scale"] for m in found]))
+
+    def values(self, runs: pd.DataFrame | None = None, half: str = "search") -> Array:
+        """Give what judges the runs: the scores of capabilities that have a metric, the losses of the others.
+
+        Args:
+            runs: rows of `runs`; default those that the model was fitted to.
+            half: `search`, or `verify` (only the check's runs have it; they have no scores of the search).
+
+        Returns:
+            array: in each capability's own unit, shape (R, J).
+        """
+        chosen = self.fitted() if runs is None else runs
+        columns = [
+            f"{half}_{'loss' if kind == 'loss' else 'score'}/{name}"
+            for name, kind in zip(self.capabilities, self.config.kinds, strict=True)
+        ]
+        return chosen.reindex(columns=columns).to_numpy(dtype=float)
+
     def losses(self, runs: pd.DataFrame | None = None, half: str = "search") -> Array:
         """Give the reference losses of runs.
 
@@ -116,19 +140,22 @@ class SearchRun:
 
         Returns:
             DataFrame: columns run, kind (`left out` of the fit in turn, `later` swarm or `fresh` seeds of the check),
-            capability, observed, predicted, base (the prediction at base), all in nats per supervised token.
+            capability, observed, predicted, base (the prediction at base), all in nats per supervised token, or in the
+            metric's unit; unit (what a difference is divided by to be relative: the base, of scores their scale). The
+            check judges scores on items of its own, so that only its losses are here.
         """
         model, fitted = self.model, self.fitted()
-        left_out = (model.sign_ * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T
+        left_out = (model.sign_[:, None] * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T
         design = self.runs[self.runs["role"] == "design"]
         later, fresh = design.iloc[len(fitted) :], self.runs[self.runs["role"] == "verify"]
         parts = [(fitted, "left out", left_out)]
         parts += [(part, kind, self._predict(part)) for part, kind in ((later, "later"), (fresh, "fresh")) if len(part)]
         base = model.value_and_gradient(self.base)[0]
+        unit = self.yardstick.divisor(base)
         tables = [
             pd.DataFrame({
-                "run": part["run"].to_numpy(), "kind": kind, "capability": name, "observed": self.losses(part)[:, j],
-                "predicted": predicted[:, j], "base": base[j],
+                "run": part["run"].to_numpy(), "kind": kind, "capability": name, "observed": self.values(part)[:, j],
+                "predicted": predicted[:, j], "base": base[j], "unit": unit[j],
             })
             for part, kind, predicted in parts
             for j, name in enumerate(self.capabilities)

@@ -19,11 +19,12 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ideal_proxy import fit_choice, fit_json, fit_trust
 from ideal_proxy.fit_choice import LAW, LAW_PROCESS, PROCESS
-from ideal_proxy.fit_input import BadInput, Runs, check_volumes, distinct_runs
-from ideal_proxy.fit_law import RHO_PRIOR, GradientRows, LawData, LawFit, fit_law, posterior_draws
+from ideal_proxy.fit_input import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
+from ideal_proxy.fit_law import BASELINE_NATS, RHO_PRIOR, GradientRows, LawData, LawFit, fit_law, posterior_draws
 from ideal_proxy.fit_report import diagnose
 from ideal_proxy.fit_residual import Process, fit_processes
 from ideal_proxy.law import FIRST_A, Array, Volumes, evaluate
+from ideal_proxy.relative import directions
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     Args:
         unit: "rows", or "share" where every mixture sums to one.
-        kind: "loss" (lower is better, never below zero) or "score" (higher is better, any affine scale).
+        kind: "loss" (lower is better, never below zero), "score" (higher is better, any affine scale) or "cost" (lower
+            is better, any affine scale), or one of them for each capability.
         available: (D,) rows each domain has, so that repeats saturate; None: nothing is repeated.
         base: (D,) base volumes, which set the scale; default ``available``, else the mean of V.
         process: "auto" lets cross-validation mix in Gaussian processes, "never" keeps the law alone.
@@ -66,7 +68,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self,
         *,
         unit: str = "rows",
-        kind: str = "loss",
+        kind: Any = "loss",
         available: Any = None,
         base: Any = None,
         process: str = "auto",
@@ -168,11 +170,11 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     def _check_options(self) -> None:
         for name, allowed in (
             ("unit", ("rows", "share")),
-            ("kind", ("loss", "score")),
             ("process", ("auto", "never")),
         ):
             if getattr(self, name) not in allowed:
                 raise BadInput(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(allowed)}.")
+        check_kind(self.kind)
         if self.trust != "auto" and not (isinstance(self.trust, (int, float)) and self.trust > 0):
             raise BadInput(f'trust is {self.trust!r} and must be "auto" or a number above 0; inf leaves responses out.')
 
@@ -188,19 +190,20 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return asked
 
     def _standardise(self, runs: Runs, baseline_loss: Any, responses: Any) -> LawData:
-        sign = -1.0 if self.kind == "score" else 1.0
         seen = runs.weight_JR > 0
-        if self.kind == "loss" and (runs.loss_JR[seen] < 0).any():
-            log.warning('Some losses are negative: they are fitted as scores of the other sign; see kind="score".')
         J, D = len(seen), runs.v_RD.shape[1]
-        y = sign * runs.loss_JR
+        self.kinds_ = kinds_of(self.kind, J)
+        sign, plain = directions(self.kinds_), np.array([kind == "loss" for kind in self.kinds_])
+        if (runs.loss_JR[plain][seen[plain]] < 0).any():
+            log.warning('Some losses are negative: they are fitted as scores of the other sign; see kind="score".')
+        y = sign[:, None] * runs.loss_JR
         total = runs.weight_JR.sum(axis=1)
         mean = (runs.weight_JR * y).sum(axis=1) / total
         spread = np.sqrt((runs.weight_JR * (y - mean[:, None]) ** 2).sum(axis=1) / total)
         spread = np.where(spread > 1e-12 * (1.0 + np.abs(mean)), spread, np.maximum(np.abs(mean), 1.0))
         low = np.where(seen, y, np.inf).min(axis=1)
         width = np.maximum(np.where(seen, y, -np.inf).max(axis=1) - low, 1e-3 * spread)
-        affine = (low <= 0) | (self.kind == "score")
+        affine = (low <= 0) | ~plain
         self.location_ = np.where(affine, mean, 0.0)
         self.scale_ = spread
         self.sign_ = sign
@@ -225,7 +228,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if baseline.shape != (J,):
             raise BadInput(f"baseline_loss has {baseline.size} values and there are {J} capabilities: give one each.")
         y = np.where(seen, (y - self.location_[:, None]) / spread[:, None], 0.0)
-        unit_nats = spread if self.kind == "loss" else np.ones(J)
+        # A score has no nats: its Z, one noisy measurement, is known to about the spread between runs.
+        unit_nats = np.where(plain, spread, BASELINE_NATS)
         data = LawData(
             y,
             runs.weight_JR,
@@ -240,7 +244,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _gradient_rows(self, responses: Any, volumes: Volumes) -> tuple[GradientRows, ...]:
         given = [] if responses is None else responses if isinstance(responses, (list, tuple)) else [responses]
-        if given and (self.unit == "share" or self.kind == "score"):
+        if given and (self.unit == "share" or set(self.kinds_) != {"loss"}):
             raise BadInput(
                 "responses are derivatives of losses by rows and cannot enter a fit of "
                 f"{'shares' if self.unit == 'share' else 'scores'}; leave them out."
@@ -258,7 +262,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
                     f"got {matrix.shape}, {error.shape}, {v.shape}, {share.shape}."
                 )
             u, du_dv, _ = volumes.effective(v[None])
-            unit = self.sign_ / self.scale_[:, None]
+            unit = self.sign_[:, None] / self.scale_[:, None]
             centred = matrix - share * np.nansum(matrix, axis=1, keepdims=True)
             rows.append(GradientRows(u[0], du_dv[0] * v, share / share.sum(), centred * unit, error * abs(unit)))
         return tuple(rows)
@@ -387,7 +391,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return np.asarray(y)
 
     def _original(self, y_JN: Array) -> Array:
-        return np.asarray(self.sign_ * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
+        return np.asarray(self.sign_[:, None] * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
 
     def predict(self, V: Any, return_interval: bool | float = False) -> Any:
         """Predict losses or scores.
@@ -513,7 +517,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
                 y[:, j] += w[j, place] * (draws @ process.kernel(x[None], process.x_RD)[0])
                 by[:, j] += w[j, place] * (draws @ process.kernel.by_x(x, process.x_RD)) / self.volumes_.scale
         value = self.sign_ * (self.location_ + self.scale_ * y)
-        return value, self.sign_ * self.scale_[:, None] * by * du_dv
+        return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
 
     # ---------------------------------------------------------- diagnostics
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.law import Array
+from ideal_proxy.relative import KINDS, Kind
 
 SHARE_TOLERANCE = 0.02
 """Published tables round shares to three digits; a row may sum to one within this and is then normalised."""
@@ -36,6 +37,39 @@ class Runs:
     loss_JR: Array
     weight_JR: Array
     seed_R: np.ndarray
+
+
+def check_kind(kind: Any) -> None:
+    """Refuse what is no kind of capability.
+
+    Args:
+        kind: one for all capabilities, or one each.
+
+    Raises:
+        BadInput: it is none of loss, score and cost, nor a list of them.
+    """
+    if set([kind] if isinstance(kind, str) else kind) - set(KINDS):
+        raise BadInput(f"kind is {kind!r} and must be one of {', '.join(KINDS)}, or a list of them, one a capability.")
+
+
+def kinds_of(kind: Any, count: int) -> tuple[Kind, ...]:
+    """Write a model's `kind` out.
+
+    Args:
+        kind: one for all capabilities, or one each.
+        count: J.
+
+    Returns:
+        J kinds.
+
+    Raises:
+        BadInput: another number of kinds than of capabilities.
+    """
+    given: Any = [kind] * count if isinstance(kind, str) else kind
+    kinds: tuple[Kind, ...] = tuple(given)
+    if len(kinds) != count:
+        raise BadInput(f"kind has {len(kinds)} entries and there are {count} capabilities: give one each, or one.")
+    return kinds
 
 
 def check_volumes(v_ND: Array, unit: str) -> Array:

@@ -32,7 +32,7 @@ ARRAYS = (
     "response_scale_",
 )
 FLAGS = ("harm_", "is_convex_", "repeat_identified_")
-PLAIN = ("sign_", "process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_", "fidelity_")
+PLAIN = ("process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_", "fidelity_")
 
 
 def _plain(value: Any) -> Any:
@@ -90,6 +90,7 @@ def dump(model: Any) -> dict[str, Any]:
         "rest": [_process(p) for p in model.rest_],
         "alone": [_process(p) for p in model.alone_],
         "diagnostics": [_plain(asdict(d)) for d in model.diagnostics_],
+        "sign_": _plain(model.sign_),
         **state,
     }
 
@@ -114,6 +115,9 @@ def load(model: Any, document: dict[str, Any]) -> None:
         value = document[name]
         setattr(model, name, float("inf") if value == "inf" else value)
     model._one_dimensional_ = document["one_dimensional"]
+    J = len(model.theta_)
+    model.kinds_ = (model.kind,) * J if isinstance(model.kind, str) else tuple(model.kind)
+    model.sign_ = np.broadcast_to(np.array(document["sign_"], dtype=float), (J,)).copy()
     if document["named"]:
         model.feature_names_in_ = np.array(document["domain_names_"], dtype=object)
     v = document["volumes"]

@@ -103,14 +103,14 @@ def _parameters(model: Any, j: int) -> dict[str, tuple[float, float]]:
     D = model.n_features_in_
     p = {name: values[j] for name, values in unpack(model.theta_, model.bounds_, D).items()}
     sd = np.sqrt(np.maximum(np.diag(model.covariance_[j]), 0.0))
-    scale, location = model.scale_[j], model.location_[j]
+    scale, location, sign = model.scale_[j], model.location_[j], model.sign_[j]
     f = float(sigmoid(model.theta_[j, FLOOR]))
     floor_error = float((model.bounds_[j, 1] - model.bounds_[j, 0]) * f * (1.0 - f) * sd[FLOOR] * scale)
     gamma_error = p["gamma"] * (1.0 - p["gamma"]) * sd[GAMMA]
     out = {
-        "E": (float(model.sign_ * (location + scale * p["E"])), floor_error),
+        "E": (float(sign * (location + scale * p["E"])), floor_error),
         "Z": (
-            float(model.sign_ * (location + scale * p["Z"])),
+            float(sign * (location + scale * p["Z"])),
             float(np.hypot(floor_error, (p["Z"] - p["E"]) * sd[SPAN] * scale)),
         ),
         "alpha": (float(p["alpha"]), float(p["alpha"] * sd[ALPHA])),

@@ -42,6 +42,22 @@ class DomainVolume(_Part):
         return self
 
 
+class MetricResult(_Part):
+    """What a capability was judged by instead of its loss, in the metric's own unit."""
+
+    command: str | None = None
+    python: str | None = None
+    higher_is_better: bool = True
+    scale: float | None = Field(default=None, description="what counted as much as a loss doubled")
+    noise: float | None = Field(default=None, description="standard deviation of one proxy run")
+    base_score: float | None = None
+    score: float | None = None
+    predicted_change: float | None = None
+    verified_change: float | None = None
+    verified_lower: float | None = None
+    verified_upper: float | None = None
+
+
 class CapabilityResult(_Part):
     """One capability's losses in nats a supervised token: at base, predicted, and verified by training."""
 
@@ -58,6 +74,7 @@ class CapabilityResult(_Part):
     verified_gain: float | None = None
     verified_lower: float | None = None
     verified_upper: float | None = None
+    metric: MetricResult | None = None
 
 
 class MixtureFile(_Part):

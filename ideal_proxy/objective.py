@@ -16,6 +16,7 @@ from scipy.special import ndtri
 from ideal_proxy.constraint_text import check_name, parse_fraction
 from ideal_proxy.constraints import Constraints, FloatArray, Problem, ScalarFunction, VectorFunction
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.relative import Yardstick, directions
 
 SD_ROUNDING = 1e-5
 """ε of sqrt(variance + ε²) − ε: makes the standard deviation smooth at base, where all draws of a ratio are 1."""
@@ -44,7 +45,8 @@ class Objective:
     """What is minimised.
 
     Attributes:
-        kind: `mean`, `weighted` or `worst` of L_j(v)/L_j(v⁰); for scores of (base score − score)/scale.
+        kind: `mean`, `weighted` or `worst` of L_j(v)/L_j(v⁰); for scores of (base score − score)/scale, plus 1 where
+            losses stand beside them.
         weights: of the capabilities, for `weighted`; those not named weigh nothing.
         upper_confidence: minimise the one-sided upper bound at this level, such as 0.9; None for the prediction.
         kl_penalty: added: this many times the Kullback–Leibler divergence of the shares from base (nats).
@@ -119,13 +121,13 @@ class Objective:
 class RelativeLosses:
     """Losses relative to base as functions of the volumes, with exact derivatives; lower is better.
 
-    For losses L_j(v)/L_j(v⁰); for scores (S_j(v⁰) − S_j(v))/scale_j. Draws are paired: each is relative to its own
-    value at base, so what all draws share cancels.
+    For losses L_j(v)/L_j(v⁰); for scores (S_j(v⁰) − S_j(v))/scale_j, where higher is better, and with the other sign
+    where lower is; plus 1 where there are losses too, so that base is the same for all. Draws are paired: each is
+    relative to its own value at base, so what all draws share cancels.
     """
 
     def __init__(self, model: ResponseSurface, problem: Problem, scale: Mapping[str, float] | None = None) -> None:
         self._model = model
-        self._scores = problem.higher_is_better
         base, jacobian = model.value_and_gradient(problem.base)
         shape = len(problem.capabilities), len(problem.domains)
         if jacobian.shape != shape:
@@ -133,15 +135,17 @@ class RelativeLosses:
         self.base_losses_J = np.asarray(base, dtype=np.float64)
         if not np.all(np.isfinite(base)) or not np.all(np.isfinite(jacobian)):
             raise UserError("The fit predicts no finite value at the base mixture; fit it again near the base.")
-        if self._scores:
-            self.base_J, self._divisor_J = 0.0, self._score_scale(problem, scale)
-        else:
-            if bad := [c for c, x in zip(problem.capabilities, base, strict=True) if x <= 0]:
-                raise UserError(
-                    f"The predicted base loss of {', '.join(bad)} is not positive, so nothing can be relative to "
-                    "it; fit with --maximize if these are scores."
-                )
-            self.base_J, self._divisor_J = 1.0, self.base_losses_J
+        lossy = [kind == "loss" for kind in problem.kinds]
+        if bad := [c for c, x, loss in zip(problem.capabilities, base, lossy, strict=True) if loss and x <= 0]:
+            raise UserError(
+                f"The predicted base loss of {', '.join(bad)} is not positive, so nothing can be relative to "
+                "it; fit with --maximize if these are scores."
+            )
+        scales = np.full(len(lossy), np.nan) if all(lossy) else self._score_scale(problem, scale)
+        self._stick = Yardstick(problem.kinds, np.where(lossy, np.nan, scales))
+        self._shift = 0.0 if any(lossy) else 1.0  # scores alone are told from 0, as tables of scores are
+        self._divisor_J = self._stick.divisor(self.base_losses_J)
+        self._factor_J = directions(problem.kinds) / self._divisor_J
         self._base_draws_SJ: FloatArray | None = None
         self._problem = problem
         self._memo: dict[tuple[bool, bytes], tuple[FloatArray, FloatArray]] = {}
@@ -151,7 +155,8 @@ class RelativeLosses:
         for name, value in (scale or {}).items():
             check_name(name, problem.capabilities, what="capability", where="the scale of the objective")
             result[problem.capabilities.index(name)] = value
-        if not np.all(np.isfinite(result) & (result > 0)):
+        scores = np.array([kind != "loss" for kind in problem.kinds])
+        if not np.all(np.isfinite(result[scores]) & (result[scores] > 0)):
             raise UserError("A score has no positive scale (its replicates do not differ); give `scale` for it.")
         return result
 
@@ -163,11 +168,10 @@ class RelativeLosses:
             j: the capability.
 
         Returns:
-            1 + tolerance for losses; tolerance times the base score's size over the scale for scores.
+            1 + tolerance for losses; for scores the tolerance times the base score's size over the scale (plus 1
+            beside losses).
         """
-        if self._scores:
-            return float(tolerance * abs(self.base_losses_J[j]) / self._divisor_J[j])
-        return 1.0 + tolerance
+        return self._stick.allowance(tolerance, self.base_losses_J, j) - self._shift
 
     def absolute(self, relative_J: FloatArray) -> FloatArray:
         """Turn relative losses back into losses (nats) or scores.
@@ -178,8 +182,7 @@ class RelativeLosses:
         Returns:
             (J,).
         """
-        scaled = self._divisor_J * relative_J
-        return self.base_losses_J - scaled if self._scores else scaled
+        return self._stick.absolute(relative_J + self._shift, self.base_losses_J)
 
     def point(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Predict the relative losses.
@@ -191,9 +194,10 @@ class RelativeLosses:
             (J,) and derivatives (J, D).
         """
         value, jacobian = self._remember(False, v)
-        if self._scores:
-            return (self.base_losses_J - value) / self._divisor_J, -jacobian / self._divisor_J[:, None]
-        return value / self._divisor_J, jacobian / self._divisor_J[:, None]
+        return self._relative(value, self.base_losses_J), jacobian * self._factor_J[:, None]
+
+    def _relative(self, values: FloatArray, base: FloatArray) -> FloatArray:
+        return self._stick.relative(values, base) - self._shift
 
     def upper(self, v: FloatArray, confidence: float, weights_KJ: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Bound weighted means of the relative losses from above: prediction + z · sd over paired draws.
@@ -214,12 +218,8 @@ class RelativeLosses:
         draws, draws_jacobian = self._remember(True, v)
         if self._base_draws_SJ is None:
             self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.base)[0])
-        if self._scores:
-            relative_SJ = (self._base_draws_SJ - draws) / self._divisor_J
-            factor_SJ = np.broadcast_to(-1.0 / self._divisor_J, draws.shape)
-        else:
-            relative_SJ = draws / self._base_draws_SJ
-            factor_SJ = 1.0 / self._base_draws_SJ
+        relative_SJ = self._relative(draws, self._base_draws_SJ)
+        factor_SJ = directions(self._stick.kinds) / self._stick.divisor(self._base_draws_SJ)
         combined_SK = relative_SJ @ weights_KJ.T
         deviation_SK = combined_SK - combined_SK.mean(axis=0)
         degrees = max(len(draws) - 1, 1)

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.influence_records import plain_lists, unresolved
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.mixture_file import MetricResult
 from ideal_proxy.plan import Plan
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.proposal import Proposal, bootstrap_volumes, gradient_note
+from ideal_proxy.relative import directions
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
-from ideal_proxy.verdict import IMPROVES, Bound, Verdict, sentence
+from ideal_proxy.verdict import IMPROVES, Bound, Verdict, ratio_bounds, score_bounds, sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,10 @@ def write_outcome(
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
-    law = chosen.proposal.model.to_json()
-    atomic_write_json(folder / "fit.json", law)
+    atomic_write_json(folder / "fit.json", chosen.proposal.model.to_json())
+    law = chosen.proposal.loss_model.to_json()  # what full-size runs measure: reference losses
+    if config.has_metrics:
+        atomic_write_json(folder / "fit_losses.json", law)
     save_mixture(folder / "mixture.json", _mixture(config, prepared, plan, laboratory, chosen, result, law, folder))
     atomic_write_json(folder / "result.json", result)
     return result
@@ -91,8 +95,10 @@ def _result(
     base = prepared.column("base").astype(int)
     rows = proposal.rows
     drawn, drawn_base = (np.array(laboratory.drawn_tokens(v))[:, 0] for v in (rows, base))
-    pair_losses = laboratory.verified_losses(chosen.number)
-    moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline_loss(), seed=config.seed)
+    paired = laboratory.paired_losses(chosen.number)
+    pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
+    ratios = ratio_bounds(paired, level=verdict.level, seed=config.seed) if config.has_metrics else verdict.ratios
+    moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline(), seed=config.seed)
     domains = [
         {
             "name": domain.name,
@@ -114,12 +120,13 @@ def _result(
             "name": capability.name,
             "base_loss": pair_losses[j][0],
             "proposal_loss": pair_losses[j][1],
-            "predicted": asdict(proposal.ratios[j]),
-            "verified": asdict(verdict.ratios[j]),
+            "predicted": asdict(proposal.loss_ratios[j]),
+            "verified": asdict(ratios[j]),
         }
+        | _metric(config, laboratory, chosen, j)
         for j, capability in enumerate(prepared.capabilities)
     ]
-    text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain)
+    text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config))
     return {
         "name": config.name,
         "verdict": {
@@ -137,7 +144,12 @@ def _result(
         "capabilities": capabilities,
         "noise": {"run": proposal.run_noise, "seed": proposal.seed_noise},
         "optimum": {"scope": proposal.scope, "active": list(proposal.active)},
-        "warnings": [*proposal.notes, *prepared.health["duplicates"], *laboratory.failures()],
+        "warnings": [
+            *proposal.notes,
+            *prepared.health["duplicates"],
+            *laboratory.failures(),
+            *_changed_scripts(laboratory),
+        ],
         "rounds": [
             {
                 "round": outcome.number + 1,
@@ -153,6 +165,57 @@ def _result(
         "cost": laboratory.cost() | {"rounds": len(outcomes)},
         "gradients": _gradients(config, laboratory, proposal),
     }
+
+
+def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:
+    """Return nats per supervised token over all pairs."""
+    return float(sums_SN.mean(0).sum() / tokens_N.sum())
+
+
+def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, j: int) -> dict[str, Any]:
+    """Collect what a capability's metric gave, in its own unit; nothing where its loss is what judges."""
+    metric = config.capabilities[j].metric
+    if metric is None:
+        return {}
+    proposal, verdict = chosen.proposal, chosen.verdict
+    scores = laboratory.paired_scores(chosen.number)[j]
+    stick, sign = proposal.yardstick, float(directions(config.kinds)[j])
+    expected, scale = proposal.ratios[j], float(stick.scale[j])
+    differences = sorted(sign * scale * (x - 1.0) for x in (expected.lower, expected.upper))
+    return {
+        "metric": {
+            "command": metric.command,
+            "python": metric.python,
+            "higher_is_better": metric.higher_is_better,
+            "scale": scale,
+            "noise": float(proposal.score_noise[j]),
+            "base_spread": float(scores.base.std(ddof=1)),
+            "base": float(scores.base.mean()),
+            "proposal": float(scores.proposal.mean()),
+            "before_sft": float(laboratory.baseline().values[j]),
+            "predicted_base": float(proposal.base_values[j]),
+            "predicted": asdict(Bound(sign * scale * (expected.value - 1.0), *differences)),
+            "verified": asdict(score_bounds(scores, level=verdict.level)),
+        }
+    }
+
+
+def _judged_by(config: SearchConfig) -> str:
+    """Say what the check judged by."""
+    if not config.has_metrics:
+        return "on unseen reference rows"
+    whole = all(capability.metric is not None for capability in config.capabilities)
+    return "by the metrics" if whole else "by the metrics and on unseen reference rows"
+
+
+def _changed_scripts(laboratory: Laboratory) -> list[str]:
+    """Warn where runs were scored by more than one version of a script."""
+    return [
+        f"the metric of {name} was changed during the search ({len(versions)} versions of its script): start anew with "
+        "another --out if that moves its scores"
+        for name, versions in laboratory.scripts().items()
+        if len(versions) > 1
+    ]
 
 
 def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal) -> dict[str, Any] | None:
@@ -196,7 +259,6 @@ def _mixture(
     rows: NDArray[np.int64] = chosen.proposal.rows if adopted else base
     drawn = laboratory.drawn_tokens(rows)
     total = max(1, sum(tokens for tokens, _ in drawn))
-    verified = chosen.verdict.ratios
     provenance = read_json(folder / "provenance.json")
     return MixtureFile(
         name=config.name,
@@ -226,7 +288,8 @@ def _mixture(
                 format=capability.format,  # type: ignore[arg-type]
                 fingerprint=capability.fingerprint,
                 base_loss=result["capabilities"][j]["base_loss"],
-                **_losses(result["capabilities"][j], chosen.proposal.ratios[j], verified[j], adopted=adopted),
+                **_losses(result["capabilities"][j], adopted=adopted),
+                metric=_file_metric(result["capabilities"][j].get("metric"), adopted=adopted),
             )
             for j, capability in enumerate(prepared.capabilities)
         ],
@@ -263,18 +326,36 @@ def _mixture(
     )
 
 
-def _losses(entry: dict[str, Any], predicted: Bound, verified: Bound, *, adopted: bool) -> dict[str, float]:
+def _file_metric(found: dict[str, Any] | None, *, adopted: bool) -> MetricResult | None:
+    """Give what a metric gave for the volumes that the file holds; for the base nothing was predicted."""
+    if found is None:
+        return None
+    known = {key: found[key] for key in ("command", "python", "higher_is_better", "scale", "noise")}
+    if not adopted:
+        return MetricResult(**known, base_score=found["base"])
+    return MetricResult(
+        **known,
+        base_score=found["base"],
+        score=found["proposal"],
+        predicted_change=found["predicted"]["value"],
+        verified_change=found["verified"]["value"],
+        verified_lower=found["verified"]["lower"],
+        verified_upper=found["verified"]["upper"],
+    )
+
+
+def _losses(entry: dict[str, Any], *, adopted: bool) -> dict[str, float]:
     """Give a capability's numbers for the volumes that the file holds; for the base nothing was predicted."""
     if not adopted:
         return {}
-    base = entry["base_loss"]
+    base, predicted, verified = entry["base_loss"], entry["predicted"], entry["verified"]
     return {
-        "predicted_loss": predicted.value * base,
-        "predicted_lower": predicted.lower * base,
-        "predicted_upper": predicted.upper * base,
+        "predicted_loss": predicted["value"] * base,
+        "predicted_lower": predicted["lower"] * base,
+        "predicted_upper": predicted["upper"] * base,
         "verified_base_loss": base,
         "verified_loss": entry["proposal_loss"],
-        "verified_gain": 1 - verified.value,
-        "verified_lower": 1 - verified.upper,
-        "verified_upper": 1 - verified.lower,
+        "verified_gain": 1 - verified["value"],
+        "verified_lower": 1 - verified["upper"],
+        "verified_upper": 1 - verified["lower"],
     }

@@ -172,6 +172,8 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
     """
     if config.gradients != "auto":
         return ("" if config.gradients == "none" else config.gradients), ""
+    if config.has_metrics:
+        return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
     few = len(config.domains) + 1
     if LEAST_RUNS <= runs <= few:
         return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"

@@ -215,7 +215,7 @@ def plot_response(
         ax.axvspan(float(available[index]), ax.get_xlim()[1], color=PURPLE, alpha=0.14, linewidth=0)
     if names:
         unit = "share" if model.unit == "share" else "rows"
-        value = "loss, nats" if model.kind == "loss" else "score"
+        value = "loss, nats" if model.kinds_[j] == "loss" else "score"
         caption(ax, x=f"{unit} of {label(domain)}", y=value, title=label(capability))
     return ax
 
@@ -284,7 +284,8 @@ def figure_responses(
         )
         caption(panel, x=label(chosen[number], 22))
         if number % across == 0:
-            caption(panel, y="loss, nats" if model.kind == "loss" else "score")
+            judged = model.kinds_[list(model.target_names_).index(capability)]
+            caption(panel, y="loss, nats" if judged == "loss" else "score")
     key = response_key(
         proposal=proposal is not None, runs=runs is not None, repeats=model.volumes_.available is not None
     )
@@ -395,7 +396,8 @@ def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = No
         Axes: one group across, the other up; both lower is better.
     """
     ax = new_axes(5.6, 3.6, ax)
-    higher = front.optima[0].problem.higher_is_better
+    kinds = front.optima[0].problem.kinds
+    higher = "loss" not in kinds
     at_base = 0.0 if higher else 1.0
     values = front.values - at_base
     ax.axvline(0, color=GRID, linewidth=1)
@@ -407,7 +409,7 @@ def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = No
     if not higher:
         for which in ("x", "y"):
             percent_axis(ax, which)
-    what = "predicted change, scaled" if higher else "predicted change of loss"
+    what = "predicted change of loss" if set(kinds) == {"loss"} else "predicted change, scaled"
     ax.margins(0.08)
     caption(ax, x=f"{_group(front.first)}: {what}", y=f"{_group(front.second)}: {what}")
     legend(ax, loc="best")

@@ -24,8 +24,9 @@ from ideal_proxy.fit import ResponseModel, Responses
 from ideal_proxy.objective import Objective
 from ideal_proxy.optimize import Optimum, optimize
 from ideal_proxy.prepare import Prepared
+from ideal_proxy.relative import Yardstick
 from ideal_proxy.rounding import round_volumes
-from ideal_proxy.verdict import Bound, combine
+from ideal_proxy.verdict import Bound, Kind, combine
 
 Array = NDArray[np.float64]
 
@@ -41,13 +42,28 @@ class RunTable:
         ids: R run ids.
         volumes: rows in full-size terms, shape (R, D).
         losses: reference losses on the search rows, nats per supervised token, shape (R, J).
+        values: what each capability is judged by, shape (R, J): its metric, or the same loss.
         seeds: seed of each run, shape (R,).
     """
 
     ids: tuple[str, ...]
     volumes: Array
     losses: Array
+    values: Array
     seeds: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Z_j, what the proxies give before any SFT row.
+
+    Attributes:
+        losses: on the search rows, nats per supervised token, shape (J,).
+        values: what each capability is judged by, shape (J,).
+    """
+
+    losses: Array
+    values: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +74,19 @@ class Proposal:
         rows: full-size rows of each domain, shape (D,).
         active: constraints that bind, in words.
         scope: `global optimum` or `best of k starts`, with the optimality residual.
-        ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs.
+        ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs; for scores
+            relative as `relative` says.
+        loss_ratios: the same of the reference losses, also where a metric judges.
         base_losses: predicted losses at base, shape (J,).
+        base_values: predicted at base, what each capability is judged by, shape (J,).
+        yardstick: what scores are measured in.
         predicted_gain: relative gain in the objective, same interval.
-        run_noise: standard deviation of one run's loss, relative, mean over capabilities.
+        run_noise: standard deviation of one run, relative, mean over capabilities.
         seed_noise: the same of a seed's common shift.
+        score_noise: standard deviation of one run in the unit of what it is judged by, shape (J,).
         notes: what the fit wants the user to know.
-        model: the fitted response model.
+        model: the fitted response of what each capability is judged by.
+        loss_model: the fitted response of the reference losses; the same where no metric judges.
         optimum: the optimiser's own result.
         table: the runs that were fitted.
         constraints: as used.
@@ -75,12 +97,17 @@ class Proposal:
     active: tuple[str, ...]
     scope: str
     ratios: tuple[Bound, ...]
+    loss_ratios: tuple[Bound, ...]
     base_losses: Array
+    base_values: Array
+    yardstick: Yardstick
     predicted_gain: Bound
     run_noise: float
     seed_noise: float
+    score_noise: Array
     notes: tuple[str, ...]
     model: ResponseModel
+    loss_model: ResponseModel
     optimum: Optimum
     table: RunTable
     constraints: Constraints
@@ -91,11 +118,12 @@ def fit_and_propose(
     config: SearchConfig,
     prepared: Prepared,
     table: RunTable,
-    baseline_loss: Array,
+    baseline: Baseline,
     *,
     seed: int,
     pairs: int = 3,
     responses: Sequence[Responses] | None = None,
+    yardstick: Yardstick | None = None,
 ) -> Proposal:
     """Fit the law to the runs and optimise the volumes.
 
@@ -103,10 +131,11 @@ def fit_and_propose(
         config: the run file.
         prepared: the problem in numbers.
         table: the runs to fit.
-        baseline_loss: Z_j, losses with no SFT row, shape (J,).
+        baseline: Z_j, with no SFT row.
         seed: seed of starts and bootstrap.
         pairs: pairs that the prediction's interval is meant for.
         responses: measured by gradients; the fit decides how far it trusts them.
+        yardstick: of an earlier round, so that all rounds measure gains alike; None makes one.
 
     Returns:
         Proposal: volumes in whole rows.
@@ -114,28 +143,42 @@ def fit_and_propose(
     Raises:
         UserError: the constraints contradict each other, or the fit is impossible.
     """
-    model, notes = _fit(table, prepared, baseline_loss, seed, responses)
-    problem = make_problem(prepared)
+    loss_model, notes = _fit(table, prepared, baseline, seed, responses)
+    base = prepared.column("base")
+    model = loss_model
+    if config.has_metrics:
+        model, notes = _fit(table, prepared, baseline, seed, None, config.kinds)
+    stick = yardstick or make_yardstick(config, model, loss_model, base)
+    problem = make_problem(prepared, config)
     constraints = make_constraints(config, prepared, problem, table.volumes)
-    objective = make_objective(config)
+    objective = make_objective(config, stick)
     optimum = optimize(model, objective, constraints, random_state=seed)
     rows = round_volumes(optimum.volumes, constraints)
-    base = prepared.column("base")
-    ratios, gain = _predict(model, config, base, rows.astype(float), pairs)
+    weights = [c.weight for c in config.capabilities]
+    options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
+    ratios, gain = predict_ratios(model, stick, base, rows.astype(float), **options)
+    plain = Yardstick.of_losses(len(ratios))
+    loss_ratios = predict_ratios(loss_model, plain, base, rows.astype(float), **options)[0]
     noise = np.asarray(model.residual_scale_, dtype=float)
     shift = np.asarray(model.seed_scale_, dtype=float)
-    base_losses = model.value_and_gradient(base)[0]
+    base_values = model.value_and_gradient(base)[0]
+    unit = stick.divisor(base_values)
     return Proposal(
         rows=rows,
         active=tuple(optimum.active),
         scope=f"{optimum.scope}, optimality residual {optimum.kkt_residual:.0e}",
         ratios=ratios,
-        base_losses=base_losses,
+        loss_ratios=loss_ratios,
+        base_losses=loss_model.value_and_gradient(base)[0],
+        base_values=base_values,
+        yardstick=stick,
         predicted_gain=gain,
-        run_noise=float(np.mean(noise / base_losses)),
-        seed_noise=float(np.mean(shift / base_losses)),
+        run_noise=float(np.mean(noise / unit)),
+        seed_noise=float(np.mean(shift / unit)),
+        score_noise=noise,
         notes=notes,
         model=model,
+        loss_model=loss_model,
         optimum=optimum,
         table=table,
         constraints=constraints,
@@ -172,11 +215,51 @@ def gradient_note(model: ResponseModel, method: str) -> str:
     )
 
 
-def make_problem(prepared: Prepared) -> Problem:
+def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: ResponseModel, base: Array) -> Yardstick:
+    """Say what a difference of each score is divided by, so that it may stand in a mean beside relative losses.
+
+    By default the replicate noise decides: one run's noise of the score counts as much as that of the capability's own
+    reference loss. A metric that is minus the loss is then judged as the loss is.
+
+    Args:
+        config: the run file.
+        model: the fitted response of what each capability is judged by.
+        loss_model: that of the reference losses.
+        base: base volumes, shape (D,).
+
+    Returns:
+        Yardstick: of the J capabilities.
+
+    Raises:
+        UserError: a score's value at base is to be its scale and is zero.
+    """
+    values, losses = (m.value_and_gradient(base)[0] for m in (model, loss_model))
+    noise, loss_noise = (np.asarray(m.residual_scale_, dtype=float) for m in (model, loss_model))
+    scale = np.full(len(values), np.nan)
+    for j, capability in enumerate(config.capabilities):
+        if capability.metric is None:
+            continue
+        given = capability.metric.scale
+        if given == "noise":
+            scale[j] = noise[j] / (loss_noise[j] / losses[j])
+        elif given == "base":
+            scale[j] = abs(values[j])
+        else:
+            scale[j] = float(given)
+        if not (np.isfinite(scale[j]) and scale[j] > 0):
+            raise UserError(
+                f"the metric of {capability.name} has no scale by {given!r} (at base it is {values[j]:.3g}, its noise "
+                f"{noise[j]:.3g}); give metric.scale a number: what counts as much as a loss doubled"
+            )
+    return Yardstick(config.kinds, scale)
+
+
+def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Problem:
     """State the problem to the optimiser in full-size rows.
 
     Args:
         prepared: the problem in numbers.
+        config: says which capabilities are scores; None: all are losses.
 
     Returns:
         Problem: names, base, available rows, tokens a row.
@@ -187,6 +270,7 @@ def make_problem(prepared: Prepared) -> Problem:
         base=prepared.column("base"),
         available=prepared.column("available"),
         tokens_per_row=prepared.column("tokens_per_row"),
+        kinds=config.kinds if config is not None else (),
     )
 
 
@@ -200,7 +284,7 @@ def check_constraints(config: SearchConfig, prepared: Prepared) -> None:
     Raises:
         UserError: the limits contradict each other; an irreducible set of them is named.
     """
-    constraints = make_constraints(config, prepared, make_problem(prepared), None)
+    constraints = make_constraints(config, prepared, make_problem(prepared, config), None)
     check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
 
 
@@ -238,11 +322,12 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
     return Constraints.from_options(options, problem)
 
 
-def make_objective(config: SearchConfig) -> Objective:
+def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:
     """Turn the run file's objective into the optimiser's.
 
     Args:
         config: the run file.
+        yardstick: what scores are measured in; None where all are losses.
 
     Returns:
         Objective: what to minimise.
@@ -253,18 +338,30 @@ def make_objective(config: SearchConfig) -> Objective:
         weights=weights,
         upper_confidence=config.objective.upper_confidence,
         kl_penalty=config.constraints.kl,
+        scale={
+            c.name: float(x)
+            for c, x in zip(config.capabilities, yardstick.scale if yardstick else (), strict=False)
+            if np.isfinite(x)
+        }
+        or None,
     )
 
 
 def _fit(
-    table: RunTable, prepared: Prepared, baseline_loss: Array, seed: int, responses: Sequence[Responses] | None
+    table: RunTable,
+    prepared: Prepared,
+    baseline: Baseline,
+    seed: int,
+    responses: Sequence[Responses] | None,
+    kinds: Sequence[str] | None = None,
 ) -> tuple[ResponseModel, tuple[str, ...]]:
-    """Fit the response model; what it logs becomes notes."""
+    """Fit the response model of the losses, or with kinds of what judges; what it logs becomes notes."""
     model = ResponseModel(
-        unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed
-    )
+        unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed,
+        kind="loss" if kinds is None else list(kinds),
+    )  # fmt: skip
     with _notes() as notes:
-        _fit_rows(model, table, prepared, baseline_loss, responses=responses)
+        _fit_rows(model, table, prepared, baseline, responses=responses)
     return model, tuple(dict.fromkeys(notes))
 
 
@@ -272,15 +369,17 @@ def _fit_rows(
     model: ResponseModel,
     table: RunTable,
     prepared: Prepared,
-    baseline_loss: Array,
+    baseline: Baseline,
     weights: Array | None = None,
     responses: Sequence[Responses] | None = None,
 ) -> ResponseModel:
-    """Fit a model to the runs under the names that users know."""
+    """Fit a model to the runs under the names that users know; one of kinds to what judges."""
+    judged = not isinstance(model.kind, str)
     return model.fit(
         pd.DataFrame(table.volumes, columns=prepared.domain_names),
-        pd.DataFrame(table.losses, columns=prepared.capability_names),
-        run_id=np.asarray(table.ids), seed_id=table.seeds, baseline_loss=baseline_loss, sample_weight=weights,
+        pd.DataFrame(table.values if judged else table.losses, columns=prepared.capability_names),
+        run_id=np.asarray(table.ids), seed_id=table.seeds,
+        baseline_loss=baseline.values if judged else baseline.losses, sample_weight=weights,
         responses=None if responses is None else list(responses),
     )  # fmt: skip
 
@@ -302,29 +401,44 @@ def _notes() -> Iterator[list[str]]:
         logger.propagate = before
 
 
-def _objective_value(config: SearchConfig, ratios: Array) -> Array:
-    """Reduce ratios over the last axis as the run file's objective does."""
-    return combine(ratios, config.objective.kind, [c.weight for c in config.capabilities])
-
-
-def _predict(
-    model: ResponseModel, config: SearchConfig, base: Array, rows: Array, pairs: int
+def predict_ratios(
+    model: ResponseModel,
+    yardstick: Yardstick,
+    base: Array,
+    rows: Array,
+    *,
+    pairs: int,
+    kind: Kind,
+    weights: Sequence[float],
 ) -> tuple[tuple[Bound, ...], Bound]:
-    """Predict the ratios to base, with the interval in which the mean of the first pairs should fall."""
+    """Predict a mixture relative to base, with the interval in which the mean of the first pairs should fall.
+
+    Args:
+        model: the fitted response.
+        yardstick: what scores are measured in.
+        base: volumes to compare with, shape (D,).
+        rows: volumes, shape (D,).
+        pairs: of runs that share a seed.
+        kind: of the objective.
+        weights: of a weighted objective, shape (J,).
+
+    Returns:
+        tuple: J relative values and the gain in the objective.
+    """
     here, there = (model.value_and_gradient(v)[0] for v in (rows, base))
-    ratio_J = here / there
-    draws_SJ = model.draws_value_and_gradient(rows)[0] / model.draws_value_and_gradient(base)[0]
-    run_J = np.asarray(model.residual_scale_) / there * np.sqrt(2 / pairs)
+    ratio_J = yardstick.relative(here, there)
+    draws_SJ = yardstick.relative(model.draws_value_and_gradient(rows)[0], model.draws_value_and_gradient(base)[0])
+    run_J = np.asarray(model.residual_scale_) / yardstick.divisor(there) * np.sqrt(2 / pairs)
     z = float(stats.norm.ppf(0.5 + LEVEL / 2))
     half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
-    gain = 1 - float(_objective_value(config, ratio_J))
-    gain_sd = np.hypot(_objective_value(config, draws_SJ).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
+    gain = 1 - float(combine(ratio_J, kind, weights))
+    gain_sd = np.hypot(combine(draws_SJ, kind, weights).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
     bounds = tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True))
     return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
 
 
 def bootstrap_volumes(
-    config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline_loss: Array, *, seed: int
+    config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline: Baseline, *, seed: int
 ) -> Array:
     """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move.
 
@@ -332,13 +446,14 @@ def bootstrap_volumes(
         config: the run file.
         prepared: the problem in numbers.
         proposal: whose volumes are questioned.
-        baseline_loss: Z_j, shape (J,).
+        baseline: Z_j.
         seed: of the weights.
 
     Returns:
         array: 5 % and 95 % quantile of every volume in full-size rows, shape (D, 2).
     """
-    table, constraints, objective = proposal.table, proposal.constraints, make_objective(config)
+    table, constraints = proposal.table, proposal.constraints
+    objective = make_objective(config, proposal.yardstick)
     trust = proposal.model.trust_
     responses = proposal.responses if np.isfinite(trust) else None
     rng = np.random.default_rng(seed + 1)
@@ -349,11 +464,11 @@ def bootstrap_volumes(
         model = ResponseModel(
             unit="rows", available=prepared.column("available"), base=prepared.column("base"),
             process="never", harm=proposal.model.harm_, trust=float(trust), n_starts=1, n_draws=8,
-            random_state=seed + draw,
+            random_state=seed + draw, kind=proposal.model.kind,
         )  # fmt: skip
         try:
             with _notes():
-                _fit_rows(model, table, prepared, baseline_loss, weights, responses)
+                _fit_rows(model, table, prepared, baseline, weights, responses)
             moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
             moved.append(prepared.column("base"))

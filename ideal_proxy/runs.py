@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,16 @@ from ideal_proxy.design import Design, make_design, spread_mixtures
 from ideal_proxy.errors import UserError
 from ideal_proxy.fit import Responses
 from ideal_proxy.influence_records import ResponseMatrix, mean_over_seeds
+from ideal_proxy.metric import MetricSpec
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
 from ideal_proxy.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.prepare import Prepared
-from ideal_proxy.proposal import RunTable
+from ideal_proxy.proposal import Baseline, RunTable
 from ideal_proxy.proxy_records import TrainSettings
 from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.swarm import (
     RESPONSES,
+    TOKENIZER,
     WARM_RUN,
     RunResult,
     RunSpec,
@@ -39,7 +42,7 @@ from ideal_proxy.swarm import (
     warm_spec,
 )
 from ideal_proxy.terminal import Reporter
-from ideal_proxy.verdict import PairedLosses
+from ideal_proxy.verdict import PairedLosses, PairedScores
 
 Array = NDArray[np.float64]
 
@@ -79,6 +82,7 @@ class Laboratory:
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._pairs: dict[int, list[PairedLosses]] = {}
+        self._paired_scores: dict[int, dict[int, PairedScores]] = {}
         self.gradients, self.gradients_why = gradient_method(config, plan.runs)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
         worker = "ideal_proxy.gradient_worker" if self.gradients else "ideal_proxy.swarm_worker"
@@ -95,16 +99,17 @@ class Laboratory:
 
     def warm_start(self) -> None:
         """Train the warm start that every proxy begins from, once."""
-        spec = warm_spec(self.context, self._seed(0))
+        spec = replace(warm_spec(self.context, self._seed(0)), metrics=self._metrics("search"))
         self._run("warm start", [spec], role="warm")
 
-    def baseline_loss(self) -> Array:
-        """Return Z_j, the reference losses before any SFT row.
+    def baseline(self) -> Baseline:
+        """Return Z_j, what the proxies give before any SFT row.
 
         Returns:
-            array: nats per supervised token on the search rows, shape (J,).
+            Baseline: losses on the search rows, and what each capability is judged by.
         """
-        return self._search_losses(self._results[WARM_RUN])
+        warm = self._results[WARM_RUN]
+        return Baseline(losses=self._search_losses(warm), values=self._values(warm))
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
         """Train base and two spread mixtures at every rate.
@@ -185,21 +190,32 @@ class Laboratory:
         """Collect the runs that the fit may use: the swarm's, not the check's.
 
         Returns:
-            RunTable: volumes, search losses and seeds.
+            RunTable: volumes, search losses, what each capability is judged by, and seeds.
+
+        Raises:
+            UserError: a metric gave the same score in every run.
         """
         kept = [run for run in self._results if self._roles[run] == "design"]
         results = [self._results[run] for run in kept]
+        values = np.array([self._values(result) for result in results]).reshape(len(results), -1)
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None and len(values) and np.ptp(values[:, j]) == 0:
+                raise UserError(
+                    f"the metric of {capability.name} gave {values[0, j]:g} in all {len(values)} runs, so it can "
+                    "tell no mixture from another; give it easier items or partial credit, or larger proxies"
+                )
         return RunTable(
             ids=tuple(kept),
             volumes=np.array([result.spec.volumes for result in results], dtype=float),
             losses=np.array([self._search_losses(result) for result in results]),
+            values=values,
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
         )
 
     def pairs(
         self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
-    ) -> list[PairedLosses]:
-        """Train base and proposal on fresh seeds and read the verify rows.
+    ) -> list[PairedLosses | PairedScores]:
+        """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave.
 
         Args:
             label: for the progress.
@@ -209,7 +225,7 @@ class Laboratory:
             number: the round, from 0.
 
         Returns:
-            list: one entry for each capability, shapes (S, N_j).
+            list: one entry for each capability, what it is judged by; shapes (S, N_j) or (S,).
 
         Raises:
             UserError: fewer than two pairs succeeded.
@@ -223,7 +239,7 @@ class Laboratory:
         done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
         if len(done) < 2:
             raise UserError(f"{label}: only {len(done)} pairs of runs succeeded; see the warnings above")
-        entries = []
+        entries: list[PairedLosses] = []
         for j in range(len(self.prepared.capabilities)):
             name = _reference(j, "verify")
             both = [[self._results[spec.id].losses[name] for spec in pair] for pair in done]
@@ -234,22 +250,49 @@ class Laboratory:
                     tokens=both[0][0].tokens.astype(float),
                 )
             )
-        self._pairs[number] = entries
-        return entries
+        scores: dict[int, PairedScores] = {}
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None:
+                key = _reference(j, "verify")
+                given = np.array([[self._results[spec.id].scores[key] for spec in pair] for pair in done])
+                scores[j] = PairedScores(base=given[:, 0], proposal=given[:, 1])
+        self._pairs[number], self._paired_scores[number] = entries, scores
+        return [scores.get(j, entry) for j, entry in enumerate(entries)]
 
-    def verified_losses(self, number: int) -> list[tuple[float, float]]:
-        """Return each capability's verify loss at base and at the proposal, over all pairs of a round.
+    def paired_losses(self, number: int) -> list[PairedLosses]:
+        """Return each capability's verify losses of all pairs of a round.
 
         Args:
             number: the round, from 0.
 
         Returns:
-            list: nats per supervised token (base, proposal).
+            list: J entries, also of capabilities that a metric judges.
         """
-        return [
-            (float(e.base.mean(0).sum() / e.tokens.sum()), float(e.proposal.mean(0).sum() / e.tokens.sum()))
-            for e in self._pairs[number]
-        ]
+        return self._pairs[number]
+
+    def paired_scores(self, number: int) -> dict[int, PairedScores]:
+        """Return what the metrics gave in all pairs of a round.
+
+        Args:
+            number: the round, from 0.
+
+        Returns:
+            dict: by index of the capability.
+        """
+        return self._paired_scores[number]
+
+    def scripts(self) -> dict[str, set[str]]:
+        """Say which versions of each metric's script were seen.
+
+        Returns:
+            dict: short hashes, by capability.
+        """
+        found: dict[str, set[str]] = {}
+        for result in self._results.values():
+            for key, entry in result.metrics.get("scores", {}).items():
+                name = self.prepared.capability_names[int(key.rpartition("-")[2])]
+                found.setdefault(name, set()).add(str(entry["script"]))
+        return found
 
     def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Count the tokens that full-size volumes really draw.
@@ -285,8 +328,12 @@ class Laboratory:
                 for half in ("search", "verify"):
                     if (losses := result.losses.get(_reference(j, half))) is not None:
                         line[f"{half}_loss/{name}"] = losses.mean
+                    if (score := result.scores.get(_reference(j, half))) is not None:
+                        line[f"{half}_score/{name}"] = score
             line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
-            line["seconds"] = result.metrics["train_seconds"] + result.metrics["evaluate_seconds"]
+            line["seconds"] = result.seconds
+            if self.config.has_metrics:
+                line["metric_seconds"] = result.metrics.get("metric_seconds", 0.0)
             lines.append(line)
         return pd.DataFrame(lines)
 
@@ -346,7 +393,9 @@ class Laboratory:
         rows = np.rint(full * self.plan.fraction).astype(int)
         halves = ("search", "verify") if role == "verify" else ("search",)
         references = tuple(_reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
-        content = json.dumps([rows.tolist(), seed, rate, references])
+        metrics = self._metrics("verify" if role == "verify" else "search")
+        judged = [[metric.identity for metric in metrics]] if metrics else []
+        content = json.dumps([rows.tolist(), seed, rate, references, *judged])
         return RunSpec(
             id=hashlib.sha256(content.encode()).hexdigest()[:16],
             rows=tuple(int(x) for x in rows),
@@ -356,7 +405,12 @@ class Laboratory:
             learning_rate=rate,
             references=references,
             save_model=keep and self.gradients == "implicit",
+            metrics=metrics,
         )
+
+    def _metrics(self, split: str) -> tuple[MetricSpec, ...]:
+        """Say what a run's proxy is judged by besides its losses; a check's run judges on the items kept for it."""
+        return metric_specs(self.config, split)
 
     def _run(self, label: str, specs: Sequence[RunSpec], *, role: str, needed: bool = True) -> None:
         """Do the runs that are not done, with progress, and keep their results."""
@@ -384,6 +438,14 @@ class Laboratory:
             if spec.id in self._results and self._roles.get(spec.id) != "design":
                 self._roles[spec.id] = role
 
+    def _values(self, result: RunResult) -> Array:
+        """Return what each capability is judged by in the search, shape (J,): its metric, or its loss."""
+        values = self._search_losses(result)
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None:
+                values[j] = result.scores[_reference(j, "search")]
+        return values
+
     def _search_losses(self, result: RunResult) -> Array:
         return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
 
@@ -391,6 +453,27 @@ class Laboratory:
 def _reference(capability: int, half: str) -> str:
     """Name a reference set in the swarm."""
     return f"{half}-{capability}"
+
+
+def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
+    """Write the run file's metrics out.
+
+    Args:
+        config: the run file.
+        split: `search` or `verify`.
+
+    Returns:
+        tuple: one for each capability that has one.
+    """
+    return tuple(
+        MetricSpec(
+            key=_reference(j, split), capability=c.name, split=split, command=c.metric.command or "",
+            python=c.metric.python or "", folder=c.metric.folder or ".", timeout_seconds=c.metric.timeout_seconds,
+            keep_model=c.metric.keep_models,
+        )
+        for j, c in enumerate(config.capabilities)
+        if c.metric is not None
+    )  # fmt: skip
 
 
 def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
@@ -417,6 +500,11 @@ def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path)
         warm_learning_rate=plan.rates[len(plan.rates) // 2],
         device=plan.device,
     )
+    if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
+        part = folder / f".{TOKENIZER}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(prepared.folder / "tokenizer", part)
+        part.rename(folder / TOKENIZER)
     return prepare_context(
         context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names], reserved=reserved
     )

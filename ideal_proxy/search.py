@@ -9,6 +9,7 @@ Legend: R runs, D domains, J capabilities.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from ideal_proxy.outcome import RoundOutcome, write_outcome
 from ideal_proxy.plan import Plan, describe_plan, make_plan
 from ideal_proxy.prepare import Prepared, prepare
 from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
+from ideal_proxy.relative import Yardstick
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
-from ideal_proxy.verdict import UNDECIDED, PairedLosses, Verdict, judge
+from ideal_proxy.verdict import UNDECIDED, PairedLosses, PairedScores, Verdict, judge
 
 Array = NDArray[np.float64]
 
@@ -66,13 +68,19 @@ def override(
         SearchConfig: with what was given.
 
     Raises:
-        UsageError: gradients is none of these, an amount of money is not above 0, or there is most money and no price.
+        UsageError: gradients is none of these, or a capability is judged by a metric and has none; an amount of money
+            is not above 0, or there is most money and no price.
     """
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
         if amount is not None and not amount > 0:
             raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
     if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
         raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
+    if gradients in {"implicit", "unrolled"} and config.has_metrics:
+        raise UsageError(
+            f"--gradients {gradients}: gradients are derivatives of losses, and a capability of this search is judged "
+            "by a metric; leave it out"
+        )
     given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
     top = {key: value for key, value in given if value is not None}
     swarm = {
@@ -189,8 +197,9 @@ def _rounds(
         table = laboratory.table()
         responses = laboratory.respond(f"round {number + 1}: gradients", centre, rate, number)
         proposal = fit_and_propose(
-            config, prepared, table, laboratory.baseline_loss(), seed=config.seed, responses=responses
-        )
+            config, prepared, table, laboratory.baseline(), seed=config.seed, responses=responses,
+            yardstick=outcomes[0].proposal.yardstick if outcomes else None,
+        )  # fmt: skip
         for line in (*proposal.notes, *([gradient_note(proposal.model, laboratory.gradients)] if responses else [])):
             reporter.note(line)
         verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
@@ -235,7 +244,7 @@ def _check(
     for look in plan.looks:
         seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
         pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate, number)
-        verdict = judge_pairs(config, plan, pairs)
+        verdict = judge_pairs(config, plan, pairs, proposal.yardstick)
         if verdict.answer != UNDECIDED:
             break
         if look != plan.looks[-1]:
@@ -244,19 +253,23 @@ def _check(
     return verdict
 
 
-def judge_pairs(config: SearchConfig, plan: Plan, pairs: list[PairedLosses]) -> Verdict:
+def judge_pairs(
+    config: SearchConfig, plan: Plan, pairs: Sequence[PairedLosses | PairedScores], yardstick: Yardstick
+) -> Verdict:
     """Apply the run file's objective and tolerances to paired runs.
 
     Args:
         config: the run file.
         plan: for the looks and rounds that the level is divided over.
         pairs: one entry a capability.
+        yardstick: what scores are measured in.
 
     Returns:
         Verdict: the answer.
     """
     return judge(
         pairs,
+        yardstick=yardstick,
         kind=config.objective.kind,
         weights=[capability.weight for capability in config.capabilities],
         tolerances=[capability.must_not_drop for capability in config.capabilities],
@@ -320,9 +333,14 @@ def _claim(config: SearchConfig, folder: Path) -> None:
 
 
 def _identity(config: SearchConfig) -> SearchConfig:
-    """Return what a run's numbers depend on: neither the workers nor the time and money it may take."""
+    """Return what a run's numbers depend on: neither the workers nor the time and money that it or a metric may take."""
+    patient = {"timeout_seconds": 1.0, "keep_models": False}
+    capabilities = tuple(
+        c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
+        for c in config.capabilities
+    )
     swarm = config.swarm.model_copy(update={"workers": None, "max_hours": None})
-    return config.model_copy(update={"swarm": swarm, "cost": CostConfig()})
+    return config.model_copy(update={"swarm": swarm, "capabilities": capabilities, "cost": CostConfig()})
 
 
 def _append(path: Path, text: str) -> None:

@@ -80,10 +80,11 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             capabilities,
         ),
         "",
+        *_scores(result),
         paragraph(
             f"Predicted gain {predicted['value']:+.2%} [{predicted['lower']:+.2%}, {predicted['upper']:+.2%}] "
             "(optimistic: it was selected). Noise of one run: "
-            f"{result['noise']['run']:.2%} of the loss, of a seed: {result['noise']['seed']:.2%}."
+            f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
         paragraph(
             f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
@@ -97,6 +98,32 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         f"Mixture file: {folder / 'mixture.json'}",
     ]
     return "\n".join(lines)
+
+
+def _unit(result: dict[str, Any]) -> str:
+    return "a loss or a score's scale" if any(e.get("metric") for e in result["capabilities"]) else "the loss"
+
+
+def _scores(result: dict[str, Any]) -> list[str]:
+    """Lay out what the metrics gave, in their own units, where there are any."""
+    judged = [(entry["name"], entry["metric"]) for entry in result["capabilities"] if entry.get("metric")]
+    if not judged:
+        return []
+    rows = [
+        (
+            name, "higher" if m["higher_is_better"] else "lower", f"{m['base']:.4g}", f"{m['proposal']:.4g}",
+            f"{m['predicted']['value']:+.3g}", f"{m['verified']['value']:+.3g}",
+            f"[{m['verified']['lower']:+.3g}, {m['verified']['upper']:+.3g}]",
+        )
+        for name, m in judged
+    ]  # fmt: skip
+    header = ("capability", "better", "at base", "proposal", "predicted", "verified", "interval")
+    scales = "; ".join(f"{name}: {m['scale']:.3g}" for name, m in judged)
+    return [
+        table("Metrics, which judge instead of the loss (difference from base)", header, rows, left=2),
+        "",
+        paragraph(f"A metric's difference counts as this share of a loss: difference over scale ({scales})."),
+    ]
 
 
 def _passes(cost: dict[str, Any]) -> str:

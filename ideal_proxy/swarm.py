@@ -21,6 +21,7 @@ from ideal_proxy.store import is_complete
 from ideal_proxy.swarm_context import (
     MODEL,
     RESPONSES,
+    TOKENIZER,
     WARM_RUN,
     RunResult,
     RunSpec,
@@ -29,14 +30,16 @@ from ideal_proxy.swarm_context import (
     load_context,
     load_result,
     prepare_context,
+    what_counts,
 )
 from ideal_proxy.swarm_forecast import Forecast
 from ideal_proxy.swarm_local import LocalPool
 from ideal_proxy.swarm_pool import Message, Pool
 
 __all__ = [
-    "MODEL", "RESPONSES", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent", "SwarmOutcome",
-    "draw_run", "load_context", "load_result", "prepare_context", "response_trainings", "run_swarm", "warm_spec",
+    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent",
+    "SwarmOutcome", "draw_run", "load_context", "load_result", "prepare_context", "response_trainings", "run_swarm",
+    "warm_spec",
 ]  # fmt: skip
 
 ATTEMPTS = 2
@@ -211,7 +214,7 @@ class Swarm:
                 call.wait(spec)
                 continue
             found = load_result(self.run_dir, spec.id)
-            if _what_counts(found.spec) != _what_counts(spec) or found.metrics["context"] != fingerprint:
+            if what_counts(found.spec) != what_counts(spec) or found.metrics["context"] != fingerprint:
                 raise UserError(
                     f"{self.run_dir / 'runs' / spec.id} holds another run; choose another --out or remove that folder"
                 )
@@ -415,8 +418,3 @@ def response_trainings(method: str, capabilities: int) -> float:
         float: in trainings of the proxy on the same mixture.
     """
     return IMPLICIT_TRAININGS if method == "implicit" else 3.0 + 2.0 * capabilities
-
-
-def _what_counts(spec: RunSpec) -> tuple[Any, ...]:
-    """Return the parts of a specification that its numbers depend on."""
-    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses

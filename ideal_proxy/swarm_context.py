@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
+from ideal_proxy.metric import MetricSpec
 from ideal_proxy.mixture import domain_order, draw, training_order
 from ideal_proxy.proxy_records import RowLosses, TrainSettings
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, is_complete, mark_complete, read_json
@@ -30,6 +31,7 @@ ROW_LOSSES = "row_losses.npz"
 RESPONSES = "responses.npz"
 MODEL = "model.safetensors"
 WARM_RUN = "warm"
+TOKENIZER = "tokenizer"  # in the context's folder, where runs are judged by metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class RunSpec:
         save_model: keep the final weights as `model.safetensors`.
         responses: "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead.
         trained: the finished run whose weights an implicit estimate takes.
+        metrics: what else the trained proxy is judged by.
     """
 
     id: str
@@ -59,6 +62,7 @@ class RunSpec:
     save_model: bool = False
     responses: str = ""
     trained: str = ""
+    metrics: tuple[MetricSpec, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON takes it."""
@@ -76,7 +80,21 @@ class RunSpec:
             RunSpec: equal to the one written.
         """
         fields: dict[str, Any] = {k: tuple(entry) if isinstance(entry, list) else entry for k, entry in value.items()}
+        fields["metrics"] = tuple(MetricSpec(**metric) for metric in fields.get("metrics", ()))
         return cls(**fields)
+
+
+def what_counts(spec: RunSpec) -> tuple[Any, ...]:
+    """Return the parts of a specification that its numbers depend on.
+
+    Args:
+        spec: the run.
+
+    Returns:
+        tuple: equal for runs whose results are the same.
+    """
+    metrics = tuple(metric.identity for metric in spec.metrics)
+    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses, metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +112,17 @@ class RunResult:
     losses: dict[str, RowLosses]
     metrics: dict[str, Any]
     folder: Path
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What its metrics gave, by key."""
+        return {key: float(found["score"]) for key, found in self.metrics.get("scores", {}).items()}
+
+    @property
+    def seconds(self) -> float:
+        """What the run took of one worker: training, judging by loss, metrics."""
+        parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
+        return float(sum(self.metrics.get(part, 0.0) for part in parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +295,22 @@ def save_result(
         losses: per reference set.
         metrics: more numbers, JSON-ready.
     """
+    save_row_losses(folder, losses)
+    means = {name: value.mean for name, value in losses.items()}
+    atomic_write_json(
+        folder / METRICS,
+        {"spec": spec.to_json(), "context": context.fingerprint(), "reference_loss": means, **metrics},
+    )
+    mark_complete(folder)
+
+
+def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:
+    """Write the loss of every row of the reference sets.
+
+    Args:
+        folder: the run's folder.
+        losses: per reference set.
+    """
     arrays: dict[str, Any] = {}
     for index, value in enumerate(losses.values()):
         arrays[f"loss_sum_{index}"] = value.loss_sum
@@ -273,12 +318,22 @@ def save_result(
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     atomic_write_bytes(folder / ROW_LOSSES, buffer.getvalue())
-    means = {name: value.mean for name, value in losses.items()}
-    atomic_write_json(
-        folder / METRICS,
-        {"spec": spec.to_json(), "context": context.fingerprint(), "reference_loss": means, **metrics},
-    )
-    mark_complete(folder)
+
+
+def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
+    """Read what `save_row_losses` wrote.
+
+    Args:
+        folder: the run's folder.
+        names: of the reference sets, in their order.
+
+    Returns:
+        dict: losses by name.
+    """
+    with np.load(folder / ROW_LOSSES) as arrays:
+        return {
+            name: RowLosses(arrays[f"loss_sum_{index}"], arrays[f"tokens_{index}"]) for index, name in enumerate(names)
+        }
 
 
 def load_result(run_dir: str | Path, run_id: str) -> RunResult:
@@ -298,11 +353,7 @@ def load_result(run_dir: str | Path, run_id: str) -> RunResult:
     if not is_complete(folder):
         raise UserError(f"run {run_id!r} in {run_dir} is not complete; run the same search again to finish it")
     metrics = read_json(folder / METRICS)
-    with np.load(folder / ROW_LOSSES) as arrays:
-        losses = {
-            name: RowLosses(arrays[f"loss_sum_{index}"], arrays[f"tokens_{index}"])
-            for index, name in enumerate(metrics["reference_loss"])
-        }
+    losses = load_row_losses(folder, list(metrics["reference_loss"]))
     return RunResult(spec=RunSpec.from_json(metrics["spec"]), losses=losses, metrics=metrics, folder=folder)
 
 

@@ -26,6 +26,8 @@ import torch
 from ideal_proxy import proxy
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
+from ideal_proxy.metric import MetricStopped, end_commands
+from ideal_proxy.metric_runs import is_put_by, measure_and_save, put_by
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm_context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
 
@@ -67,6 +69,9 @@ class Worker:
         context = self.context
         folder = self.run_dir / "runs" / spec.id
         folder.mkdir(parents=True, exist_ok=True)
+        if is_put_by(folder, context, spec):  # trained before it was stopped
+            self._judge(folder, spec)
+            return
         started = time.monotonic()
         last = 0.0
 
@@ -118,7 +123,19 @@ class Worker:
             "steps_resumed": log.steps_resumed if log else 0, "train_loss": curve,
             "train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained,
         }  # fmt: skip
+        if spec.metrics:
+            put_by(folder, context, spec, losses, metrics, model)
+            self._judge(folder, spec)
+            return
         save_result(folder, context, spec, losses, metrics)
+        self.say("finished", run=spec.id)
+
+    def _judge(self, folder: Path, spec: RunSpec) -> None:
+        """Measure the metrics of a trained run, and complete it."""
+        try:
+            measure_and_save(folder, self.context, spec, device=str(self.device), should_stop=self.stop.is_set)
+        except MetricStopped:
+            raise proxy.TrainingStopped from None
         self.say("finished", run=spec.id)
 
     def _reference(self, name: str) -> TokenRows:
@@ -154,6 +171,7 @@ class Worker:
                 self.stop.set()
             else:
                 tasks.put(message)
+        end_commands()
         os._exit(0)
 
 

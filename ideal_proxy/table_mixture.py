@@ -286,7 +286,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
         (name, f"{optimum.base_losses[j]:.4g}", f"{optimum.losses[j]:.4g}", f"{optimum.relative[j]:.4f}")
         for j, name in enumerate(problem.capabilities)
     ]
-    relative = "difference / scale" if problem.higher_is_better else "against base"
+    relative = "difference / scale" if "loss" not in problem.kinds else "against base"
     active = ", ".join(optimum.active) or "none"
     return "\n".join([
         table("Volumes", ("domain", "base", "optimum"), domains),

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ideal_proxy.relative import Yardstick
+
 Array = NDArray[np.float64]
 Kind = Literal["mean", "weighted", "worst"]
 
@@ -41,6 +43,19 @@ class PairedLosses:
 
 
 @dataclass(frozen=True, slots=True)
+class PairedScores:
+    """What one capability's metric gave in every pair; it has no rows to resample, so seeds alone tell its noise.
+
+    Attributes:
+        base: the score after training on the base, shape (S,).
+        proposal: after training on the proposal, shape (S,).
+    """
+
+    base: Array
+    proposal: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """An estimate with the interval that decides (its level is divided over looks and rounds)."""
 
@@ -56,11 +71,11 @@ class Verdict:
     Attributes:
         answer: `improves`, `no better than base` or `not enough evidence`.
         gain: relative gain in the objective, proposal against base.
-        ratios: for each capability L_j(proposal) / L_j(base), with intervals.
+        ratios: for each capability L_j(proposal) / L_j(base), with intervals; for scores relative as `relative` says.
         gains_by_seed: G_s, shape (S,).
         pairs: number of pairs S.
         pairs_needed: pairs that would decide at the present estimates, None when decided or beyond 200.
-        row_noise: standard error of the gain from the choice of verify rows.
+        row_noise: standard error of the gain from the choice of verify rows; a metric adds none.
         dropped: protected capabilities whose whole interval lies beyond their tolerance.
         level: the one-sided level used at this look.
     """
@@ -90,8 +105,9 @@ def planned_looks(pairs: int, max_pairs: int) -> tuple[int, ...]:
 
 
 def judge(
-    losses: Sequence[PairedLosses],
+    losses: Sequence[PairedLosses | PairedScores],
     *,
+    yardstick: Yardstick | None = None,
     kind: Kind = "mean",
     weights: Sequence[float] | None = None,
     tolerances: Sequence[float | None] | None = None,
@@ -104,9 +120,11 @@ def judge(
 
     Args:
         losses: one entry for each capability, all with the same S ≥ 2 pairs.
+        yardstick: what scores are measured in; None where all are losses.
         kind: how the capabilities' ratios make one objective.
         weights: weights of `weighted`, shape (J,).
-        tolerances: largest relative rise allowed for each protected capability, None where unprotected.
+        tolerances: largest relative rise allowed for each protected capability, None where unprotected; of a score
+            the share of its value at base that may be lost.
         min_gain: a gain below this counts as none.
         looks: planned looks at the evidence in a round.
         rounds: planned rounds.
@@ -122,16 +140,20 @@ def judge(
     if pairs < 2:
         raise ValueError(f"a verdict needs at least 2 pairs, got {pairs}")
     level = 1 - (1 - LEVEL) / (looks * rounds)
-    ratios_SJ = np.stack([entry.proposal.sum(1) / entry.base.sum(1) for entry in losses], axis=1)
+    stick = yardstick or Yardstick.of_losses(len(losses))
+    base_SJ, proposal_SJ = (np.stack([_totals(e, side) for e in losses], axis=1) for side in ("base", "proposal"))
+    ratios_SJ = stick.relative(proposal_SJ, base_SJ)
     gains_S = 1 - combine(ratios_SJ, kind, weights)
-    resampled_BSJ = _bootstrap_ratios(losses, seed)
+    resampled_BSJ = _bootstrap_ratios(losses, ratios_SJ, seed)
     row_noise = float((1 - combine(resampled_BSJ, kind, weights)).mean(axis=1).std(ddof=1))
     gain = _bound(gains_S, row_noise, level)
     row_noise_J = resampled_BSJ.mean(axis=1).std(axis=0, ddof=1)
     bounds = tuple(_bound(ratios_SJ[:, j], float(row_noise_J[j]), level) for j in range(len(losses)))
     tolerances = tolerances or [None] * len(losses)
     dropped = tuple(
-        j for j, tolerance in enumerate(tolerances) if tolerance is not None and bounds[j].lower > 1 + tolerance
+        j
+        for j, tolerance in enumerate(tolerances)
+        if tolerance is not None and bounds[j].lower > stick.allowance(tolerance, base_SJ.mean(axis=0), j)
     )
     if gain.lower > 0 and not dropped:
         answer = IMPROVES
@@ -172,11 +194,49 @@ def combine(ratios: Array, kind: Kind, weights: Sequence[float] | None) -> Array
     return np.asarray(ratios @ share)
 
 
-def _bootstrap_ratios(losses: Sequence[PairedLosses], seed: int) -> Array:
+def ratio_bounds(losses: Sequence[PairedLosses], *, level: float, seed: int = 0) -> tuple[Bound, ...]:
+    """Bound the ratios of losses by themselves, as `judge` bounds them: for losses that a metric stands before.
+
+    Args:
+        losses: one entry for each capability.
+        level: one-sided, as the verdict's.
+        seed: seed of the bootstrap over verify rows.
+
+    Returns:
+        tuple: L_j(proposal) / L_j(base) with intervals.
+    """
+    ratios_SJ = np.stack([_totals(e, "proposal") / _totals(e, "base") for e in losses], axis=1)
+    noise_J = _bootstrap_ratios(losses, ratios_SJ, seed).mean(axis=1).std(axis=0, ddof=1)
+    return tuple(_bound(ratios_SJ[:, j], float(noise_J[j]), level) for j in range(len(losses)))
+
+
+def score_bounds(scores: PairedScores, *, level: float) -> Bound:
+    """Bound the difference of a score, proposal less base, in its own unit.
+
+    Args:
+        scores: of the pairs.
+        level: one-sided, as the verdict's.
+
+    Returns:
+        Bound: t interval over seeds.
+    """
+    return _bound(scores.proposal - scores.base, 0.0, level)
+
+
+def _totals(entry: PairedLosses | PairedScores, side: Literal["base", "proposal"]) -> Array:
+    """Return what each pair gave, shape (S,): nats over all rows, or the score."""
+    values: Array = getattr(entry, side)
+    return values.sum(axis=1) if isinstance(entry, PairedLosses) else values
+
+
+def _bootstrap_ratios(losses: Sequence[PairedLosses | PairedScores], ratios_SJ: Array, seed: int) -> Array:
     """Resample verify rows, the same for base and proposal and for every pair; shape (B, S, J)."""
     rng = np.random.default_rng(seed)
     columns = []
-    for entry in losses:
+    for j, entry in enumerate(losses):
+        if isinstance(entry, PairedScores):
+            columns.append(np.tile(ratios_SJ[:, j], (BOOTSTRAP, 1)))
+            continue
         rows = entry.tokens.shape[0]
         counts_BN = rng.multinomial(rows, np.full(rows, 1 / rows), size=BOOTSTRAP).astype(float)
         columns.append((counts_BN @ entry.proposal.T) / (counts_BN @ entry.base.T))
@@ -207,13 +267,16 @@ def _pairs_needed(gains_S: Array, row_noise: float, level: float, min_gain: floa
     return None
 
 
-def sentence(verdict: Verdict, capabilities: Sequence[str], *, min_gain: float) -> str:
+def sentence(
+    verdict: Verdict, capabilities: Sequence[str], *, min_gain: float, judged: str = "on unseen reference rows"
+) -> str:
     """Say the verdict in one sentence.
 
     Args:
         verdict: the decision.
         capabilities: names, for those that dropped.
         min_gain: the smallest gain that counts.
+        judged: what the runs were judged by, in words.
 
     Returns:
         str: one sentence with the interval.
@@ -221,7 +284,7 @@ def sentence(verdict: Verdict, capabilities: Sequence[str], *, min_gain: float) 
     gain = verdict.gain
     interval = f"{gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] over {verdict.pairs} pairs"
     if verdict.answer == IMPROVES:
-        return f"improves: the objective gains {interval} of fresh runs on unseen reference rows"
+        return f"improves: the objective gains {interval} of fresh runs {judged}"
     if verdict.dropped:
         names = ", ".join(capabilities[j] for j in verdict.dropped)
         return f"no better than base: {names} fell beyond the tolerance, though the objective gains {interval}"

@@ -27,12 +27,14 @@ class Predicted:
 
     Attributes:
         name: the capability.
-        base: loss at base, nats per supervised token.
+        base: loss at base, nats per supervised token; of a capability that a metric judges its score, as below.
         proposal: loss at the proposal.
         loss: loss at the mixture asked about.
         lower: lower end of the 90 % interval of one run's loss there.
         upper: upper end.
-        ratio: loss over loss at base, with the 90 % interval for the mean over the check's first pairs.
+        ratio: loss over loss at base, with the 90 % interval for the mean over the check's first pairs; of a score
+            relative as `relative` says.
+        kind: loss, score (higher is better) or cost (lower is better).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Predicted:
     lower: float
     upper: float
     ratio: Ratio
+    kind: str = "loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +123,7 @@ def what_if(
         "pairs": run.config.verify.pairs,
         "kind": run.config.objective.kind,
         "weights": np.array([capability.weight for capability in run.config.capabilities]),
+        "yardstick": run.yardstick,
     }
     ratios, gain = against(run.model, rows, base, **options)
     mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal]))
@@ -140,6 +144,7 @@ def what_if(
                 lower=float(lower[0, j]),
                 upper=float(upper[0, j]),
                 ratio=ratios[j],
+                kind=run.config.kinds[j],
             )
             for j, name in enumerate(run.capabilities)
         ),
@@ -195,7 +200,8 @@ def what_if_tables(answer: WhatIf) -> str:
     ]  # fmt: skip
     capabilities = [
         (
-            c.name, f"{c.base:.3f}", f"{c.proposal:.3f}", f"{c.loss:.3f}", f"{c.lower:.3f}-{c.upper:.3f}",
+            c.name if c.kind == "loss" else f"{c.name} ({c.kind})",
+            f"{c.base:.3f}", f"{c.proposal:.3f}", f"{c.loss:.3f}", f"{c.lower:.3f}-{c.upper:.3f}",
             f"{c.ratio.value - 1:+.1%}", f"[{c.ratio.lower - 1:+.1%}, {c.ratio.upper - 1:+.1%}]",
         )
         for c in answer.capabilities
@@ -205,13 +211,17 @@ def what_if_tables(answer: WhatIf) -> str:
         table("Rows", ("domain", "base", "proposal", "yours", "change", "repeat"), domains),
         "",
         table(
-            "Predicted loss, nats (90% of single runs; against base: 90% of means)",
+            "Predicted loss, nats (90% of single runs; against base: 90% of means)"
+            if all(c.kind == "loss" for c in answer.capabilities)
+            else "Predicted losses, nats, and scores (90% of single runs; change: 90% of means)",
             ("capability", "base", "proposal", "yours", "one run", "change", "interval"), capabilities,
         ),
         "",
         f"Objective: {gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] against base; "
         f"proposal {proposal.value:+.2%}.",
         f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
+        *(["A score's change is its difference from base over its scale, worse is positive."]
+          if any(c.kind != "loss" for c in answer.capabilities) else []),
         *(f"Caution: {text}." for text in answer.cautions),
     ])  # fmt: skip
 

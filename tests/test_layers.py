@@ -19,10 +19,10 @@ mixture_file mixture materialise demo
 design
 proxy_records packed_attention fused_head proxy_model proxy
 pretrained
-swarm_context swarm_worker swarm_pool swarm_forecast swarm_local swarm_ray_worker swarm_ray swarm
+metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local swarm_ray_worker swarm_ray swarm
 curvature factors kfac
 influence_records influence unrolled finite gradient_worker
-law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
+relative law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict cost plan proposal status_record runs outcome search

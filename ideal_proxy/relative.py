@@ -1,0 +1,121 @@
+"""How far from base: losses as ratios, scores as differences over a scale, in one unit so that one mean may hold both.
+
+A value of 1 is base and lower is better, whatever the capability is judged by:
+
+    loss    L / L(base)
+    score   1 + (S(base) − S) / scale      higher is better
+    cost    1 + (S − S(base)) / scale      lower is better, any affine scale
+
+Source: DESIGN §7. Legend: J capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.errors import UserError
+
+Array = NDArray[np.float64]
+Kind = Literal["loss", "score", "cost"]
+KINDS: tuple[Kind, ...] = ("loss", "score", "cost")
+
+
+def directions(kinds: Sequence[str]) -> Array:
+    """Say which way is worse.
+
+    Args:
+        kinds: J kinds.
+
+    Returns:
+        array: shape (J,); −1 for scores, 1 for losses and costs.
+    """
+    return np.array([-1.0 if kind == "score" else 1.0 for kind in kinds])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Yardstick:
+    """What each capability is measured in.
+
+    Attributes:
+        kinds: of the J capabilities.
+        scale: shape (J,), what counts as much as a loss doubled, in the capability's own unit; NaN for losses, which
+            are their own scale.
+    """
+
+    kinds: tuple[Kind, ...]
+    scale: Array
+
+    @classmethod
+    def of_losses(cls, count: int) -> Yardstick:
+        """Return the one of J losses."""
+        loss: Kind = "loss"
+        return cls((loss,) * count, np.full(count, np.nan))
+
+    def __post_init__(self) -> None:
+        for kind, scale in zip(self.kinds, self.scale, strict=True):
+            if kind != "loss" and not (np.isfinite(scale) and scale > 0):
+                raise UserError(f"a score has the scale {scale}; it must be a number above 0, give one")
+
+    @property
+    def is_loss(self) -> NDArray[np.bool_]:
+        """Whether each capability is a loss, shape (J,)."""
+        return np.array([kind == "loss" for kind in self.kinds])
+
+    def divisor(self, base: Array) -> Array:
+        """Return what a difference from base is divided by.
+
+        Args:
+            base: values at base, capabilities on the last axis, shape (..., J).
+
+        Returns:
+            array: shape (..., J).
+        """
+        return np.where(self.is_loss, base, self.scale)
+
+    def relative(self, values: Array, base: Array) -> Array:
+        """Compare values with base; 1 is base, lower is better.
+
+        Args:
+            values: losses or scores, capabilities on the last axis, shape (..., J).
+            base: at base, shape (..., J).
+
+        Returns:
+            array: shape (..., J).
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = values / base
+        differences = 1.0 + directions(self.kinds) * (values - base) / self.scale
+        return np.where(self.is_loss, ratio, differences)
+
+    def absolute(self, relative: Array, base: Array) -> Array:
+        """Turn relative values back into losses or scores.
+
+        Args:
+            relative: shape (..., J).
+            base: at base, shape (..., J).
+
+        Returns:
+            array: shape (..., J).
+        """
+        scores = base + directions(self.kinds) * (relative - 1.0) * self.scale
+        return np.where(self.is_loss, relative * base, scores)
+
+    def allowance(self, tolerance: float, base: Array, j: int) -> float:
+        """Give the largest relative value that a protected capability may have.
+
+        Args:
+            tolerance: share of the value at base that may be lost.
+            base: values at base, shape (J,).
+            j: the capability.
+
+        Returns:
+            float: 1 + tolerance for losses; for scores 1 + tolerance · |base| / scale.
+        """
+        if self.kinds[j] == "loss":
+            return 1.0 + tolerance
+        return float(1.0 + tolerance * abs(base[j]) / self.scale[j])

@@ -1,0 +1,72 @@
+"""Metrics for the tests: functions that truly read the model they are given, and some that fail."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ideal_proxy.data import TokenRows, make_template, read_rows, tokenize_rows
+from ideal_proxy.mixture import search_verify_split
+from ideal_proxy.proxy import evaluate
+
+
+@cache
+def _rows(name: str, split: str, identity: str, tokenizer: Any) -> TokenRows:
+    """Return the half of a demo capability's reference rows that the search itself would judge on."""
+    rows = tokenize_rows(list(read_rows(f"demo:{name}?rows=120&split=reference")), make_template(tokenizer), 48)
+    search = search_verify_split(rows.keys)
+    return rows.select(np.flatnonzero(search if split == "search" else ~search))
+
+
+def _loss(name: str, model: Any, tokenizer: Any, split: str) -> float:
+    return evaluate(model, _rows(name, split, str(tokenizer.name_or_path), tokenizer)).mean
+
+
+def minus_loss_strings(model: Any, tokenizer: Any, split: str) -> float:
+    """Higher is better."""
+    return -_loss("strings", model, tokenizer, split)
+
+
+def minus_loss_formats(model: Any, tokenizer: Any, split: str) -> dict[str, float]:
+    """Higher is better; a dict with score."""
+    return {"score": -_loss("formats", model, tokenizer, split)}
+
+
+def loss_facts(model: Any, tokenizer: Any, split: str) -> float:
+    """Lower is better: what another domain than the capability's own teaches."""
+    return _loss("facts", model, tokenizer, split)
+
+
+def noisy(model: Any, tokenizer: Any, split: str) -> float:
+    """Nothing but the noise that torch's seed gives, far above what any mixture does."""
+    import torch
+
+    return float(torch.randn(1))
+
+
+def constant(model: Any, tokenizer: Any, split: str) -> float:
+    """Tells nothing."""
+    return 0.0
+
+
+def slow(model: Any, tokenizer: Any, split: str) -> float:
+    """Takes too long."""
+    time.sleep(60)
+    return 0.0
+
+
+def wrong(model: Any, tokenizer: Any, split: str) -> Any:
+    """Returns no number."""
+    return "good"
+
+
+def broken(model: Any, tokenizer: Any, split: str) -> float:
+    """Fails."""
+    raise ZeroDivisionError("no items were judged")
+
+
+HERE = str(Path(__file__).resolve().parent)
