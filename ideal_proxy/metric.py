@@ -224,13 +224,16 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
     Raises:
         UserError: the disk is full.
     """
+    from ideal_proxy.pretrained import quiet_libraries
+
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     remove_model(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        model.save_pretrained(str(part))
+        with quiet_libraries():
+            model.save_pretrained(str(part))
         tokenizer.save_pretrained(str(part))
         for name in ("config.json", "generation_config.json"):
             path = part / name
@@ -337,8 +340,12 @@ def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder), local_files_only=True)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(str(model_folder), local_files_only=True, dtype=torch.float32)
+    from ideal_proxy.pretrained import quiet_libraries
+
+    options: dict[str, Any] = {"local_files_only": True}
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(str(model_folder), **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(str(model_folder), dtype=torch.float32, **options)
     model = loaded.to(device).eval()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what a user's function may draw from)
     before = {name: os.environ.get(name) for name in ("IDEAL_PROXY_SPLIT", "IDEAL_PROXY_SEED")}

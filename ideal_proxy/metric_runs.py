@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
-from ideal_proxy.metric import export_model, measure, remove_model
+from ideal_proxy.metric import MetricSpec, export_model, measure, remove_model
 from ideal_proxy.proxy_records import RowLosses
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm_context import (
@@ -30,6 +33,53 @@ from ideal_proxy.swarm_context import (
 TRAINED = "trained.json"
 SCORES = "scores.json"
 EXPORTED = "exported"
+
+
+def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
+    """Write the run file's metrics out.
+
+    Args:
+        config: the run file.
+        split: `search` or `verify`.
+
+    Returns:
+        tuple: one for each capability that has one.
+    """
+    return tuple(
+        MetricSpec(
+            key=f"{split}-{j}", capability=c.name, split=split, command=c.metric.command or "",
+            python=c.metric.python or "", folder=c.metric.folder or ".", timeout_seconds=c.metric.timeout_seconds,
+            keep_model=c.metric.keep_models,
+        )
+        for j, c in enumerate(config.capabilities)
+        if c.metric is not None
+    )  # fmt: skip
+
+
+def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, device: str) -> float:
+    """Measure metrics once on a throw-away model, to learn what they take and that they work at all.
+
+    Args:
+        specs: the metrics.
+        model: exported and not to be used again.
+        tokenizer_folder: where `save_pretrained` wrote the tokenizer.
+        device: as for `measure`.
+
+    Returns:
+        float: seconds of all of them, the export included.
+
+    Raises:
+        UserError: one of them fails.
+    """
+    from transformers import AutoTokenizer
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ideal-proxy-") as place:
+        exported = Path(place) / EXPORTED
+        export_model(model, AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True), exported)
+        for spec in specs:
+            measure(spec, exported, seed=0, device=device)
+    return time.monotonic() - started
 
 
 def put_by(

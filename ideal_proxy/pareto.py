@@ -5,7 +5,7 @@ Legend: K points of the front.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,7 @@ def pareto(
     upper_confidence: float | None = None,
     random_state: int = 0,
     n_starts: int = 4,
+    scale: Mapping[str, float] | None = None,
 ) -> ParetoFront:
     """Trace the front by minimising one group's mean relative loss at most ε in the other's (epsilon constraint).
 
@@ -60,6 +61,7 @@ def pareto(
         upper_confidence: use upper bounds at this level; None for the predictions.
         random_state: of the starts.
         n_starts: most starts a point.
+        scale: of scores, as `Objective` takes it.
 
     Returns:
         The front.
@@ -75,13 +77,14 @@ def pareto(
         raise UsageError("A Pareto front needs two groups of capabilities that share none; change one of them.")
     if points < 2:
         raise UsageError(f"A Pareto front needs at least 2 points; got {points}.")
-    losses = RelativeLosses(model, constraints.problem)
+    losses = RelativeLosses(model, constraints.problem, scale)
     # A trace of the other group breaks ties, so that the ends of the front are not dominated.
     tied = [
         Objective(
             kind="weighted",
             weights={**dict.fromkeys(a, 1.0 / len(a)), **dict.fromkeys(b, _TIE / len(b))},
             upper_confidence=upper_confidence,
+            scale=scale,
         )
         for a, b in (groups, groups[::-1])
     ]

@@ -17,6 +17,7 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.cost import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.fit_choice import LEAST_RUNS
+from ideal_proxy.metric_runs import metric_specs, probe
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import response_trainings
@@ -53,6 +54,7 @@ class Plan:
         products: multiply-adds of a proxy's matrix products.
         flops_per_second: of one worker in training, by the same measurement, or given for another machine.
         devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
+        metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
     """
 
     fraction: float
@@ -69,6 +71,7 @@ class Plan:
     products: Products
     flops_per_second: float
     devices: int = 1
+    metric_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         Plan: also written to the file.
 
     Raises:
+        UserError: a metric fails on an untrained proxy.
         UsageError: the compute budget is below the least that can give an answer, or gradients are unrolled in
             bfloat16.
     """
@@ -129,6 +133,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
         workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
+        metric_seconds=_probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
     )  # fmt: skip
     plan = _within_budget(config, prepared, plan)
     if elsewhere is None:
@@ -222,7 +227,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name == "warm start" else plan.workers
-        seconds = work / plan.flops_per_second / workers
+        seconds = (work / plan.flops_per_second + runs * plan.metric_seconds) / workers
         described.append({
             "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
             "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
@@ -367,6 +372,14 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     flops = products.training(tokens, labelled, tokens / len(timed))
     parameters = sum(p.numel() for p in model.parameters())
     return Measured(speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops)
+
+
+def _probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> float:
+    """Measure every metric once; one that cannot work is found before anything is trained."""
+    from ideal_proxy.proxy import build_proxy
+
+    model = build_proxy(config.proxy.size, prepared.vocabulary, config.proxy.context, 0)
+    return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
 
 
 def _device() -> str:

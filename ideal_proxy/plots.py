@@ -139,7 +139,7 @@ def plot_volumes(run: SearchRun, ax: Axes | None = None) -> Axes:
 
 
 def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw every capability's predicted and verified change of loss against base, with intervals.
+    """Draw every capability's predicted and verified change of loss against base, with intervals; metrics below.
 
     Args:
         run: a finished search.
@@ -148,7 +148,8 @@ def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
     Returns:
         Axes: change of loss across; left is better.
     """
-    entries = run.result["capabilities"]
+    entries = [*run.result["capabilities"], *(_of_metric(entry) for entry in run.result["capabilities"])]
+    entries = [entry for entry in entries if entry]
     ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
     ax.axvline(0, color=MUTED, linewidth=1)
     for place, entry in enumerate(entries):
@@ -157,7 +158,8 @@ def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
             interval(ax, place + shift, (value, low, high), name=None if place else key, **look)
     rows_of_names(ax, [entry["name"] for entry in entries])
     percent_axis(ax)
-    caption(ax, x="change of reference loss against base (left is better)")
+    more = "; of a metric over its scale" if run.config.has_metrics else ""
+    caption(ax, x=f"change of reference loss against base{more} (left is better)")
     legend(ax, **ABOVE, ncols=2)
     return ax
 
@@ -360,7 +362,9 @@ def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> A
         Axes: predicted across, observed up, with the diagonal.
     """
     ax = new_axes(6.2, 4.2, ax)
-    x, y = (held_out[name] / held_out["base"] for name in ("predicted", "observed"))
+    unit = held_out.get("unit", held_out["base"])
+    scored = not np.array_equal(unit, held_out["base"])
+    x, y = (1 + (held_out[name] - held_out["base"]) / unit for name in ("predicted", "observed"))
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     margin = 0.04 * (high - low or 1.0)
     ax.plot([low - margin, high + margin], [low - margin, high + margin], color=MUTED, linewidth=1)
@@ -379,7 +383,10 @@ def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> A
         key.append(Line2D([], [], linestyle="none", marker="o", color=INK, markersize=5, label="never in the fit"))
     ax.set_xlim(low - margin, high + margin)
     ax.set_ylim(low - margin, high + margin)
-    caption(ax, x="predicted loss / predicted loss at base", y="observed loss / predicted loss at base")
+    if scored:
+        caption(ax, x="predicted, relative to prediction at base", y="observed, relative to prediction at base")
+    else:
+        caption(ax, x="predicted loss / predicted loss at base", y="observed loss / predicted loss at base")
     legend(ax, key, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
@@ -498,6 +505,18 @@ def plot_repeats(model: ResponseModel, domain: str, *, most: float = 4.0, ax: Ax
     caption(ax, x="passes over the domain", y="worth, in passes of fresh rows", title=label(domain) + note)
     legend(ax, loc="upper left")
     return ax
+
+
+def _of_metric(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Write a metric's differences as losses are written: over its scale, 1 is base, lower is better."""
+    if not (metric := entry.get("metric")):
+        return None
+    sign = -1.0 if metric["higher_is_better"] else 1.0
+    written: dict[str, Any] = {"name": f"{entry['name']}, by its metric"}
+    for key in ("predicted", "verified"):
+        value, *ends = (1 + sign * x / metric["scale"] for x in _bound(metric[key]))
+        written[key] = {"value": value, "lower": min(ends), "upper": max(ends)}
+    return written
 
 
 def _bound(entry: dict[str, float]) -> tuple[float, float, float]:

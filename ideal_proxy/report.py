@@ -23,6 +23,7 @@ from ideal_proxy.finished import SearchRun, load_run
 from ideal_proxy.pareto import ParetoFront, pareto
 from ideal_proxy.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.proposal import make_constraints, make_problem
+from ideal_proxy.relative import directions
 from ideal_proxy.report_page import FORMAT, Picture, escape, page
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
@@ -120,8 +121,9 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "curves_left_out": sum(len(run.domains) - len(names) for names in shown_domains(run).values()),
         "responses": {
             "at": "base",
-            "rows_added": _matrix(response_matrix(run.model, run.base)),
-            "same_total": _matrix(response_matrix(run.model, run.base, share=share / total_base)),
+            "unit": response_unit(run),
+            "rows_added": _matrix(responses_at_base(run)),
+            "same_total": _matrix(responses_at_base(run, share=share / total_base)),
         },
         "gradients": result.get("gradients"),
         "fit": _fit(run),
@@ -189,7 +191,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     yield "volumes", "Rows of each domain, base and proposal", _of(plots.plot_volumes(run)), True
     yield "losses", "Change of each capability's loss against base", _of(plots.plot_losses(run)), True
     keep = keep_weights(run)
-    observed = (run.volumes(), run.losses())
+    observed = (run.volumes(), run.values())
     shown = shown_domains(run)
     for j, capability in enumerate(run.capabilities):
         for name, domains, on_page in _panel_groups(run.domains, shown[capability]):
@@ -206,10 +208,11 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
             )
     share = base * run.prepared.column("tokens_per_row")
     for name, title, matrix in (
-        ("responses", "Response: rows added, the others stay", response_matrix(model, base)),
-        ("mixing", "Response at the same number of steps", response_matrix(model, base, share=share / share.sum())),
+        ("responses", "Response: rows added, the others stay", responses_at_base(run)),
+        ("mixing", "Response at the same number of steps", responses_at_base(run, share=share / share.sum())),
     ):
-        yield name, title, _of(plots.plot_response_matrix(matrix, run.domains, run.capabilities)), True
+        drawn = plots.plot_response_matrix(matrix, run.domains, run.capabilities, unit=response_unit(run))
+        yield name, title, _of(drawn), True
     yield (
         "held-out",
         "Predicted and observed losses of runs not fitted",
@@ -243,6 +246,39 @@ def keep_weights(run: SearchRun) -> Array | None:
     return tokens if run.config.budget.unit == "tokens" else np.ones_like(tokens)
 
 
+def response_unit(run: SearchRun) -> str:
+    """Name what the response matrices are in: nats, or shares of base where a metric judges.
+
+    Args:
+        run: a finished search.
+
+    Returns:
+        str: for captions.
+    """
+    return "share of base (or of a score's scale), worse is positive" if run.config.has_metrics else "nats"
+
+
+def responses_at_base(run: SearchRun, *, share: Array | None = None) -> ResponseMatrix:
+    """Differentiate the response at base, in a unit that all capabilities share.
+
+    Args:
+        run: a finished search.
+        share: as for `response_matrix`.
+
+    Returns:
+        ResponseMatrix: in nats; where a metric judges relative to base, worse is positive.
+    """
+    found = response_matrix(run.model, run.base, share=share)
+    if not run.config.has_metrics:
+        return found
+    divisor = run.yardstick.divisor(run.model.value_and_gradient(run.base)[0])
+    factor = (directions(run.config.kinds) / divisor)[:, None]
+    ends = np.stack([found.lower * factor, found.upper * factor])
+    return ResponseMatrix(
+        values=found.values * factor, errors=found.errors * abs(factor), lower=ends.min(axis=0), upper=ends.max(axis=0)
+    )
+
+
 def shown_domains(run: SearchRun) -> dict[str, list[str]]:
     """Choose the domains whose curves go on the page: all, or of many those that each capability answers to most.
 
@@ -255,7 +291,7 @@ def shown_domains(run: SearchRun) -> dict[str, list[str]]:
     D, J = len(run.domains), len(run.capabilities)
     panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
     count = D if panels >= D * J else max(1, panels // J)
-    strength = np.abs(response_matrix(run.model, run.base).values)
+    strength = np.abs(responses_at_base(run).values)
     return {
         name: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[:count])]
         for j, name in enumerate(run.capabilities)
@@ -298,9 +334,10 @@ def _matrix(matrix: ResponseMatrix) -> dict[str, Any]:
 
 
 def _fit(run: SearchRun) -> list[dict[str, Any]]:
+    unit = run.yardstick.divisor(run.model.value_and_gradient(run.base)[0])
     return [
-        asdict(entry) | {"relative_error": entry.error / base, "relative_noise": entry.noise / base}
-        for entry, base in zip(run.model.diagnostics_, run.model.value_and_gradient(run.base)[0], strict=True)
+        asdict(entry) | {"relative_error": entry.error / one, "relative_noise": entry.noise / one}
+        for entry, one in zip(run.model.diagnostics_, unit, strict=True)
     ]
 
 
@@ -308,7 +345,7 @@ def _held_out(run: SearchRun) -> dict[str, Any]:
     table = run.held_out()
     summary = []
     for kind, part in table.groupby("kind", sort=False):
-        error = (part["observed"] - part["predicted"]) / part["base"]
+        error = (part["observed"] - part["predicted"]) / part["unit"]
         runs = part["run"].nunique()
         summary.append({
             "kind": kind,
@@ -323,23 +360,27 @@ def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
     """Trace the front between those that the proposal helps and those that it costs most."""
     if len(run.capabilities) < 2:
         return None, "there is only one capability"
-    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs)
+    stick = run.yardstick
+    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick)
+    scale = {name: float(x) for name, x in zip(run.capabilities, stick.scale, strict=True) if np.isfinite(x)} or None
     second = [name for name, r in zip(run.capabilities, ratios, strict=True) if r.value > 1]
     if not second or len(second) == len(ratios):
         second = [run.capabilities[int(np.argmax([r.value for r in ratios]))]]
     first = [name for name in run.capabilities if name not in second]
-    problem = make_problem(run.prepared)
+    problem = make_problem(run.prepared, run.config)
     constraints = make_constraints(run.config, run.prepared, problem, run.volumes())
     try:
-        front = pareto(run.model, constraints, first, second, points=PARETO_POINTS, n_starts=2)
+        front = pareto(run.model, constraints, first, second, points=PARETO_POINTS, n_starts=2, scale=scale)
     except UserError as error:
         return None, str(error)
     return front, ""
 
 
 def _groups_at_proposal(run: SearchRun, front: ParetoFront) -> tuple[float, float]:
-    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs)
-    value = {name: ratio.value for name, ratio in zip(run.capabilities, ratios, strict=True)}
+    stick = run.yardstick
+    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick)
+    shift = 0.0 if stick.is_loss.any() else 1.0  # a front of scores alone is told from 0
+    value = {name: ratio.value - shift for name, ratio in zip(run.capabilities, ratios, strict=True)}
     first, second = (float(np.mean([value[name] for name in group])) for group in (front.first, front.second))
     return first, second
 

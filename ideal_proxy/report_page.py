@@ -205,13 +205,37 @@ def _losses(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         for c in numbers["capabilities"]
     ]  # fmt: skip
     header = ("capability", "base, nats", "proposal, nats", "verified", "interval", "predicted", "interval")
+    judged = [(c["name"], c["metric"]) for c in numbers["capabilities"] if c.get("metric")]
+    scores = [
+        (
+            name, m["command"] or m["python"], "higher" if m["higher_is_better"] else "lower", f"{m['base']:.4g}",
+            f"{m['proposal']:.4g}", f"{m['verified']['value']:+.3g}", _score_range(m["verified"]),
+            f"{m['predicted']['value']:+.3g}", f"{m['noise']:.2g}", f"{m['scale']:.3g}",
+        )
+        for name, m in judged
+    ]  # fmt: skip
+    score_header = ("capability", "metric", "better", "base", "proposal", "verified", "interval", "predicted", "noise",
+                    "scale")  # fmt: skip
+    metrics = (
+        "<h3>Metrics, which judge instead of the loss</h3>"
+        + _table(score_header, scores)
+        + "<p class='note'>In each metric's own unit; verified and predicted are differences from base. The objective "
+        "counts a difference over its scale as it counts a relative change of a loss. Noise is of one run.</p>"
+        if judged
+        else ""
+    )
     return (
         "<p>Verified: fresh seeds, reference rows that the search never saw. Predicted: from the fit, for the mean of "
         "the first pairs.</p>"
         + _figure(pictures.get("losses"))
         + _table(header, rows)
         + "<p class='note'>Losses are nats per supervised token of the proxies.</p>"
+        + metrics
     )
+
+
+def _score_range(bound: dict[str, float]) -> str:
+    return f"{bound['lower']:+.3g} to {bound['upper']:+.3g}"
 
 
 def _curves(numbers: dict[str, Any], curves: Sequence[Picture]) -> str:
@@ -237,6 +261,7 @@ def _curves(numbers: dict[str, Any], curves: Sequence[Picture]) -> str:
 
 def _matrices(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
     names = [d["name"] for d in numbers["domains"]]
+    unit = escape(numbers["responses"]["unit"])
     blocks = []
     for key, figure, text in (
         ("rows_added", "responses", "More rows of one domain, the others stay: a longer run."),
@@ -249,7 +274,8 @@ def _matrices(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         ]
         blocks.append(
             f"<h3>{text}</h3>{_figure(pictures.get(figure))}"
-            f"<details><summary>Numbers (∂L/∂log rows, nats)</summary>{_table(('capability', *names), rows)}</details>"
+            f"<details><summary>Numbers (∂L/∂log rows, {unit})</summary>"
+            f"{_table(('capability', *names), rows)}</details>"
         )
     return (
         "<p>At the base mixture, from the fit. Blue lowers the loss, orange raises it; grey cells are within noise "

@@ -23,6 +23,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.fit import Responses
 from ideal_proxy.influence_records import ResponseMatrix, mean_over_seeds
 from ideal_proxy.metric import MetricSpec
+from ideal_proxy.metric_runs import metric_specs
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
 from ideal_proxy.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.prepare import Prepared
@@ -453,27 +454,6 @@ class Laboratory:
 def _reference(capability: int, half: str) -> str:
     """Name a reference set in the swarm."""
     return f"{half}-{capability}"
-
-
-def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
-    """Write the run file's metrics out.
-
-    Args:
-        config: the run file.
-        split: `search` or `verify`.
-
-    Returns:
-        tuple: one for each capability that has one.
-    """
-    return tuple(
-        MetricSpec(
-            key=_reference(j, split), capability=c.name, split=split, command=c.metric.command or "",
-            python=c.metric.python or "", folder=c.metric.folder or ".", timeout_seconds=c.metric.timeout_seconds,
-            keep_model=c.metric.keep_models,
-        )
-        for j, c in enumerate(config.capabilities)
-        if c.metric is not None
-    )  # fmt: skip
 
 
 def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:

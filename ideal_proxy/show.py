@@ -165,6 +165,10 @@ def plan_tables(plan: dict[str, Any]) -> str:
             f"{speed}."
         )
     ]
+    if plan.get("metric_seconds"):
+        lines.append(paragraph(
+            f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."
+        ))  # fmt: skip
     if priced:
         lines.append(paragraph(
             f"Cost: about {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "

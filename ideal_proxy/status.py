@@ -88,7 +88,8 @@ def _seconds_left(record: dict[str, Any], runs: list[dict[str, Any]], *, workers
     """Estimate the whole search at most: what this stage needs still, and the later ones at the speed measured."""
     planned = {stage["name"]: stage for stage in record["plan"]}
     trained = sum(entry["tokens"] for entry in runs)
-    seconds = sum(entry["train_seconds"] + entry["evaluate_seconds"] for entry in runs)
+    parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
+    seconds = sum(entry.get(part, 0.0) for entry in runs for part in parts)
     name = record["stage"]
     number, _, part = name.removeprefix("round ").partition(": ")
     order = ["warm start", "learning rate", "swarm", "check"]
