@@ -333,7 +333,7 @@ def _claim(config: SearchConfig, folder: Path) -> None:
 
 
 def _identity(config: SearchConfig) -> SearchConfig:
-    """Return what a run's numbers depend on: neither the workers nor the time and money that it or a metric may take."""
+    """Return what a run's numbers depend on: neither workers nor the time and money that it or a metric may take."""
     patient = {"timeout_seconds": 1.0, "keep_models": False}
     capabilities = tuple(
         c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
