@@ -291,7 +291,7 @@ def shown_domains(run: SearchRun) -> dict[str, list[str]]:
     D, J = len(run.domains), len(run.capabilities)
     panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
     count = D if panels >= D * J else max(1, panels // J)
-    strength = np.abs(responses_at_base(run).values)
+    strength = np.abs(response_matrix(run.model, run.base).values)
     return {
         name: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[:count])]
         for j, name in enumerate(run.capabilities)
