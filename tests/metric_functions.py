@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,23 @@ def minus_loss_strings(model: Any, tokenizer: Any, split: str) -> float:
 def minus_loss_formats(model: Any, tokenizer: Any, split: str) -> dict[str, float]:
     """Higher is better; a dict with score."""
     return {"score": -_loss("formats", model, tokenizer, split)}
+
+
+def accuracy_formats(model: Any, tokenizer: Any, split: str) -> float:
+    """Higher is better: share of supervised tokens that the model would have taken, greedily."""
+    import torch
+
+    time.sleep(float(os.environ.get("TEST_METRIC_SLEEP", "0")))
+    rows = _rows("formats", split, str(tokenizer.name_or_path), tokenizer)
+    right = total = 0
+    for index in range(min(len(rows), 24)):
+        first, end = int(rows.offsets[index]), int(rows.offsets[index + 1])
+        ids = torch.tensor(np.asarray(rows.ids[first:end], dtype=np.int64))
+        labelled = torch.tensor(np.asarray(rows.supervised[first:end])[1:])
+        best = model(input_ids=ids[None]).logits[0, :-1].argmax(-1)
+        right += int((best == ids[1:])[labelled].sum())
+        total += int(labelled.sum())
+    return right / total
 
 
 def loss_facts(model: Any, tokenizer: Any, split: str) -> float:
