@@ -45,7 +45,8 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder with one file or folder of rows a domain.")],
     out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("mix.yaml"),
     hold_out: Annotated[
-        int | None, typer.Option(min=1, help="Rows to hold out as reference where a domain has none.")
+        int | None,
+        typer.Option(min=1, help="Reference rows to hold out where a domain has none; at most a quarter of it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
 ) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import glob
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.errors import UsageError
 
 Format = Literal["auto", "alpaca", "chat", "prompt"]
+VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
+
+
+def _volume(value: Any) -> Any:
+    """Refuse what YAML reads as neither a whole number nor text: 0.5, true, a list."""
+    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"must be {VOLUME}")
+
+
+Volume = Annotated[int | str | None, BeforeValidator(_volume)]
 
 
 class Section(BaseModel):
@@ -25,13 +38,13 @@ class DomainConfig(Section):
     """One named source of training rows."""
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
-    path: str = Field(description="file, glob, folder, Hugging Face id, or demo:NAME?seed=S")
+    path: str = Field(min_length=1, description="file, glob, folder, Hugging Face id, or demo:NAME?seed=S")
     format: Format = "auto"
-    base: int | str | None = Field(
+    base: Volume = Field(
         default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"
     )
-    min: int | str | None = Field(default=None, description="fewest rows; as for base")
-    max: int | str | None = Field(default=None, description="most rows; as for base")
+    min: Volume = Field(default=None, description="fewest rows; as for base")
+    max: Volume = Field(default=None, description="most rows; as for base")
     pinned: bool = Field(default=False, description="keep the base volume")
 
 
@@ -80,7 +93,7 @@ class CapabilityConfig(Section):
     """One named reference set that the result is judged on."""
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
-    path: str
+    path: str = Field(min_length=1)
     format: Format = "auto"
     weight: float = Field(default=1.0, gt=0)
     must_not_drop: float | None = Field(
@@ -190,6 +203,12 @@ class SearchConfig(Section):
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_blocks(cls, raw: Any) -> Any:
+        """Read a key whose lines are all commented out as not given."""
+        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+
     @field_validator("domains", "capabilities")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -197,6 +216,13 @@ class SearchConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
+        return values
+
+    @field_validator("domains")
+    @classmethod
+    def _one_is_free(cls, values: tuple[DomainConfig, ...]) -> tuple[DomainConfig, ...]:
+        if all(value.pinned for value in values):
+            raise ValueError("every domain is pinned, so there is nothing to search; leave two of them free")
         return values
 
     @property
@@ -257,10 +283,7 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
         else:
             rows = int(text)
     except (ValueError, OverflowError) as error:
-        raise UsageError(
-            f"{what} is {value!r}; write a count of rows (400), a share of the rows there are ('30%') "
-            "or a multiple of them ('2x')"
-        ) from error
+        raise UsageError(f"{what} is {value!r}; write {VOLUME}") from error
     if rows < 0:
         raise UsageError(f"{what} is {value!r}; a volume cannot be negative")
     return rows
@@ -313,7 +336,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
     try:
         config = SearchConfig.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_first_problem(error)}") from error
+        raise UsageError(f"{where}: {_first_problem(error, raw)}") from error
     if folder is None:
         return config
     return config.model_copy(
@@ -343,7 +366,10 @@ def _absolute(source: str, folder: Path) -> str:
     """Resolve a relative data path; leave demo: and hub sources as they are."""
     if source.startswith(("demo:", "hf:")) or Path(source).is_absolute():
         return source
-    return str((folder / source).resolve()) if not any(c in source for c in "*?[") else str(folder / source)
+    path = folder / source
+    if path.exists() or not any(c in source for c in "*?["):
+        return str(path.resolve())
+    return str(Path(glob.escape(str(folder))) / source)
 
 
 def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
@@ -353,21 +379,63 @@ def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
     return metric.model_copy(update={"folder": str((folder / (metric.folder or ".")).resolve())})
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     """Turn pydantic's first complaint into one sentence with the place and the cure."""
     problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    problems = [p for p in problems if not any(q[: len(p["loc"])] == p["loc"] != q for q in places)]  # the innermost
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    place = repr(".".join(str(part) for part in first["loc"]) or "the file")
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         cure = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {place!r}; {cure}"
+        return f"unknown key {place}; {cure}"
     if first["type"] == "missing":
-        return f"{place!r} is missing; add it"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place!r}: {message[0].lower() + message[1:]}, got {_short(first.get('input'))}{more}"
+        return f"{place} is missing; add it"
+    others = len({problem["loc"] for problem in problems}) - 1
+    return f"{place}{_named(first['loc'], raw)}: {_plain(first)}{f' (and {others} more)' if others else ''}"
+
+
+def _named(place: tuple[int | str, ...], raw: dict[str, Any]) -> str:
+    """Name the domain or capability that a place such as domains.3.base lies in."""
+    if len(place) > 2 and isinstance(place[1], int):
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            return f" ({raw[str(place[0])][place[1]]['name']})"
+    return ""
+
+
+JARGON = (
+    ("Input should be", "must be"),
+    ("a valid ", "a "),
+    ("a integer", "a whole number"),
+    (", unable to parse string as a number", ""),
+    (", unable to parse string as an integer", ""),
+    (", got a number with a fractional part", ""),
+)
+
+
+def _plain(problem: Any) -> str:
+    """Say what pydantic complains of in the words of the run file."""
+    kind, value, field = problem["type"], problem.get("input"), problem["loc"][-1]
+    if kind == "too_short":
+        return f"needs at least {problem['ctx']['min_length']}, has {problem['ctx']['actual_length']}"
+    if kind in {"tuple_type", "list_type"}:
+        return f"must be a list, one '- ' a line, got {_short(value)}"
+    if kind in {"model_type", "dict_type", "model_attributes_type"}:
+        return f"must be a block of 'key: value' lines, got {_short(value)}"
+    if kind == "string_pattern_mismatch":
+        return f"a name has 1 to 80 characters and no slash, got {_short(value)}"
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "string_type":
+        return f"must be text, got {_short(value)}; put it in quotes" if value is not None else "must be text, is empty"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    for jargon, plain in JARGON:
+        message = message.replace(jargon, plain)
+    message = message[0].lower() + message[1:]
+    quoted = field not in {"domains", "capabilities", "verify"}  # there the sentence says it all
+    return f"{message}, got {_short(value)}" if quoted else message
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:

@@ -10,14 +10,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ideal_proxy.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-TRAIN_NAME = re.compile(r"^train([-_.]|$)", re.IGNORECASE)
+TRAIN_NAME = re.compile(r"^train(ing)?([-_.]|$)", re.IGNORECASE)
 HELD_OUT_NAME = re.compile(r"^(test|valid|validation|val|dev|eval|reference|ref)([-_.]|$)", re.IGNORECASE)
 PARQUET_BATCH = 512
 
@@ -55,8 +55,8 @@ def is_virtual(source: str | Path) -> bool:
 def find_files(source: str | Path) -> tuple[Path, ...]:
     """List the files of a path, glob or folder, sorted.
 
-    A folder that has files named train… is read for those alone; otherwise files named as held out (test, validation,
-    reference, …) are passed over unless there are no others.
+    A folder that has files named train…, or a folder of that name, is read for those alone; otherwise what is named as
+    held out (test, validation, reference, …) is passed over unless there is nothing else.
 
     Args:
         source: file, glob or folder.
@@ -73,11 +73,12 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
             raise UserError(f"{path} is not a data file; give one that ends in {', '.join(SUFFIXES)}")
         return (path,)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _is_data(p, path))
+        files = data_files(path)
         if not files:
             raise UserError(f"the folder {path} has no data file ({', '.join(SUFFIXES)}); put one in or name another")
-        chosen = [p for p in files if TRAIN_NAME.match(p.name)]
-        chosen = chosen or [p for p in files if not HELD_OUT_NAME.match(p.name)] or files
+        parts = {p: part_of(p, path) for p in files}
+        chosen = [p for p in files if parts[p] == "train"]
+        chosen = chosen or [p for p in files if parts[p] is None] or files
         if len(chosen) < len(files):
             left = ", ".join(sorted({p.name for p in files} - {p.name for p in chosen})[:4])
             log.info("%s: reading %d of %d files (passing over %s)", path, len(chosen), len(files), left)
@@ -89,6 +90,36 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
             raise UserError(f"no data file matches {source}; check the pattern ({', '.join(SUFFIXES)} are read)")
         return tuple(found)
     raise UserError(f"{source} does not exist; check the path (a Hugging Face data set is written hf:OWNER/NAME)")
+
+
+def data_files(folder: Path) -> list[Path]:
+    """List the data files below a folder; hidden files and those whose name begins with _ are no data.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        list of Path: sorted; may be empty.
+    """
+    return sorted(path for path in folder.rglob("*") if _is_data(path, folder))
+
+
+def part_of(file: Path, folder: Path) -> Literal["train", "held out"] | None:
+    """Tell by its name, or by the folders that it lies in, which part of a source a file is.
+
+    Args:
+        file: a file below the folder.
+        folder: the source's folder; its own name says nothing.
+
+    Returns:
+        str: "train" or "held out" by the first name that says so; None where none does.
+    """
+    for name in file.relative_to(folder).parts:
+        if TRAIN_NAME.match(name):
+            return "train"
+        if HELD_OUT_NAME.match(name):
+            return "held out"
+    return None
 
 
 def read_records(file: Path) -> Iterator[Record]:

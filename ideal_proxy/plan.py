@@ -114,7 +114,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         return read_plan(path)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
-    device = config.proxy.device if config.proxy.device != "auto" else _device()
+    device = _checked_device(config.proxy.device) if config.proxy.device != "auto" else _device()
     workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
     devices = config.cost.devices or (min(workers, _gpus()) if device == "cuda" else 1)
     found = _measure(config, prepared, device)
@@ -380,6 +380,17 @@ def _probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> flo
 
     model = build_proxy(config.proxy.size, prepared.vocabulary, config.proxy.context, 0)
     return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
+
+
+def _checked_device(name: str) -> str:
+    """Return the device that the run file names, or say that there is none."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"proxy.device is {name!r}, which PyTorch has not here; choose auto or {_device()}") from error
+    return name
 
 
 def _device() -> str:

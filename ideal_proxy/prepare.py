@@ -299,7 +299,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
     upper = rows_of(entry.max, available, default=cap, what=f"max of {entry.name}")
     if entry.pinned:
         lower = upper = base
-    if lower > upper:
+    if lower > upper and (entry.max is not None or lower <= cap):
         raise UserError(f"domain {entry.name}: min ({lower:,} rows) is above max ({upper:,} rows); swap or drop one")
     needed = max(base if not (entry.min or entry.max) else 0, lower)
     if needed > cap:

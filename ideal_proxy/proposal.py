@@ -282,8 +282,12 @@ def check_constraints(config: SearchConfig, prepared: Prepared) -> None:
         prepared: bounds in rows.
 
     Raises:
-        UserError: the limits contradict each other; an irreducible set of them is named.
+        UserError: the limits contradict each other (an irreducible set of them is named), or leave nothing to search.
     """
+    free = [f.name for f in prepared.domains if f.upper > f.lower]
+    if len(free) < (2 if config.budget.mode == "keep" else 1):
+        moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
+        raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
     constraints = make_constraints(config, prepared, make_problem(prepared, config), None)
     check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
 

@@ -155,7 +155,12 @@ class Laboratory:
         design = self._design(centre, spread, count, number)
         points = zip(design.volumes, design.seeds, design.roles, strict=True)
         specs = [self._spec(volumes, seed, "design", rate, keep=at == "base") for volumes, seed, at in points]
-        self._run(label, specs, role="design")
+        distinct: dict[str, RunSpec] = {}
+        for spec in specs:
+            distinct.setdefault(spec.id, spec)
+        if len(distinct) < len(specs):
+            self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
+        self._run(label, list(distinct.values()), role="design")
 
     def respond(self, label: str, centre: Array, rate: float, number: int) -> list[Responses] | None:
         """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds.

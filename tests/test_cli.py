@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from ideal_proxy.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -19,14 +24,28 @@ COMMANDS = (
 PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 
 
-def run(*arguments: str, cwd: Path = ROOT, script: bool = False) -> subprocess.CompletedProcess[str]:
-    head = [sys.executable, str(ROOT / "cli.py")] if script else [sys.executable, "-m", "ideal_proxy.cli"]
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Call the program in this process, which spares its start."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["ideal-proxy", *arguments]), mock.patch.dict(os.environ, PLAIN),
+    ):  # fmt: skip
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def start(*head: str) -> subprocess.CompletedProcess[str]:
+    """Start the program as a process of its own."""
     env = {**PLAIN, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([*head, *arguments], capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    return subprocess.run([sys.executable, *head, "--help"], capture_output=True, text=True, env=env, check=False)
 
 
 def test_help_is_the_same_from_the_checkout_and_installed():
-    checkout, installed = run("--help", script=True), run("--help")
+    checkout, installed = start(str(ROOT / "cli.py")), start("-m", "ideal_proxy.cli")
     assert checkout.returncode == installed.returncode == 0
     assert checkout.stdout == installed.stdout
     assert max(map(len, installed.stdout.splitlines())) <= 80
@@ -45,6 +64,10 @@ def test_every_command_has_a_line_and_an_example(command):
 def _tight_budget(folder: Path) -> None:
     _edit(folder, "mode: keep", "total: 50\n  mode: at_most")
     _edit(folder, "base: 60", "base: 60\n    min: 50")
+
+
+def _one_free(folder: Path) -> None:
+    _edit(folder, 'train.jsonl"\n    base: 60\n\n', 'train.jsonl"\n    base: 60\n    pinned: true\n\n')
 
 
 def rows(path: Path, count: int, start: int = 0) -> None:
@@ -67,7 +90,7 @@ def folder(tmp_path):
 def test_init_then_check(folder):
     answer = run("init", "data", cwd=folder)
     assert answer.returncode == 0, answer.stderr
-    assert "code: 60 rows, 20 reference rows" in answer.stdout
+    assert "code: 60 rows (alpaca), 20 reference rows (few)" in answer.stdout
     again = run("init", "data", cwd=folder)
     assert again.returncode == 2
     assert again.stderr == "error: mix.yaml exists; use --force to overwrite it or --out for another name\n"
@@ -96,12 +119,9 @@ def test_init_without_references_says_what_to_do(folder):
     answer = run("init", "data", cwd=folder)
     assert answer.returncode == 1
     assert "no reference rows for math" in answer.stderr
-    greedy = run("init", "data", "--hold-out", "50", cwd=folder)
-    assert greedy.returncode == 1
-    assert greedy.stderr.endswith("choose a smaller --hold-out, give it reference rows, or take it out of the folder\n")
-    held = run("init", "data", "--hold-out", "15", cwd=folder)
+    held = run("init", "data", "--hold-out", "50", cwd=folder)
     assert held.returncode == 0, held.stderr
-    assert "math: 45 rows, 15 reference rows" in held.stdout
+    assert "math: 45 rows (alpaca), 15 reference rows" in held.stdout
     assert "no duplicates, no leaks" in run("check", "mix.yaml", cwd=folder).stdout
 
 
@@ -120,6 +140,14 @@ def test_init_without_references_says_what_to_do(folder):
         (_tight_budget, "budget", 1),
         (lambda d: _edit(d, "groups: []", "groups: ['code <= 10%', 'math <= 20%']"), "code <= 10", 1),
         (lambda d: _edit(d, "groups: []", "groups: ['cod <= 10%']"), 'did you mean "code"?', 2),
+        (lambda d: _edit(d, "size: 1M", "device: gpu"), "proxy.device is 'gpu'", 2),
+        (
+            lambda d: _edit(d, "max_repeat: 4", "max_repeat: 1\n", "base: 60", "base: 60\n    min: 2x"),
+            "max_repeat 1",
+            1,
+        ),
+        (lambda d: _edit(d, "base: 60", "base: 60\n    pinned: true"), "every domain is pinned", 2),
+        (_one_free, "only code can change", 1),
         (lambda d: _no_answers(d / "data/math/train.jsonl"), "math", 1),
     ],
 )
@@ -139,9 +167,13 @@ def _no_answers(path: Path) -> None:
     path.write_text('{"instruction": "say", "input": "", "output": ""}\n' * 60, encoding="utf-8")
 
 
-def _edit(folder: Path, old: str, new: str) -> None:
+def _edit(folder: Path, *pairs: str) -> None:
     path = folder / "mix.yaml"
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
 
 
 def test_another_runs_folder_is_refused(folder):

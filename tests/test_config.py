@@ -33,6 +33,18 @@ def test_defaults_and_paths(tmp_path):
     assert config.capabilities[0].must_not_drop == 0.01
 
 
+def test_a_block_whose_lines_are_all_commented_out_is_not_given(tmp_path):
+    text = GOOD + "proxy:\n  # size: 3M\nrounds:\n"
+    assert load_config(write(tmp_path, text)) == load_config(write(tmp_path, GOOD))
+
+
+def test_a_folder_named_like_a_pattern_is_a_folder(tmp_path):
+    (tmp_path / "data [1]").mkdir()
+    config = load_config(write(tmp_path / "data [1]", GOOD.replace("/data/*.jsonl", "*.jsonl")))
+    assert config.domains[0].path == str(tmp_path / "data [1]" / "math.jsonl")
+    assert config.domains[1].path == str(tmp_path / "data [[]1]" / "*.jsonl")
+
+
 def test_dump_reads_back_to_the_same(tmp_path):
     config = load_config(write(tmp_path, GOOD))
     again = load_config(write(tmp_path, dump_config(config)))
@@ -50,6 +62,18 @@ def test_dump_reads_back_to_the_same(tmp_path):
         ("capabilities: []", "'domains' is missing"),
         (GOOD + "rounds: 0\n", "'rounds'.*greater than or equal to 1, got 0"),
         (GOOD + "verify: {pairs: 5, max_pairs: 3}\n", r"max_pairs \(3\) is below pairs \(5\)"),
+        (GOOD.replace("base: 30%", "base: 0.5"), r"'domains.1.base' \(code\): must be a count of rows .*, got 0.5$"),
+        (GOOD.replace("base: 30%", "base: true"), r"'domains.1.base' \(code\): must be a count of rows .*, got True$"),
+        (GOOD.replace("path: math.jsonl", "path: ''"), r"'domains.0.path' \(math\): must not be empty"),
+        (GOOD.replace("name: code", "name: a/b"), r"'domains.1.name' .*: a name has 1 to 80 characters and no slash"),
+        (GOOD.replace("name: code", "name: 3"), r"'domains.1.name' .*: must be text, got 3; put it in quotes"),
+        (
+            GOOD.replace("}\ncap", ", pinned: true}\ncap").replace("math.jsonl}", "m, pinned: true}"),
+            "nothing to search",
+        ),
+        ("domains: {a: b}\ncapabilities: []", "'domains': must be a list, .* got {'a': 'b'}"),
+        (GOOD + "proxy: 1M\n", "'proxy': must be a block of 'key: value' lines, got '1M'"),
+        (GOOD + "rounds: two\n", "'rounds': must be a whole number, got 'two'"),
         ("a: [", "not valid YAML at line"),
         ("- 1", "must be a mapping"),
     ],

@@ -27,7 +27,7 @@ constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict cost plan proposal status_record runs outcome search
 show status finished curves plot_style plots
-table_mixture what_if check start report_page report influence_report
+table_mixture what_if check layout start report_page report influence_report
 cli_report cli_tables cli_scaleup cli_influence cli
 """
 LAYERS = ORDER.split()
