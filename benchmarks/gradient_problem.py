@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class Problem:
         base = np.array_equal(volumes, self.base)
         return RunSpec(
             id=f"s{seed}-{name}", rows=rows, volumes=rows, seed=seed, role="base" if base else "design",
-            learning_rate=self.learning_rate, save_model=base,
+            learning_rate=self.learning_rate, save_model=True,
         )  # fmt: skip
 
     def losses(self, runs: Sequence[tuple[NDArray[np.float64], int]]) -> NDArray[np.float64]:
@@ -121,12 +121,15 @@ class Problem:
             result[name] = ResponseMatrix.load(kept)
         return result
 
-    def unrolled(self, seed: int) -> ResponseMatrix:
+    def unrolled(self, seed: int, of: Literal["rows", "weights"] = "rows") -> ResponseMatrix:
         """Through the whole training of a base proxy."""
-        kept = self.run_dir / "estimates" / f"{seed}-unrolled.npz"
+        kept = self.run_dir / "estimates" / f"{seed}-unrolled-{of}.npz"
         kept.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
-            unrolled_responses(self.start(), self.order(seed), self.domains, self.references, self.settings).save(kept)
+            found = unrolled_responses(
+                self.start(), self.order(seed), self.domains, self.references, self.settings, of=of
+            )
+            found.save(kept)
         return ResponseMatrix.load(kept)
 
     def _estimate(self, seed: int, settings: InfluenceSettings, name: str, made: dict[str, Any]) -> ResponseMatrix:

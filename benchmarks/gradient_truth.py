@@ -92,6 +92,7 @@ def main() -> None:
             estimates.setdefault(name, []).append(value)
         if not arguments.no_unrolled:
             estimates.setdefault("unrolled", []).append(problem.unrolled(seed))
+            estimates.setdefault("unrolled, by weights", []).append(problem.unrolled(seed, "weights"))
 
     own = np.array([[d.split("/")[0] == c for d in names] for c in capabilities])
     groups = {"diagonal": own, "off-diagonal": ~own}

@@ -25,6 +25,7 @@ from scipy.stats import ttest_rel
 
 from ideal_proxy.fit import ResponseModel, Responses
 from ideal_proxy.influence import InfluenceSettings
+from ideal_proxy.mixture import apportion
 from ideal_proxy.store import atomic_write_json, provenance
 
 Array = NDArray[np.float64]
@@ -40,23 +41,27 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--runs", type=int, nargs="+", default=[2, 4, 6, 8, 12, 18])
     parser.add_argument("--subsets", type=int, default=20)
-    parser.add_argument("--mixtures", type=int, default=64, help="to choose subsets from, and as many again held out")
+    parser.add_argument("--mixtures", type=int, default=64, help="to choose subsets from")
+    parser.add_argument("--held-out", type=int, default=64, help="further mixtures, in no subset")
     parser.add_argument("--spread", type=float, default=1.2)
     parser.add_argument("--seeds", type=int, default=2, help="seeds that runs rotate over, each with a base proxy")
+    parser.add_argument("--total", choices=("fixed", "free"), default="fixed", help="of the mixtures' rows")
+    parser.add_argument("--train-only", action="store_true", help="train the proxies and stop")
     parser.add_argument("--methods", nargs="+", default=["implicit ekfac 0.01", "first-order"])
     arguments = parser.parse_args()
     problem, rng = from_arguments(arguments), np.random.default_rng(1)
     seeds = list(range(1, arguments.seeds + 1))
-    # free totals, so that the fit has to learn both more rows and another mix
-    mixtures = [
-        v * np.exp(rng.uniform(-0.5, 0.5))
-        for v in random_mixtures(problem.base, 2 * arguments.mixtures, arguments.spread, rng)
-    ]
-    V = np.array([np.maximum(np.round(v), 0) for v in mixtures])
+    count = arguments.mixtures + arguments.held_out
+    mixtures = random_mixtures(problem.base, count, arguments.spread, rng)
+    if arguments.total == "free":  # the fit has to learn both more rows and another mix
+        mixtures = [v * np.exp(rng.uniform(-0.5, 0.5)) for v in mixtures]
+    V = np.array([apportion(v, round(float(v.sum()))) for v in mixtures], dtype=float)
     seed_of = np.array([seeds[k % len(seeds)] for k in range(len(V))])
     L = problem.losses([(v, int(s)) for v, s in zip(V, seed_of, strict=True)])
     base = problem.losses([(problem.base, s) for s in seeds])
     nothing = problem.losses([(np.zeros_like(problem.base), 0)])[0] if problem.context.warm else None
+    if arguments.train_only:
+        return
 
     settings = InfluenceSettings().within(1.5, arguments.rows, len(problem.names) + len(problem.references))
     gathered: dict[str, list[Any]] = {}

@@ -417,4 +417,4 @@ def response_trainings(method: str, capabilities: int) -> float:
     Returns:
         float: in trainings of the proxy on the same mixture.
     """
-    return IMPLICIT_TRAININGS if method == "implicit" else 3.0 + 2.0 * capabilities
+    return IMPLICIT_TRAININGS if method == "implicit" else 3.0 + 3.0 * capabilities

@@ -35,7 +35,7 @@ counts = [None, None]
 dist.all_gather_object(counts, seen)
 if dist.get_rank() == 0:
     (out / "labels.json").write_text(json.dumps(counts))
-dist.barrier()
-dist.destroy_process_group()
+dist.barrier()  # nobody leaves before all results lie on the disk
 sys.stdout.flush()
-os._exit(0)  # gloo's threads may abort the process while the interpreter ends
+sys.stderr.flush()
+os._exit(0)  # gloo's and the store's threads may abort a process that takes them down; the kernel takes them down
