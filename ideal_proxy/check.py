@@ -9,7 +9,7 @@ import numpy as np
 from ideal_proxy.config import SearchConfig, rows_of
 from ideal_proxy.data import TokenRows, find_duplicates, make_template, scan, tokenize_rows
 from ideal_proxy.prepare import domain_tokenizer, duplicate_lines, read_sources
-from ideal_proxy.terminal import table
+from ideal_proxy.terminal import paragraph, table
 
 
 def check_sources(config: SearchConfig) -> dict[str, Any]:
@@ -30,7 +30,10 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
     ):
         for entry in entries:
             tokens = tokenize_rows(sources[entry.name], template, config.proxy.context)
-            described = _describe(entry.name, tokens) | {"format": scan(entry.path, format=entry.format).format}
+            source = scan(entry.path, format=entry.format)
+            described = _describe(entry.name, tokens) | {
+                "format": source.format, "without_answer": source.without_answer,
+            }  # fmt: skip
             if kind == "domains":
                 available = len(sources[entry.name])
                 described["base"] = rows_of(
@@ -38,15 +41,26 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
                 )
             health[kind].append(described)
     health["findings"] = duplicate_lines(find_duplicates(domains, references))
-    for described in (*health["domains"], *health["capabilities"]):
-        if described["truncated"]:
-            health["findings"].append(
-                f"{described['name']}: {described['truncated']:,} rows are longer than {config.proxy.context} tokens "
-                "and lose prompt from the left"
-            )
-        if described["dropped"]:
-            health["findings"].append(f"{described['name']}: {described['dropped']:,} rows have no answer token")
+    for kind, which in (("domains", "domain"), ("capabilities", "reference rows of")):
+        for described in health[kind]:
+            health["findings"] += [f"{which} {described['name']}: {text}" for text in _findings(described, config)]
     return health
+
+
+def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
+    """Say what is wrong with one source's rows."""
+    found = []
+    if described["truncated"]:
+        cut = f", {described['answers_cut']:,} also of the answer" if described["answers_cut"] else ""
+        found.append(
+            f"{described['truncated']:,} longer than {config.proxy.context} tokens (proxy.context): they lose prompt "
+            f"from the left{cut}"
+        )
+    if described["dropped"]:
+        found.append(f"{described['dropped']:,} without an answer token are dropped")
+    if described["without_answer"]:
+        found.append(f"{described['without_answer']:,} without an answer are left out")
+    return found
 
 
 def health_tables(health: dict[str, Any]) -> str:
@@ -70,7 +84,7 @@ def health_tables(health: dict[str, Any]) -> str:
             for entry in health[kind]
         ]  # fmt: skip
         lines += [table(title, ("name", "format", *more, *header), rows, left=2), ""]
-    findings = [f"- {line}" for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
+    findings = [paragraph(f"- {line}") for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
     return "\n".join([*lines, "Found (tokens of a tokenizer trained on these domains):", *findings])
 
 
@@ -83,5 +97,6 @@ def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
         "median": int(np.median(tokens.lengths)) if len(tokens) else 0,
         "longest": int(tokens.lengths.max()) if len(tokens) else 0,
         "truncated": tokens.truncated,
+        "answers_cut": tokens.answers_cut,
         "dropped": tokens.dropped,
     }

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ideal_proxy.curves import Array, ResponseMatrix, eta, partial_losses, predict, slice_through
 from ideal_proxy.fit import ResponseModel
@@ -34,6 +35,7 @@ from ideal_proxy.plot_style import (
     PURPLE,
     VERMILLION,
     caption,
+    dress,
     interval,
     label,
     legend,
@@ -100,42 +102,82 @@ def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_volumes(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw rows of every domain in the base mixture and in the proposal.
+CLEAR: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 0.4}  # behind a number
+VOLUMES = {  # what plot_volumes can show: base, proposal, and how the axis is named
+    "rows": ("base_rows", "proposal_rows", "rows of the full-size run"),
+    "tokens": ("base_tokens", "tokens", "tokens"),
+    "share": ("base_share", "share", "share of the tokens"),
+    "repeat": ("base_repeat", "repeat", "passes over the domain"),
+}
+
+
+def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") -> Axes:
+    """Draw every domain's volume in the base mixture and in the proposal.
 
     Args:
         run: a finished search.
         ax: axes to draw on.
+        what: rows, tokens, share (of the tokens) or repeat.
 
     Returns:
-        Axes: rows across, a pair of bars a domain.
+        Axes: the volume across, a pair of bars a domain.
     """
-    entries = run.result["domains"]
+    before, after, name = VOLUMES[what]
+    entries = [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in run.result["domains"]]
     ax = new_axes(WIDE, 1.1 + 1.3 * ROW * len(entries), ax)
-    base = [entry["base_rows"] for entry in entries]
-    rows = [entry["proposal_rows"] for entry in entries]
+    base = [entry[before] for entry in entries]
+    rows = [entry[after] for entry in entries]
     places = np.arange(len(entries))
     ax.barh(places - 0.19, base, height=0.34, color=BLUE, alpha=0.45, label="base")
     ax.barh(places + 0.19, rows, height=0.34, color=VERMILLION, alpha=0.85, label="proposal")
-    longest = max([*base, *rows, 1])
-    available = np.array([entry["available"] for entry in entries], dtype=float)
-    near = available <= 1.5 * longest
-    ax.vlines(
-        available[near], places[near] - 0.42, places[near] + 0.42, color=INK, linewidth=1.3, label="rows available"
-    )
-    longest = max(longest, *available[near], 1)
+    longest = max([*base, *rows])
+    limits = {"rows": [entry["available"] for entry in entries], "repeat": [1.0] * len(entries)}.get(what, [])
+    near = [(place, limit) for place, limit in zip(places, limits, strict=False) if limit <= 1.5 * longest]
+    if near:
+        at, limit = (np.array(part, dtype=float) for part in zip(*near, strict=True))
+        ax.vlines(limit, at - 0.42, at + 0.42, color=INK, linewidth=1.3, label="rows available")
+        longest = max(longest, limit.max())
     for place, entry in zip(places, entries, strict=True):
         change = "new" if entry["change"] is None else f"{entry['change']:+.0%}"
-        ax.text(entry["proposal_rows"] + 0.01 * longest, place + 0.2, f"{entry['proposal_rows']:,} ({change})",
-                va="center", fontsize=FONT - 1, color=INK)  # fmt: skip
-        ax.text(entry["base_rows"] + 0.01 * longest, place - 0.18, f"{entry['base_rows']:,}", va="center",
-                fontsize=FONT - 1, color=MUTED)  # fmt: skip
-    ax.set_xlim(0, 1.18 * longest)
-    ax.xaxis.set_major_formatter(lambda v, _: volume_text(v))
+        more = f" ({change})" if what == "rows" else ""
+        for shift, value, colour, note in ((0.2, entry[after], INK, more), (-0.18, entry[before], MUTED, "")):
+            ax.text(value + 0.012 * longest, place + shift, _volume(value, what) + note, va="center",
+                    fontsize=FONT - 1, color=colour, bbox=CLEAR)  # fmt: skip
+    ax.set_xlim(0, (1.18 if what == "rows" else 1.3) * longest)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if what == "share" else volume_text(v))
     rows_of_names(ax, [entry["name"] for entry in entries])
-    caption(ax, x="rows of the full-size run")
+    caption(ax, x=name)
     legend(ax, **ABOVE, ncols=3)
     return ax
+
+
+def figure_volumes(run: SearchRun) -> Figure:
+    """Draw tokens, shares and repeats of every domain, base and proposal, side by side.
+
+    Args:
+        run: a finished search.
+
+    Returns:
+        Figure: three panels.
+    """
+    figure = new_figure(WIDE, 1.1 + 1.1 * ROW * len(run.domains))
+    panels = figure.subplots(1, 3, sharey=True)
+    for number, (panel, what) in enumerate(zip(panels, ("tokens", "share", "repeat"), strict=True)):
+        dress(panel)
+        plot_volumes(run, panel, what=what)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.get_legend().remove()
+        panel.tick_params(axis="y", labelleft=number == 0)
+    marks = [Patch(color=BLUE, alpha=0.45, label="base"), Patch(color=VERMILLION, alpha=0.85, label="proposal")]
+    legend(figure, marks, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _volume(value: float, what: str) -> str:
+    """Write a volume beside its bar."""
+    if what == "share":
+        return f"{value:.1%}"
+    return f"{value:.2f}×" if what == "repeat" else f"{value:,}" if what == "rows" else volume_text(value)
 
 
 def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
@@ -347,7 +389,7 @@ def plot_response_matrix(
     ax.grid(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
-    caption(ax, x="domain", title=f"change in {unit} from {per:.0%} more rows")
+    caption(ax, x="domain", y="capability", title=f"change in {unit} from {per:.0%} more rows")
     return ax
 
 

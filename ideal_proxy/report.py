@@ -25,6 +25,7 @@ from ideal_proxy.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.proposal import make_constraints, make_problem
 from ideal_proxy.relative import directions
 from ideal_proxy.report_page import FORMAT, Picture, escape, page
+from ideal_proxy.show import who_pays
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 STAGES = {
@@ -115,6 +116,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "noise": result["noise"],
         "domains": [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]],
         "capabilities": result["capabilities"],
+        "pays": who_pays(result),
         "optimum": result["optimum"],
         "rounds": result["rounds"],
         "curves": [_curves(run, domain) for domain in run.domains],
@@ -189,6 +191,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     model, base = run.model, run.base
     yield "verdict", "Gain, verified and predicted", _of(plots.plot_verdict(run)), True
     yield "volumes", "Rows of each domain, base and proposal", _of(plots.plot_volumes(run)), True
+    yield "shares", "Tokens, shares and repeats of each domain, base and proposal", plots.figure_volumes(run), True
     yield "losses", "Change of each capability's loss against base", _of(plots.plot_losses(run)), True
     keep = keep_weights(run)
     observed = (run.volumes(), run.values())

@@ -43,8 +43,9 @@ border:2px solid}
 .tiles dd small{font-weight:400;font-size:.8rem;color:var(--muted);display:block}
 nav{font-size:.9rem;margin:0 0 16px;display:flex;flex-wrap:wrap;gap:2px 14px}
 a{color:var(--link)}
-figure{margin:8px 0 4px}
+figure{margin:8px 0 4px;overflow-x:auto}
 figure svg{width:100%%;height:auto;display:block}
+@media (max-width:640px){figure svg{min-width:600px}}
 .note,figcaption{color:var(--muted);font-size:.9rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;margin:10px 0;font-variant-numeric:tabular-nums}
@@ -168,7 +169,8 @@ def _header(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         f"one run's loss varies by {numbers['noise']['run']:.2%}, a seed shifts all its runs by "
         f"{numbers['noise']['seed']:.2%}. The interval's one-sided level is {verdict['level']:.2%}: 95% overall, "
         "divided over every planned look.</p>"
-        f"<dl class='tiles'>{shown}</dl>"
+        + (f"<p><strong>{escape(_sentence(numbers['pays']))}</strong></p>" if numbers["pays"] else "")
+        + f"<dl class='tiles'>{shown}</dl>"
         + _figure(pictures.get("verdict"))
         + (f"<div class='warn'><strong>Warnings</strong><ul>{warnings}</ul></div>" if warnings else "")
         + "</header>"
@@ -189,6 +191,7 @@ def _volumes(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
     active = "".join(f"<li>{escape(text)}</li>" for text in numbers["optimum"]["active"])
     return (
         _figure(pictures.get("volumes"))
+        + _figure(pictures.get("shares"))
         + _table(header, rows)
         + "<p class='note'>Shares are of tokens; tokens are those of the proxies' tokenizer.</p>"
         + f"<p>{escape(_sentence(numbers['optimum']['scope']))}</p>"

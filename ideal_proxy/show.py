@@ -54,7 +54,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             _change(entry["change"]),
             f"{entry['share']:.1%}",
             f"{entry['repeat']:.2f}x",
-            f"{entry['bootstrap'][0]:,.0f}-{entry['bootstrap'][1]:,.0f}",
+            _moves(entry),
         )
         for entry in result["domains"]
     ]
@@ -72,13 +72,15 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
     lines = [
         paragraph(f"Verdict: {result['verdict']['sentence']}."),
         "",
-        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "90% bootstrap"), domains),
+        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "moves"), domains),
+        paragraph(_unsure(result)),
         "",
         table(
-            "Reference loss against base (verified on fresh runs, unseen rows)",
+            "Reference loss against base, on fresh runs and unseen rows",
             ("capability", "at base", "predicted", "verified", "interval"),
             capabilities,
         ),
+        *([paragraph(f"{price[0].upper()}{price[1:]}.")] if (price := who_pays(result)) else []),
         "",
         *_scores(result),
         paragraph(
@@ -92,12 +94,53 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
         *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
         paragraph(
-            f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}{result['cost']['rounds']} round(s), "
+            f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}"
+            f"{_count(result['cost']['rounds'], 'round')}, "
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
         f"Mixture file: {folder / 'mixture.json'}",
+        f"next: ideal-proxy report {folder}   (one page to look at and to show)",
+        *([] if kept else [f"      ideal-proxy apply {folder / 'mixture.json'} --out DIR   (the rows to train on)"]),
     ]
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def who_pays(result: dict[str, Any]) -> str:
+    """Name the capabilities that the proposal makes worse beyond doubt; a mean gain hides them.
+
+    Args:
+        result: as `run_search` returns it.
+
+    Returns:
+        str: a sentence, empty where there is none.
+    """
+    worse = [
+        f"{entry['name']} ({entry['verified']['value'] - 1:+.1%} loss, at least {entry['verified']['lower'] - 1:+.1%})"
+        for entry in result["capabilities"]
+        if entry["verified"]["lower"] > 1
+    ]
+    return f"the price: {', '.join(worse)}; must_not_drop in the run file protects a capability" if worse else ""
+
+
+def _moves(entry: dict[str, Any]) -> str:
+    """Say between which volumes the bootstrap moved a domain."""
+    low, high = (f"{round(end):,}" for end in entry["bootstrap"])
+    return low if low == high else f"{low}-{high}"
+
+
+def _unsure(result: dict[str, Any]) -> str:
+    """Say how to read the bootstrap's intervals."""
+    text = "Moves: where 90% of the volumes lay when the runs were re-weighted; a constraint holds those that do not."
+    out = [
+        entry["name"]
+        for entry in result["domains"]
+        if not round(entry["bootstrap"][0]) <= entry["proposal_rows"] <= round(entry["bootstrap"][1])
+    ]
+    return text + (f" {', '.join(out)}: the proposal lies outside, so its volume is a rough one." if out else "")
 
 
 def _unit(result: dict[str, Any]) -> str:

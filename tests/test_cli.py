@@ -108,7 +108,12 @@ def test_check_counts_duplicates_and_leaks(folder):
         for n in (1000, 1001, 1500, 1501, 1502, 0):
             file.write(json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n")
     run("init", "data", cwd=folder)
-    found = run("check", "mix.yaml", cwd=folder).stdout
+    with open(folder / "data" / "code" / "reference.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"instruction": "say " * 600, "input": "", "output": "long"}) + "\n")
+        file.write(json.dumps({"instruction": "say", "input": "", "output": None}) + "\n")
+    found = " ".join(run("check", "mix.yaml", cwd=folder).stdout.split())
+    assert "- reference rows of code: 1 longer than 512 tokens (proxy.context): they lose prompt from the left" in found
+    assert "- reference rows of code: 1 without an answer are left out" in found
     assert "math: 2 rows repeat another row of it" in found
     assert "code and math share 1 equal rows" in found
     assert "3 reference rows of math stand in domain math" in found

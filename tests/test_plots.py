@@ -169,6 +169,19 @@ def test_volumes_are_bars_of_rows(run):
     assert "600 (+100%)" in texts
 
 
+def test_volumes_are_drawn_as_tokens_shares_and_repeats(run):
+    entries = run.result["domains"]
+    expected = {
+        "tokens": ([e["base_tokens"] for e in entries], [e["tokens"] for e in entries]),
+        "share": ([e["base_share"] for e in entries], [e["share"] for e in entries]),
+        "repeat": ([e["base_rows"] / e["available"] for e in entries], [e["repeat"] for e in entries]),
+    }
+    figure = plots.figure_volumes(run)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["tokens", "share of the tokens", "passes over the domain"]
+    for ax, (base, proposal) in zip(figure.axes, expected.values(), strict=True):
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx([*base, *proposal])
+
+
 def test_losses_stand_at_their_ratios(run):
     ax = plots.plot_losses(run)
     drawn = {m: [line.get_xdata()[0] for line in lines(ax, m)] for m in ("o", "s")}

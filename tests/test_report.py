@@ -61,12 +61,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "br") and not self.get_starttag_text().endswith("/>"):
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        if not self.get_starttag_text().endswith(f"<{tag}/>"):
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
@@ -227,6 +226,13 @@ def test_a_base_that_is_kept_says_so(numbers):
     assert "keeps the base" in shown
     assert "Not enough evidence: the gain is +0.10%." in shown
     assert "holds the proposal" not in shown
+
+
+def test_who_pays_stands_at_the_top(numbers, text):
+    assert numbers["pays"] == ""
+    paying = page(numbers | {"pays": "the price: <b> (+3% loss)"}, [])
+    assert "<strong>The price: &lt;b&gt; (+3% loss).</strong>" in paying.split("<section")[0]
+    assert "The price" not in text
 
 
 def test_many_domains_leave_the_page_small(run):
