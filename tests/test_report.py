@@ -80,7 +80,18 @@ def test_the_page_is_whole_and_small(text, written):
     assert not parsed.open
     assert written.page.stat().st_size < 2_000_000
     assert {"svg", "table", "h1", "section"} <= set(parsed.tags)
-    pictures = ("verdict", "volumes", "losses", "responses", "mixing", "held-out", "movement", "pareto", "cost")
+    pictures = (
+        "verdict",
+        "volumes",
+        "shares",
+        "losses",
+        "responses",
+        "mixing",
+        "held-out",
+        "movement",
+        "pareto",
+        "cost",
+    )
     assert parsed.tags.count("svg") == len(pictures) + len(CAPABILITIES)
 
 
