@@ -32,7 +32,7 @@ from ideal_proxy.swarm_context import (
     prepare_context,
     what_counts,
 )
-from ideal_proxy.swarm_forecast import Forecast
+from ideal_proxy.swarm_forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm_local import LocalPool
 from ideal_proxy.swarm_pool import Message, Pool
 
@@ -111,17 +111,36 @@ class _Seat:
     spec: RunSpec | None = None
     done: int = 0
     steps: int = 0
-    taken_over: int = 0
     loss: float | None = None
+    runs: int = 0
     began: float = 0.0
+    first_step: tuple[int, float] | None = None
 
-    def take(self, spec: RunSpec, now: float) -> None:
+    def take(self, spec: RunSpec) -> None:
         """Begin a run."""
-        self.spec, self.done, self.steps, self.taken_over, self.loss, self.began = spec, 0, 0, 0, None, now
+        self.spec, self.done, self.steps, self.loss = spec, 0, 0, None
+        self.runs, self.began, self.first_step = self.runs + 1, time.monotonic(), None
 
-    def share(self, done: int) -> float:
-        """Return which part of the run's work so many steps are; judging comes after the last."""
-        return 0.95 * done / self.steps if self.steps else 0.0
+    def step(self, done: int, steps: int, loss: float | None) -> None:
+        """Note a step; the first may come late, where a checkpoint was taken up."""
+        self.done, self.steps, self.loss = done, steps, loss
+        self.first_step = self.first_step or (done, time.monotonic())
+
+    def under_way(self, work: Work) -> UnderWay:
+        """Say how far the run is."""
+        left = work.after(self.done, self.steps)
+        done, since = self.first_step or (self.done, self.began)
+        seconds = time.monotonic() - since
+        return UnderWay(left, work.after(done, self.steps) - left, seconds, self.first_step is not None)
+
+    def tell(self, forecast: Forecast, work: Work) -> None:
+        """Let the finished run count as measured."""
+        now = time.monotonic()
+        if self.first_step is None:
+            forecast.measured(now - self.began, work.whole)
+        else:
+            done, at = self.first_step
+            forecast.measured(now - at, work.after(done, self.steps), at - self.began if self.runs > 1 else None)
 
 
 @dataclass(slots=True)
@@ -129,7 +148,7 @@ class _Call:
     """The state of one call of `Swarm.run`."""
 
     total_runs: int
-    work: dict[str, float]
+    work: dict[str, Work]
     on_event: Callable[[SwarmEvent], None] | None
     waiting: list[RunSpec] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
@@ -141,7 +160,7 @@ class _Call:
     def wait(self, *specs: RunSpec) -> None:
         """Put runs into the line, long ones first: what is begun last should not be what ends last."""
         self.waiting.extend(specs)
-        self.waiting.sort(key=lambda spec: (-self.work[spec.id], spec.id))
+        self.waiting.sort(key=lambda spec: (-self.work[spec.id].whole, spec.id))
 
 
 class Swarm:
@@ -264,7 +283,7 @@ class Swarm:
     def _assign(self, call: _Call, seat: _Seat, spec: RunSpec) -> None:
         """Give a run to an idle worker."""
         call.attempts[spec.id] = call.attempts.get(spec.id, 0) + 1
-        seat.take(spec, time.monotonic())
+        seat.take(spec)
         self.pool.assign(seat.number, spec, self.checkpoint_seconds)
 
     def _handle(self, call: _Call, number: int, message: Message) -> None:
@@ -287,16 +306,12 @@ class Swarm:
         if kind == "started":
             self._tell(call, "started", spec, seat)
         elif kind == "step":
-            if not seat.steps:
-                seat.taken_over = message["done"] - 1
-            seat.done, seat.steps, seat.loss = message["done"], message["steps"], message["loss"]
+            seat.step(message["done"], message["steps"], message["loss"])
             self._tell(call, "step", spec, seat)
         elif kind == "finished":
+            seat.tell(self._forecast, call.work[spec.id])
             seat.spec = None
             call.finished.add(spec.id)
-            self._forecast.measured(
-                time.monotonic() - seat.began, call.work[spec.id] * (1 - seat.share(seat.taken_over))
-            )
             self._tell(call, "finished", spec, seat)
         elif kind == "failed":
             seat.spec = None
@@ -316,8 +331,8 @@ class Swarm:
             call.failures[spec.id] = message
             self._tell(call, "failed", spec, message=message)
 
-    def _work_of(self, spec: RunSpec) -> float:
-        """Estimate a run's work in trained tokens, judging included (a third of training's products)."""
+    def _work_of(self, spec: RunSpec) -> Work:
+        """Estimate a run's work; judging takes a third of training's products."""
         if self._tokens_per_row is None:
             means = [np.diff(rows.offsets).mean() if len(rows) else 0.0 for rows in self.context.domain_rows()]
             self._tokens_per_row = np.array(means)
@@ -327,35 +342,26 @@ class Swarm:
         if spec.role == "warm":
             sizes = [int(rows.offsets[-1]) for rows in self.context.reserved_rows()]
             goal = self.context.warm_tokens or min(sum(sizes) // len(sizes), 4 * min(sizes))
-            return goal * len(sizes) + judged / 3
+            return Work(float(goal * len(sizes)), judged / 3)
         trained = float(np.dot(spec.rows, self._tokens_per_row))
         if spec.responses:
-            return trained * response_trainings(spec.responses, len(spec.references or self.context.references))
-        return trained + judged / 3
+            return Work(trained * response_trainings(spec.responses, len(spec.references or self.context.references)))
+        return Work(trained, judged / 3)
 
     def _tell(self, call: _Call, kind: str, spec: RunSpec | None, seat: _Seat | None = None, message: str = "") -> None:
         """Send an event with the present estimate."""
         if call.on_event is None:
             return
-        waiting = [call.work[s.id] for s in call.waiting]
-        under_way, seconds, work, now = [], 0.0, 0.0, time.monotonic()
-        for other in self._seats.values():
-            if other.spec is None:
-                continue
-            whole = call.work[other.spec.id]
-            under_way.append(whole * (1 - other.share(other.done)))
-            if other.done - other.taken_over >= 3:  # what has trained for a while counts as measured
-                seconds += now - other.began
-                work += whole * other.share(other.done - other.taken_over)
-        total = sum(call.work.values()) or 1.0
-        left = self._forecast.seconds_left(
-            waiting, under_way, max(1, self.pool.expected()), seconds_now=seconds, work_now=work
-        )
+        waiting = [call.work[s.id].whole for s in call.waiting]
+        under_way = [s.under_way(call.work[s.spec.id]) for s in self._seats.values() if s.spec is not None]
+        left = self._forecast.seconds_left(waiting, under_way, max(1, self.pool.expected()))
+        undone = sum(waiting) + sum(run.left for run in under_way)
+        total = sum(work.whole for work in call.work.values()) or 1.0
         closed = len(call.finished) + len(call.skipped) + len(call.failures)
         event = SwarmEvent(
             kind, spec.id if spec else "", spec.role if spec else "", seat.done if seat else 0,
             seat.steps if seat else 0, closed, call.total_runs,
-            min(1.0, max(0.0, 1 - (sum(waiting) + sum(under_way)) / total)), left, message,
+            min(1.0, max(0.0, 1 - undone / total)), left, message,
             seat.pid if seat else 0, seat.number if seat else -1, seat.loss if seat else None,
             seat.host if seat else "",
         )  # fmt: skip

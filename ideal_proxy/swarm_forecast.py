@@ -4,53 +4,103 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run is to do, in trained tokens or what costs as much.
+
+    Attributes:
+        training: in its steps.
+        judging: after the last step.
+    """
+
+    training: float
+    judging: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """All of it."""
+        return self.training + self.judging
+
+    def after(self, done: int, steps: int) -> float:
+        """Return what is left after some steps.
+
+        Args:
+            done: steps done.
+            steps: of the run; 0 where it has not said so yet.
+
+        Returns:
+            float: tokens.
+        """
+        return self.whole - (self.training * done / steps if steps else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A run that a worker is at.
+
+    Attributes:
+        left: work left, tokens.
+        done: work done since its first step, tokens.
+        seconds: since its first step; before it, since it was handed out.
+        stepping: whether there was a step.
+    """
+
+    left: float
+    done: float
+    seconds: float
+    stepping: bool
 
 
 class Forecast:
-    """Measures seconds of a worker per unit of work, and lays the rest out on the workers."""
+    """Measures how fast a worker does its work and how long a run takes to begin, and lays the rest out.
+
+    What a worker's first run needs to begin, imports and all, says nothing of the next and is not counted.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._work = 0.0
+        self._beginnings: list[float] = []
 
-    def measured(self, seconds: float, work: float) -> None:
-        """Take in work that was done.
+    def measured(self, seconds: float, work: float, beginning: float | None = None) -> None:
+        """Take in a finished run.
 
         Args:
-            seconds: of one worker.
-            work: trained tokens, or whatever unit the caller counts in.
+            seconds: of its worker, since its first step where it has any.
+            work: done in that time, tokens.
+            beginning: seconds from handing it out to its first step; None where that is not known or was the
+                worker's first run.
         """
         self._seconds += seconds
         self._work += work
+        if beginning is not None:
+            self._beginnings.append(beginning)
 
-    def seconds_left(
-        self,
-        waiting: Sequence[float],
-        under_way: Sequence[float],
-        workers: int,
-        *,
-        seconds_now: float = 0.0,
-        work_now: float = 0.0,
-    ) -> float | None:
+    def seconds_left(self, waiting: Sequence[float], under_way: Sequence[UnderWay], workers: int) -> float | None:
         """Estimate the time until all is done.
 
         The waiting runs go one after another to the worker that is free first, which is what the scheduler does.
 
         Args:
-            waiting: work of the runs to come, in the order in which they are handed out.
-            under_way: work left of the runs that workers are at.
+            waiting: work of the runs to come, tokens, in the order in which they are handed out.
+            under_way: the runs that workers are at.
             workers: side by side, at least 1.
-            seconds_now: spent on the runs under way, so that they count as measured.
-            work_now: work done in that time.
 
         Returns:
             float: seconds; None before anything was measured.
         """
-        work = self._work + work_now
+        work = self._work + sum(run.done for run in under_way)
         if work <= 0:
             return None
-        free = sorted([*under_way, *[0.0] * max(0, workers - len(under_way))])
+        pace = (self._seconds + sum(run.seconds for run in under_way if run.done)) / work
+        begin = median(self._beginnings) if self._beginnings else 0.0
+        free = [run.left * pace + (0.0 if run.stepping else max(0.0, begin - run.seconds)) for run in under_way]
+        free += [0.0] * max(0, workers - len(free))
         heapq.heapify(free)
         for run in waiting:
-            heapq.heappush(free, heapq.heappop(free) + run)
-        return max(free) * (self._seconds + seconds_now) / work
+            heapq.heappush(free, heapq.heappop(free) + begin + run * pace)
+        return max(free)
