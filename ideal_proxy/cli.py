@@ -79,6 +79,7 @@ def search(
     rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
     runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or ray: proxies on a Ray cluster that is running.")] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of one hour of one device.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Most money; shrinks the search as --max-hours does.")] = None,
@@ -107,7 +108,7 @@ def search(
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
-        price=price, max_cost=max_cost,
+        price=price, max_cost=max_cost, engine=engine,
     )  # fmt: skip
     if not dry_run and (device_flops is not None or utilisation is not None):
         raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")

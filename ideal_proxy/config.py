@@ -156,6 +156,17 @@ class SwarmConfig(Section):
     spread: float = Field(default=1.2, gt=0, le=5, description="half-width of the design in log-volume")
     workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
     max_hours: float | None = Field(default=None, gt=0)
+    engine: Literal["local", "ray"] = Field(default="local", description="this machine, or a Ray cluster that is there")
+    address: str = Field(
+        default="auto", description="of the Ray cluster: auto, HOST:PORT, or local to start one on this machine"
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs of a worker on Ray; a fraction where several share one")
+
+    @model_validator(mode="after")
+    def _with_effect(self) -> SwarmConfig:
+        if self.engine == "local" and (self.address != "auto" or self.gpus):
+            raise ValueError("address and gpus are for engine: ray; set that, or take them out")
+        return self
 
 
 class VerifyConfig(Section):

@@ -103,7 +103,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         elsewhere: another machine to plan for; the file is then neither read nor written.
 
     Returns:
-        Plan: also written to the file.
+        Plan: also written to the file; of one made before only the number of workers may be changed.
 
     Raises:
         UserError: a metric fails on an untrained proxy.
@@ -111,12 +111,14 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
             bfloat16.
     """
     if path.exists() and elsewhere is None:
-        return read_plan(path)
+        plan = read_plan(path)
+        return replace(plan, workers=config.swarm.workers or plan.workers)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
-    device = _checked_device(config.proxy.device) if config.proxy.device != "auto" else _device()
-    workers = config.swarm.workers or (_cores() if device == "cpu" else 1)
-    devices = config.cost.devices or (min(workers, _gpus()) if device == "cuda" else 1)
+    device = _planned_device(config)
+    workers = config.swarm.workers or _default_workers(config, device)
+    on_ray = round(workers * config.swarm.gpus)
+    devices = config.cost.devices or on_ray or (min(workers, _gpus()) if device == "cuda" else 1)
     found = _measure(config, prepared, device)
     if elsewhere is not None:
         workers = devices = elsewhere.devices
@@ -400,6 +402,31 @@ def _device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _planned_device(config: SearchConfig) -> str:
+    """Return where proxies train: what the run file says, what a Ray worker gets, or the best device here."""
+    if config.proxy.device != "auto":
+        return _checked_device(config.proxy.device)
+    if config.swarm.engine == "local":
+        return _device()
+    device = "cuda" if config.swarm.gpus else "cpu"
+    if device == "cuda" and _device() != "cuda":
+        raise UsageError(
+            "swarm.gpus is set but this machine has no GPU; start the search on a machine like those of the workers, "
+            "for speed and precision are measured there"
+        )
+    return device
+
+
+def _default_workers(config: SearchConfig, device: str) -> int:
+    """Return how many workers there is room for, on the cluster or here."""
+    if config.swarm.engine == "local":
+        return _cores() if device == "cpu" else 1
+    from ideal_proxy.swarm_ray import cluster_workers, connect
+
+    connect(config.swarm.address)
+    return max(1, cluster_workers(1, config.swarm.gpus))
 
 
 def _gpus() -> int:

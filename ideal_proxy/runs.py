@@ -42,6 +42,7 @@ from ideal_proxy.swarm import (
     prepare_context,
     warm_spec,
 )
+from ideal_proxy.swarm_pool import Pool
 from ideal_proxy.terminal import Reporter
 from ideal_proxy.verdict import PairedLosses, PairedScores
 
@@ -87,7 +88,10 @@ class Laboratory:
         self.gradients, self.gradients_why = gradient_method(config, plan.runs)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
         worker = "ideal_proxy.gradient_worker" if self.gradients else "ideal_proxy.swarm_worker"
-        self._swarm = Swarm(self.context, folder, workers=plan.workers, worker=worker)
+        self._swarm = Swarm(
+            self.context, folder, workers=plan.workers, worker=worker,
+            pool=_cluster(config, self.context, folder, worker),
+        )  # fmt: skip
 
     def __enter__(self) -> Laboratory:
         """Return self; workers start with the first run."""
@@ -430,6 +434,8 @@ class Laboratory:
                     self.record.event(event)
                     if event.kind in {"retried", "failed"}:
                         self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
+                    elif event.kind == "waiting":
+                        self.reporter.note(event.message)
 
                 outcome = self._swarm.run(missing, on_event=on_event)
             self._results |= outcome.results
@@ -454,6 +460,18 @@ class Laboratory:
 
     def _search_losses(self, result: RunResult) -> Array:
         return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
+
+
+def _cluster(config: SearchConfig, context: SwarmContext, folder: Path, worker: str) -> Pool | None:
+    """Return the workers of a Ray cluster where the run file asks for them."""
+    if config.swarm.engine == "local":
+        return None
+    from ideal_proxy.swarm_ray import RayPool
+
+    return RayPool(
+        context, folder, address=config.swarm.address, workers=config.swarm.workers, gpus=config.swarm.gpus,
+        worker=worker,
+    )  # fmt: skip
 
 
 def _reference(capability: int, half: str) -> str:

@@ -47,6 +47,7 @@ def override(
     max_hours: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    engine: str | None = None,
     gradients: str | None = None,
     price: float | None = None,
     max_cost: float | None = None,
@@ -60,6 +61,7 @@ def override(
         max_hours: compute budget.
         seed: seed of data order and design.
         workers: processes side by side.
+        engine: local or ray.
         gradients: auto, implicit, unrolled or none.
         price: of one hour of one device.
         max_cost: most money.
@@ -68,12 +70,14 @@ def override(
         SearchConfig: with what was given.
 
     Raises:
-        UsageError: gradients is none of these, or a capability is judged by a metric and has none; an amount of money
-            is not above 0, or there is most money and no price.
+        UsageError: engine or gradients is none of these, or a capability is judged by a metric and has none; an amount
+            of money is not above 0, or there is most money and no price.
     """
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
         if amount is not None and not amount > 0:
             raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
+    if engine not in {None, "local", "ray"}:
+        raise UsageError(f"--engine is {engine!r}; choose local or ray")
     if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
         raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
     if gradients in {"implicit", "unrolled"} and config.has_metrics:
@@ -85,7 +89,7 @@ def override(
     top = {key: value for key, value in given if value is not None}
     swarm = {
         key: value
-        for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers))
+        for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers), ("engine", engine))
         if value is not None
     }
     money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
@@ -333,13 +337,14 @@ def _claim(config: SearchConfig, folder: Path) -> None:
 
 
 def _identity(config: SearchConfig) -> SearchConfig:
-    """Return what a run's numbers depend on: neither workers nor the time and money that it or a metric may take."""
+    """Return what a run's numbers depend on: neither workers and their place nor the time and money it may take."""
     patient = {"timeout_seconds": 1.0, "keep_models": False}
     capabilities = tuple(
         c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
         for c in config.capabilities
     )
-    swarm = config.swarm.model_copy(update={"workers": None, "max_hours": None})
+    places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0}
+    swarm = config.swarm.model_copy(update={"max_hours": None, **places})
     return config.model_copy(update={"swarm": swarm, "capabilities": capabilities, "cost": CostConfig()})
 
 

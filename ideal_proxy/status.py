@@ -130,7 +130,7 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     if status["working"]:
         title = "Running now" if state == "running" else "Was running"
         rows = [
-            (str(at["worker"]), at["run"], at["role"], f"{at['step']:,} of {at['steps']:,}" if at["steps"] else "-",
+            (_worker(at), at["run"], at["role"], f"{at['step']:,} of {at['steps']:,}" if at["steps"] else "-",
              "-" if at["loss"] is None else f"{at['loss']:.3f}", duration(at["seconds"]),
              *(() if state == "running" else ("yes" if at["checkpoint"] else "no",)))
             for at in status["working"]
@@ -151,6 +151,11 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     label = {"running": "Look again", "finished": "The result"}.get(state, "Go on")
     lines.append(f"{label}: {status['next']}")
     return "\n".join(lines)
+
+
+def _worker(at: dict[str, Any]) -> str:
+    """Name a worker: its number, and its machine where that is another one."""
+    return f"{at['worker']} {at.get('host', '').partition('.')[0][:12]}".strip()
 
 
 def _state(status: dict[str, Any]) -> str:

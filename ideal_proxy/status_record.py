@@ -88,7 +88,8 @@ class StatusRecord:
                 del state["working"][worker]
         if event.kind == "started":
             state["working"][str(event.worker)] = {
-                **what, "process": event.pid, "step": 0, "steps": 0, "loss": None, "since": time.time(),
+                **what, "process": event.pid, "host": event.host, "step": 0, "steps": 0, "loss": None,
+                "since": time.time(),
             }  # fmt: skip
         elif event.kind == "step" and (at := state["working"].get(str(event.worker))) is not None:
             first = not at["steps"]

@@ -7,23 +7,29 @@ thrown away, so a killed search starts again from it and ends with the same numb
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ideal_proxy.errors import UserError
 
 MARKER = "complete"
 LOCK = "lock"
 LOOK_SECONDS = 0.25
+BEAT_SECONDS = 15.0
+QUIET_SECONDS = 90.0
+"""A lock of another machine that was not touched for so long is nobody's; file systems cache times for up to 60 s."""
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 
@@ -122,6 +128,10 @@ def is_complete(folder: str | Path) -> bool:
 def lock(folder: str | Path) -> Iterator[None]:
     """Hold the run directory for this process; the kernel lets go of it however the process ends.
 
+    On one machine that is certain. Over a shared file system it is where that carries `flock` between machines (NFS
+    does by default, some mounts do not); for those the holder also touches the file now and then, and a machine that
+    sees another's fresh touch refuses. Two searches begun within a moment of each other on such a mount can both pass.
+
     Args:
         folder: the run directory.
 
@@ -139,24 +149,66 @@ def lock(folder: str | Path) -> Iterator[None]:
         raise UserError(f"cannot use {folder} as a run directory: {error.strerror}; choose another --out") from error
     with handle:
         deadline = time.monotonic() + LOOK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() < deadline:  # `lock_holder` may be looking just now
-                    time.sleep(LOOK_SECONDS / 5)
-                    continue
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
+        while (locked := _flock(handle, fcntl.LOCK_EX)) is False:
+            if time.monotonic() >= deadline:
                 raise UserError(
-                    f"{folder} is in use by {holder}; wait for it, stop it, or choose another --out"
-                ) from error
+                    f"{folder} is in use by {_read(handle) or 'another process'}; wait for it, stop it, or choose "
+                    "another --out"
+                )
+            time.sleep(LOOK_SECONDS / 5)  # `lock_holder` may be looking just now
+        if (quiet := _quiet_seconds(handle, folder, locks=locked is True)) is not None:
+            raise UserError(
+                f"{folder} was in use by {_read(handle)} {quiet:.0f} s ago, and its file system may not carry locks; "
+                f"stop that search, or, if it is gone, try again in {QUIET_SECONDS - quiet:.0f} s"
+            )
         handle.seek(0)
         handle.truncate()
         handle.write(f"process {os.getpid()} on {platform.node()}")
         handle.flush()
-        yield
+        over = threading.Event()
+        beat = threading.Thread(target=_beat, args=(handle, over), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beat.join()
+            handle.truncate(0)  # nobody's any more, for those who cannot see the lock itself
+
+
+def _flock(handle: IO[str], kind: int) -> bool | None:
+    """Try to lock a file; None where its file system has no locks, and other signs must do."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP} else False
+    return True
+
+
+def _beat(handle: IO[str], over: threading.Event) -> None:
+    """Touch the lock until it is over."""
+    while not over.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(handle.fileno())
+
+
+def _read(handle: IO[str]) -> str:
+    handle.seek(0)
+    return handle.read().strip()
+
+
+def _quiet_seconds(handle: IO[str], folder: Path, *, locks: bool) -> float | None:
+    """Return how long ago somebody touched the lock who has not given it back; None where that is past.
+
+    Where there are locks, one that was had says enough of this machine's own processes.
+    """
+    holder = _read(handle)
+    if not holder or (locks and holder.endswith(f" on {platform.node()}")):
+        return None
+    # The file system's own clock, which is not this machine's, says what time it is.
+    with tempfile.TemporaryFile(dir=folder) as now:
+        quiet = os.fstat(now.fileno()).st_mtime - os.fstat(handle.fileno()).st_mtime
+    return max(0.0, quiet) if quiet < QUIET_SECONDS else None
 
 
 def lock_holder(folder: str | Path) -> str | None:
@@ -173,10 +225,12 @@ def lock_holder(folder: str | Path) -> str | None:
     except OSError:
         return None
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return handle.read().strip() or "another process"
+        locked = _flock(handle, fcntl.LOCK_SH)
+        if locked is False:
+            return _read(handle) or "another process"
+        with contextlib.suppress(OSError):  # a folder that only others may write to
+            if _quiet_seconds(handle, Path(folder), locks=locked is True) is not None:
+                return _read(handle)
     return None
 
 

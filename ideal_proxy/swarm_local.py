@@ -8,6 +8,7 @@ import os
 import selectors
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class LocalPool:
         self._module = worker
         self._selector = selectors.DefaultSelector()
         self._pool: dict[int, _Worker] = {}
+        self._inbox: deque[tuple[int, Message]] = deque()
         self._deaths_unready = 0
 
     def hire(self, wanted: int) -> None:
@@ -96,12 +98,12 @@ class LocalPool:
         Args:
             timeout: longest wait for a first message, seconds.
         """
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(0 if self._inbox else timeout):
             worker: _Worker = key.data
             chunk = worker.process.stdout.read() if worker.process.stdout is not None else b""
             if not chunk:
                 if chunk == b"":
-                    yield worker.number, self._died(worker)
+                    self._inbox.append((worker.number, self._died(worker)))
                 continue
             *lines, worker.buffer = (worker.buffer + chunk).split(b"\n")
             for line in lines:
@@ -110,7 +112,9 @@ class LocalPool:
                     worker.ready, self._deaths_unready = True, 0
                 elif message["kind"] in {"finished", "failed", "stopped"}:
                     worker.busy = False
-                yield worker.number, message
+                self._inbox.append((worker.number, message))
+        while self._inbox:  # a caller that breaks off finds the rest here when it comes back
+            yield self._inbox.popleft()
 
     def close(self) -> None:
         """End all processes: busy ones are killed, idle ones end with their input."""
@@ -123,6 +127,7 @@ class LocalPool:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
             self._bury(worker)
+        self._inbox.clear()
 
     def _died(self, worker: _Worker) -> Message:
         """Bury a worker that ended by itself, and say how."""

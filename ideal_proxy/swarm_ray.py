@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,9 +92,21 @@ class RayPool:
         self._inputs: dict[str, list[Any]] = {}
         job = self._ray.get_runtime_context().get_job_id()
         self._name = f"{context.fingerprint()[:16]}-{job}"
+        self._inbox: deque[tuple[int, Message]] = deque()
         self._deaths_unready = 0
         self._lonely = 0.0
         self._notice = NOTICE_SECONDS
+
+    def node_of(self, number: int) -> str:
+        """Return the id of the node that a worker is on.
+
+        Args:
+            number: the worker.
+
+        Returns:
+            str: as `ray.nodes()` names it; "" where it is not there yet.
+        """
+        return self._actors[number].node if number in self._actors else ""
 
     def hire(self, wanted: int) -> None:
         """Start actors until there are so many; those for which the cluster has no room yet wait for it.
@@ -146,27 +158,31 @@ class RayPool:
         Args:
             timeout: longest wait for a first message, seconds.
         """
-        if not self._asked:
+        ready: list[Any] = []
+        rest = list(self._asked)
+        if rest:
+            ready, rest = self._ray.wait(rest, num_returns=1, timeout=0 if self._inbox else timeout)
+        elif not self._inbox:
             time.sleep(timeout)
-            return
-        ready, rest = self._ray.wait(list(self._asked), num_returns=1, timeout=timeout)
         if rest:
             ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         for reference in ready:
-            actor = self._asked.pop(reference)
+            actor = self._asked[reference]
             try:
                 said = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                yield actor.number, self._lost(actor, error)
+                self._inbox.append((actor.number, self._lost(actor, error)))
                 continue
+            del self._asked[reference]
             if isinstance(said, dict):
                 self._arrived(actor, said)
                 said = []
-            for message in said:
-                yield actor.number, self._take(actor, message)
-            if actor.number in self._actors and self._actors[actor.number] is actor:
+            self._inbox.extend((actor.number, self._take(actor, message)) for message in said)
+            if self._actors.get(actor.number) is actor:
                 self._asked[actor.handle.poll.remote(POLL_SECONDS)] = actor
-        yield from self._notices()
+        self._inbox.extend(self._notices())
+        while self._inbox:  # a caller that breaks off finds the rest here when it comes back
+            yield self._inbox.popleft()
 
     def close(self) -> None:
         """End all actors now; each node loses what was put on it."""
@@ -178,6 +194,7 @@ class RayPool:
             for actor in list(self._actors.values()):
                 self._drop(actor)
             self._asked.clear()
+            self._inbox.clear()
             self._lonely = 0.0
 
     def _start(self) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ from ideal_proxy.store import MARKER, atomic_write_bytes
 
 CACHE = "IDEAL_PROXY_CACHE"
 PIECE_BYTES = 16 << 20
+SWEEP_SECONDS = 3600.0
 
 Piece = list[tuple[str, bytes]]
 """Names of files, relative, with what comes next of each; a file larger than a piece goes on in the next ones."""
@@ -138,7 +140,7 @@ def cache_root() -> Path:
 
 
 def hold(folder: Path) -> IO[str]:
-    """Claim a folder of the cache for this process, beside others that hold it too; sweep what nobody holds.
+    """Claim a folder of the cache for this process, beside others that hold it too; sweep what nobody holds any more.
 
     Args:
         folder: a folder below `cache_root()`; it need not exist.
@@ -148,12 +150,13 @@ def hold(folder: Path) -> IO[str]:
     """
     held = open(_lock_of(folder), "a", encoding="utf-8")  # noqa: SIM115 (the caller keeps it)
     fcntl.flock(held, fcntl.LOCK_SH)
+    os.utime(held.fileno())
     for lock in folder.parent.glob("*.lock"):
-        if lock == _lock_of(folder):
-            continue
-        with contextlib.suppress(OSError), open(lock, "a", encoding="utf-8") as other:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove(lock.with_suffix(""))
+        with contextlib.suppress(OSError), open(lock, "r+", encoding="utf-8") as other:
+            # One that nobody holds just now may be about to get its next worker.
+            if lock != _lock_of(folder) and time.time() - lock.stat().st_mtime > SWEEP_SECONDS:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(lock.with_suffix(""))
     return held
 
 

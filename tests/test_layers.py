@@ -19,7 +19,8 @@ mixture_file mixture materialise demo
 design
 proxy_records packed_attention fused_head proxy_model proxy
 pretrained
-metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local swarm_ray_worker swarm_ray swarm
+metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local
+swarm_ship swarm_ray_worker swarm_ray swarm
 curvature factors kfac
 influence_records influence unrolled finite gradient_worker
 relative law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables

@@ -68,8 +68,10 @@ def test_defaults(prepared, tmp_path):
 
 def test_a_plan_is_made_once(prepared, tmp_path):
     first = make_plan(config(), prepared, tmp_path / "plan.json")
-    again = make_plan(config(swarm={"runs": 40, "workers": 7}), prepared, tmp_path / "plan.json")
+    again = make_plan(config(swarm={"runs": 40}), prepared, tmp_path / "plan.json")
     assert again == first
+    more = make_plan(config(swarm={"workers": 7}), prepared, tmp_path / "plan.json")
+    assert more == replace(first, workers=7)  # a search may go on with more workers, and with nothing else changed
 
 
 def test_a_given_fraction_leaves_the_warm_rows_alone(prepared, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -64,6 +66,53 @@ def test_lock_refuses_a_second_process_and_falls_with_the_first(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+    with store.lock(tmp_path):
+        pass
+
+
+def test_a_lock_of_another_machine_is_honoured_while_it_is_fresh(tmp_path):
+    """Some mounts keep `flock` to one machine: there the holder's touches must do."""
+    file = tmp_path / store.LOCK
+    file.write_text("process 4711 on elsewhere")
+    refusal = r"was in use by process 4711 on elsewhere \d+ s ago.*in [5-9]\d s"
+    with pytest.raises(UserError, match=refusal), store.lock(tmp_path):
+        pass
+    assert store.lock_holder(tmp_path) == "process 4711 on elsewhere"
+    assert file.read_text() == "process 4711 on elsewhere"
+    os.utime(file, (time.time() - 100, time.time() - 100))
+    assert store.lock_holder(tmp_path) is None
+    with store.lock(tmp_path):
+        assert f"process {os.getpid()} on" in file.read_text()
+    assert not file.read_text()  # given back, so that nobody need wait
+
+
+def test_a_crash_on_this_machine_makes_nobody_wait(tmp_path):
+    (tmp_path / store.LOCK).write_text(f"process 4711 on {platform.node()}")
+    assert store.lock_holder(tmp_path) is None
+    with store.lock(tmp_path):
+        pass
+
+
+def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BEAT_SECONDS", 0.02)
+    file = tmp_path / store.LOCK
+    with store.lock(tmp_path):
+        os.utime(file, (0, 0))
+        deadline = time.monotonic() + 5
+        while file.stat().st_mtime < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(handle, kind):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(store.fcntl, "flock", refuse)
+    with store.lock(tmp_path):
+        assert store.lock_holder(tmp_path) == f"process {os.getpid()} on {platform.node()}"
+        with pytest.raises(UserError, match="may not carry locks"), store.lock(tmp_path):
+            pass
     with store.lock(tmp_path):
         pass
 

@@ -1,0 +1,139 @@
+"""A swarm on a real Ray cluster of two nodes on this machine's loopback; `test_swarm_ray.py` runs it as a process.
+
+Usage: ray_swarm.py FOLDER SCENARIO WORKER [ADDRESS]. Writes FOLDER/report.json. The cluster is this process's own and
+ends with it. The nodes are 127.0.0.2 and 127.0.0.3, for Ray takes 127.0.0.1 for the machine's outer address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from test_swarm import gone, make_context
+from test_swarm_ray import RUNS
+
+from ideal_proxy.swarm import Swarm, SwarmEvent, SwarmOutcome, warm_spec
+from ideal_proxy.swarm_ray import RayPool
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+def main() -> None:
+    folder, scenario, worker, *address = Path(sys.argv[1]), *sys.argv[2:]
+    report: dict[str, Any] = {}
+    if address:
+        drive(folder, worker, address[0], tell)
+        return
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**NODE, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+    )
+    second = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
+    try:
+        SCENARIOS[scenario](folder, worker, cluster, second, report)
+    finally:
+        report["left"] = sorted(path.name for path in Path(os.environ["IDEAL_PROXY_CACHE"]).iterdir())
+        (folder / "report.json").write_text(json.dumps(report))
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def drive(
+    folder: Path, worker: str, address: str, on_event: Callable[[SwarmEvent, RayPool], None]
+) -> tuple[SwarmOutcome, RayPool]:
+    """Do the runs on the cluster."""
+    context = make_context(folder / "context")
+    pool = RayPool(context, folder, address=address, worker=worker)
+    with Swarm(context, folder, pool=pool, checkpoint_seconds=0.0) as swarm:
+        assert not swarm.run([warm_spec(context, 0)]).failures
+        return swarm.run(RUNS[worker], on_event=lambda event: on_event(event, pool)), pool
+
+
+def tell(event: SwarmEvent, pool: RayPool) -> None:
+    sys.stdout.write(f"{event.kind} {event.run} {event.done} {event.pid}\n")
+    sys.stdout.flush()
+
+
+def losses(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict[str, Any]) -> None:
+    """The head's worker process is killed in mid-run, then the other node is taken away in mid-run."""
+    events: list[SwarmEvent] = []
+
+    def on_event(event: SwarmEvent, pool: RayPool) -> None:
+        events.append(event)
+        if event.kind != "step" or not 3 <= event.done < event.steps - 3:
+            return
+        elsewhere = pool.node_of(event.worker) == second.node_id
+        if "killed" not in report and not elsewhere:
+            report["killed"], report["killed_at"] = event.run, event.done
+            os.kill(event.pid, signal.SIGKILL)
+        elif "killed" in report and "removed" not in report and elsewhere:
+            report["removed"] = event.run
+            cluster.remove_node(second, allow_graceful=False)
+
+    outcome, pool = drive(folder, worker, cluster.address, on_event)
+    report |= {
+        "workers": pool.workers, "shipments": list(pool.shipments.values()), "failures": outcome.failures,
+        "results": list(outcome.results), "events": [asdict(event) for event in events],
+    }  # fmt: skip
+
+
+def stops(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict[str, Any]) -> None:
+    """Ctrl-C in mid-run; then a driver that is killed; then one that ends it."""
+
+    def interrupt(event: SwarmEvent, pool: RayPool) -> None:
+        if event.kind == "step" and event.done >= 3:
+            report["stopped"], report["stopped_at"] = event.run, event.done
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        drive(folder, worker, cluster.address, interrupt)
+    report["checkpoint"] = (folder / "runs" / report["stopped"] / "checkpoint.safetensors").is_file()
+    report["left_by_stop"] = sorted(path.name for path in Path(os.environ["IDEAL_PROXY_CACHE"]).iterdir())
+    ray.shutdown()
+    command = [sys.executable, __file__, str(folder), "drive", worker, cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            kind, _, done, pid = line.split()
+            if kind == "step" and int(done) >= 6:
+                driver.kill()
+                break
+    report["orphan_ended"] = ended(int(pid))
+    outcome, _ = drive(folder, worker, cluster.address, lambda event, pool: None)
+    report["failures"], report["results"] = outcome.failures, list(outcome.results)
+
+
+def ended(pid: int, seconds: float = 60.0) -> bool:
+    """Wait for a process to go."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if gone(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def plain(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict[str, Any]) -> None:
+    """Nothing goes wrong; the runs are done one after another, for each may start from the one before."""
+    context = make_context(folder / "context")
+    pool = RayPool(context, folder, address=cluster.address, worker=worker)
+    with Swarm(context, folder, pool=pool) as swarm:
+        report["failures"] = [swarm.run([run]).failures for run in (warm_spec(context, 0), *RUNS[worker])]
+    report["failures"] = [failures for failures in report["failures"] if failures]
+
+
+SCENARIOS = {"losses": losses, "stops": stops, "plain": plain}
+
+
+if __name__ == "__main__":
+    main()
