@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 CACHE_FORMAT = "tokens/1"
 CHUNK = 512
+COUNTED_ROWS = 16_384
 COUNTS = ("truncated", "dropped", "answers_cut")
 IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
 
@@ -85,8 +86,12 @@ class TokenRows:
     @property
     def supervised_tokens(self) -> Ints:
         """Supervised tokens of every row, (N,) int64."""
-        total = np.concatenate([[0], np.cumsum(self.supervised, dtype=np.int64)])
-        return np.asarray(total[self.offsets[1:]] - total[self.offsets[:-1]], dtype=np.int64)
+        counts = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), COUNTED_ROWS):  # a sum over all tokens at once would take eight bytes of each
+            at = self.offsets[first : first + COUNTED_ROWS + 1]
+            total = np.concatenate([[0], np.cumsum(self.supervised[at[0] : at[-1]], dtype=np.int64)])
+            counts[first : first + COUNTED_ROWS] = np.diff(total[at - at[0]])
+        return counts
 
     def select(self, indices: npt.ArrayLike) -> TokenRows:
         """Take some rows, in the order given; a row may be taken twice.
@@ -345,5 +350,6 @@ def _content(token_rows: TokenRows) -> dict[str, Any]:
 
 
 def _digest(array: npt.NDArray[Any]) -> str:
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.blake2b(head + np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)  # without a copy: the array may be a mapped file larger than memory
+    return digest.hexdigest()

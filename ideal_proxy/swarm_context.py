@@ -361,5 +361,5 @@ def _fingerprint(rows: TokenRows) -> str:
     """Return a short hash of a set's token arrays."""
     digest = hashlib.sha256()
     for array in (rows.ids, rows.supervised, rows.offsets, rows.keys):
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]

@@ -22,7 +22,7 @@ from ideal_proxy.store import atomic_write_bytes, is_complete, mark_complete
 from ideal_proxy.swarm_context import WARM_RUN, RunSpec, SwarmContext
 from ideal_proxy.swarm_pool import Message
 from ideal_proxy.swarm_ray_worker import NodeWorker, versions
-from ideal_proxy.swarm_ship import files_of, pack, write_files
+from ideal_proxy.swarm_ship import keep_only, pack, write_files
 
 POLL_SECONDS = 1.0
 REACH_SECONDS = 10.0
@@ -230,9 +230,7 @@ class RayPool:
         if folder is not None and not is_complete(folder):
             write_files(files, folder)
             if kind == "finished":
-                for path in files_of(folder):  # such as the checkpoint of a run that is done
-                    if path.relative_to(folder).as_posix() not in names:
-                        path.unlink(missing_ok=True)
+                keep_only(folder, names)  # without such as the checkpoint of a run that is done
                 mark_complete(folder)
         if kind == "ready":
             actor.ready, self._deaths_unready, message["host"] = True, 0, actor.host

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -117,6 +117,22 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
     """
     for name, content in files.items():
         atomic_write_bytes(folder / name, content)
+
+
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Remove what a folder holds besides some files.
+
+    Args:
+        folder: the folder.
+        names: of the files that stay, relative.
+    """
+    for path in files_of(folder):
+        if path.relative_to(folder).as_posix() not in names:
+            path.unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is inside comes before what it is in
+        if path.is_dir():
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
 
 
 def cache_root() -> Path:

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from test_swarm import SPECS, make_context, same, spec
 
+from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm import Swarm, load_result, warm_spec
+from ideal_proxy.swarm_ray import connect
 
 HERE = Path(__file__).resolve().parent
 COUNT, TRAIN, GRADIENTS = "counting_worker", "ideal_proxy.swarm_worker", "ideal_proxy.gradient_worker"
@@ -136,3 +138,19 @@ def test_responses_are_estimated_on_a_cluster(tmp_path: Path, monkeypatch: pytes
     made = (tmp_path / "runs" / "implicit" / "responses.npz").read_bytes()
     assert made == (reference / "runs" / "implicit" / "responses.npz").read_bytes()
     assert is_complete(tmp_path / "runs" / "implicit")
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(.*\); start one with `ray start"):
+        connect("127.0.0.1:1")
+    with pytest.raises(UserError, match="a Ray client cannot drive a search"):
+        connect("ray://127.0.0.1:10001")
+    with pytest.raises(UserError, match="write auto, HOST:PORT, or local"):
+        connect("somewhere")
+
+
+def test_without_ray_the_user_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'ideal-proxy\[ray\]'"):
+        connect("auto")
