@@ -99,9 +99,10 @@ class NodeWorker:
                 _fetch(self._folder / "runs" / run, pieces)
             for path in unpack(_values(own), self._folder / "runs" / self._run):
                 self._sent[path] = path.stat().st_mtime_ns
-        except OSError as error:
-            message = f"{platform.node()} cannot take in a run's files ({error.strerror or error})"
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        except Exception as error:  # a piece that was lost, a full disk: nobody reads what this call returns
+            message = f"{platform.node()} cannot take in a run's files ({error})"
+            cause = error if isinstance(error, OSError) else error.__cause__
+            full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
             self._said.put({"kind": "failed", "run": self._run, "message": message, "disk_full": full})
             return
         self._send({"spec": spec, "checkpoint_seconds": checkpoint_seconds})
