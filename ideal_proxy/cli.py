@@ -22,9 +22,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+START = (
+    "Start with a folder of rows: ideal-proxy init data/ (it says what comes next). Without data: ideal-proxy search "
+    "runs an embedded demo in about a minute."
+)
+ORDER = (  # of the list of commands: as a user needs them
+    "init", "check", "search", "status", "show", "report", "what-if", "apply", "export", "transfer", "scale-up",
+    "influence", "fit", "predict", "optimize",
+)  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `ideal-proxy search`.")]
+
+
+def _called(command: Any) -> str:
+    """Return the name by which a registered command is called."""
+    return command.name or str(command.callback.__name__).replace("_", "-")
 
 
 def _version(wanted: bool) -> None:
@@ -33,7 +46,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=START)
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
@@ -72,7 +85,7 @@ def check(
 @app.command(epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix")
 def search(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[MIX.YAML]", help="The run file; none: the embedded demo.")
+        Path | None, typer.Argument(metavar="MIX.YAML", help="The run file; none: the embedded demo.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -98,7 +111,10 @@ def search(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train proxies, fit the response, optimise, verify."""
+    """Find a mixture: train proxies, fit, optimise, verify.
+
+    A search that was stopped goes on where it was when the same command runs again.
+    """
     from ideal_proxy.config import load_config
     from ideal_proxy.demo import demo_config
     from ideal_proxy.search import override, plan_search, run_search
@@ -172,6 +188,7 @@ cli_influence.register(app)
 cli_report.register(app)
 cli_scaleup.register(app)
 cli_tables.register(app)
+app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) if _called(command) in ORDER else 99)
 
 
 def main(**options: Any) -> None:

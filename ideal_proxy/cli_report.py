@@ -27,7 +27,10 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default the run directory.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write report.html, report.json and figures/ for a finished search."""
+    """Write one page, figures and all numbers of a search.
+
+    That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
+    """
     from ideal_proxy.report import write_report
 
     written = write_report(run, out)
@@ -55,7 +58,7 @@ def what_if(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the losses of a mixture of your own, against base and proposal."""
+    """Predict the losses of a mixture of your own."""
     from ideal_proxy.finished import load_run
     from ideal_proxy.what_if import read_settings, what_if_tables
     from ideal_proxy.what_if import what_if as ask

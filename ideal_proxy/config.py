@@ -317,6 +317,10 @@ def load_config(path: str | Path) -> SearchConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist; `ideal-proxy init FOLDER` writes one") from error
+    except IsADirectoryError as error:
+        raise UsageError(
+            f"{path} is a folder, not a run file; `ideal-proxy init {path}` writes one for the rows in it"
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:

@@ -33,6 +33,11 @@ def test_defaults_and_paths(tmp_path):
     assert config.capabilities[0].must_not_drop == 0.01
 
 
+def test_a_folder_is_no_run_file(tmp_path):
+    with pytest.raises(UsageError, match=r"is a folder, not a run file; `ideal-proxy init .*` writes one"):
+        load_config(tmp_path)
+
+
 def test_a_block_whose_lines_are_all_commented_out_is_not_given(tmp_path):
     text = GOOD + "proxy:\n  # size: 3M\nrounds:\n"
     assert load_config(write(tmp_path, text)) == load_config(write(tmp_path, GOOD))
