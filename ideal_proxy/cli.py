@@ -82,7 +82,9 @@ def check(
     typer.echo(json.dumps(health, indent=1) if as_json else health_tables(health))
 
 
-@app.command(epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix")
+@app.command(
+    epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix   (stopped? the same command goes on)"
+)
 def search(
     config: Annotated[
         Path | None, typer.Argument(metavar="MIX.YAML", help="The run file; none: the embedded demo.")
@@ -111,10 +113,7 @@ def search(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find a mixture: train proxies, fit, optimise, verify.
-
-    A search that was stopped goes on where it was when the same command runs again.
-    """
+    """Find a mixture: train proxies, fit, optimise, verify."""
     from ideal_proxy.config import load_config
     from ideal_proxy.demo import demo_config
     from ideal_proxy.search import override, plan_search, run_search
