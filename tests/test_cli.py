@@ -51,7 +51,7 @@ def test_help_is_the_same_from_the_checkout_and_installed():
     assert max(map(len, installed.stdout.splitlines())) <= 80
     for command in COMMANDS:
         assert f"\n  {command} " in installed.stdout
-    assert not [line for line in installed.stdout.splitlines() if line.endswith("...")], "a command's line is cut"
+    assert not [line for line in installed.stdout.splitlines()[1:] if line.endswith("...")], "a command's line is cut"
     assert "Start with a folder of rows: ideal-proxy init data/" in " ".join(installed.stdout.split())
 
 
