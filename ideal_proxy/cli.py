@@ -160,24 +160,32 @@ def apply(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],
     out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Write file I of N alone, counted from 0: one a reader.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Rewrite every row as chat messages.")] = False,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder to keep the sources' indexes in; default: in the run directory.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the exact rows of a mixture, in training order."""
-    from ideal_proxy.materialise import apply_mixture
+    from ideal_proxy.materialise import apply_mixture, index_folder, shard_numbers
     from ideal_proxy.mixture_file import load_mixture
     from ideal_proxy.show import applied_table, applied_values
     from ideal_proxy.terminal import Reporter, named_paths
 
     loaded = load_mixture(mixture)
+    number, shards = shard_numbers(shard, shards)
     with Reporter(quiet=quiet or as_json).counted("apply") as progress:
         applied = apply_mixture(
-            loaded, out, shards=shards, row_format="chat" if chat else "as-is",
-            sources=named_paths(source or [], [domain.name for domain in loaded.domains]), progress=progress,
+            loaded, out, shards=shards, shard=number, row_format="chat" if chat else "as-is",
+            sources=named_paths(source or [], [domain.name for domain in loaded.domains]),
+            index=index or index_folder(mixture.parent), progress=progress,
         )  # fmt: skip
     values = applied_values(loaded, applied)
     typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))

@@ -153,6 +153,19 @@ def read_records(file: Path) -> Iterator[Record]:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
 
+def is_line_file(file: Path) -> bool:
+    """Tell whether a file is plain JSONL, whatever its name.
+
+    Args:
+        file: a data file.
+
+    Returns:
+        bool: its rows are lines that can be copied as they stand.
+    """
+    name = file.name.lower()
+    return not name.endswith((".parquet", ".gz")) and not (name.endswith(".json") and _is_json_list(file))
+
+
 def _is_data(path: Path, root: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
     return path.is_file() and not hidden and path.name.lower().endswith(SUFFIXES) and path.name != "manifest.json"

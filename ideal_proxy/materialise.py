@@ -1,9 +1,8 @@
 """Write the exact rows of a mixture file, in training order, ready for any trainer.
 
-Two passes over every source. The first reads the rows' keys and positions and refuses data that changed. The second
-copies each drawn line as it stands, byte for byte. Rows never gather in memory: what is held is about 100 bytes of keys
-and positions a row. Sources without lines of their own (parquet, .gz, JSON lists, demo) are first written out as lines
-beside the output, and those are removed at the end.
+Lines are copied byte for byte as they stand in their source. The index of a source (`row_index`) says which rows it has
+and where; the sources are then read once, block by block, and put in order in memory that does not grow with the rows
+(`shuffle`). Nothing stands under its final name before it is whole, and the manifest is written last.
 """
 
 from __future__ import annotations
@@ -14,19 +13,17 @@ import json
 import os
 import re
 import shutil
-from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.mixture import domain_order, draw, training_order
 from ideal_proxy.mixture_file import DomainVolume, MixtureFile
-from ideal_proxy.rows import SourceReader, source_fingerprint, to_messages
+from ideal_proxy.row_index import RowIndex, StaleIndexError, cores, forget, open_index
+from ideal_proxy.shuffle import Part, Shuffle, part_of
 from ideal_proxy.store import atomic_write_json, provenance, read_json
 
 MANIFEST = "manifest.json"
@@ -34,9 +31,8 @@ FORMAT = "ideal-proxy/rows/1"
 SPOOL = ".ideal-proxy-spool"
 RowFormat = Literal["as-is", "chat"]
 Progress = Callable[[str, int, int], None]
-OPEN_FILES = 64
-EVERY = 4096
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
+MOST_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class Applied:
         folder: the output folder.
         files: the row files, in training order.
         rows: rows written.
-        domain_rows: rows of every domain.
+        domain_rows: rows of every domain in the whole mixture.
         sha256: of each row file.
         already_there: nothing was written because the folder held exactly this.
     """
@@ -61,16 +57,55 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class _Index:
-    """Where the N rows of a source stand: file number, offset and length in bytes, key; the files and their states."""
+class _Job:
+    """What is to be written, and under which names.
 
-    file: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    length: npt.NDArray[np.int64]
-    keys: npt.NDArray[np.uint64]
-    files: tuple[Path, ...]
-    states: tuple[tuple[int, int], ...]
-    format: str
+    Attributes:
+        mixture: the mixture file.
+        folder: the output folder.
+        row_format: as-is or chat.
+        shards: files that the whole mixture makes.
+        shard: the one to write; None: all of them.
+        sources: for a domain, where its data is now.
+        keep: where indexes are kept.
+    """
+
+    mixture: MixtureFile
+    folder: Path
+    row_format: RowFormat
+    shards: int
+    shard: int | None
+    sources: dict[str, str]
+    keep: Path | None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the row files to write."""
+        if self.shards == 1:
+            return ["train.jsonl"]
+        numbers = range(self.shards) if self.shard is None else [self.shard]
+        return [f"train-{n:05d}-of-{self.shards:05d}.jsonl" for n in numbers]
+
+    @property
+    def bounds(self) -> list[int]:
+        """Number of the first row of each file to write, and of the row after the last."""
+        ends = [self.mixture.total_rows * n // self.shards for n in range(self.shards + 1)]
+        return ends if self.shard is None else ends[self.shard : self.shard + 2]
+
+    @property
+    def mark(self) -> str:
+        """What tells this shard's manifest and spool from those of others; empty where all are written."""
+        return "" if self.shard is None else f"-{self.shard:05d}-of-{self.shards:05d}"
+
+    @property
+    def manifest(self) -> str:
+        """Name of the manifest."""
+        return MANIFEST if self.shard is None else f"manifest{self.mark}.json"
+
+    @property
+    def spool(self) -> Path:
+        """Folder of what is not whole yet."""
+        return self.folder / f"{SPOOL}{self.mark}"
 
 
 def apply_mixture(
@@ -78,8 +113,10 @@ def apply_mixture(
     out: str | Path,
     *,
     shards: int = 1,
+    shard: int | None = None,
     row_format: RowFormat = "as-is",
     sources: Mapping[str, str] | None = None,
+    index: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Applied:
     """Write a mixture's rows as JSONL with a manifest that is written last.
@@ -88,9 +125,11 @@ def apply_mixture(
         mixture: the mixture file.
         out: output folder; it must be new or empty, or hold exactly this mixture already.
         shards: number of files; they follow each other in training order and differ by one row at most.
+        shard: write this one alone, 0 to shards - 1; the folder may hold the others, which others may be writing.
         row_format: "as-is" copies lines as they stand, "chat" writes every row as `messages`.
         sources: for a domain, where its data is now, if it has moved.
-        progress: called with what is done ("reading NAME", "writing"), how many rows, and of how many.
+        index: folder to keep the indexes of the sources in, so that they are parsed once; None: keep none.
+        progress: called with what is done ("reading NAME", "sorting", "writing"), how many rows, and of how many.
 
     Returns:
         Applied: files, counts and checksums.
@@ -102,29 +141,73 @@ def apply_mixture(
     total = mixture.total_rows
     if not 1 <= shards <= max(total, 1):
         raise UsageError(f"--shards is {shards}; it must lie in 1 to {max(total, 1)}, the rows of the mixture")
+    if shard is not None and not 0 <= shard < shards:
+        raise UsageError(f"shard {shard} of {shards} is asked for; shards are counted from 0 to {shards - 1}")
     if total == 0:
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     unknown = sorted(set(sources or {}) - {domain.name for domain in mixture.domains})
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no domain of the mixture; its domains are {_names(mixture)}")
-    folder = Path(out)
+    keep = None if index is None else Path(index)
+    job = _Job(mixture, Path(out), row_format, shards, shard, dict(sources or {}), keep)
     identity = mixture_identity(mixture)
-    before = _finished(folder, identity, shards, row_format)
+    before = _finished(job, identity)
     if before is not None:
         return before
-    spool = folder / SPOOL
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(spool, ignore_errors=True)
-        spool.mkdir()
-        return _write(mixture, folder, spool, identity, shards, row_format, dict(sources or {}), progress)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _fresh(job.spool)
+            return _write(job, identity, progress)
+        except StaleIndexError:  # a source was changed and its time of change was not: read it anew, and see
+            for domain in mixture.domains:
+                forget(keep, job.sources.get(domain.name, domain.source), domain.format)
+            _fresh(job.spool)
+            return _write(job, identity, progress)
+    except StaleIndexError as error:
+        raise UserError("the data changed while it was copied; run the same command again") from error
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; make room or choose another --out and run the "
+            f"cannot write to {job.folder}: {error.strerror or error}; make room or choose another --out and run the "
             "same command again"
         ) from error
     finally:
-        shutil.rmtree(spool, ignore_errors=True)
+        shutil.rmtree(job.spool, ignore_errors=True)
+
+
+def index_folder(folder: Path) -> Path | None:
+    """Name the place of indexes in a run directory.
+
+    Args:
+        folder: where the mixture file lies.
+
+    Returns:
+        Path: None where that is no run directory of a search.
+    """
+    return folder / "prepared" / "rows" if (folder / "prepared").is_dir() else None
+
+
+def shard_numbers(shard: str | None, shards: int) -> tuple[int | None, int]:
+    """Read the options `--shard I/N` and `--shards N`.
+
+    Args:
+        shard: as it was given; None: all shards are written.
+        shards: number of files, 1 where it was not given.
+
+    Returns:
+        tuple: the one shard to write or None, and the number of shards.
+
+    Raises:
+        UsageError: the two do not agree, or it has another form.
+    """
+    if shard is None:
+        return None, shards
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise UsageError(f"--shard is {shard!r}; it must be I/N with I from 0 to N-1, such as 0/4")
+    if shards not in (1, int(found[2])):
+        raise UsageError(f"--shard {shard} and --shards {shards} name two numbers of files; leave --shards out")
+    return int(found[1]), int(found[2])
 
 
 def mixture_identity(mixture: MixtureFile) -> str:
@@ -141,79 +224,114 @@ def mixture_identity(mixture: MixtureFile) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(
-    mixture: MixtureFile, folder: Path, spool: Path, identity: str, shards: int, row_format: RowFormat,
-    sources: dict[str, str], progress: Progress | None,
-) -> Applied:  # fmt: skip
-    domains = [domain for domain in mixture.domains if domain.rows]
-    indexes = []
-    for number, domain in enumerate(domains):
-        source = sources.get(domain.name, domain.source)
-        indexes.append(_checked(domain, source, _index(domain, source, spool / f"{number}.jsonl", progress)))
-    draws = [
-        (index.keys, *draw(domain_order(mixture.seed, domain.name, index.keys), domain.rows))
-        for domain, index in zip(domains, indexes, strict=True)
-    ]
-    domain_R, row_R = training_order(mixture.seed, [domain.name for domain in domains], draws)
-    total = len(row_R)
-    bounds = [total * n // shards for n in range(shards + 1)]
-    names = [f"train-{n:05d}-of-{shards:05d}.jsonl" if shards > 1 else "train.jsonl" for n in range(shards)]
-    written: list[dict[str, Any]] = []
-    with _Handles() as handles:
-        for name, first, last in zip(names, bounds[:-1], bounds[1:], strict=True):
-            checksum, size = hashlib.sha256(), 0
-            with open(spool / name, "wb") as file:
-                for place in range(first, last):
-                    index = indexes[int(domain_R[place])]
-                    line = handles.line(index, int(row_R[place]))
-                    if row_format == "chat":
-                        line = _as_chat(line, index.format)
-                    checksum.update(line)
-                    size += file.write(line)
-                    if progress and place % EVERY == 0:
-                        progress("writing", place, total)
-                file.flush()
-                os.fsync(file.fileno())
-            written.append({"name": name, "rows": last - first, "bytes": size, "sha256": checksum.hexdigest()})
-    for domain, index in zip(domains, indexes, strict=True):
-        if _states(index.files) != index.states:
-            raise UserError(f"the data of {domain.name!r} changed while it was copied; run the same command again")
+def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
+    parts = _parts(job, progress)
+    bounds, names = job.bounds, job.names
+    rows = bounds[-1] - bounds[0]
+    shuffle = Shuffle(
+        job.spool, parts, job.mixture.seed, chat=job.row_format == "chat", threads=min(cores(), MOST_THREADS)
+    )
+    with contextlib.closing(shuffle):
+        skip = 0
+        if job.shard is not None:
+            ends = np.cumsum(shuffle.counts())
+            first = int(np.searchsorted(ends, bounds[0], side="right"))
+            shuffle.want(first, int(np.searchsorted(ends, bounds[1])) + 1)
+            skip = bounds[0] - (int(ends[first - 1]) if first else 0)
+        for done in shuffle.spread():
+            if progress:
+                progress("sorting", min(done, rows), rows)
+        written = list(_files(job, shuffle, skip, progress))
+    for part in parts:
+        if part.index.changed():
+            raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
     try:
         for name in names:
-            os.replace(spool / name, folder / name)
-        atomic_write_json(folder / MANIFEST, _manifest(mixture, identity, row_format, written, sources))
+            os.replace(job.spool / name, job.folder / name)
+        atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written))
     except BaseException:
         for name in names:
-            (folder / name).unlink(missing_ok=True)
+            (job.folder / name).unlink(missing_ok=True)
         raise
     if progress:
-        progress("writing", total, total)
+        progress("writing", rows, rows)
     return Applied(
-        folder=folder,
-        files=tuple(folder / name for name in names),
-        rows=total,
-        domain_rows={domain.name: domain.rows for domain in mixture.domains},
+        folder=job.folder,
+        files=tuple(job.folder / name for name in names),
+        rows=rows,
+        domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
         sha256=tuple(str(entry["sha256"]) for entry in written),
     )
 
 
-def _manifest(
-    mixture: MixtureFile, identity: str, row_format: str, files: list[dict[str, Any]], sources: dict[str, str]
-) -> dict[str, Any]:
+def _parts(job: _Job, progress: Progress | None) -> list[Part]:
+    """Open the index of every domain that has a volume, refuse data that changed, and say which rows are drawn."""
+    parts = []
+    for number, domain in enumerate(domain for domain in job.mixture.domains if domain.rows):
+        source = job.sources.get(domain.name, domain.source)
+
+        def seen(rows: int, domain: DomainVolume = domain) -> None:
+            if progress:
+                progress(f"reading {domain.name}", rows, domain.available)
+
+        index = open_index(source, domain.format, keep=job.keep, scratch=job.spool / f"index-{number}", seen=seen)
+        _check(domain, source, index)
+        parts.append(part_of(number, job.mixture.seed, domain.name, index, domain.rows))
+    return parts
+
+
+def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) -> Iterator[dict[str, Any]]:
+    """Write the rows, in order, to the files of the spool; yield every file's entry in the manifest."""
+    bounds, place = job.bounds, job.bounds[0] - skip
+    buckets = shuffle.buckets_in_order()
+    lines, ends, at = memoryview(b""), np.zeros(0, dtype=np.int64), 0  # `at`: rows of the bucket that are dealt with
+    for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
+        checksum, size = hashlib.sha256(), 0
+        with open(job.spool / name, "wb", buffering=0) as file:
+            while place < last:
+                if at == len(ends):
+                    (lines, ends), at = next(buckets), 0
+                count = min(len(ends) - at, (first if place < first else last) - place)
+                begin, end = int(ends[at - 1]) if at else 0, int(ends[at + count - 1]) if at + count else 0
+                if place >= first:
+                    checksum.update(lines[begin:end])
+                    _write_all(file, lines[begin:end])
+                    size += end - begin
+                at, place = at + count, place + count
+                if progress:
+                    progress("writing", max(place - bounds[0], 0), bounds[-1] - bounds[0])
+            os.fsync(file.fileno())
+        yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.hexdigest()}
+
+
+def _write_all(file: Any, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _manifest(job: _Job, identity: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+    mixture = job.mixture
+    part = {} if job.shard is None else {"shard": job.shard, "shards": job.shards, "first_row": job.bounds[0]}
     return {
         "format": FORMAT,
         "mixture": mixture.name,
         "identity": identity,
         "seed": mixture.seed,
         "verdict": mixture.verdict,
-        "row_format": row_format,
+        "row_format": job.row_format,
         "order": "training order; keep it, or shuffle with a seed of your own",
-        "rows": mixture.total_rows,
+        "rows": job.bounds[-1] - job.bounds[0],
+        **part,
         "files": files,
         "domains": [
             {
                 "name": d.name,
-                "source": sources.get(d.name, d.source),
+                "source": job.sources.get(d.name, d.source),
                 "fingerprint": d.fingerprint,
                 "available": d.available,
                 "rows": d.rows,
@@ -226,19 +344,26 @@ def _manifest(
     }
 
 
-def _finished(folder: Path, identity: str, shards: int, row_format: str) -> Applied | None:
+def _finished(job: _Job, identity: str) -> Applied | None:
     """Return what the folder holds if it is this very mixture; refuse a folder with other content."""
+    folder = job.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
-    content = sorted(p.name for p in folder.iterdir() if p.name != SPOOL) if folder.exists() else []
+    content = sorted(p.name for p in folder.iterdir() if p.name != job.spool.name) if folder.exists() else []
+    if job.shard is not None:
+        content = [name for name in content if not _of_another_shard(job, identity, name)]
     if not content:
         return None
-    if MANIFEST in content:
+    if job.manifest in content:
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OSError):
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_json(folder / job.manifest)
             files = manifest["files"]
-            same = (manifest["identity"], len(files), manifest["row_format"]) == (identity, shards, row_format)
-            if same and all((folder / f["name"]).stat().st_size == f["bytes"] for f in files):
+            same = (manifest["identity"], manifest["row_format"]) == (identity, job.row_format)
+            if (
+                same
+                and [f["name"] for f in files] == job.names
+                and all((folder / f["name"]).stat().st_size == f["bytes"] for f in files)
+            ):
                 return Applied(
                     folder=folder,
                     files=tuple(folder / f["name"] for f in files),
@@ -247,95 +372,36 @@ def _finished(folder: Path, identity: str, shards: int, row_format: str) -> Appl
                     sha256=tuple(str(f["sha256"]) for f in files),
                     already_there=True,
                 )
-    elif (folder / SPOOL).is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
+    elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
         for name in content:  # a run that was stopped before its manifest
             (folder / name).unlink()
         return None
     raise UserError(f"{folder} is not empty (it holds {content[0]}); choose another --out or empty it")
 
 
-def _index(domain: DomainVolume, source: str, spool: Path, progress: Progress | None) -> _Index:
-    """Read a source once: keys and positions; rows without a line of their own are written to the spool file."""
-    reader = SourceReader(source, format=domain.format)
-    numbers: dict[Path, int] = {}
-    keys, places, offsets, lengths = array("Q"), array("i"), array("q"), array("q")
-    at = 0
-    with contextlib.ExitStack() as stack:
-        lines: BinaryIO | None = None
-        for record, row in reader:
-            if record.line is not None and record.path is not None:
-                path, offset, length = record.path, record.offset, len(record.line)
-            else:
-                line = json.dumps(record.value, ensure_ascii=False, default=str).encode() + b"\n"
-                lines = lines or stack.enter_context(open(spool, "wb"))
-                path, offset, length = spool, at, lines.write(line)
-                at += length
-            keys.append(row.key)
-            places.append(numbers.setdefault(path, len(numbers)))
-            offsets.append(offset)
-            lengths.append(length)
-            if progress and len(keys) % EVERY == 0:
-                progress(f"reading {domain.name}", len(keys), domain.available)
-    files = tuple(numbers)
-    return _Index(
-        file=np.frombuffer(places, dtype=np.intc).astype(np.int32),
-        offset=np.frombuffer(offsets, dtype=np.int64),
-        length=np.frombuffer(lengths, dtype=np.int64),
-        keys=np.frombuffer(keys, dtype=np.uint64),
-        files=files,
-        states=_states(files),
-        format=reader.format,
-    )
+def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
+    """Tell whether a name in the folder belongs to another shard of the same mixture."""
+    found = re.fullmatch(r"(?:train|manifest|\.ideal-proxy-spool)-(\d{5,})-of-(\d{5,})(?:\.jsonl?)?", name)
+    if not found or int(found[2]) != job.shards or int(found[1]) == job.shard:
+        return False
+    if name.startswith("manifest"):
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            manifest = read_json(job.folder / name)
+            return bool((manifest["identity"], manifest["row_format"]) == (identity, job.row_format))
+        return False
+    return True
 
 
-def _checked(domain: DomainVolume, source: str, index: _Index) -> _Index:
-    found = source_fingerprint(index.keys)
-    if found == domain.fingerprint and len(index.keys) == domain.available:
-        return index
-    change = f"it had {domain.available} rows, now {len(index.keys)}"
-    if len(index.keys) == domain.available:
+def _check(domain: DomainVolume, source: str, index: RowIndex) -> None:
+    if index.fingerprint == domain.fingerprint and index.rows == domain.available:
+        return
+    change = f"it had {domain.available} rows, now {index.rows}"
+    if index.rows == domain.available:
         change = "the number of rows is the same, their content or order is not"
     raise UserError(
         f"the data of domain {domain.name!r} changed since the search: {source} ({change}); "
         "bring back the old data or search again"
     )
-
-
-def _states(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
-    """Return size and time of change of every file."""
-    found = [os.stat(file) for file in files]
-    return tuple((state.st_size, state.st_mtime_ns) for state in found)
-
-
-class _Handles:
-    """A bounded number of open files to copy lines from."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, BinaryIO] = {}
-
-    def __enter__(self) -> _Handles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._open.values():
-            handle.close()
-
-    def line(self, index: _Index, row: int) -> bytes:
-        """Return a row's line with its line end."""
-        path = index.files[int(index.file[row])]
-        handle = self._open.get(path)
-        if handle is None:
-            if len(self._open) >= OPEN_FILES:
-                self._open.pop(next(iter(self._open))).close()
-            handle = self._open[path] = open(path, "rb")  # noqa: SIM115 (closed on leaving the block)
-        line = os.pread(handle.fileno(), int(index.length[row]), int(index.offset[row]))
-        return line if line.endswith(b"\n") else line + b"\n"
-
-
-def _as_chat(line: bytes, format: str) -> bytes:
-    messages = to_messages(json.loads(line), format, "row")
-    value = {"messages": [{"role": role, "content": content} for role, content in messages]}
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 def read_back(applied: Applied) -> Iterator[dict[str, Any]]:

@@ -28,7 +28,7 @@ from ideal_proxy.mixture_file import (
 
 __all__ = [
     "CapabilityResult", "DomainVolume", "MixtureFile", "apportion", "domain_order", "draw", "load_mixture",
-    "reserve_mask", "save_mixture", "search_verify_split", "training_order",
+    "order_hashes", "reserve_mask", "save_mixture", "search_verify_split", "training_hashes", "training_order",
 ]  # fmt: skip
 
 Ints = npt.NDArray[np.int64]
@@ -86,8 +86,23 @@ def domain_order(seed: int, domain: str, keys: npt.ArrayLike) -> Ints:
     """
     keys_N = _as_keys(keys)
     occurrence = _occurrence(keys_N)
-    hashes = _mix(keys_N, occurrence, _start("order", seed, domain))
+    hashes = order_hashes(seed, domain, keys_N, occurrence)
     return np.lexsort((occurrence, keys_N, hashes)).astype(np.int64)
+
+
+def order_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys) -> Keys:
+    """Hash rows for a domain's permutation, which is the order of (hash, key, occurrence).
+
+    Args:
+        seed: the mixture's seed.
+        domain: name of the domain.
+        keys: (n,) uint64 row keys.
+        occurrence: (n,) uint64, which of several equal rows each is.
+
+    Returns:
+        array (n,) uint64.
+    """
+    return _mix(keys, occurrence, _start("order", seed, domain))
 
 
 def draw(order: npt.ArrayLike, rows: int) -> tuple[Ints, Ints]:
@@ -140,14 +155,30 @@ def training_order(
         index = np.asarray(indices, dtype=np.int64)
         turn = np.asarray(passes, dtype=np.int64).astype(np.uint64)
         key, occurrence = keys_N[index], _occurrence(keys_N)[index]
-        start = _start("train", seed, name)
-        hashes = _mix(key, _mix(occurrence, turn, start), start)
+        hashes = training_hashes(seed, name, key, occurrence, turn)
         columns.append((hashes, np.full(len(index), number, dtype=np.int64), key, turn, occurrence, index))
     if not columns:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     hashes, domain, key, turn, occurrence, index = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.lexsort((occurrence, turn, key, hashes))
     return domain[order], index[order]
+
+
+def training_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys, passes: Keys) -> Keys:
+    """Hash drawn rows for the order of training, which is the order of (hash, key, pass, occurrence, domain number).
+
+    Args:
+        seed: the mixture's seed.
+        domain: name of the domain.
+        keys: (n,) uint64 row keys.
+        occurrence: (n,) uint64, which of several equal rows each is.
+        passes: (n,) uint64, how often each was drawn before.
+
+    Returns:
+        array (n,) uint64.
+    """
+    start = _start("train", seed, domain)
+    return _mix(keys, _mix(occurrence, passes, start), start)
 
 
 def reserve_mask(keys: npt.ArrayLike, fraction: float, salt: str | int = "warm") -> Bools:

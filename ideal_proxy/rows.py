@@ -95,10 +95,32 @@ def row_key(messages: Iterable[Message]) -> int:
     Returns:
         int: first 8 bytes (big-endian) of the SHA-256 of the messages as compact JSON.
     """
-    # What json.dumps(ensure_ascii=True, separators=(",", ":")) writes, without making an encoder for every row.
-    quoted = json.encoder.encode_basestring_ascii
-    text = "[" + ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in messages]) + "]"
-    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(compact_text(messages).encode("ascii")).digest()[:8], "big")
+
+
+def compact_text(messages: Iterable[Message]) -> str:
+    """Write a conversation as what its key is the hash of.
+
+    Args:
+        messages: (role, content) pairs.
+
+    Returns:
+        str: what `json.dumps(ensure_ascii=True, separators=(",", ":"))` writes for a list of pairs.
+    """
+    quoted = json.encoder.encode_basestring_ascii  # without making an encoder for every row
+    return "[" + ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in messages]) + "]"
+
+
+def has_answer(messages: Iterable[Message]) -> bool:
+    """Tell whether a conversation can be trained on.
+
+    Args:
+        messages: (role, content) pairs.
+
+    Returns:
+        bool: an assistant says something in it.
+    """
+    return any(role == "assistant" and content.strip() for role, content in messages)
 
 
 def row_keys(rows: Iterable[Row]) -> npt.NDArray[np.uint64]:
@@ -199,7 +221,7 @@ class SourceReader:
                 self.format = find_format(record.value, record.where)
                 log.info("%s: rows are in %s format", self.source, self.format)
             messages = to_messages(record.value, self.format, record.where)
-            if not any(role == "assistant" and content.strip() for role, content in messages):
+            if not has_answer(messages):
                 self.without_answer += 1
                 continue
             rows += 1

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
-from ideal_proxy import materialise
+from ideal_proxy import materialise, row_index, shuffle
+from ideal_proxy import mixture as mixture_module
 from ideal_proxy.data import read_rows, row_keys, scan
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.materialise import MANIFEST, apply_mixture, mixture_identity, read_back
@@ -225,6 +228,7 @@ def test_an_empty_mixture_is_refused(mixture, tmp_path):
 STREAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
+import pyarrow.compute
 from ideal_proxy.materialise import apply_mixture
 from ideal_proxy.mixture import DomainVolume, MixtureFile
 from ideal_proxy.store import provenance
@@ -241,25 +245,175 @@ print(json.dumps([peak() - before, seen[0], seen[-1]]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_a_hundred_thousand_rows_stream_in_bounded_memory(tmp_path):
-    """120 MB of rows; what is held are keys and positions, about 100 bytes a row."""
-    rows, body = 100_000, "x" * 1150
-    with open(tmp_path / "big.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(f'{{"prompt": "{n}", "completion": "{body}"}}\n' for n in range(rows))
-    domain = volume("big", tmp_path / "big.jsonl", 60_000)
-    root = str(Path(__file__).resolve().parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", STREAM, root, domain.model_dump_json(), str(tmp_path / "out")],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    kib, first, last = json.loads(done.stdout)
-    assert kib < 40_000
-    assert first[0] == "reading big"
-    assert last == ["writing", 60_000, 60_000]
-    lines = [line for path in sorted((tmp_path / "out").glob("train-*")) for line in path.read_bytes().splitlines()]
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """40,000 rows of 400 bytes and 300,000; what 260,000 more rows take may not be seen (150 bytes each were 39 MB)."""
+    body, peaks, root = "x" * 350, {}, str(Path(__file__).resolve().parent.parent)
+    for rows in (40_000, 300_000):
+        path = tmp_path / f"{rows}.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f'{{"prompt": "{n}", "completion": "{body}"}}\n' for n in range(rows))
+        fingerprint = row_index.open_index(str(path), "auto", keep=None, scratch=tmp_path / f"i{rows}").fingerprint
+        domain = DomainVolume(name="big", source=str(path), fingerprint=fingerprint, available=rows, rows=rows * 3 // 2)
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, root, domain.model_dump_json(), str(tmp_path / f"out{rows}")],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        peaks[rows], first, last = json.loads(done.stdout)
+        assert first[0] == "reading big"
+        assert last == ["writing", rows * 3 // 2, rows * 3 // 2]
+    assert peaks[300_000] < peaks[40_000] + 25_000
+    assert peaks[300_000] < 160_000
+    lines = [
+        line for path in sorted((tmp_path / "out40000").glob("train-*")) for line in path.read_bytes().splitlines()
+    ]
     prompts = [int(line.split(b'"')[3]) for line in lines]
-    assert len(set(prompts)) == len(prompts) == 60_000
+    assert len(prompts) == 60_000
+    assert set(Counter(prompts).values()) == {1, 2}
     assert abs(np.corrcoef(prompts, np.arange(60_000))[0, 1]) < 0.02
+
+
+def in_small_pieces(monkeypatch, processes: bool = False) -> None:
+    """Have a few rows make many blocks, ranges of keys and buckets."""
+    monkeypatch.setattr(row_index, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(row_index, "KEYS_AT_ONCE", 5)
+    monkeypatch.setattr(shuffle, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 150)
+    if processes:
+        monkeypatch.setattr(row_index, "PROCESSES_FROM", 0)
+
+
+def weak(hashes):
+    """Hashes of 4 values only, so that nearly all are equal."""
+    return lambda *given: hashes(*given) & np.uint64(3 << 62)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_mixture_in_any_pieces_equals_the_order_in_memory(tmp_path_factory, monkeypatch, ties, data):
+    """The stream against the reference in memory: rows that repeat, passes, empty lines, blocks, buckets and shards."""
+    place = tmp_path_factory.mktemp("any")
+    with monkeypatch.context() as patch:
+        in_small_pieces(patch)
+        if ties:
+            for module in (mixture_module, shuffle):
+                for name in ("order_hashes", "training_hashes"):
+                    patch.setattr(module, name, weak(getattr(mixture_module, name)))
+        domains = []
+        for name in ("a", "b", "c")[: data.draw(st.integers(1, 3))]:
+            numbers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+            lines = [
+                f'{{"prompt": "{n}", "completion": "{"é" * (n % 4)}{n}", "at": {at}}}\n' for at, n in enumerate(numbers)
+            ]
+            lines.insert(
+                data.draw(st.integers(0, len(lines))),
+                data.draw(st.sampled_from(["", "\n", '{"prompt": "", "completion": ""}\n'])),
+            )
+            (place / f"{name}.jsonl").write_text("".join(lines))
+            domains.append(volume(name, place / f"{name}.jsonl", data.draw(st.integers(0, 70))))
+        mixture = MixtureFile(seed=data.draw(st.integers(0, 3)), domains=domains)
+        assume(mixture.total_rows)
+        expected = expected_lines(mixture)
+        shards = data.draw(st.integers(1, min(5, mixture.total_rows)))
+        index = place / "index" if data.draw(st.booleans()) else None
+        done = apply_mixture(mixture, place / "all", shards=shards, index=index)
+        assert b"".join(path.read_bytes() for path in done.files) == b"".join(expected)
+        numbers = data.draw(st.permutations(range(shards)))
+        parts = {n: apply_mixture(mixture, place / "each", shards=shards, shard=n, index=index) for n in numbers}
+        for n, path in enumerate(done.files):
+            assert parts[n].files[0].read_bytes() == path.read_bytes()
+            assert parts[n].sha256 == done.sha256[n : n + 1]
+
+
+def test_processes_that_read_give_the_same_rows_and_the_same_errors(mixture, sources, tmp_path, monkeypatch):
+    expected = b"".join(expected_lines(mixture))
+    in_small_pieces(monkeypatch, processes=True)
+    monkeypatch.setattr(row_index, "cores", lambda: 2)
+    assert apply_mixture(mixture, tmp_path / "out").files[0].read_bytes() == expected
+    with open(sources / "a.jsonl", "ab") as file:
+        file.write(b'{"instruction": "a"\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:10 is not valid JSON"):
+        apply_mixture(mixture, tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+def kept(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*.json"))}
+
+
+def test_an_index_is_kept_used_again_and_made_anew_when_it_is_broken(mixture, tmp_path, monkeypatch):
+    expected = b"".join(expected_lines(mixture))
+    index = tmp_path / "index"
+    assert apply_mixture(mixture, tmp_path / "1", index=index).files[0].read_bytes() == expected
+    before = kept(index)
+    assert len(before) == 2  # of the two plain sources; .gz has no lines to copy
+    with monkeypatch.context() as patch:
+        patch.setattr(row_index, "block_rows", lambda *_: pytest.fail("parsed again"))
+        assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == expected
+        chat = apply_mixture(mixture, tmp_path / "3", index=index, row_format="chat")
+    assert chat.sha256 == apply_mixture(mixture, tmp_path / "4", row_format="chat").sha256
+    assert kept(index) == before
+    for name, content in (("keys.bin", b"x" * 80), ("places.bin", b""), ("index.json", b"{"), ("index.json", b"[1]")):
+        for folder in index.iterdir():
+            (folder / name).write_bytes(content)
+        assert apply_mixture(mixture, tmp_path / f"{name}{len(content)}", index=index).files[0].read_bytes() == expected
+    assert sorted(kept(index)) == sorted(before)
+    assert {p.name for p in index.iterdir()} == {Path(p).parent.name for p in before}
+
+
+def test_an_index_never_hides_that_data_changed(mixture, sources, tmp_path):
+    index, path = tmp_path / "index", sources / "b" / "2.jsonl"
+    apply_mixture(mixture, tmp_path / "1", index=index)
+    before, state = path.read_bytes(), path.stat()
+    path.write_bytes(before.replace(b"b3", b"B3"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a copy that keeps times would leave it
+    with pytest.raises(UserError, match=r"domain 'b' changed .*content or order"):
+        apply_mixture(mixture, tmp_path / "2", index=index)
+    assert not list((tmp_path / "2").iterdir())
+    path.write_bytes(before + before.splitlines()[0] + b"\n")
+    with pytest.raises(UserError, match="it had 5 rows, now 6"):
+        apply_mixture(mixture, tmp_path / "2", index=index)
+    path.write_bytes(before)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == b"".join(
+        expected_lines(mixture)
+    )
+
+
+def test_where_an_index_cannot_be_kept_it_is_done_without(mixture, tmp_path):
+    (tmp_path / "index").write_text("a file")
+    done = apply_mixture(mixture, tmp_path / "out", index=tmp_path / "index")
+    assert done.files[0].read_bytes() == b"".join(expected_lines(mixture))
+    assert (tmp_path / "index").read_text() == "a file"
+
+
+def test_readers_write_their_shards_into_one_folder(mixture, tmp_path):
+    whole = apply_mixture(mixture, tmp_path / "all", shards=4)
+    out = tmp_path / "each"
+    for n in (2, 0, 3):
+        apply_mixture(mixture, out, shards=4, shard=n)
+    (out / f"{materialise.SPOOL}-00001-of-00004").mkdir()  # a reader that was killed: half a file, and no manifest
+    (out / f"{materialise.SPOOL}-00001-of-00004" / "train-00001-of-00004.jsonl").write_text("half")
+    (out / "train-00001-of-00004.jsonl").write_text("from before its manifest")
+    again = apply_mixture(mixture, out, shards=4, shard=2)
+    assert again.already_there
+    last = apply_mixture(mixture, out, shards=4, shard=1)
+    assert (last.rows, last.already_there) == (6, False)
+    names = [f"{kind}-0000{n}-of-00004.json" for kind in ("manifest", "train") for n in range(4)]
+    assert sorted(p.name for p in out.iterdir()) == [name + "l" * name.startswith("train") for name in names]
+    assert b"".join(p.read_bytes() for p in sorted(out.glob("train*"))) == b"".join(p.read_bytes() for p in whole.files)
+    entries = [json.loads((out / names[n]).read_text()) for n in range(4)]
+    assert [(e["shard"], e["shards"], e["first_row"], e["rows"]) for e in entries] == [
+        (0, 4, 0, 6), (1, 4, 6, 6), (2, 4, 12, 6), (3, 4, 18, 7),
+    ]  # fmt: skip
+    assert [e["files"][0]["sha256"] for e in entries] == list(whole.sha256)
+    for changed in ({"shards": 5}, {"shards": 4, "row_format": "chat"}):
+        with pytest.raises(UserError, match="is not empty"):
+            apply_mixture(mixture, out, shard=0, **changed)
+    with pytest.raises(UserError, match="is not empty"):
+        apply_mixture(mixture.model_copy(update={"seed": 1}), out, shards=4, shard=0)
+    with pytest.raises(UsageError, match="counted from 0 to 3"):
+        apply_mixture(mixture, out, shards=4, shard=4)
 
 
 def test_procedural_sources_are_made_again(tmp_path):
