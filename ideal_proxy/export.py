@@ -17,6 +17,7 @@ from ideal_proxy import export_trainers as trainers
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.export_job import ExportReport, Job
 from ideal_proxy.files import is_virtual
+from ideal_proxy.materialise import index_folder
 from ideal_proxy.mixture_file import MixtureFile
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.terminal import table
@@ -103,7 +104,7 @@ def export_mixture(
     sources = {domain.name: _source(domain.source, folder) for domain in mixture.domains}
     try:
         place.mkdir(parents=True, exist_ok=True)
-        report = chosen.write(Job(mixture, place, sources))
+        report = chosen.write(Job(mixture, place, sources, None if folder is None else index_folder(folder)))
         atomic_write_json(place / MANIFEST, report.to_dict())
     except OSError as error:
         _undo(place, fresh)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.materialise import apply_mixture
+from ideal_proxy.line_keys import chat_lines
+from ideal_proxy.materialise import apply_mixture, refuse_changed
 from ideal_proxy.mixture_file import DomainVolume, MixtureFile
-from ideal_proxy.rows import SourceReader, source_fingerprint
+from ideal_proxy.row_index import StaleIndexError, forget, open_index
 
 FORMAT = "ideal-proxy/export/1"
 
@@ -86,11 +88,13 @@ class Job:
         mixture: the mixture file.
         folder: where to write.
         sources: for every domain, where its rows are.
+        index: folder in which indexes of the sources are kept; None: none are.
     """
 
     mixture: MixtureFile
     folder: Path
     sources: dict[str, str]
+    index: Path | None = None
 
     @property
     def domains(self) -> list[DomainVolume]:
@@ -113,26 +117,34 @@ class Job:
         return names
 
     def conversations(self, domain: DomainVolume) -> Iterator[dict[str, Any]]:
-        """Read a domain's rows as `messages`, in source order, and refuse rows that changed.
+        """Read a domain's rows as `messages`, in source order; rows that changed are refused before the first.
 
         Args:
             domain: which.
 
         Yields:
             dict: one row.
-
-        Raises:
-            UserError: the rows are not those that the mixture was made for (after the last one).
         """
-        keys = []
-        for _, row in SourceReader(self.sources[domain.name], format=domain.format):
-            keys.append(row.key)
-            yield {"messages": [{"role": role, "content": content} for role, content in row.messages]}
-        if source_fingerprint(keys) != domain.fingerprint or len(keys) != domain.available:
+        for lines in self._lines(domain):
+            for line in lines:
+                yield json.loads(line)
+
+    def _lines(self, domain: DomainVolume) -> Iterator[list[bytes]]:
+        """Read a domain's rows as lines of `messages`, a block at a time."""
+        scratch = self.folder / ".index"
+        try:
+            index = open_index(self.sources[domain.name], domain.format, keep=self.index, scratch=scratch)
+            refuse_changed(domain, self.sources[domain.name], index)
+            for block in index.blocks:
+                yield chat_lines(index.read(block), index.format)
+        except StaleIndexError as error:
+            forget(self.index, self.sources[domain.name], domain.format)
             raise UserError(
-                f"the data of domain {domain.name!r} changed since the search: {self.sources[domain.name]}; "
-                "bring back the old data or search again"
-            )
+                f"the data of domain {domain.name!r} changed: {self.sources[domain.name]}; bring back the old data, "
+                "or search again"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def write_whole(self, domain: DomainVolume, path: Path) -> None:
         """Write a domain's rows once each, as JSONL of `messages`.
@@ -143,8 +155,8 @@ class Job:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
-            for row in self.conversations(domain):
-                file.write(line_of(row))
+            for lines in self._lines(domain):
+                file.writelines(lines)
 
     def write_drawn(self, folder: Path, domains: list[DomainVolume] | None = None) -> Path:
         """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`.
@@ -158,7 +170,7 @@ class Job:
         """
         part = self.mixture.model_copy(update={"domains": domains or self.domains})
         moved = {d.name: self.sources[d.name] for d in part.domains}
-        return apply_mixture(part, folder, row_format="chat", sources=moved).files[0]
+        return apply_mixture(part, folder, row_format="chat", sources=moved, index=self.index).files[0]
 
 
 def line_of(row: dict[str, Any]) -> bytes:

@@ -14,15 +14,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ideal_proxy.block_reader import cores
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture_file import DomainVolume, MixtureFile
-from ideal_proxy.row_index import RowIndex, StaleIndexError, cores, forget, open_index
+from ideal_proxy.row_index import RowIndex, StaleIndexError, forget, open_index
 from ideal_proxy.shuffle import Part, Shuffle, part_of
 from ideal_proxy.store import atomic_write_json, provenance, read_json
 
@@ -33,6 +35,7 @@ RowFormat = Literal["as-is", "chat"]
 Progress = Callable[[str, int, int], None]
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
 MOST_THREADS = 4
+FLUSH_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +278,7 @@ def _parts(job: _Job, progress: Progress | None) -> list[Part]:
                 progress(f"reading {domain.name}", rows, domain.available)
 
         index = open_index(source, domain.format, keep=job.keep, scratch=job.spool / f"index-{number}", seen=seen)
-        _check(domain, source, index)
+        refuse_changed(domain, source, index)
         parts.append(part_of(number, job.mixture.seed, domain.name, index, domain.rows))
     return parts
 
@@ -287,7 +290,7 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
     lines, ends, at = memoryview(b""), np.zeros(0, dtype=np.int64), 0  # `at`: rows of the bucket that are dealt with
     for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
         checksum, size = hashlib.sha256(), 0
-        with open(job.spool / name, "wb", buffering=0) as file:
+        with open(job.spool / name, "wb", buffering=0) as file, _Flusher(file.fileno()) as flusher:
             while place < last:
                 if at == len(ends):
                     (lines, ends), at = next(buckets), 0
@@ -297,11 +300,36 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
                     checksum.update(lines[begin:end])
                     _write_all(file, lines[begin:end])
                     size += end - begin
+                    flusher.written(end - begin)
                 at, place = at + count, place + count
                 if progress:
                     progress("writing", max(place - bounds[0], 0), bounds[-1] - bounds[0])
-            os.fsync(file.fileno())
         yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.hexdigest()}
+
+
+class _Flusher:
+    """Has a file on the disk when its block ends, and begins with that while there is still something to write."""
+
+    def __init__(self, file: int) -> None:
+        self.file, self._waiting = file, 0
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Flusher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        if self._last is not None:
+            self._last.result()
+        os.fsync(self.file)
+
+    def written(self, size: int) -> None:
+        self._waiting += size
+        if self._waiting >= FLUSH_BYTES and (self._last is None or self._last.done()):
+            if self._last is not None:
+                self._last.result()
+            self._last, self._waiting = self._pool.submit(os.fsync, self.file), 0
 
 
 def _write_all(file: Any, content: memoryview) -> None:
@@ -392,7 +420,17 @@ def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
     return True
 
 
-def _check(domain: DomainVolume, source: str, index: RowIndex) -> None:
+def refuse_changed(domain: DomainVolume, source: str, index: RowIndex) -> None:
+    """Refuse a source that is not the one that the mixture was made for.
+
+    Args:
+        domain: what the mixture file says of it.
+        source: where it is now.
+        index: of what is there.
+
+    Raises:
+        UserError: a row changed, moved, came or went.
+    """
     if index.fingerprint == domain.fingerprint and index.rows == domain.available:
         return
     change = f"it had {domain.available} rows, now {index.rows}"

@@ -25,13 +25,13 @@ from ideal_proxy.data import (
     make_template,
     read_rows,
     row_keys,
-    scan,
     source_fingerprint,
     tokenize_rows,
     train_tokenizer,
 )
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
+from ideal_proxy.row_index import keep_index
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
@@ -170,7 +170,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     domain_facts = []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name]
-        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {scan(entry.path, format=entry.format).format} format")
+        row_format = keep_index(entry.path, entry.format, folder / "rows")  # so that `apply` need not parse them again
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {row_format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         tokens.save(folder / f"domain-{index}")

@@ -16,23 +16,19 @@ import hashlib
 import itertools
 import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from ideal_proxy.block_reader import BlockReader
 from ideal_proxy.errors import UserError
 from ideal_proxy.files import is_line_file
-from ideal_proxy.line_keys import HEAD, BlockRows, BrokenLineError, block_rows
+from ideal_proxy.line_keys import BlockRows, BrokenLineError
 from ideal_proxy.rows import SourceReader, log
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -40,12 +36,8 @@ FORMAT = "ideal-proxy/rows-index/1"
 INDEX = "index.json"
 BLOCK_BYTES = 1 << 22
 KEYS_AT_ONCE = 1 << 20
-PROCESSES_FROM = 1 << 26  # bytes of a source from which a second process pays for its start
-MOST_PROCESSES = 8
 BOM = b"\xef\xbb\xbf"
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Seen = Callable[[int], None]
 
 
@@ -199,9 +191,7 @@ def open_index(source: str, format: str, *, keep: Path | None, scratch: Path, se
         RowIndex: of the source as it is now.
     """
     reader = SourceReader(source, format=format)
-    plain = bool(reader.files)
-    with contextlib.suppress(OSError):  # the reader says what cannot be read
-        plain = plain and all(is_line_file(file) for file in reader.files)
+    plain = _has_lines(reader)
     if keep is None or not plain:
         return _build(reader, scratch, plain, seen)
     place = _kept_at(keep, source, format)
@@ -219,6 +209,29 @@ def open_index(source: str, format: str, *, keep: Path | None, scratch: Path, se
         return _build(reader, scratch, plain, seen)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def keep_index(source: str, format: str, keep: Path) -> str:
+    """Make a source's index for later, where its rows are lines that can be copied.
+
+    Args:
+        source: file, glob, folder, `hf:ID` or `demo:NAME?seed=S&rows=N`.
+        format: alpaca, chat, prompt, or auto to look.
+        keep: folder to keep indexes in.
+
+    Returns:
+        str: the format of its rows.
+    """
+    reader = SourceReader(source, format=format)
+    if _has_lines(reader):
+        scratch = keep / f".scratch-{os.getpid()}"
+        try:
+            return open_index(source, format, keep=keep, scratch=scratch).format
+        except OSError as error:
+            log.warning("%s: its index could not be kept (%s)", source, error.strerror or error)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return format if format != "auto" else _found_format(reader)
 
 
 def forget(keep: Path | None, source: str, format: str) -> None:
@@ -239,40 +252,12 @@ def _kept_at(keep: Path, source: str, format: str) -> Path:
     return keep / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Do work side by side and hand on the results in order, never holding more than a few.
-
-    Args:
-        pool: does it.
-        work: what is done with an item.
-        items: the items.
-        ahead: how many are begun before the first is handed on.
-
-    Yields:
-        Result: of each item.
-    """
-    waiting: deque[Future[Result]] = deque()
+def _has_lines(reader: SourceReader) -> bool:
+    """Tell whether all rows of a source are lines of plain files."""
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def cores() -> int:
-    """Count the cores that this process may use.
-
-    Returns:
-        int: at least 1.
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return bool(reader.files) and all(is_line_file(file) for file in reader.files)
+    except OSError:  # the reader will say what cannot be read
+        return False
 
 
 class _Writer:
@@ -343,18 +328,15 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None, a
         return _from_reader(reader, folder, seen)
     format = reader.format if reader.format != "auto" else _found_format(reader)
     writer = _Writer(folder, reader.files, seen)
-    size = sum(state[0] for state in writer.states)
-    processes = min(cores(), MOST_PROCESSES) if size >= PROCESSES_FROM else 0
     spans = [(number, *span) for number, file in enumerate(reader.files) for span in _spans(file)]
     try:
         with (
             open(folder / "keys.bin", "wb") as keys,
             open(folder / "places.bin", "wb") as places,
-            _Processes(processes) as answer,
-            ThreadPoolExecutor(max(processes, 1)) as pool,
+            BlockReader(format, sum(size for size, _ in writer.states)) as blocks,
         ):
-            work = _request(reader.files, format, answer)
-            for span, (rows, sha256) in zip(spans, in_order(pool, work, spans, 2 * processes or 1), strict=True):
+            found = blocks.read((reader.files[number], begin, end) for number, begin, end in spans)
+            for span, (rows, sha256) in zip(spans, found, strict=True):
                 writer.add(keys, places, span, rows, sha256)
     except BrokenLineError:
         writer.rows = 0
@@ -431,78 +413,6 @@ def _spans(file: Path) -> Iterator[tuple[int, int]]:
             end = handle.tell()
             yield begin, end
             begin = end
-
-
-def _request(
-    files: tuple[Path, ...], format: str, processes: _Processes
-) -> Callable[[tuple[int, int, int]], tuple[BlockRows, str]]:
-    def work(span: tuple[int, int, int]) -> tuple[BlockRows, str]:
-        number, begin, end = span
-        if processes.count:
-            return processes.ask(files[number], begin, end, format)
-        try:
-            with open(files[number], "rb") as file:
-                file.seek(begin)
-                block = file.read(end - begin)
-        except OSError as error:
-            raise BrokenLineError from error
-        return block_rows(block, format), hashlib.sha256(block).hexdigest()
-
-    return work
-
-
-class _Processes:
-    """Processes that read blocks; they end with their input, so none outlives this one."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._idle: queue.Queue[subprocess.Popen[bytes]] = queue.Queue()
-        self._all: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> _Processes:
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        code = "from ideal_proxy.line_keys import serve; serve()"
-        for _ in range(self.count):
-            process = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-            )
-            self._all.append(process)
-            self._idle.put(process)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._all:
-            with contextlib.suppress(OSError):
-                process.communicate()
-
-    def ask(self, file: Path, begin: int, end: int, format: str) -> tuple[BlockRows, str]:
-        """Have one process read a block."""
-        process = self._idle.get()
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(json.dumps([os.path.abspath(file), begin, end, format]).encode() + b"\n")
-            process.stdin.flush()
-            size, rows, without, good, digest = HEAD.unpack(_exactly(process.stdout, HEAD.size))
-            if not good or size != end - begin:
-                raise BrokenLineError
-            content = _exactly(process.stdout, 16 * rows)
-        except OSError as error:
-            raise UserError("a process that read rows ended (out of memory?); run the same command again") from error
-        finally:
-            self._idle.put(process)
-        small = np.frombuffer(content, dtype="<u4", offset=8 * rows)
-        keys = np.frombuffer(content, dtype="<u8", count=rows)
-        return BlockRows(keys, small[:rows], small[rows:], without), digest.hex()
-
-
-def _exactly(stream: Any, count: int) -> bytes:
-    content: bytes = stream.read(count)
-    if len(content) != count:
-        raise BrokenPipeError
-    return content
 
 
 def _read(path: Path, dtype: str, first: int, count: int) -> npt.NDArray[Any]:

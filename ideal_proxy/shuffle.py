@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as arrow
 
+from ideal_proxy.block_reader import in_order
 from ideal_proxy.line_keys import chat_lines
 from ideal_proxy.mixture import order_hashes, training_hashes
-from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex, in_order
+from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex
 
 BUCKET_BYTES = 1 << 23
 MOST_BUCKETS = 512

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ideal_proxy import materialise, row_index, shuffle
+from ideal_proxy import block_reader, materialise, row_index, shuffle
 from ideal_proxy import mixture as mixture_module
 from ideal_proxy.data import read_rows, row_keys, scan
 from ideal_proxy.errors import UsageError, UserError
@@ -279,7 +279,7 @@ def in_small_pieces(monkeypatch, processes: bool = False) -> None:
     monkeypatch.setattr(shuffle, "BLOCK_BYTES", 200)
     monkeypatch.setattr(shuffle, "BUCKET_BYTES", 150)
     if processes:
-        monkeypatch.setattr(row_index, "PROCESSES_FROM", 0)
+        monkeypatch.setattr(block_reader, "PROCESSES_FROM", 0)
 
 
 def weak(hashes):
@@ -328,7 +328,7 @@ def test_any_mixture_in_any_pieces_equals_the_order_in_memory(tmp_path_factory, 
 def test_processes_that_read_give_the_same_rows_and_the_same_errors(mixture, sources, tmp_path, monkeypatch):
     expected = b"".join(expected_lines(mixture))
     in_small_pieces(monkeypatch, processes=True)
-    monkeypatch.setattr(row_index, "cores", lambda: 2)
+    monkeypatch.setattr(block_reader, "cores", lambda: 2)
     assert apply_mixture(mixture, tmp_path / "out").files[0].read_bytes() == expected
     with open(sources / "a.jsonl", "ab") as file:
         file.write(b'{"instruction": "a"\n')
@@ -348,7 +348,7 @@ def test_an_index_is_kept_used_again_and_made_anew_when_it_is_broken(mixture, tm
     before = kept(index)
     assert len(before) == 2  # of the two plain sources; .gz has no lines to copy
     with monkeypatch.context() as patch:
-        patch.setattr(row_index, "block_rows", lambda *_: pytest.fail("parsed again"))
+        patch.setattr(block_reader, "block_rows", lambda *_: pytest.fail("parsed again"))
         assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == expected
         chat = apply_mixture(mixture, tmp_path / "3", index=index, row_format="chat")
     assert chat.sha256 == apply_mixture(mixture, tmp_path / "4", row_format="chat").sha256
@@ -359,6 +359,56 @@ def test_an_index_is_kept_used_again_and_made_anew_when_it_is_broken(mixture, tm
         assert apply_mixture(mixture, tmp_path / f"{name}{len(content)}", index=index).files[0].read_bytes() == expected
     assert sorted(kept(index)) == sorted(before)
     assert {p.name for p in index.iterdir()} == {Path(p).parent.name for p in before}
+
+
+def test_a_search_leaves_the_indexes_that_apply_looks_for(sources, tmp_path, monkeypatch):
+    """So the first `apply` after a search parses nothing; keys and fingerprints are those that the search found."""
+    from ideal_proxy.config import SearchConfig
+    from ideal_proxy.prepare import prepare
+    from ideal_proxy.terminal import Reporter
+
+    domains = [
+        {"name": name, "path": str(sources / file)}
+        for name, file in (("a", "a.jsonl"), ("b", "b"), ("c", "c.jsonl.gz"))
+    ]
+    capability = {"name": "c", "path": str(sources / "b")}
+    config = SearchConfig.model_validate({
+        "domains": domains,
+        "capabilities": [capability],
+        "proxy": {"vocabulary": 300},
+    })
+    facts = prepare(config, tmp_path / "prepared", Reporter(quiet=True)).domains
+    same = ("name", "source", "format", "fingerprint", "available")
+    mixture = MixtureFile(domains=[DomainVolume(**{key: getattr(f, key) for key in same}, rows=9) for f in facts])
+    index = materialise.index_folder(tmp_path)
+    assert index is not None
+    assert len(list(index.iterdir())) == 2
+    assert materialise.index_folder(sources / "b") is None
+    monkeypatch.setattr(block_reader, "block_rows", lambda *_: pytest.fail("parsed again"))
+    done = apply_mixture(mixture, tmp_path / "out", index=index)
+    assert done.files[0].read_bytes() == b"".join(expected_lines(mixture))
+
+
+@pytest.mark.parametrize(
+    ("shard", "shards", "numbers"), [(None, 3, (None, 3)), ("0/4", 1, (0, 4)), ("3/4", 4, (3, 4)), ("0/1", 1, (0, 1))]
+)
+def test_shard_options(shard, shards, numbers):
+    assert materialise.shard_numbers(shard, shards) == numbers
+
+
+@pytest.mark.parametrize(
+    ("shard", "shards", "words"),
+    [
+        ("4/4", 1, "I/N with I from 0"),
+        ("1", 1, "I/N"),
+        ("-1/4", 1, "I/N"),
+        ("a/b", 1, "I/N"),
+        ("0/4", 2, "leave --shards out"),
+    ],
+)
+def test_wrong_shard_options(shard, shards, words):
+    with pytest.raises(UsageError, match=words):
+        materialise.shard_numbers(shard, shards)
 
 
 def test_an_index_never_hides_that_data_changed(mixture, sources, tmp_path):
