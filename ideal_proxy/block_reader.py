@@ -85,9 +85,8 @@ class BlockReader:
         code = "from ideal_proxy.line_keys import serve; serve()"
         for _ in range(self.processes):
             process = subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            )
             self._all.append(process)
             self._idle.put(process)
         return self

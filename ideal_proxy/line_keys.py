@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ _OTHER = (
 )
 _ROLE = "|".join(ROLES).encode()
 _ITEM = re.compile(rb'"(?:role|from)": ?"([a-z]++)", ?"(?:content|value)": ?' + _ANY)
-_MESSAGE = re.compile(rb'\["([a-z]++)","((?:[^"\\]|\\.)*+)"\]')
+_MESSAGE = re.compile(rb'\["([a-z]++)","([^"\\]*+(?:\\.[^"\\]*+)*+)"\]')
 
 
 class BrokenLineError(Exception):
@@ -121,7 +122,7 @@ def chat_lines(block: bytes, format: str) -> list[bytes]:
 def _chat(text: bytes) -> bytes:
     """Turn messages as compact ASCII JSON into a list of objects, as `json.dumps(ensure_ascii=False)` writes it."""
     if b"\\u" not in text:
-        return _MESSAGE.sub(rb'{"role": "\1", "content": "\2"}', text).replace(b'"},{"role"', b'"}, {"role"')
+        return b"[" + b", ".join([b'{"role": "%b", "content": "%b"}' % turn for turn in _MESSAGE.findall(text)]) + b"]"
     messages = [{"role": role, "content": content} for role, content in json.loads(text)]
     return json.dumps(messages, ensure_ascii=False).encode()
 
@@ -253,6 +254,7 @@ _ROLES = {said.encode(): role.encode() for said, role in ROLES.items()}
 
 def serve() -> None:
     """Answer requests on standard input, one a line, until it ends: a block of a file, its rows back in binary."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks; then the input ends
     answers = sys.stdout.buffer
     for request in sys.stdin.buffer:
         path, begin, end, format = json.loads(request)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as arrow
+import pyarrow.compute as compute
 
 from ideal_proxy.block_reader import in_order
 from ideal_proxy.line_keys import chat_lines
@@ -307,7 +308,8 @@ class _Chunk(NamedTuple):
 def _taken(lines: Any, places: Ints) -> memoryview:
     """Lay chosen lines end to end."""
     # Not `arrow.array`, which imports pandas.
-    taken = lines.take(arrow.Array.from_buffers(arrow.int64(), len(places), [None, arrow.py_buffer(places)]))
+    indices = arrow.Array.from_buffers(arrow.int64(), len(places), [None, arrow.py_buffer(places)])
+    taken = compute.take(lines, indices)
     _, offsets, content = taken.buffers()
     if content is None:
         return memoryview(b"")
