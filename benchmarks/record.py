@@ -40,7 +40,7 @@ def main() -> None:
     gains = ", ".join(f"{g:+.2%}" for g in result["verdict"]["gains_by_seed"])
     lines = [
         f"# {name}", "",
-        f"`python cli.py search benchmarks/{name}.yaml`, then `python benchmarks/record.py RUN`", "",
+        f"`{_command(name, origin)}`, then `python benchmarks/record.py RUN`", "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
         + f", source {origin['git']}, {origin['time'][:10]}. {plan['workers']} workers of one thread; "
@@ -49,10 +49,33 @@ def main() -> None:
         f"({rate['chosen']}: {rate.get('scores')}). {len(frame)} runs, {frame['tokens'].sum():,} tokens, "
         f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; "
         f"gain of each pair of the round kept: {gains}.", "",
+        *_memory(run),
         "| round | verdict | verified gain | predicted gain | pairs |", "|---:|---|---|---|---:|", *rounds, "",
         "```", result_tables(result, Path("RUN")), "```", "",
     ]  # fmt: skip
     atomic_write_text(RESULTS / f"{name}.md", "\n".join(lines))
+
+
+def _command(name: str, origin: dict) -> str:
+    """Say what was typed; a search that another script began has that script's line."""
+    script, _, rest = origin["command"].partition(" ")
+    return f"python benchmarks/{script} {rest}" if "search" in script else f"python cli.py search benchmarks/{name}.yaml"
+
+
+def _memory(run: Path) -> list[str]:
+    """Lay out the memory of the workers, where a script watched it."""
+    if not (run / "memory.json").exists():
+        return []
+    rows = [
+        f"| {count} | {peak['rss'] / 2**20:,.0f} | {peak['pss'] / 2**20:,.0f} | {peak['uss'] / 2**20:,.0f} | "
+        f"{peak['pss_together'] / 2**20:,.0f} |"
+        for count, peak in read_json(run / "memory.json").items()
+    ]
+    return [
+        "Most memory of a worker in MiB, looked at every 3 s: resident (RSS), with shared pages shared out (PSS), its "
+        "own (USS), and the PSS of all workers at one time:", "",
+        "| workers | RSS | PSS | USS | PSS together |", "|---:|---:|---:|---:|---:|", *rows, "",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

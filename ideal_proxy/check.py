@@ -8,7 +8,7 @@ import numpy as np
 
 from ideal_proxy.config import SearchConfig, rows_of
 from ideal_proxy.data import TokenRows, find_duplicates, make_template, scan, tokenize_rows
-from ideal_proxy.prepare import domain_tokenizer, duplicate_lines, read_sources
+from ideal_proxy.prepare import duplicate_lines, proxy_tokenizer, read_sources
 from ideal_proxy.terminal import paragraph, table
 
 
@@ -22,8 +22,10 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         dict: JSON-ready; `domains`, `capabilities` and `findings`.
     """
     domains, references = read_sources(config)
-    template = make_template(domain_tokenizer(domains.values(), config.proxy.vocabulary))
-    health: dict[str, Any] = {"context": config.proxy.context, "domains": [], "capabilities": []}
+    template = make_template(proxy_tokenizer(config, domains.values()))
+    health: dict[str, Any] = {
+        "context": config.proxy.context, "model": config.proxy.model, "domains": [], "capabilities": [],
+    }  # fmt: skip
     for kind, entries, sources in (
         ("domains", config.domains, domains),
         ("capabilities", config.capabilities, references),
@@ -85,7 +87,8 @@ def health_tables(health: dict[str, Any]) -> str:
         ]  # fmt: skip
         lines += [table(title, ("name", "format", *more, *header), rows, left=2), ""]
     findings = [paragraph(f"- {line}") for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
-    return "\n".join([*lines, "Found (tokens of a tokenizer trained on these domains):", *findings])
+    whose = "the proxies' model" if health.get("model") else "a tokenizer trained on these domains"
+    return "\n".join([*lines, f"Found (tokens of {whose}):", *findings])
 
 
 def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:

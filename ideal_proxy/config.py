@@ -132,20 +132,62 @@ class ObjectiveConfig(Section):
     min_gain: float = Field(default=0.005, gt=0, lt=0.5, description="a smaller gain is no gain")
 
 
-class ProxyConfig(Section):
-    """The proxies: scratch models from a size dial."""
+SCRATCH_DEFAULTS: dict[str, Any] = {"size": "1M", "vocabulary": 4096, "warm_fraction": 0.15}
+LARGEST_FRACTION = 0.85  # φ of scratch proxies
 
-    size: Literal["0.1M", "1M", "3M", "10M"] = "1M"
-    vocabulary: int = Field(default=4096, ge=300, le=65536)
+
+class ProxyConfig(Section):
+    """The proxies: scratch models from a size dial, or a pretrained model, trained in full or as LoRA.
+
+    A pretrained proxy brings its own size, vocabulary and template, and reserves no rows: those keys are None then.
+    """
+
+    size: Literal["0.1M", "1M", "3M", "10M"] | None = Field(default=None, description="scratch; default 1M")
+    vocabulary: int | None = Field(default=None, ge=300, le=65536, description="scratch; default 4096")
+    model: str | None = Field(
+        default=None, min_length=1, description="pretrained: folder or hub id of any causal language model"
+    )
+    gguf: str | None = Field(default=None, description="file of quantised weights in the model's folder or repository")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    lora_rank: int | None = Field(default=None, ge=1, le=1024, description="low-rank updates; default: every weight")
     context: int = Field(default=512, ge=16, le=32768, description="tokens; longer rows lose prompt from the left")
     fraction: float | None = Field(
-        default=None, gt=0, le=0.85, description="share φ of the volumes that a proxy sees; default: by budget"
+        default=None, gt=0, le=1, description="share φ of the volumes that a proxy sees; default: by budget"
     )
     batch_rows: int = Field(default=32, ge=1)
     learning_rate: float | None = Field(default=None, gt=0, description="default: chosen once by a short sweep")
-    warm_fraction: float = Field(default=0.15, gt=0, lt=0.9, description="rows reserved for the warm start")
+    warm_fraction: float | None = Field(
+        default=None, gt=0, lt=0.9, description="scratch: rows reserved for the warm start; default 0.15"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scratch_defaults(cls, values: Any) -> Any:
+        """Fill in what only a scratch proxy has."""
+        if not isinstance(values, dict) or values.get("model") is not None:
+            return values
+        return {**values, **{key: value for key, value in SCRATCH_DEFAULTS.items() if values.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ProxyConfig:
+        """Refuse keys of one kind of proxy beside those of the other."""
+        if self.model is not None:
+            for key in SCRATCH_DEFAULTS:
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is of scratch proxies and model names a pretrained one; drop one of them")
+            return self
+        for key in ("gguf", "revision", "trust_remote_code", "lora_rank"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is of a pretrained proxy; name it with model (a folder or a hub id)")
+        if self.fraction is not None and self.fraction > LARGEST_FRACTION:
+            raise ValueError(
+                f"fraction is {self.fraction:g}; scratch proxies see at most {LARGEST_FRACTION:g}, "
+                "for the warm start reserves rows"
+            )
+        return self
 
 
 class SwarmConfig(Section):
@@ -361,6 +403,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
                 c.model_copy(update={"path": _absolute(c.path, folder), "metric": _placed(c.metric, folder)})
                 for c in config.capabilities
             ),
+            "proxy": config.proxy.model_copy(update={"model": _model_place(config.proxy.model, folder)}),
         }
     )
 
@@ -379,6 +422,9 @@ def dump_config(config: SearchConfig) -> str:
 
 def _absolute(source: str, folder: Path) -> str:
     """Resolve a relative data path; leave demo: and hub sources as they are."""
+    if source.startswith(("hf:.", "hf:~")):
+        name, mark, query = source.removeprefix("hf:").partition("?")
+        return f"hf:{(folder / Path(name).expanduser()).resolve()}{mark}{query}"
     if source.startswith(("demo:", "hf:")) or Path(source).is_absolute():
         return source
     path = folder / source
@@ -392,6 +438,14 @@ def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
     if metric is None:
         return None
     return metric.model_copy(update={"folder": str((folder / (metric.folder or ".")).resolve())})
+
+
+def _model_place(name: str | None, folder: Path) -> str | None:
+    """Resolve a model's folder; what is no folder beside the run file, and not written as one, is a hub id."""
+    if name is None:
+        return None
+    place = folder / Path(name).expanduser()
+    return str(place.resolve()) if name.startswith((".", "~")) or place.is_dir() else name
 
 
 def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class _HeadLoss(torch.autograd.Function):
         rows = max(16, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 22) // weight.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # a frozen head needs none
         for first in range(0, len(hidden), rows):
             part, target = hidden[first : first + rows], targets[first : first + rows, None]
             logits = (part @ weight.T).float()
@@ -56,15 +56,16 @@ class _HeadLoss(torch.autograd.Function):
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
             gradient = gradient.to(hidden.dtype)
             torch.mm(gradient, weight, out=d_hidden[first : first + rows])
-            d_weight.addmm_(gradient.T, part)
-        ctx.save_for_backward(d_hidden.mul_(scale), d_weight.mul_(scale))
+            if d_weight is not None:
+                d_weight.addmm_(gradient.T, part)
+        ctx.save_for_backward(d_hidden.mul_(scale), None if d_weight is None else d_weight.mul_(scale))
         return total * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grads[0], d_weight * grads[0], None, None
+        return d_hidden * grads[0], None if d_weight is None else d_weight * grads[0], None, None
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:

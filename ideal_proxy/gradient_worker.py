@@ -22,7 +22,7 @@ from ideal_proxy.influence_records import ResponseMatrix
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm import IMPLICIT_TRAININGS
 from ideal_proxy.swarm_context import MODEL, RESPONSES, WARM_RUN, RunSpec, draw_run, save_result
-from ideal_proxy.swarm_worker import Worker, main
+from ideal_proxy.swarm_worker import Worker, build_model, main
 from ideal_proxy.unrolled import unrolled_responses
 
 
@@ -47,7 +47,7 @@ class GradientWorker(Worker):
         start = runs / (WARM_RUN if spec.responses == "unrolled" else spec.trained)
         if not is_complete(start) or not (start / MODEL).exists():
             raise UserError(f"{start / MODEL} is missing, so no response can be estimated from it")
-        model = proxy.build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
+        model = build_model(context)
         proxy.load_weights(model, start / MODEL)
         model.to(self.device)
         every = context.domain_rows()

@@ -161,7 +161,14 @@ def _result(
             }
             for outcome in outcomes
         ],
-        "proxy": {"parameters": plan.parameters, "fraction": plan.fraction, "size": config.proxy.size},
+        "proxy": {
+            "parameters": plan.parameters,
+            "fraction": plan.fraction,
+            "size": config.proxy.size,
+            "trainable_parameters": plan.trainable_parameters,
+            "model": config.proxy.model,
+            "lora_rank": config.proxy.lora_rank,
+        },
         "cost": laboratory.cost() | {"rounds": len(outcomes)},
         "gradients": _gradients(config, laboratory, proposal),
     }
@@ -311,6 +318,7 @@ def _mixture(
                 "batch_rows": config.proxy.batch_rows,
                 "learning_rate": read_json(folder / "rate.json")["learning_rate"],
                 "seed": config.seed,
+                **_pretrained(config, prepared),
             },
             "objective": {
                 "kind": config.objective.kind,
@@ -324,6 +332,14 @@ def _mixture(
         proxy_fraction=plan.fraction,
         template=prepared.template,
     )
+
+
+def _pretrained(config: SearchConfig, prepared: Prepared) -> dict[str, Any]:
+    """Say which model the proxies were; nothing for scratch proxies."""
+    if config.proxy.model is None:
+        return {}
+    keys = ("model", "gguf", "revision", "trust_remote_code", "lora_rank")
+    return {key: getattr(config.proxy, key) for key in keys} | {"weights": prepared.base_model["fingerprint"]}
 
 
 def _file_metric(found: dict[str, Any] | None, *, adopted: bool) -> MetricResult | None:

@@ -32,6 +32,10 @@ RATES = {
     "3M": (7e-4, 1.4e-3, 2.8e-3),
     "10M": (4e-4, 8e-4, 1.6e-3),
 }
+# Of pretrained proxies: a proxy sees some hundred to thousand rows, few steps, so the rates reach above those of a
+# full-size run. The sweep goes on by factors of two where the best lies at an edge.
+FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
+MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 SWEEP_MIXTURES = 3
 
 
@@ -55,6 +59,7 @@ class Plan:
         flops_per_second: of one worker in training, by the same measurement, or given for another machine.
         devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
         metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
+        trainable_parameters: of the parameters those that training changes; None is all.
     """
 
     fraction: float
@@ -72,6 +77,7 @@ class Plan:
     flops_per_second: float
     devices: int = 1
     metric_seconds: float = 0.0
+    trainable_parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Measured:
         parameters: of the proxy.
         products: multiply-adds of its matrix products.
         flops_per_second: of one worker.
+        trainable_parameters: those that training changes; None is all.
     """
 
     tokens_per_second: float
@@ -91,6 +98,7 @@ class Measured:
     parameters: int
     products: Products
     flops_per_second: float
+    trainable_parameters: int | None = None
 
 
 def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
@@ -107,12 +115,17 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
 
     Raises:
         UserError: a metric fails on an untrained proxy.
-        UsageError: the compute budget is below the least that can give an answer, or gradients are unrolled in
-            bfloat16.
+        UsageError: the compute budget is below the least that can give an answer, gradients are unrolled in
+            bfloat16, or they are asked of pretrained proxies.
     """
     if path.exists() and elsewhere is None:
         plan = read_plan(path)
         return replace(plan, workers=config.swarm.workers or plan.workers)
+    if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
+        raise UsageError(
+            f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
+            "or ask the pretrained model itself with `ideal-proxy influence`"
+        )
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
     device = _planned_device(config)
@@ -128,7 +141,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         )
     size = len(prepared.domains)
     runs = config.swarm.runs or 3 * (size + 1)
-    rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else RATES[config.proxy.size]
+    rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
     plan = Plan(
         fraction=_default_fraction(config, prepared),
         rates=rates, runs=runs, more_runs=size + 1, rounds=config.rounds,
@@ -136,6 +149,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
         metric_seconds=_probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
+        trainable_parameters=found.trainable_parameters,
     )  # fmt: skip
     plan = _within_budget(config, prepared, plan)
     if elsewhere is None:
@@ -167,6 +181,20 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
+def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
+    """Say which learning rates the sweep tries first.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        tuple: rising.
+    """
+    if config.proxy.model is None:
+        return RATES[config.proxy.size or "1M"]
+    return FULL_RATES if config.proxy.lora_rank is None else LORA_RATES
+
+
 def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
     """Say which responses a search estimates from its trained proxies.
 
@@ -181,6 +209,8 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
         return ("" if config.gradients == "none" else config.gradients), ""
     if config.has_metrics:
         return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
+    if config.proxy.model is not None:
+        return "", "auto: they need scratch proxies"
     few = len(config.domains) + 1
     if LEAST_RUNS <= runs <= few:
         return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
@@ -215,7 +245,9 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     trainings = response_trainings(method, len(config.capabilities))
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
     stages: list[tuple[str, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
-        ("warm start", 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows),
+        ("warm start", 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows)
+        if config.proxy.model is None
+        else ("zero rows", 1, 0.0, 2 * half, 0.0),
         ("learning rate", sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
         ("swarm", plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
         *([("gradients", passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
@@ -228,7 +260,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         stages.append(("more rounds", more + again, tokens * (more + again + estimates), work, (more + again) * steps))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
-        workers = 1 if name == "warm start" else plan.workers
+        workers = 1 if name in {"warm start", "zero rows"} else plan.workers
         seconds = (work / plan.flops_per_second + runs * plan.metric_seconds) / workers
         described.append({
             "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
@@ -241,6 +273,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
     return {
         **asdict(plan),
+        "model": config.proxy.model,
+        "lora_rank": config.proxy.lora_rank,
         "pairs": plan.looks[0],
         "steps_per_run": steps,
         "stages": described,
@@ -254,7 +288,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         },
         "least_seconds": least,
         "least_cost": cost_of(config.cost, least, plan.devices),
-        "worker_bytes": _worker_bytes(prepared, plan),
+        "worker_bytes": _worker_bytes(config, prepared, plan),
         "price": config.cost.price,
         "currency": config.cost.currency,
     }
@@ -275,10 +309,11 @@ def _warm_tokens(prepared: Prepared) -> tuple[float, float]:
     return goal * len(sizes), float((goal / prepared.column("tokens_per_row")).sum())
 
 
-def _worker_bytes(prepared: Prepared, plan: Plan) -> float | None:
+def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float | None:
     """Estimate a worker's memory where that was checked: on a CPU."""
     longest = float(max(domain.longest for domain in prepared.domains))
-    return worker_bytes(plan.products, plan.parameters, CPU_MICRO_BATCH, longest) if plan.device == "cpu" else None
+    at_once = micro_batch_tokens(config, plan.device) or CPU_MICRO_BATCH
+    return worker_bytes(plan.products, plan.parameters, at_once, longest) if plan.device == "cpu" else None
 
 
 def largest_fraction(prepared: Prepared) -> float:
@@ -338,10 +373,14 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
     import torch
 
-    from ideal_proxy.proxy import TrainSettings, build_proxy, train
+    from ideal_proxy.base_model import trainable_parameters
+    from ideal_proxy.proxy import TrainSettings, train
 
     parts = [prepared.domain_rows(index) for index in range(len(prepared.domains))]
     batch = config.proxy.batch_rows
+    if config.proxy.model is not None:  # a third of it warms up; long enough to tell, short enough to wait for
+        mean = float(prepared.column("tokens_per_row").mean())
+        batch = min(batch, max(1, round(MEASURED_TOKENS / 6 / mean)))
     rng = np.random.default_rng(0)
     domain = rng.integers(0, len(parts), 6 * batch)
     row = np.array([rng.integers(0, len(parts[d])) for d in domain])
@@ -358,8 +397,10 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
         if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
             choices.append("bfloat16")
         for dtype in choices:
-            model = build_proxy(config.proxy.size, prepared.vocabulary, config.proxy.context, 0).to(device)
-            settings = TrainSettings(learning_rate=1e-4, batch_rows=batch, dtype=dtype)
+            model = _throw_away(config, prepared).to(device)
+            settings = TrainSettings(
+                learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
+            )
             train(model, (domain[: 2 * batch], row[: 2 * batch]), parts, settings)
             started = time.perf_counter()
             train(model, (domain[2 * batch :], row[2 * batch :]), parts, settings)
@@ -373,14 +414,45 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     products = count_products(model)
     flops = products.training(tokens, labelled, tokens / len(timed))
     parameters = sum(p.numel() for p in model.parameters())
-    return Measured(speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops)
+    return Measured(
+        speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops, trainable_parameters(model)
+    )
+
+
+def micro_batch_tokens(config: SearchConfig, device: str) -> int | None:
+    """Say how many tokens a proxy takes at a time.
+
+    Args:
+        config: the run file.
+        device: where it trains.
+
+    Returns:
+        int: fewer for a pretrained model, whose activations are large; None leaves it to the trainer.
+    """
+    if config.proxy.model is None:
+        return None
+    from ideal_proxy.base_model import STEP_TOKENS
+
+    return STEP_TOKENS.get(device.partition(":")[0], 2048)
+
+
+def _throw_away(config: SearchConfig, prepared: Prepared) -> Any:
+    """Build a proxy to measure with."""
+    if config.proxy.model is None:
+        from ideal_proxy.proxy import build_proxy
+
+        return build_proxy(config.proxy.size or "1M", prepared.vocabulary, config.proxy.context, 0)
+    from ideal_proxy.base_model import build_pretrained_proxy
+
+    return build_pretrained_proxy(
+        prepared.kept_base, lora_rank=config.proxy.lora_rank, seed=0,
+        trust_remote_code=config.proxy.trust_remote_code,
+    )  # fmt: skip
 
 
 def _probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> float:
     """Measure every metric once; one that cannot work is found before anything is trained."""
-    from ideal_proxy.proxy import build_proxy
-
-    model = build_proxy(config.proxy.size, prepared.vocabulary, config.proxy.context, 0)
+    model = _throw_away(config, prepared)
     return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
 
 

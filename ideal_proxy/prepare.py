@@ -8,9 +8,9 @@ Legend: D domains, J capabilities.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.row_index import keep_index
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
+
+if TYPE_CHECKING:
+    from ideal_proxy.pretrained import Pretrained
 
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer
@@ -102,6 +105,7 @@ class Prepared:
         health: duplicates and leaks, as counts.
         vocabulary: number of tokens of the tokenizer.
         template: what the mixture file says of the template.
+        base_model: of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy.
     """
 
     folder: Path
@@ -110,6 +114,12 @@ class Prepared:
     health: dict[str, Any]
     vocabulary: int
     template: dict[str, Any]
+    base_model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept_base(self) -> Path:
+        """Where a pretrained proxy's weights are kept, float32."""
+        return self.folder / "model"
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every domain.
@@ -160,11 +170,13 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         _refuse_changed(prepared)
         return prepared
     domains, references = read_sources(config)
-    tokenizer = domain_tokenizer(domains.values(), config.proxy.vocabulary)
+    base_model = _keep_base(config, folder / "model", reporter)
+    tokenizer = proxy_tokenizer(config, domains.values())
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     template = load_template(folder / "tokenizer")
     reporter.note(
-        f"tokenizer: {len(tokenizer):,} byte-level BPE tokens trained on the domains, "
+        f"tokenizer: {len(tokenizer):,} "
+        f"{'tokens of the model' if config.proxy.model else 'byte-level BPE tokens trained on the domains'}, "
         f"{'the plain template' if template.plain else 'its own chat template'}"
     )
     domain_facts = []
@@ -215,6 +227,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         health={"duplicates": duplicate_lines(report), "stamps": _stamps(domain_facts, capability_facts)},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
+        base_model=base_model,
     )
     atomic_write_json(folder / "facts.json", _as_json(prepared))
     mark_complete(folder)
@@ -258,6 +271,42 @@ def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:
     return train_tokenizer(texts, vocabulary)
 
 
+def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> Any:
+    """Return the proxies' tokenizer: a pretrained model's own, or one trained on the domains.
+
+    Args:
+        config: the run file.
+        domains: rows of each domain, in the run file's order.
+
+    Returns:
+        Any: a fast transformers tokenizer.
+    """
+    if config.proxy.model is None:
+        assert config.proxy.vocabulary is not None
+        return domain_tokenizer(domains, config.proxy.vocabulary)
+    from ideal_proxy.pretrained import load_tokenizer
+
+    return load_tokenizer(pretrained_source(config))
+
+
+def pretrained_source(config: SearchConfig) -> Pretrained:
+    """Say where a pretrained proxy comes from.
+
+    Args:
+        config: the run file, with `proxy.model`.
+
+    Returns:
+        Pretrained: folder or hub id.
+    """
+    from ideal_proxy.pretrained import Pretrained
+
+    proxy = config.proxy
+    assert proxy.model is not None
+    return Pretrained(
+        name=proxy.model, gguf=proxy.gguf, revision=proxy.revision, trust_remote_code=proxy.trust_remote_code
+    )
+
+
 def load_template(folder: Path) -> ChatTemplate:
     """Load a saved tokenizer with its template.
 
@@ -291,6 +340,21 @@ def duplicate_lines(report: DuplicateReport) -> list[str]:
     return lines
 
 
+def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Load a pretrained proxy once and keep its weights in the run directory."""
+    if config.proxy.model is None:
+        return {}
+    from ideal_proxy.base_model import keep_base
+    from ideal_proxy.pretrained import load_causal_lm
+
+    source = pretrained_source(config)
+    model = load_causal_lm(source, context=config.proxy.context, packed=False)
+    parameters = sum(p.numel() for p in model.parameters())
+    fingerprint = keep_base(model, source, folder)
+    reporter.note(f"proxy: {source.name}, {parameters / 1e6:.4g}M parameters, weights {fingerprint[:12]}…")
+    return {"fingerprint": fingerprint, "parameters": parameters}
+
+
 def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, config: SearchConfig) -> DomainFacts:
     """Resolve a domain's base and bounds against the rows it has."""
     available = len(rows)
@@ -319,7 +383,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
         upper=min(upper, cap) if not entry.pinned else upper,
         tokens_per_row=float(tokens.lengths.mean()),
         supervised_per_row=float(tokens.supervised_tokens.mean()),
-        reserved=int(reserve_mask(tokens.keys, config.proxy.warm_fraction).sum()),
+        reserved=int(reserve_mask(tokens.keys, config.proxy.warm_fraction or 0.0).sum()),
         truncated=tokens.truncated,
         dropped=tokens.dropped,
         longest=int(tokens.lengths.max()),
@@ -373,4 +437,5 @@ def _load(folder: Path) -> Prepared:
         health=value["health"],
         vocabulary=value["vocabulary"],
         template=value["template"],
+        base_model=value.get("base_model", {}),
     )

@@ -6,6 +6,7 @@ Weights come from safetensors or GGUF, never from pickles, and a model's own cod
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,8 +84,44 @@ def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> 
         raise UsageError(
             f"the context of {context} is more than the {longest} tokens that {source.name} reads; lower it"
         )
+    if source.gguf:
+        model = _plain(model)
     model.config.use_cache = False
     return use_packed_attention(model) if packed else model
+
+
+def empty_model(source: Any, *, trust_remote_code: bool = False) -> Any:
+    """Build a model without weights: parameters have shapes only, buffers that are computed are there.
+
+    Args:
+        source: its configuration, or a folder that holds one.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        Any: a transformers causal LM, to be given weights by `load_state_dict(…, assign=True)`.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_libraries():
+        config = source
+        if isinstance(source, str | Path):
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            auto: Any = AutoModelForCausalLM
+            return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _plain(model: Any) -> Any:
+    """Give a model read from GGUF, whose weights are float32 now, a configuration without quantisation."""
+    config = type(model.config).from_dict({
+        key: value for key, value in model.config.to_dict().items() if key != "quantization_config"
+    })  # fmt: skip
+    plain = empty_model(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain.eval()
 
 
 def with_lora(model: Any, rank: int, seed: int) -> Any:
@@ -152,12 +189,19 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Hide the bar of transformers' GGUF reader, which nothing turns off."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def _had(load: Callable[[], Any], source: Pretrained, what: str) -> Any:
     """Call a loader of transformers; whatever it raises means that the model was not had."""
     if source.name.startswith(("/", ".", "~")) and not Path(source.name).expanduser().is_dir():
         raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
     try:
-        with quiet_libraries():
+        with quiet_libraries(), _no_bar() if source.gguf else contextlib.nullcontext():
             return load()
     except ImportError as error:
         raise UserError(

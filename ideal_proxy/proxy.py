@@ -220,7 +220,7 @@ def warm_start(
 
 
 def save_weights(model: Any, path: str | Path) -> None:
-    """Write a proxy's weights as safetensors, atomically, tied tensors once.
+    """Write a proxy's weights as safetensors, atomically, tied tensors once; of a LoRA only what it trains.
 
     Args:
         model: the proxy.
@@ -228,7 +228,7 @@ def save_weights(model: Any, path: str | Path) -> None:
     """
     from safetensors.torch import save
 
-    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}))
+    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in _trained(model).items()}))
 
 
 def load_weights(model: Any, path: str | Path) -> None:
@@ -244,12 +244,17 @@ def load_weights(model: Any, path: str | Path) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(str(path))
-    own = dict(model.named_parameters())
+    own = _trained(model)
     if {n: tuple(t.shape) for n, t in tensors.items()} != {n: tuple(p.shape) for n, p in own.items()}:
         raise UserError(f"{path} holds weights of another proxy; remove it and run the same command again")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Name the parameters that training changes; a frozen base is the same in every run."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
@@ -274,14 +279,17 @@ def _identity(
     settings: TrainSettings,
     every_token: bool,
 ) -> str:
-    """Return a fingerprint of everything a training depends on, so that no other run's checkpoint is taken up."""
+    """Return a fingerprint of what a training depends on, so that no other run's checkpoint is taken up.
+
+    A frozen base is left out: all runs of a folder share it, and the folder's settings hold its fingerprint.
+    """
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(settings), every_token]).encode())
     digest.update(domain_R.tobytes())
     digest.update(row_R.tobytes())
     for rows in token_rows:
         digest.update(np.ascontiguousarray(rows.keys).tobytes())
-    for _, parameter in model.named_parameters():
-        digest.update(parameter.detach().cpu().contiguous().float().numpy().tobytes())
+    for parameter in _trained(model).values():
+        digest.update(parameter.detach().cpu().contiguous().float().numpy().data)
     return digest.hexdigest()
 
 

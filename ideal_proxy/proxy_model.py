@@ -255,8 +255,11 @@ def batch_loss(
     Returns:
         Tensor: scalar, differentiable once.
     """
+    whole = model
+    if hasattr(model, "get_base_model"):  # LoRA stands inside the layers; the decoder and the head are the base's own
+        model = model.get_base_model()
     if not (is_packed(model) and has_plain_head(model)):
-        return label_losses(model, batch, device=device, autocast=autocast).sum() * scale
+        return label_losses(whole, batch, device=device, autocast=autocast).sum() * scale
     keep = np.flatnonzero(batch.labels != IGNORED)
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         hidden = model.get_decoder()(

@@ -30,6 +30,7 @@ from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_writ
 
 STAGES = {
     "warm": "warm start",
+    "zero": "zero rows",
     "sweep": "learning rate",
     "design": "swarm",
     "gradients": "gradients",
@@ -136,7 +137,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "runs": int(stages["runs"].sum()),
             "tokens": int(stages["tokens"].sum()),
             "seconds": float(stages["seconds"].sum()),
-            "flops": 6.0 * result["proxy"]["parameters"] * float(stages["tokens"].sum()),
+            "flops": _flops(result["proxy"]) * float(stages["tokens"].sum()),
             "base_tokens": total_base,
             "rounds": len(result["rounds"]),
         },
@@ -402,6 +403,12 @@ def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
             for k, optimum in enumerate(front.optima)
         ],
     }
+
+
+def _flops(proxy: dict[str, Any]) -> float:
+    """Count the operations of training on a token, as `plan.flops_per_token` does."""
+    trained = proxy.get("trainable_parameters")
+    return float(4 * proxy["parameters"] + 2 * (proxy["parameters"] if trained is None else trained))
 
 
 def _health(run: SearchRun) -> dict[str, Any]:

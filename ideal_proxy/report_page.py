@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ideal_proxy.plot_style import THEME
+from ideal_proxy.show import proxy_text
 from ideal_proxy.terminal import duration
 
 FORMAT = "ideal-proxy/report/1"
@@ -399,7 +400,7 @@ def _cost(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
     rows = [(s["stage"], f"{s['runs']}", f"{s['tokens']:,}", duration(s["seconds"])) for s in cost["stages"]]
     rows.append(("all", f"{cost['runs']}", f"{cost['tokens']:,}", duration(cost["seconds"])))
     return (
-        f"<p>{cost['runs']} runs of a proxy of {proxy['parameters']:,} parameters on {proxy['fraction']:.0%} of the "
+        f"<p>{cost['runs']} runs of {escape(proxy_text(proxy))} on {proxy['fraction']:.0%} of the "
         f"volumes: {cost['tokens']:,} tokens, {cost['flops']:.2g} FLOPs, {duration(cost['seconds'])} of training "
         f"(workers added up, {plan['workers']} side by side). The full-size base mixture is "
         f"{cost['base_tokens']:,.0f} tokens.</p>"

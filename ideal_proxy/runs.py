@@ -25,7 +25,7 @@ from ideal_proxy.influence_records import ResponseMatrix, mean_over_seeds
 from ideal_proxy.metric import MetricSpec
 from ideal_proxy.metric_runs import metric_specs
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
-from ideal_proxy.plan import SWEEP_MIXTURES, Plan, gradient_method
+from ideal_proxy.plan import SWEEP_MIXTURES, Plan, gradient_method, micro_batch_tokens
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.proposal import Baseline, RunTable
 from ideal_proxy.proxy_records import TrainSettings
@@ -34,6 +34,7 @@ from ideal_proxy.swarm import (
     RESPONSES,
     TOKENIZER,
     WARM_RUN,
+    ZERO_RUN,
     RunResult,
     RunSpec,
     Swarm,
@@ -41,6 +42,7 @@ from ideal_proxy.swarm import (
     SwarmEvent,
     prepare_context,
     warm_spec,
+    zero_spec,
 )
 from ideal_proxy.swarm_pool import Pool
 from ideal_proxy.terminal import Reporter
@@ -50,6 +52,8 @@ Array = NDArray[np.float64]
 
 SEED_STRIDE = 100_000  # searches with different seeds share no permutation
 MOST_FAILED = 1 / 3
+# A checkpoint holds 12 bytes a trained weight: writing it every so many seconds costs a few percent of the time.
+CHECKPOINT_SECONDS, CHECKPOINT_RATE = 30.0, 1e6
 
 
 class Laboratory:
@@ -91,6 +95,7 @@ class Laboratory:
         self._swarm = Swarm(
             self.context, folder, workers=plan.workers, worker=worker,
             pool=_cluster(config, self.context, folder, worker),
+            checkpoint_seconds=max(CHECKPOINT_SECONDS, (plan.trainable_parameters or 0) / CHECKPOINT_RATE),
         )  # fmt: skip
 
     def __enter__(self) -> Laboratory:
@@ -103,9 +108,11 @@ class Laboratory:
         self._swarm.__exit__(*error)
 
     def warm_start(self) -> None:
-        """Train the warm start that every proxy begins from, once."""
-        spec = replace(warm_spec(self.context, self._seed(0)), metrics=self._metrics("search"))
-        self._run("warm start", [spec], role="warm")
+        """Train the warm start that every scratch proxy begins from, or judge the pretrained one as it is; once."""
+        stage, role, start = ("warm start", "warm", warm_spec(self.context, self._seed(0)))
+        if not self.context.warm:
+            stage, role, start = ("zero rows", "zero", zero_spec(self.context))
+        self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
 
     def baseline(self) -> Baseline:
         """Return Z_j, what the proxies give before any SFT row.
@@ -113,8 +120,8 @@ class Laboratory:
         Returns:
             Baseline: losses on the search rows, and what each capability is judged by.
         """
-        warm = self._results[WARM_RUN]
-        return Baseline(losses=self._search_losses(warm), values=self._values(warm))
+        start = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
+        return Baseline(losses=self._search_losses(start), values=self._values(start))
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
         """Train base and two spread mixtures at every rate.
@@ -480,11 +487,24 @@ def _reference(capability: int, half: str) -> str:
 
 
 def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
-    """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
+    """Split every domain into what warms the proxies up and what their mixtures draw, and write both.
+
+    Pretrained proxies need no warm start: every row may be drawn.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        folder: where to write.
+
+    Returns:
+        SwarmContext: what every run shares.
+    """
+    scratch = config.proxy.model is None
     pools, reserved, available = [], [], []
     for index, domain in enumerate(prepared.domains):
         rows = prepared.domain_rows(index)
-        mask = reserve_mask(rows.keys, config.proxy.warm_fraction)
+        mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
         pools.append(rows.select(np.flatnonzero(~mask)))
         reserved.append(rows.select(np.flatnonzero(mask)))
         available.append(max(1, int(plan.fraction * domain.available)))
@@ -494,20 +514,35 @@ def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path)
         domains=tuple(prepared.domain_names),
         references=tuple(_reference(j, half) for j, half in names),
         available=tuple(available),
-        size=config.proxy.size,
+        size=config.proxy.size or "",
         vocab_size=prepared.vocabulary,
         context=config.proxy.context,
-        train=TrainSettings(batch_rows=config.proxy.batch_rows, dtype=plan.dtype),
+        train=TrainSettings(
+            batch_rows=config.proxy.batch_rows,
+            dtype=plan.dtype,
+            micro_batch_tokens=micro_batch_tokens(config, plan.device),
+        ),
         init_seed=config.seed,
-        warm=True,
+        warm=scratch,
         warm_learning_rate=plan.rates[len(plan.rates) // 2],
         device=plan.device,
+        base=prepared.base_model.get("fingerprint", ""),
+        lora_rank=config.proxy.lora_rank,
+        trust_remote_code=config.proxy.trust_remote_code,
     )
     if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
         part = folder / f".{TOKENIZER}.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(prepared.folder / "tokenizer", part)
         part.rename(folder / TOKENIZER)
+    if not scratch:
+        from ideal_proxy.base_model import place_base
+
+        place_base(
+            prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
+            narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
+        )  # fmt: skip
     return prepare_context(
-        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names], reserved=reserved
-    )
+        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names],
+        reserved=reserved if scratch else (),
+    )  # fmt: skip

@@ -165,7 +165,8 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
         plan = make_plan(config, prepared, folder / "plan.json")
         whole = describe_plan(config, prepared, plan)
         reporter.note(
-            f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters on {plan.fraction:.0%} of the volumes, "
+            f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
+            "of the volumes, "
             f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
         )
         with (
@@ -220,6 +221,11 @@ def _rounds(
         reporter.note(f"another round: {again}")
         centre = proposal.rows.astype(float)
     return outcomes
+
+
+def _trained(plan: Plan) -> str:
+    trained = plan.trainable_parameters
+    return f" ({trained / 1e6:.2g}M trained)" if trained not in (None, plan.parameters) else ""
 
 
 def _again(proposal: Proposal, verdict: Verdict) -> str | None:

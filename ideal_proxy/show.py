@@ -94,7 +94,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
         *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
         paragraph(
-            f"{result['cost']['runs']} proxy runs, {_passes(result['cost'])}"
+            f"{result['cost']['runs']} runs of {proxy_text(result['proxy'])}, {_passes(result['cost'])}"
             f"{_count(result['cost']['rounds'], 'round')}, "
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
@@ -175,6 +175,23 @@ def _passes(cost: dict[str, Any]) -> str:
     return f"{count} gradient passes (as much as {cost['gradient_runs']:.1f} runs), " if count else ""
 
 
+def proxy_text(proxy: dict[str, Any]) -> str:
+    """Name the proxies.
+
+    Args:
+        proxy: `parameters`, and of pretrained ones `model`, `lora_rank` and `trainable_parameters`.
+
+    Returns:
+        str: such as "a 0.84M proxy" or "SmolLM2-135M (135M parameters, LoRA of rank 8 trains 2.4M)".
+    """
+    millions = f"{proxy['parameters'] / 1e6:.2g}M" if proxy["parameters"] < 1e8 else f"{proxy['parameters'] / 1e6:.0f}M"
+    if not proxy.get("model"):
+        return f"a {millions} proxy"
+    rank = proxy.get("lora_rank")
+    how = f"LoRA of rank {rank} trains {proxy['trainable_parameters'] / 1e6:.2g}M" if rank else "all trained"
+    return f"{Path(proxy['model']).name} ({millions} parameters, {how})"
+
+
 def plan_tables(plan: dict[str, Any]) -> str:
     """Lay out the plan of a search.
 
@@ -203,7 +220,7 @@ def plan_tables(plan: dict[str, Any]) -> str:
         speed = f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
     lines = [
         paragraph(
-            f"{total['runs']} runs at most of a {plan['parameters'] / 1e6:.2g}M proxy on {plan['fraction']:.0%} of the "
+            f"{total['runs']} runs at most of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
             f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
             f"{speed}."
         )

@@ -92,7 +92,8 @@ def _seconds_left(record: dict[str, Any], runs: list[dict[str, Any]], *, workers
     seconds = sum(entry.get(part, 0.0) for entry in runs for part in parts)
     name = record["stage"]
     number, _, part = name.removeprefix("round ").partition(": ")
-    order = ["warm start", "learning rate", "swarm", "check"]
+    order = ["warm start", "zero rows", "learning rate", "swarm", "check"]
+    order = [stage for stage in order if stage in planned or stage == name]
     here = {"fit": "swarm", "result": "check"}.get(part or name, part or name)
     at = order.index(here) if here in order else -1
     left = 0.0
@@ -110,7 +111,7 @@ def _stage_seconds(stage: dict[str, Any], trained: int, seconds: float, workers:
     """Scale a stage's planned time to the speed measured over the finished runs, where there are any."""
     if not trained:
         return float(stage["seconds"])
-    return float(stage["tokens"] * seconds / trained / (1 if stage["name"] == "warm start" else workers))
+    return float(stage["tokens"] * seconds / trained / (1 if stage["name"] in {"warm start", "zero rows"} else workers))
 
 
 def status_text(status: dict[str, Any], run: Path) -> str:

@@ -23,6 +23,7 @@ from ideal_proxy.swarm_context import (
     RESPONSES,
     TOKENIZER,
     WARM_RUN,
+    ZERO_RUN,
     RunResult,
     RunSpec,
     SwarmContext,
@@ -37,9 +38,9 @@ from ideal_proxy.swarm_local import LocalPool
 from ideal_proxy.swarm_pool import Message, Pool
 
 __all__ = [
-    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext", "SwarmEvent",
-    "SwarmOutcome", "draw_run", "load_context", "load_result", "prepare_context", "response_trainings", "run_swarm",
-    "warm_spec",
+    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "ZERO_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext",
+    "SwarmEvent", "SwarmOutcome", "draw_run", "load_context", "load_result", "prepare_context", "response_trainings",
+    "run_swarm", "warm_spec", "zero_spec",
 ]  # fmt: skip
 
 ATTEMPTS = 2
@@ -411,6 +412,19 @@ def warm_spec(context: SwarmContext, seed: int) -> RunSpec:
         id=WARM_RUN, rows=nothing, volumes=nothing, seed=seed, role="warm",
         learning_rate=context.warm_learning_rate, save_model=True,
     )  # fmt: skip
+
+
+def zero_spec(context: SwarmContext) -> RunSpec:
+    """Return the run that judges a pretrained proxy before any row.
+
+    Args:
+        context: the prepared files and settings.
+
+    Returns:
+        RunSpec: its losses are Z_j.
+    """
+    nothing = (0,) * len(context.domains)
+    return RunSpec(id=ZERO_RUN, rows=nothing, volumes=nothing, seed=0, role="zero", learning_rate=0.0)
 
 
 def response_trainings(method: str, capabilities: int) -> float:

@@ -30,8 +30,10 @@ METRICS = "metrics.json"
 ROW_LOSSES = "row_losses.npz"
 RESPONSES = "responses.npz"
 MODEL = "model.safetensors"
+BASE = "base"
 WARM_RUN = "warm"
 TOKENIZER = "tokenizer"  # in the context's folder, where runs are judged by metrics
+ZERO_RUN = "zero"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ class SwarmContext:
         domains: D names.
         references: names of the reference sets.
         available: (D,) rows that a proxy sees of each domain, the first of its permutation (φ · available).
-        size: proxy size of the dial.
+        size: proxy size of the dial; "" for a pretrained proxy.
         vocab_size: tokens of the vocabulary.
         context: longest row, tokens.
         train: settings of every run but for its learning rate.
@@ -144,6 +146,9 @@ class SwarmContext:
         warm_tokens: tokens of each domain in the warm start; None takes the default.
         threads: threads of a worker on a CPU; part of the results' last bits, so it is fixed here.
         device: "cpu", "cuda" (workers share out the devices), "cuda:1", "mps".
+        base: fingerprint of a pretrained proxy's weights, which lie in `base/` of the folder; "" for a scratch proxy.
+        lora_rank: rank of the low-rank updates of a pretrained proxy; None trains every weight.
+        trust_remote_code: run code that came with the pretrained model.
     """
 
     folder: Path
@@ -160,6 +165,14 @@ class SwarmContext:
     warm_tokens: int | None = None
     threads: int = 1
     device: str = "cpu"
+    base: str = ""
+    lora_rank: int | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def base_folder(self) -> Path:
+        """Where a pretrained proxy's weights lie."""
+        return self.folder / BASE
 
     def domain_rows(self) -> list[TokenRows]:
         """Map the D domains' rows."""

@@ -83,7 +83,7 @@ class Worker:
                 value = float(loss)  # waits for the device, but only this often
                 self.say("step", run=spec.id, done=done, steps=steps, loss=value if np.isfinite(value) else None)
 
-        model = proxy.build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
+        model = build_model(context)
         if context.warm and spec.role != "warm":
             warm = self.run_dir / "runs" / WARM_RUN
             if not is_complete(warm):
@@ -101,7 +101,7 @@ class Worker:
                 model, context.domains, context.reserved_rows(), settings,
                 seed=spec.seed, tokens_per_domain=context.warm_tokens, **options,
             )  # fmt: skip
-        elif sum(spec.rows):  # the empty mixture is the warm start itself, judged as it is
+        elif sum(spec.rows):  # the empty mixture is the warm start or the pretrained model, judged as it is
             if self._domains is None:
                 self._domains = context.domain_rows()
             order = draw_run(context, self._domains, spec)
@@ -109,7 +109,9 @@ class Worker:
         trained = time.monotonic()
         autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
         losses = {
-            name: proxy.evaluate(model, self._reference(name), autocast=autocast)
+            name: proxy.evaluate(
+                model, self._reference(name), batch_tokens=settings.micro_batch_tokens, autocast=autocast
+            )
             for name in (spec.references or context.references)
         }
         if not all(np.isfinite(value.loss_sum).all() for value in losses.values()):
@@ -173,6 +175,25 @@ class Worker:
                 tasks.put(message)
         end_commands()
         os._exit(0)
+
+
+def build_model(context: SwarmContext) -> Any:
+    """Build the proxy that every run of a context begins with, before any warm start.
+
+    Args:
+        context: the prepared files and settings.
+
+    Returns:
+        Any: a transformers causal LM or a peft wrapper, on the CPU, in training mode.
+    """
+    if not context.base:
+        return proxy.build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
+    from ideal_proxy.base_model import build_pretrained_proxy
+
+    return build_pretrained_proxy(
+        context.base_folder, lora_rank=context.lora_rank, seed=context.init_seed,
+        trust_remote_code=context.trust_remote_code,
+    )  # fmt: skip
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -18,7 +18,7 @@ files rows line_keys block_reader row_index template duplicates data
 mixture_file mixture shuffle materialise demo
 design
 proxy_records packed_attention fused_head proxy_model proxy
-pretrained
+pretrained base_model
 metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local
 swarm_ship swarm_ray_worker swarm_ray swarm
 curvature factors kfac

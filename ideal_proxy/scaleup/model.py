@@ -72,17 +72,22 @@ class ModelSpec:
         """Choose the peak rate where the user gives none.
 
         Args:
-            proxies: how the proxies were trained; a scratch model takes their rate, scaled as the dial's rates are.
+            proxies: how the proxies were trained; the very same model takes their rate, a scratch model that of scratch
+                proxies, scaled as the dial's rates are.
 
         Returns:
             float: peak rate.
         """
+        if proxies.learning_rate and (proxies.model, proxies.gguf, proxies.lora_rank) == (
+            self.name, self.gguf, self.lora,
+        ):  # fmt: skip
+            return proxies.learning_rate
         if self.lora is not None:
             return LORA_RATE
         if self.scratch is None:
             return PRETRAINED_RATE
         rate = SCRATCH_RATES[self.scratch]
-        if proxies.learning_rate is None or proxies.size not in SCRATCH_RATES:
+        if proxies.learning_rate is None or proxies.model is not None or proxies.size not in SCRATCH_RATES:
             return rate
         return proxies.learning_rate * rate / SCRATCH_RATES[proxies.size]
 

@@ -27,13 +27,16 @@ class ProxySetting:
     """How the proxies of the search saw the data; a scratch model is prepared in the same way.
 
     Attributes:
-        size: of the proxies, a key of the size dial.
+        size: of scratch proxies, a key of the size dial.
         vocabulary: tokens that the tokenizer was asked for.
         context: longest row, tokens.
         warm_fraction: share of every domain that is reserved for the warm start.
         batch_rows: rows of an optimiser step.
         learning_rate: peak rate of the proxies; None where the file does not say.
         seed: of the search.
+        model: folder or hub id of pretrained proxies; None for scratch ones.
+        gguf: file of its quantised weights.
+        lora_rank: rank of their low-rank updates; None where every weight was trained.
     """
 
     size: str = "1M"
@@ -43,6 +46,9 @@ class ProxySetting:
     batch_rows: int = 32
     learning_rate: float | None = None
     seed: int = 0
+    model: str | None = None
+    gguf: str | None = None
+    lora_rank: int | None = None
 
 
 def proxy_setting(mixture: MixtureFile) -> ProxySetting:

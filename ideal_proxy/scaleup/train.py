@@ -117,7 +117,11 @@ def scale_up(
             data = tokenize_mixture(mixture, encoder.template, context, domains, references, out / "tokens")
         del domains, references
         searched = (mixture.template or {}).get("identity")
-        if wanted.spec.scratch is not None and searched not in (None, encoder.template.identity):
+        if (
+            wanted.spec.scratch is not None
+            and proxies.model is None
+            and searched not in (None, encoder.template.identity)
+        ):
             reporter.note("the tokenizer trained here is not the search's (other library version or vocabulary)")
         for name, cut in zip(data.names, data.truncated, strict=True):
             if cut:
