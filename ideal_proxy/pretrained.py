@@ -140,14 +140,19 @@ def with_lora(model: Any, rank: int, seed: int) -> Any:
     """
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise UserError("LoRA needs the peft package; run `pip install ideal-proxy[pretrained]`") from error
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), quiet_libraries():
+        wrapped = get_peft_model(model, config)
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        for layer in wrapped.modules():  # again, now that they are float32: the first draw took the base's precision
+            if isinstance(layer, LoraLayer):
+                layer.reset_lora_parameters("default", True)
+        return wrapped
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
