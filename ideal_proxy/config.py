@@ -38,7 +38,7 @@ class DomainConfig(Section):
     """One named source of training rows."""
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
-    path: str = Field(min_length=1, description="file, glob, folder, Hugging Face id, or demo:NAME?seed=S")
+    path: str = Field(min_length=1, description="file, glob, folder, hf:NAME, or demo:NAME?seed=S")
     format: Format = "auto"
     base: Volume = Field(
         default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"

@@ -73,6 +73,8 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
             raise UserError(f"{path} is not a data file; give one that ends in {', '.join(SUFFIXES)}")
         return (path,)
     if path.is_dir():
+        if is_saved(path):
+            raise UserError(f"the datasets library saved the folder {path}; write it as hf:{path}")
         files = data_files(path)
         if not files:
             raise UserError(f"the folder {path} has no data file ({', '.join(SUFFIXES)}); put one in or name another")
@@ -90,6 +92,19 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
             raise UserError(f"no data file matches {source}; check the pattern ({', '.join(SUFFIXES)} are read)")
         return tuple(found)
     raise UserError(f"{source} does not exist; check the path (a Hugging Face data set is written hf:OWNER/NAME)")
+
+
+def is_saved(folder: Path) -> bool:
+    """Tell whether `save_to_disk` of the `datasets` library wrote a folder.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        bool: True for one table, or one a split.
+    """
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -224,29 +239,3 @@ def _parquet_records(file: Path) -> Iterator[Record]:
     except arrow.ArrowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is a broken parquet file ({reason}); make or fetch it again") from error
-
-
-def hub_records(source: str) -> Iterator[Record]:
-    """Read a Hugging Face data set with the `datasets` library.
-
-    Args:
-        source: `hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT` (default train).
-
-    Yields:
-        Record: in the order of the set.
-
-    Raises:
-        UserError: the library is missing, or the set was not had.
-    """
-    name, _, split = source.removeprefix("hf:").partition(":")
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(f"{source} needs the datasets library; run `pip install ideal-proxy[hub]`") from error
-    try:
-        table = load_dataset(name, split=split or "train")
-    except Exception as error:  # the library raises a dozen kinds; each means that the set was not had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot load {source} ({reason}); check the name, the split and the network") from error
-    for n, value in enumerate(table):
-        yield Record(value, f"{source} row {n + 1}")

@@ -149,8 +149,9 @@ def with_lora(model: Any, rank: int, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         wrapped = get_peft_model(model, config)
         torch.manual_seed(seed)
-        for layer in wrapped.modules():  # again, now that they are float32: the first draw took the base's precision
-            if isinstance(layer, LoraLayer):
+        for module in wrapped.modules():  # again, now that they are float32: the first draw took the base's precision
+            if isinstance(module, LoraLayer):
+                layer: Any = module
                 layer.reset_lora_parameters("default", True)
         return wrapped
 

@@ -1,8 +1,8 @@
 """Training rows: where they lie, how they are written, and one form for all of them.
 
-A source is a file, a glob, a folder, `hf:ID` or `demo:NAME?seed=S&rows=N`. Its rows are Alpaca (`instruction`,
-`input`, `output`), chat (`messages`, or `conversations` with `from` and `value`) or prompt/completion, in JSONL (also
-.gz), JSON or parquet. Reading turns each into a `Row`; a row without an answer is left out and counted.
+A source is a file, a glob, a folder, `hf:NAME` (see `hub`) or `demo:NAME?seed=S&rows=N`. Its rows are Alpaca
+(`instruction`, `input`, `output`), chat (`messages`, or `conversations` with `from` and `value`) or prompt/completion,
+in JSONL (also .gz), JSON or parquet. Reading turns each into a `Row`; a row without an answer is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.files import Record, find_files, hub_records, is_virtual, read_records
+from ideal_proxy.files import Record, find_files, is_virtual, read_records
+from ideal_proxy.hub import HUB, hub_records
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def read_rows(source: str | Path, *, format: str = "auto") -> Iterator[Row]:
     """Read the rows of a source in a fixed order; files are streamed.
 
     Args:
-        source: file, glob, folder, `hf:ID` or `demo:NAME?seed=S&rows=N`.
+        source: file, glob, folder, `hf:NAME[:CONFIG][?split=SPLIT]` or `demo:NAME?seed=S&rows=N`.
         format: alpaca, chat, prompt, or auto to look.
 
     Yields:
@@ -242,7 +243,7 @@ class SourceReader:
 
             for n, value in enumerate(demo_rows(self.source)):
                 yield Record(value, f"{self.source} row {n + 1}")
-        elif self.source.startswith("hf:"):
+        elif self.source.startswith(HUB):
             yield from hub_records(self.source)
         for file in self.files:
             yield from read_records(file)

@@ -165,7 +165,7 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
         plan = make_plan(config, prepared, folder / "plan.json")
         whole = describe_plan(config, prepared, plan)
         reporter.note(
-            f"{plan.runs} proxies of {plan.parameters / 1e6:.2g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
+            f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
             "of the volumes, "
             f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
         )

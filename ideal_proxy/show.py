@@ -184,7 +184,8 @@ def proxy_text(proxy: dict[str, Any]) -> str:
     Returns:
         str: such as "a 0.84M proxy" or "SmolLM2-135M (135M parameters, LoRA of rank 8 trains 2.4M)".
     """
-    millions = f"{proxy['parameters'] / 1e6:.2g}M" if proxy["parameters"] < 1e8 else f"{proxy['parameters'] / 1e6:.0f}M"
+    digits = 2 if proxy["parameters"] < 1e8 else 3
+    millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
     if not proxy.get("model"):
         return f"a {millions} proxy"
     rank = proxy.get("lora_rank")

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
 # Left to right; modules of one line may not import each other unless the line is ordered, as it is.
 ORDER = """
 errors config store terminal
-files rows line_keys block_reader row_index template duplicates data
+files hub rows line_keys block_reader row_index template duplicates data
 mixture_file mixture shuffle materialise demo
 design
 proxy_records packed_attention fused_head proxy_model proxy

@@ -207,24 +207,6 @@ def test_a_format_given_overrides_what_is_found(tmp_path):
         list(read_rows(path, format="chat"))
 
 
-def test_a_hub_source_goes_through_datasets(monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="hub sources need datasets")
-    asked = []
-
-    def load_dataset(name, split):
-        if name == "no/such":
-            raise FileNotFoundError("Dataset 'no/such' doesn't exist\non the Hub")
-        asked.append((name, split))
-        return iter(CHAT)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [row.messages for row in read_rows("hf:owner/name")] == MESSAGES
-    assert scan("hf:owner/name:validation").rows == 3
-    assert asked == [("owner/name", "train"), ("owner/name", "validation")]
-    with pytest.raises(UserError, match=r"cannot load hf:no/such .* doesn't exist"):
-        list(read_rows("hf:no/such"))
-
-
 def rows_of(*pairs: tuple[str, str], name: str = "f") -> list[Row]:
     return [Row((("user", a), ("assistant", b)), {}, f"{name}:{n + 1}") for n, (a, b) in enumerate(pairs)]
 
