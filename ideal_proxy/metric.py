@@ -227,7 +227,7 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
     from ideal_proxy.pretrained import quiet_libraries
 
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = model.float().merge_and_unload()  # a base kept in bfloat16 would round the updates away
     remove_model(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:

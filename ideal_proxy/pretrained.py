@@ -167,7 +167,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     with quiet_libraries():
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(str(folder / "adapter"))
-            model = model.merge_and_unload()
+            model = model.float().merge_and_unload()  # a base kept in bfloat16 would round the updates away
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
