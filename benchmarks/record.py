@@ -59,7 +59,9 @@ def main() -> None:
 def _command(name: str, origin: dict) -> str:
     """Say what was typed; a search that another script began has that script's line."""
     script, _, rest = origin["command"].partition(" ")
-    return f"python benchmarks/{script} {rest}" if "search" in script else f"python cli.py search benchmarks/{name}.yaml"
+    return (
+        f"python benchmarks/{script} {rest}" if "search" in script else f"python cli.py search benchmarks/{name}.yaml"
+    )
 
 
 def _memory(run: Path) -> list[str]:
