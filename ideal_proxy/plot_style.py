@@ -84,7 +84,7 @@ def dress(ax: Axes) -> None:
 
 
 def label(text: str, longest: int = LONGEST_NAME) -> str:
-    """Make a name safe for a figure: cut, without mathematics, and kept in legends.
+    """Make a name safe for a figure: cut in the middle, without mathematics, and kept in legends.
 
     Args:
         text: any name.
@@ -94,8 +94,9 @@ def label(text: str, longest: int = LONGEST_NAME) -> str:
         str: what matplotlib shows as it stands.
     """
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split()) or "·"
-    if len(clean) > longest:
-        clean = clean[: longest - 1] + "…"
+    if len(clean) > longest:  # names often differ at their ends: "wiki part 1", "wiki part 2"
+        tail = (longest - 1) // 3
+        clean = f"{clean[: longest - 1 - tail].rstrip()}…{clean[len(clean) - tail :].lstrip()}"
     clean = clean.replace("$", r"\$")
     return "\u200b" + clean if clean.startswith("_") else clean
 

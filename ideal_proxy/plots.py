@@ -329,7 +329,7 @@ def figure_responses(
         caption(panel, x=label(chosen[number], 22))
         if number % across == 0:
             judged = model.kinds_[list(model.target_names_).index(capability)]
-            caption(panel, y="loss, nats" if judged == "loss" else "score")
+            caption(panel, y=f"{label(capability, 18)}\n{'loss, nats' if judged == 'loss' else 'score'}")
     key = response_key(
         proposal=proposal is not None, runs=runs is not None, repeats=model.volumes_.available is not None
     )

@@ -72,11 +72,10 @@ def test_a_first_search(smoke, capsys):
 def test_response_curves(smoke):
     space, shown = execute(ROOT / "notebooks" / "02_response_curves.ipynb")
     assert figures_in(shown) == 5
-    examples = space.get("examples")
-    if examples is not None:
-        assert len(examples) == 2 * len(space["run"].domains)
-        more, less = (examples.loc[("facts", change), "facts"] for change in ("+50%", "-50%"))
-        assert more < less, "more facts, lower facts loss"
+    examples = space["examples"]
+    assert len(examples) == 2 * len(space["run"].domains)
+    more, less = (examples.loc[("facts", change), "facts"] for change in ("+50%", "-50%"))
+    assert more < less, "more facts, lower facts loss"
 
 
 def test_hand_over(smoke, capsys):
