@@ -114,12 +114,15 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Find a mixture: train proxies, fit, optimise, verify."""
+    import signal
+
     from ideal_proxy.config import load_config
     from ideal_proxy.demo import demo_config
     from ideal_proxy.search import override, plan_search, run_search
     from ideal_proxy.show import plan_tables, result_tables
     from ideal_proxy.terminal import Reporter
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop so: checkpoints, as after Ctrl-C
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -338,6 +340,7 @@ def connect(address: str) -> Any:
             ) from error
     elif address not in {"auto", "local"}:
         raise UserError(f"swarm.address is {address!r}; write auto, HOST:PORT, or local to start a cluster here")
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -345,6 +348,8 @@ def connect(address: str) -> Any:
             f"no Ray cluster can be reached (swarm.address: {address}); start one with `ray start --head` on this "
             "machine and `ray start --address HOST:PORT` on the others, or use --engine local"
         ) from error
+    if ours not in {None, signal.SIG_DFL} and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)  # Ray puts one of its own, which would end a search without its checkpoints
     return ray
 
 

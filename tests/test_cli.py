@@ -201,7 +201,8 @@ def test_another_runs_folder_is_refused(folder):
     assert "is not finished" in unfinished.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(folder):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(folder, sent):
     run("init", "data", cwd=folder)
     command = [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml"]
     env = {**PLAIN, "PYTHONPATH": str(ROOT)}
@@ -212,7 +213,7 @@ def test_ctrl_c_says_how_to_go_on(folder):
     for line in process.stderr:
         if line.startswith("tokenizer"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert rest.strip().endswith("stopped; run the same command again to go on where it was")

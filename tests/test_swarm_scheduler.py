@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +15,7 @@ from test_swarm import make_context, spec
 
 from ideal_proxy import swarm as scheduling
 from ideal_proxy.store import atomic_write_json
-from ideal_proxy.swarm import LOSSES, RunSpec, Swarm, SwarmContext, SwarmEvent
+from ideal_proxy.swarm import LOSSES, RunSpec, Swarm, SwarmContext, SwarmEvent, warm_spec
 from ideal_proxy.swarm_context import RunResult
 from ideal_proxy.swarm_forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm_pool import Message
@@ -157,3 +159,26 @@ def test_the_forecast_by_hand():
     assert forecast.seconds_left([], [half], 1) == pytest.approx(50 * 0.4)
     work = Work(90.0, 10.0)
     assert (work.whole, work.after(0, 0), work.after(45, 90), work.after(90, 90)) == (100.0, 100.0, 55.0, 10.0)
+
+
+def test_a_killed_worker_repeats_no_step_that_its_checkpoint_holds(tmp_path, monkeypatch):
+    """Real processes that count: of two runs, one loses its worker to the system."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent))
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted.txt"))
+    context = make_context(tmp_path / "context")
+    runs = [spec("killed", (30, 10), learning_rate=0.02), spec("spared", (10, 10), learning_rate=0.02)]
+    killed_at: list[int] = []
+
+    def on_event(event: SwarmEvent) -> None:
+        if event.kind == "step" and event.run == "killed" and event.done >= 10 and not killed_at:
+            killed_at.append(event.done)
+            os.kill(event.pid, signal.SIGKILL)
+
+    with Swarm(context, tmp_path, workers=2, worker="counting_worker", checkpoint_seconds=0.0) as swarm:
+        swarm.run([warm_spec(context, 0)])
+        outcome = swarm.run(runs, on_event=on_event)
+    assert not outcome.failures
+    counted = Counter(line.split()[0] for line in (tmp_path / "counted.txt").read_text().splitlines())
+    assert counted["spared"] == 20
+    assert 40 <= counted["killed"] <= 41  # a step may have been done whose checkpoint was not yet there
+    assert outcome.results["killed"].metrics["steps_resumed"] >= killed_at[0]
