@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_swarm import SPECS, make_context, same, spec
 
@@ -45,6 +46,7 @@ def cluster(folder: Path, scenario: str, worker: str, seconds: float) -> dict[st
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(paths), "IDEAL_PROXY_CACHE": str(folder / "cache"),
         "COUNTED": str(folder / "counted.txt"), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        "RAY_raylet_start_wait_time_s": "200",  # a machine full of other work is slow, not broken
     }  # fmt: skip
     command = [sys.executable, str(HERE / "ray_swarm.py"), str(folder), scenario, worker]
     with open(folder / "output.txt", "w+") as output:
@@ -70,7 +72,7 @@ def local(folder: Path, worker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_killed_worker_and_a_lost_node_cost_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-    report = cluster(tmp_path, "losses", COUNT, 240)
+    report = cluster(tmp_path, "losses", COUNT, 600)
     check_losses(tmp_path, report, local(tmp_path, COUNT, monkeypatch), COUNT)
     # Every step was done once, but for those after the killed worker's last checkpoint and those that a lost node had
     # not sent home.
@@ -111,7 +113,7 @@ def same_losses(folder: Path, one: str, two: str) -> bool:
 @pytest.mark.slow
 def test_ctrl_c_and_a_killed_driver_leave_what_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-    report = cluster(tmp_path, "stops", COUNT, 240)
+    report = cluster(tmp_path, "stops", COUNT, 600)
     assert report["checkpoint"]  # it came home from its node
     assert not report["left_by_stop"]  # and the nodes keep nothing
     assert report["orphan_ended"]
@@ -135,9 +137,12 @@ def test_responses_are_estimated_on_a_cluster(tmp_path: Path, monkeypatch: pytes
     report = cluster(tmp_path, "plain", GRADIENTS, 900)
     assert not report["failures"]
     reference = local(tmp_path, GRADIENTS, monkeypatch)
-    made = (tmp_path / "runs" / "implicit" / "responses.npz").read_bytes()
-    assert made == (reference / "runs" / "implicit" / "responses.npz").read_bytes()
     assert is_complete(tmp_path / "runs" / "implicit")
+    here, there = (np.load(folder / "runs" / "implicit" / "responses.npz") for folder in (reference, tmp_path))
+    with here, there:
+        assert np.isfinite(here["M"]).all()
+        assert here["M"].any()
+        assert np.array_equal(here["M"], there["M"])
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
