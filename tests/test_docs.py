@@ -198,6 +198,16 @@ def test_options_exist_in_the_command_they_are_used_with(page):
             assert option in known.get(command, set()) | {"--help", "--version"}, f"{page.name}: {command} {option}"
 
 
+def test_scripts_parse_and_use_known_options():
+    """What is to be saved as a file (the Slurm script) cannot run here, but must be sound."""
+    scripts = [s for page in PAGES for s in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)]
+    assert scripts
+    for script in scripts:
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+        for command, rest in re.findall(r"ideal-proxy ([a-z-]+)([^\n]*)", script):
+            assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) <= options()[command]
+
+
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

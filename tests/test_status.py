@@ -45,7 +45,7 @@ def begin(folder: Path) -> StatusRecord:
     record.__enter__()
     record.stage("round 1: swarm")
     record.event(event("started", "a" * 16, pid=11, worker=0))
-    record.event(event("started", "b" * 16, pid=12, worker=1))
+    record.event(event("started", "b" * 16, pid=12, worker=1, host="node7.cluster.example"))
     record.event(event("failed", "c" * 16, message="the loss is not finite at step 3; choose a smaller learning rate"))
     record._written = 0.0
     record.event(event("step", "a" * 16, worker=0, done=50, steps=250, loss=2.3456))
@@ -69,7 +69,15 @@ def test_a_running_search(tmp_path):
     # 30 s for 6,000 tokens measured, two workers: the check and both further rounds come after this stage.
     assert found["seconds_left"] == pytest.approx(42 + (32_000 + 80_000) * 30 / 6_000 / 2)
     assert max(len(line) for line in text.splitlines() if not line.startswith("Look again: ")) <= 80
-    for words in ("running, round 1: swarm", "50 of 250", "2.346", "Failed twice", "3 of 12 runs", "3 runs of 69 at"):
+    for words in (
+        "running, round 1: swarm",
+        "50 of 250",
+        "2.346",
+        "Failed twice",
+        "3 of 12 runs",
+        "3 runs of 69 at",
+        "1 node7  ",
+    ):
         assert words in text
     record.event(event("finished", "a" * 16, worker=0, runs_done=4))
     assert [at["run"] for at in read_status(tmp_path)["working"]] == ["b" * 16]

@@ -20,7 +20,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1 << 20])
 def test_a_folder_arrives_as_it_was(tmp_path, size):
-    sent = {"a.bin": bytes(range(64)), "deep/er/b.txt": b"words", "empty": b"", "c": b"x" * 14}
+    sent = {"a.bin": bytes(range(64)), "deep/er/b.txt": b"words", "empty": b"", "base/complete": b"", "c": b"x" * 14}
     for name, content in sent.items():
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(content)
