@@ -31,6 +31,7 @@ from ideal_proxy.base_model import (
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.data import TokenRows, make_template, read_rows, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.metric import export_model
 from ideal_proxy.plan import FULL_RATES, LORA_RATES, gradient_method, make_plan, sweep_rates
 from ideal_proxy.prepare import prepare
 from ideal_proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer
@@ -115,6 +116,22 @@ def test_a_narrow_base_changes_no_loss_by_a_bit(kept: Path, rows: list[TokenRows
         weights.append([p for p in model.parameters() if p.requires_grad])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_lora_over_a_narrow_base_is_merged_without_rounding_it_away(kept: Path, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    place_base(kept, tmp_path / "base", narrow=True)
+    name = "model.layers.1.mlp.up_proj"
+    before = map_base(tmp_path / "base").get_submodule(name).weight.detach().float()
+    model = build_pretrained_proxy(tmp_path / "base", lora_rank=4, seed=2)
+    layer = model.get_base_model().get_submodule(name)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(1e-4)
+    update = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    export_model(model, load_tokenizer(Pretrained(name=str(folder))), tmp_path / "out")
+    merged = load_causal_lm(Pretrained(name=str(tmp_path / "out")), context=CONTEXT).get_submodule(name).weight
+    torch.testing.assert_close(merged - before, update, rtol=1e-2, atol=1e-7)
+    assert not torch.equal(merged.bfloat16().float(), merged)
 
 
 def test_the_frozen_heads_short_cut_has_the_same_gradients(kept: Path, rows: list[TokenRows]) -> None:
