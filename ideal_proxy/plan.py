@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.cost import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
@@ -121,11 +122,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
     if path.exists() and elsewhere is None:
         plan = read_plan(path)
         return replace(plan, workers=config.swarm.workers or plan.workers)
-    if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
-        raise UsageError(
-            f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
-            "or ask the pretrained model itself with `ideal-proxy influence`"
-        )
+    check_gradients(config)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
     device = _planned_device(config)
@@ -151,6 +148,9 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         metric_seconds=_probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
         trainable_parameters=found.trainable_parameters,
     )  # fmt: skip
+    if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
+        free = psutil.virtual_memory().available
+        plan = replace(plan, workers=workers_that_fit(workers, _worker_bytes(config, prepared, plan), free))
     plan = _within_budget(config, prepared, plan)
     if elsewhere is None:
         atomic_write_json(path, asdict(plan))
@@ -193,6 +193,36 @@ def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
     if config.proxy.model is None:
         return RATES[config.proxy.size or "1M"]
     return FULL_RATES if config.proxy.lora_rank is None else LORA_RATES
+
+
+def check_gradients(config: SearchConfig) -> None:
+    """Refuse gradients of pretrained proxies, before anything is loaded.
+
+    Args:
+        config: the run file.
+
+    Raises:
+        UsageError: gradients are asked of pretrained proxies.
+    """
+    if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
+        raise UsageError(
+            f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
+            "or ask the pretrained model itself with `ideal-proxy influence`"
+        )
+
+
+def workers_that_fit(workers: int, each: float | None, free: float) -> int:
+    """Take no more workers than memory holds.
+
+    Args:
+        workers: one a core.
+        each: bytes that one needs at most; None where that is not known.
+        free: bytes of memory that nobody uses.
+
+    Returns:
+        int: at least 1; a fifth of the memory is left.
+    """
+    return workers if each is None else max(1, min(workers, int(0.8 * free / each)))
 
 
 def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:

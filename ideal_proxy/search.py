@@ -21,7 +21,7 @@ from ideal_proxy.config import CostConfig, SearchConfig, dump_config, load_confi
 from ideal_proxy.cost import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
-from ideal_proxy.plan import Plan, describe_plan, make_plan
+from ideal_proxy.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.prepare import Prepared, prepare
 from ideal_proxy.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
 from ideal_proxy.relative import Yardstick
@@ -130,6 +130,7 @@ def plan_search(
     if device_flops is not None:
         devices = config.cost.devices or config.swarm.workers or 1
         elsewhere = Elsewhere(device_flops=device_flops, utilisation=utilisation or UTILISATION, devices=devices)
+    check_gradients(config)
     with lock(folder):
         _claim(config, folder)
         prepared = prepare(config, folder / "prepared", reporter)
@@ -152,6 +153,7 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
     Raises:
         UserError: the folder holds another run, the data is wrong, or too many proxies failed.
     """
+    check_gradients(config)
     with lock(folder):
         _claim(config, folder)
         if (folder / "result.json").exists():

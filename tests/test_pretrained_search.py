@@ -32,7 +32,7 @@ from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.data import TokenRows, make_template, read_rows, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.metric import export_model
-from ideal_proxy.plan import FULL_RATES, LORA_RATES, gradient_method, make_plan, sweep_rates
+from ideal_proxy.plan import FULL_RATES, LORA_RATES, gradient_method, sweep_rates, workers_that_fit
 from ideal_proxy.prepare import prepare
 from ideal_proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer
 from ideal_proxy.proxy_model import batch_loss, collate_across, label_losses
@@ -384,8 +384,9 @@ def test_the_pages_show_blocks_that_are_right() -> None:
 def test_gradients_need_scratch_proxies(folder: Path, tmp_path: Path) -> None:
     settings = parse_config(config(folder, gradients="implicit"))
     with pytest.raises(UsageError, match="gradients: implicit needs scratch proxies") as caught:
-        make_plan(settings, None, tmp_path / "plan.json")  # type: ignore[arg-type]
+        run_search(settings, tmp_path / "run", QUIET)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists(), "said before anything is loaded or written"
     auto = parse_config(config(folder, gradients="auto"))
     assert gradient_method(auto, 4) == ("", "auto: they need scratch proxies")
 
@@ -395,6 +396,11 @@ def test_the_sweep_starts_where_such_models_learn(folder: Path) -> None:
     full = parse_config(config(folder, proxy={"model": str(folder)}))
     assert sweep_rates(full) == FULL_RATES
     assert max(FULL_RATES) <= max(LORA_RATES) / 2
+
+
+@pytest.mark.parametrize(("each", "workers"), [(1e9, 8), (2e9, 4), (4.1e9, 1), (30e9, 1), (None, 8)])
+def test_no_more_workers_than_memory_holds(each: float | None, workers: int) -> None:
+    assert workers_that_fit(8, each, 10.1e9) == workers
 
 
 def test_pickles_and_long_contexts_are_refused_before_any_run(folder: Path, tmp_path: Path) -> None:
