@@ -34,12 +34,17 @@ mixture, out, shards, index = sys.argv[1:]
 def cpu():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
+def peak():
+    try:  # not ru_maxrss: a child inherits that of its parent
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started, busy = time.perf_counter(), cpu()
 if out:
     apply_mixture(load_mixture(mixture), out, shards=int(shards), index=index)
 print(json.dumps({
     "seconds": time.perf_counter() - started, "cpu": cpu() - busy,
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    "peak": peak(),
 }))
 """
 

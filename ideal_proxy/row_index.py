@@ -34,7 +34,7 @@ from ideal_proxy.store import atomic_write_json, read_json
 
 FORMAT = "ideal-proxy/rows-index/1"
 INDEX = "index.json"
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 23
 KEYS_AT_ONCE = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
