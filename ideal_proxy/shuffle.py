@@ -30,7 +30,7 @@ from ideal_proxy.mixture import order_hashes, training_hashes
 from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex
 
 BUCKET_BYTES = 1 << 24
-MOST_BUCKETS = 512
+MOST_BUCKETS = 1024
 HALF = 1 << 16
 ORDER = np.dtype([("hash", "<u8"), ("key", "<u8"), ("turn", "<u4"), ("occurrence", "<u4"), ("length", "<u4")])
 
