@@ -49,6 +49,7 @@ class Applied:
         domain_rows: rows of every domain in the whole mixture.
         sha256: of each row file.
         already_there: nothing was written because the folder held exactly this.
+        manifest: name of the manifest.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Applied:
     domain_rows: dict[str, int]
     sha256: tuple[str, ...]
     already_there: bool = False
+    manifest: str = MANIFEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
         rows=rows,
         domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
         sha256=tuple(str(entry["sha256"]) for entry in written),
+        manifest=job.manifest,
     )
 
 
@@ -399,6 +402,7 @@ def _finished(job: _Job, identity: str) -> Applied | None:
                     domain_rows={d["name"]: int(d["rows"]) for d in manifest["domains"]},
                     sha256=tuple(str(f["sha256"]) for f in files),
                     already_there=True,
+                    manifest=job.manifest,
                 )
     elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
         for name in content:  # a run that was stopped before its manifest

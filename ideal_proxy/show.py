@@ -260,6 +260,7 @@ def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
     return {
         "folder": str(applied.folder),
         "files": [path.name for path in applied.files],
+        "manifest": applied.manifest,
         "rows": applied.rows,
         "already_there": applied.already_there,
         "domains": [
@@ -283,7 +284,7 @@ def applied_table(values: dict[str, Any]) -> str:
     return "\n".join([
         table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
         f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
-        f"{', ...' if len(values['files']) > 3 else ''}, manifest.json)",
+        f"{', ...' if len(values['files']) > 3 else ''}, {values['manifest']})",
     ])  # fmt: skip
 
 

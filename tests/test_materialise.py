@@ -449,7 +449,7 @@ def test_readers_write_their_shards_into_one_folder(mixture, tmp_path):
     again = apply_mixture(mixture, out, shards=4, shard=2)
     assert again.already_there
     last = apply_mixture(mixture, out, shards=4, shard=1)
-    assert (last.rows, last.already_there) == (6, False)
+    assert (last.rows, last.already_there, last.manifest) == (6, False, "manifest-00001-of-00004.json")
     names = [f"{kind}-0000{n}-of-00004.json" for kind in ("manifest", "train") for n in range(4)]
     assert sorted(p.name for p in out.iterdir()) == [name + "l" * name.startswith("train") for name in names]
     assert b"".join(p.read_bytes() for p in sorted(out.glob("train*"))) == b"".join(p.read_bytes() for p in whole.files)
