@@ -109,6 +109,9 @@ def search(
     gradients: Annotated[
         str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
     ] = None,
+    trust_check: Annotated[
+        bool, typer.Option("--trust-check", help="Train three spread mixtures at the next larger size, compare ranks.")
+    ] = False,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -126,7 +129,7 @@ def search(
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
-        price=price, max_cost=max_cost, engine=engine,
+        price=price, max_cost=max_cost, engine=engine, trust_check=trust_check,
     )  # fmt: skip
     if not dry_run and (device_flops is not None or utilisation is not None):
         raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")

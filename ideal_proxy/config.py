@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ideal_proxy.errors import UsageError
 
+SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
 Format = Literal["auto", "alpaca", "chat", "prompt"]
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
@@ -216,6 +217,9 @@ class VerifyConfig(Section):
 
     pairs: int = Field(default=3, ge=2, description="fresh seeds at first")
     max_pairs: int = Field(default=8, ge=2)
+    larger_size: Literal["1M", "3M", "10M"] | None = Field(
+        default=None, description="train three spread mixtures at this size too, to see whether they rank the same"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> VerifyConfig:
@@ -255,6 +259,19 @@ class SearchConfig(Section):
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )
+    tracker: str | None = Field(
+        default=None, description="package.module:function that is called with a dict as the search goes on"
+    )
+
+    @model_validator(mode="after")
+    def _larger_than_the_proxies(self) -> SearchConfig:
+        larger, size = self.verify.larger_size, self.proxy.size
+        if larger is not None and (size not in SIZES or SIZES.index(larger) <= SIZES.index(size)):
+            raise ValueError(
+                f"verify.larger_size is {larger} and the proxies are {size or 'pretrained'}; "
+                "the trust check needs scratch proxies and a size above theirs"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -462,6 +479,8 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
         return f"unknown key {place}; {cure}"
     if first["type"] == "missing":
         return f"{place} is missing; add it"
+    if not first["loc"]:  # a check of the whole file names the keys itself
+        return _plain(first)
     others = len({problem["loc"] for problem in problems}) - 1
     return f"{place}{_named(first['loc'], raw)}: {_plain(first)}{f' (and {others} more)' if others else ''}"
 
@@ -486,7 +505,7 @@ JARGON = (
 
 def _plain(problem: Any) -> str:
     """Say what pydantic complains of in the words of the run file."""
-    kind, value, field = problem["type"], problem.get("input"), problem["loc"][-1]
+    kind, value, field = problem["type"], problem.get("input"), problem["loc"][-1] if problem["loc"] else ""
     if kind == "too_short":
         return f"needs at least {problem['ctx']['min_length']}, has {problem['ctx']['actual_length']}"
     if kind in {"tuple_type", "list_type"}:
@@ -503,7 +522,7 @@ def _plain(problem: Any) -> str:
     for jargon, plain in JARGON:
         message = message.replace(jargon, plain)
     message = message[0].lower() + message[1:]
-    quoted = field not in {"domains", "capabilities", "verify"}  # there the sentence says it all
+    quoted = field not in {"", "domains", "capabilities", "verify"}  # there the sentence says it all
     return f"{message}, got {_short(value)}" if quoted else message
 
 

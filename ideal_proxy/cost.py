@@ -99,10 +99,10 @@ def count_products(model: Any) -> Products:
 UTILISATION = 0.3
 """Share of a device's peak that training is taken to reach where nothing else is said."""
 
-# Measured on a CPU in float32 by `benchmarks/cost_check.py`: what a worker holds before it has a model, and the bytes
-# that a training step keeps of each token for each layer and unit of width.
-PROCESS_BYTES = 420e6
-ACTIVATION_BYTES = 100.0
+# Fitted on a CPU in float32 to the sizes 0.1M and 10M of `benchmarks/cost_check.py`: what a worker holds before it has
+# a model, and the bytes that a training step keeps of each token for each layer and unit of width.
+PROCESS_BYTES = 560e6
+ACTIVATION_BYTES = 130.0
 
 
 def worker_bytes(products: Products, parameters: int, micro_batch_tokens: int, length: float) -> float:

@@ -6,6 +6,7 @@ Legend: R runs, D domains, J capabilities.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,7 @@ def search(
     out: str | Path | None = None,
     *,
     reporter: Reporter | None = None,
+    on_event: Callable[[dict[str, Any]], object] | None = None,
     **overrides: Any,
 ) -> SearchRun:
     """Run a search, or go on with one that was interrupted, and open its result.
@@ -214,7 +216,9 @@ def search(
         config: a run file, its content, or None for the embedded demo.
         out: the run directory; default runs/NAME.
         reporter: for progress; default a quiet one.
-        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, `gradients`, as on the command line.
+        on_event: called with a dict as the search goes on, see `ideal_proxy.tracker`; what it raises is survived.
+        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, `gradients`, `price`, `max_cost`, `trust_check`,
+            as on the command line.
 
     Returns:
         SearchRun: the finished search.
@@ -232,7 +236,7 @@ def search(
         settings = config if isinstance(config, SearchConfig) else load_config(config)
     settings = override(settings, **overrides)
     folder = Path(out) if out is not None else Path("runs") / settings.name
-    run_search(settings, folder, reporter or Speaker(quiet=True))
+    run_search(settings, folder, reporter or Speaker(quiet=True), on_event)
     return load_run(folder)
 
 

@@ -53,6 +53,7 @@ def write_outcome(
     laboratory: Laboratory,
     outcomes: list[RoundOutcome],
     folder: Path,
+    trust: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished.
 
@@ -63,12 +64,13 @@ def write_outcome(
         laboratory: the runs.
         outcomes: all rounds.
         folder: the run directory.
+        trust: what the trust check found, where there was one.
 
     Returns:
         dict: the content of `result.json`.
     """
     chosen = best_round(outcomes)
-    result = _result(config, prepared, plan, laboratory, outcomes, chosen)
+    result = _result(config, prepared, plan, laboratory, outcomes, chosen) | {"trust": trust}
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
@@ -331,6 +333,7 @@ def _mixture(
         law=law,
         proxy_fraction=plan.fraction,
         template=prepared.template,
+        trust=result["trust"],
     )
 
 

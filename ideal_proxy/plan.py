@@ -38,6 +38,7 @@ RATES = {
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
 MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 SWEEP_MIXTURES = 3
+TRUST_MIXTURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +289,12 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         more, again, estimates = plan.more_runs * later, pairs * later, trainings * passes * later
         work = (more + again + estimates) * training + (more + 2 * again) * half
         stages.append(("more rounds", more + again, tokens * (more + again + estimates), work, (more + again) * steps))
+    if config.verify.larger_size is not None:
+        larger = scratch_products(config.verify.larger_size, prepared.vocabulary)[1]
+        work = TRUST_MIXTURES * (larger.training(tokens, labelled, length) + _judging(prepared, larger))
+        work += larger.training(warm_tokens, warm_tokens, length) + 2 * _judging(prepared, larger)
+        trained = TRUST_MIXTURES * tokens + warm_tokens
+        stages.append(("trust check", 1 + TRUST_MIXTURES, trained, work, TRUST_MIXTURES * steps + stages[0][4]))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name in {"warm start", "zero rows"} else plan.workers
@@ -296,11 +303,12 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
             "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
             "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
         })  # fmt: skip
-    if plan.rounds > 1:
-        described[-1]["rounds"] = plan.rounds - 1
+        if name == "more rounds":
+            described[-1]["rounds"] = plan.rounds - 1
     seconds = sum(stage["seconds"] for stage in described)
     first = [stage["name"] for stage in described].index("check")
     least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
+    least += sum(s["seconds"] for s in described if s["name"] == "trust check")
     return {
         **asdict(plan),
         "model": config.proxy.model,
@@ -344,6 +352,26 @@ def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float
     longest = float(max(domain.longest for domain in prepared.domains))
     at_once = micro_batch_tokens(config, plan.device) or CPU_MICRO_BATCH
     return worker_bytes(plan.products, plan.parameters, at_once, longest) if plan.device == "cpu" else None
+
+
+def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
+    """Count a scratch proxy without building it.
+
+    Args:
+        size: of the dial.
+        vocabulary: tokens.
+
+    Returns:
+        tuple: parameters, and the multiply-adds of its products.
+    """
+    from ideal_proxy.proxy_model import proxy_shape
+
+    shape = proxy_shape(size, vocabulary)
+    layers = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.hidden)
+    return shape.parameters, Products(
+        trained=layers, frozen=0, head=vocabulary * shape.width, head_trained=True,
+        attention=shape.layers * shape.width,
+    )  # fmt: skip
 
 
 def largest_fraction(prepared: Prepared) -> float:

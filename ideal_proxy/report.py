@@ -25,7 +25,7 @@ from ideal_proxy.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.proposal import make_constraints, make_problem
 from ideal_proxy.relative import directions
 from ideal_proxy.report_page import FORMAT, Picture, escape, page
-from ideal_proxy.show import who_pays
+from ideal_proxy.show import trust_text, who_pays
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 STAGES = {
@@ -129,6 +129,8 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "same_total": _matrix(responses_at_base(run, share=share / total_base)),
         },
         "gradients": result.get("gradients"),
+        "trust": result.get("trust"),
+        "trust_text": trust_text(result.get("trust")),
         "fit": _fit(run),
         "held_out": _held_out(run),
         "pareto": {"note": front_note} if front is None else _pareto(run, front),

@@ -171,6 +171,7 @@ def _header(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
         f"{numbers['noise']['seed']:.2%}. The interval's one-sided level is {verdict['level']:.2%}: 95% overall, "
         "divided over every planned look.</p>"
         + (f"<p><strong>{escape(_sentence(numbers['pays']))}</strong></p>" if numbers["pays"] else "")
+        + (f"<p>{escape(_sentence(numbers['trust_text']))}</p>" if numbers.get("trust_text") else "")
         + f"<dl class='tiles'>{shown}</dl>"
         + _figure(pictures.get("verdict"))
         + (f"<div class='warn'><strong>Warnings</strong><ul>{warnings}</ul></div>" if warnings else "")

@@ -40,12 +40,14 @@ from ideal_proxy.swarm import (
     Swarm,
     SwarmContext,
     SwarmEvent,
+    load_result,
     prepare_context,
     warm_spec,
     zero_spec,
 )
 from ideal_proxy.swarm_pool import Pool
 from ideal_proxy.terminal import Reporter
+from ideal_proxy.tracker import Tracker
 from ideal_proxy.verdict import PairedLosses, PairedScores
 
 Array = NDArray[np.float64]
@@ -66,6 +68,7 @@ class Laboratory:
         folder: the run directory.
         reporter: for progress and notes.
         record: told what happens, for `ideal-proxy status`.
+        tracker: the user's function, told of every finished run.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Laboratory:
         folder: Path,
         reporter: Reporter,
         record: StatusRecord,
+        tracker: Tracker | None = None,
     ) -> None:
+        self.tracker = tracker
         self.config = config
         self.prepared = prepared
         self.plan = plan
@@ -202,6 +207,27 @@ class Laboratory:
             mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
             self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
         return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
+
+    def measure(self, label: str, mixtures: Array, seed: int, rate: float) -> Array:
+        """Train a proxy on each of some mixtures, and say what it lost.
+
+        Args:
+            label: for the progress.
+            mixtures: full-size rows, shape (R, D).
+            seed: of all these runs, as their specifications hold it.
+            rate: learning rate.
+
+        Returns:
+            array: nats per supervised token on the search rows, shape (R, J).
+
+        Raises:
+            UserError: one of them failed.
+        """
+        specs = [self._spec(volumes, seed, "trust", rate) for volumes in mixtures]
+        self._run(label, specs, role="trust")
+        if lacking := [spec.id for spec in specs if spec.id not in self._results]:
+            raise UserError(f"{label}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
+        return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
 
     def table(self) -> RunTable:
         """Collect the runs that the fit may use: the swarm's, not the check's.
@@ -439,6 +465,8 @@ class Laboratory:
                 def on_event(event: SwarmEvent) -> None:
                     update(event.fraction, f"{event.runs_done} of {event.runs} runs")
                     self.record.event(event)
+                    if event.kind == "finished":
+                        self._tell(event)
                     if event.kind in {"retried", "failed"}:
                         self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
                     elif event.kind == "waiting":
@@ -464,6 +492,20 @@ class Laboratory:
             if capability.metric is not None:
                 values[j] = result.scores[_reference(j, "search")]
         return values
+
+    def _tell(self, event: SwarmEvent) -> None:
+        """Say to the tracker that a run finished."""
+        if not self.tracker:
+            return
+        result = load_result(self.folder, event.run)
+        names = zip(self.prepared.domain_names, result.spec.volumes, strict=True)
+        self.tracker.tell(
+            "run finished", run=event.run, role=result.spec.role, seed=result.spec.seed,
+            learning_rate=result.spec.learning_rate, rows={name: round(volume) for name, volume in names},
+            loss=dict(zip(self.prepared.capability_names, map(float, self._search_losses(result)), strict=True)),
+            tokens=result.metrics["tokens"],
+            seconds=result.metrics["train_seconds"] + result.metrics["evaluate_seconds"],
+        )  # fmt: skip
 
     def _search_losses(self, result: RunResult) -> Array:
         return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])

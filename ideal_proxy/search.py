@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import CostConfig, SearchConfig, dump_config, load_config
+from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
 from ideal_proxy.cost import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.outcome import RoundOutcome, write_outcome
@@ -29,7 +29,9 @@ from ideal_proxy.runs import Laboratory
 from ideal_proxy.status_record import StatusRecord
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
-from ideal_proxy.verdict import UNDECIDED, PairedLosses, PairedScores, Verdict, judge
+from ideal_proxy.tracker import OnEvent, Tracker, load_tracker
+from ideal_proxy.trust import check_trust
+from ideal_proxy.verdict import IMPROVES, UNDECIDED, PairedLosses, PairedScores, Verdict, judge
 
 Array = NDArray[np.float64]
 
@@ -51,6 +53,7 @@ def override(
     gradients: str | None = None,
     price: float | None = None,
     max_cost: float | None = None,
+    trust_check: bool = False,
 ) -> SearchConfig:
     """Apply command-line options to a run file.
 
@@ -65,13 +68,14 @@ def override(
         gradients: auto, implicit, unrolled or none.
         price: of one hour of one device.
         max_cost: most money.
+        trust_check: train three spread mixtures at the next size of the dial, where the run file names none.
 
     Returns:
         SearchConfig: with what was given.
 
     Raises:
         UsageError: engine or gradients is none of these, or a capability is judged by a metric and has none; an amount
-            of money is not above 0, or there is most money and no price.
+            of money is not above 0, or there is most money and no price; no size lies above the proxies'.
     """
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
         if amount is not None and not amount > 0:
@@ -93,10 +97,23 @@ def override(
         if value is not None
     }
     money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
+    if trust_check and config.verify.larger_size is None:
+        larger = _next_size(config.proxy.size)
+        config = config.model_copy(update={"verify": config.verify.model_copy(update={"larger_size": larger})})
     sections = {"swarm": config.swarm.model_copy(update=swarm), "cost": config.cost.model_copy(update=money)}
     config = config.model_copy(update=top | sections)
     budget_hours(config.cost, config.swarm.max_hours, 1)
     return config
+
+
+def _next_size(size: str | None) -> str:
+    """Return the size of the dial above one."""
+    if size not in SIZES[:-1]:
+        raise UsageError(
+            f"--trust-check compares scratch proxies with the next larger size, of {', '.join(SIZES)}; there is none "
+            f"above {size or 'a pretrained model'}"
+        )
+    return SIZES[SIZES.index(size) + 1]
 
 
 def plan_search(
@@ -139,27 +156,36 @@ def plan_search(
         return describe_plan(config, prepared, plan) | {"elsewhere": None if elsewhere is None else asdict(elsewhere)}
 
 
-def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def run_search(
+    config: SearchConfig, folder: Path, reporter: Reporter, on_event: OnEvent | None = None
+) -> dict[str, Any]:
     """Run the whole search, or go on with one that was interrupted.
 
     Args:
         config: the run file.
         folder: the run directory.
         reporter: for progress and notes.
+        on_event: called with a dict as the search goes on, see `tracker`; default the run file's tracker.
 
     Returns:
         dict: the result, as `result.json` holds it; `mixture.json` lies beside it.
 
     Raises:
-        UserError: the folder holds another run, the data is wrong, or too many proxies failed.
+        UserError: the folder holds another run, the data is wrong, too many proxies failed, or the run file's tracker
+            cannot be imported.
     """
     check_gradients(config)
+    if on_event is None and config.tracker is not None:
+        on_event = load_tracker(config.tracker)
+    tracker = Tracker(on_event, reporter.note)
     with lock(folder):
         _claim(config, folder)
         if (folder / "result.json").exists():
-            reporter.note(f"{folder} is finished; showing its result")
             result: dict[str, Any] = read_json(folder / "result.json")
-            return result
+            if config.verify.larger_size is None or _trusted(result, config):
+                reporter.note(f"{folder} is finished; showing its result")
+                return result
+            reporter.note(f"{folder} is finished; adding the trust check")
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared = prepare(config, folder / "prepared", reporter)
@@ -173,15 +199,24 @@ def run_search(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
         )
         with (
             StatusRecord(folder, whole["stages"]) as record,
-            Laboratory(config, prepared, plan, folder, reporter, record) as laboratory,
+            Laboratory(config, prepared, plan, folder, reporter, record, tracker) as laboratory,
         ):
             if laboratory.gradients_why:
                 reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
-            outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter)
+            outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
+            noise = np.asarray(outcomes[-1].proposal.loss_model.residual_scale_, dtype=float)
+            trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage("result")
-            return write_outcome(config, prepared, plan, laboratory, outcomes, folder)
+            result = write_outcome(config, prepared, plan, laboratory, outcomes, folder, trust)
+    tracker.tell("search finished", **_told_result(result))
+    return result
+
+
+def _trusted(result: dict[str, Any], config: SearchConfig) -> bool:
+    """Tell whether a result holds the trust check that the run file asks for."""
+    return config.verify.larger_size in ((result.get("trust") or {}).get("sizes") or ())
 
 
 def _rounds(
@@ -191,6 +226,7 @@ def _rounds(
     laboratory: Laboratory,
     rate: float,
     reporter: Reporter,
+    tracker: Tracker,
 ) -> list[RoundOutcome]:
     """Search and check until it is decided or rounds or budget are used."""
     outcomes: list[RoundOutcome] = []
@@ -209,7 +245,9 @@ def _rounds(
         )  # fmt: skip
         for line in (*proposal.notes, *([gradient_note(proposal.model, laboratory.gradients)] if responses else [])):
             reporter.note(line)
+        tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domain_names))
         verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
+        tracker.tell("verdict", **_told_verdict(number, verdict))
         outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))
         reporter.note(f"round {number + 1}: {verdict.answer}, gain {verdict.gain.value:+.2%}")
         again = _again(proposal, verdict)
@@ -228,6 +266,33 @@ def _rounds(
 def _trained(plan: Plan) -> str:
     trained = plan.trainable_parameters
     return f" ({trained / 1e6:.2g}M trained)" if trained not in (None, plan.parameters) else ""
+
+
+def _told_fit(number: int, proposal: Proposal, names: list[str]) -> dict[str, Any]:
+    """Say to the tracker what a round's fit proposes."""
+    gain = proposal.predicted_gain
+    return {
+        "round": number + 1, "runs": len(proposal.table.ids),
+        "proposal": dict(zip(names, (int(x) for x in proposal.rows), strict=True)),
+        "predicted_gain": gain.value, "predicted_lower": gain.lower, "predicted_upper": gain.upper,
+    }  # fmt: skip
+
+
+def _told_verdict(number: int, verdict: Verdict) -> dict[str, Any]:
+    """Say to the tracker how a round was judged."""
+    gain = verdict.gain
+    return {
+        "round": number + 1, "answer": verdict.answer, "gain": gain.value, "lower": gain.lower, "upper": gain.upper,
+        "pairs": verdict.pairs,
+    }  # fmt: skip
+
+
+def _told_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Say to the tracker how the search ended."""
+    adopted = result["verdict"]["answer"] == IMPROVES
+    kept = "proposal_rows" if adopted else "base_rows"
+    rows = {entry["name"]: entry[kept] for entry in result["domains"]}
+    return {"sentence": result["verdict"]["sentence"], "rows": rows, "adopted": adopted}
 
 
 def _again(proposal: Proposal, verdict: Verdict) -> str | None:
@@ -353,7 +418,9 @@ def _identity(config: SearchConfig) -> SearchConfig:
     )
     places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0}
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
-    return config.model_copy(update={"swarm": swarm, "capabilities": capabilities, "cost": CostConfig()})
+    verify = config.verify.model_copy(update={"larger_size": None})  # may be added to a finished search
+    free = {"swarm": swarm, "capabilities": capabilities, "cost": CostConfig(), "verify": verify, "tracker": None}
+    return config.model_copy(update=free)
 
 
 def _append(path: Path, text: str) -> None:

@@ -71,6 +71,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
     heading = "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on"
     lines = [
         paragraph(f"Verdict: {result['verdict']['sentence']}."),
+        *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
         "",
         table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "moves"), domains),
         paragraph(_unsure(result)),
@@ -167,6 +168,23 @@ def _scores(result: dict[str, Any]) -> list[str]:
         "",
         paragraph(f"A metric's difference counts as this share of a loss: difference over scale ({scales})."),
     ]
+
+
+def trust_text(found: dict[str, Any] | None) -> str:
+    """Say how larger proxies ranked, in all and by capability.
+
+    Args:
+        found: `trust` of a result; None where it was not checked.
+
+    Returns:
+        str: sentences without the last full stop; empty where it was not checked.
+    """
+    if not found:
+        return ""
+    if "sentence" not in found:
+        return f"Trust check: failed ({found['failed']})"
+    by_name = ", ".join(f"{e['name']} {e['agree']} of {e['pairs']}" for e in found["capabilities"])
+    return f"Trust check: {found['sentence']}. Same order by capability: {by_name}"
 
 
 def _passes(cost: dict[str, Any]) -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +16,8 @@ from ideal_proxy.cost import Products, budget_hours, cost_of, count_products, mo
 from ideal_proxy.errors import UsageError
 from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS, build_proxy, proxy_shape
 from ideal_proxy.search import override
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def llama(**changes):
@@ -122,3 +130,37 @@ def test_wrong_amounts_are_refused(options, sentence):
 
 def test_options_enter_the_run_file():
     assert override(config(), price=2.5, max_cost=10.0).cost == CostConfig(price=2.5, max=10.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_table_in_the_docs_is_what_the_command_works_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scale_costs = importlib.import_module("scale_costs")
+    options = scale_costs.parse([])
+    lines = scale_costs.lay_out(scale_costs.work_out(options), options)
+    assert len(lines) == 2 + 3 * 4
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in text
+    assert "\n".join(lines) in (ROOT / "benchmarks" / "results" / "scale_costs.md").read_text(encoding="utf-8")
+
+
+def test_the_trackers_in_the_docs_take_every_event():
+    """The examples run against stand-ins of the two packages, which are not installed."""
+    heard: list[dict] = []
+    run = types.SimpleNamespace(log=heard.append)
+    stand_ins = {
+        "wandb": types.SimpleNamespace(run=None, init=lambda project: run),
+        "mlflow": types.SimpleNamespace(log_metrics=heard.append),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for name, block in zip(stand_ins, blocks, strict=True):
+        space: dict = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, name, stand_ins[name])
+            exec(block, space)
+            space[f"to_{name}"]({"event": "round fitted", "round": 2, "proposal": {"a": 3}, "predicted_gain": 0.01})
+    assert heard == [
+        {"round fitted/round": 2, "round fitted/predicted_gain": 0.01},
+        {"round_fitted.round": 2.0, "round_fitted.predicted_gain": 0.01},
+    ]

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
 
 # Left to right; modules of one line may not import each other unless the line is ordered, as it is.
 ORDER = """
-errors config store terminal
+errors config store terminal tracker
 files hub rows line_keys block_reader row_index template duplicates data
 mixture_file mixture shuffle materialise demo
 design
@@ -26,7 +26,7 @@ influence_records influence unrolled finite gradient_worker
 relative law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
-prepare verdict cost plan proposal status_record runs outcome search
+prepare verdict cost plan proposal status_record runs trust outcome search
 show status finished curves plot_style plots
 table_mixture what_if check layout start report_page report influence_report
 cli_report cli_tables cli_scaleup cli_influence cli

@@ -139,8 +139,8 @@ def test_the_stages_add_up(prepared, tmp_path):
     least = described["total"]["seconds"] - stages["check"]["seconds"] * (1 - 3 / 8)
     assert described["least_seconds"] == pytest.approx(least)
     assert described["total"]["cost"] is None
-    # 0.42 GB of process, 4 bytes a weight, 12 more for those that learn, 100 for each token, layer and width.
-    assert described["worker_bytes"] == pytest.approx(420e6 + 4 * 1.5e6 + 12 * 1.5e6 + 100 * 2048 * 1000)
+    # 0.56 GB of process, 4 bytes a weight, 12 more for those that learn, 130 for each token, layer and width.
+    assert described["worker_bytes"] == pytest.approx(560e6 + 4 * 1.5e6 + 12 * 1.5e6 + 130 * 2048 * 1000)
 
 
 def test_more_rounds_cost_more_runs_and_checks(prepared, tmp_path):
@@ -150,6 +150,21 @@ def test_more_rounds_cost_more_runs_and_checks(prepared, tmp_path):
     assert (more["name"], more["rounds"], more["runs"]) == ("more rounds", 2, 2 * (4 + 16))
     expected = 2 * (20 * by_hand["training"] + (4 + 2 * 16) * by_hand["judging"])
     assert more["flops"] == pytest.approx(expected)
+
+
+def test_the_trust_check_is_a_stage_of_its_own(prepared, tmp_path):
+    settings = config(rounds=2, verify={"larger_size": "3M"})
+    plan = make_plan(settings, prepared, tmp_path / "plan.json")
+    with_check, without = (describe_plan(c, prepared, plan) for c in (settings, config(rounds=2)))
+    stage, by_hand = with_check["stages"][-1], hand_counted()
+    larger = planning.scratch_products("3M", 1000)[1]
+    rows, tokens, warm = 4000, by_hand["tokens"], 358_000
+    expected = 3 * (larger.training(tokens, 40 * rows, tokens / rows) + larger.judging(200 * 80, 4500, 80))
+    expected += larger.training(warm, warm, tokens / rows) + 2 * larger.judging(200 * 80, 4500, 80)
+    assert (stage["name"], stage["runs"]) == ("trust check", 4)
+    assert stage["flops"] == pytest.approx(expected)
+    assert with_check["least_seconds"] == pytest.approx(without["least_seconds"] + stage["seconds"])
+    assert with_check["total"]["flops"] == pytest.approx(without["total"]["flops"] + expected)
 
 
 def test_money_is_price_times_devices_times_hours(prepared, tmp_path, monkeypatch):

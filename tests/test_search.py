@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.finished import search
 from ideal_proxy.status import read_status
 from ideal_proxy.store import lock_holder
 
@@ -132,6 +135,47 @@ def test_apply_writes_the_exact_rows(finished):
     assert len(lines) == sum(d["rows"] for d in mixture["domains"])
     upper = sum(json.loads(line)["instruction"].startswith(("upper", "first", "twice", "spell")) for line in lines)
     assert upper == mixture["domains"][0]["rows"]
+
+
+def test_a_finished_search_takes_a_trust_check_and_a_tracker(finished, tmp_path):
+    """Added afterwards, with nothing else changed; interrupted before its end, it trains nothing twice."""
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = without_times(tmp_path / "run" / "mixture.json")
+    assert before.pop("trust") is None
+    told: list[dict] = []
+
+    def broken(event):
+        told.append(event)
+        raise RuntimeError("a tracker may do anything")
+
+    run = search(folder / "mix.yaml", tmp_path / "run", trust_check=True, on_event=broken)
+    after = without_times(tmp_path / "run" / "mixture.json")
+    trust = after.pop("trust")
+    assert after == before
+    assert trust == run.result["trust"]
+    assert (trust["sizes"], trust["pairs"]) == (["0.1M", "1M"], 6)
+    assert trust["rows"][0] == {d["name"]: pytest.approx(d["base_rows"], abs=2) for d in run.result["domains"]}
+    losses = np.array(trust["losses"]["large"])
+    assert (np.ptp(losses, axis=0) > 0.01).all()  # three different trainings
+    assert trust["agree"] >= 4  # starved of `strings` or not: any size can tell
+    runs = [event for event in told if event["event"] == "run finished"]
+    assert [event["role"] for event in runs] == ["warm", "trust", "trust", "trust"]
+    assert list(runs[-1]["loss"].values()) in losses.tolist()
+    end = told[-1]
+    assert end["event"] == "search finished"
+    assert [told[k]["event"] for k in (0, 1)] == ["round fitted", "verdict"]
+    assert told[1]["gain"] == run.result["verdict"]["gain"]["value"]
+    assert end["adopted"]
+    assert end["rows"] == {d["name"]: d["proposal_rows"] for d in run.result["domains"]}
+    (tmp_path / "run" / "trust" / "trust.json").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    told.clear()
+    again = search(folder / "mix.yaml", tmp_path / "run", trust_check=True, on_event=told.append)
+    assert not [event for event in told if event["event"] == "run finished"]
+    assert {k: v for k, v in again.result["trust"].items() if k != "cost"} == {
+        k: v for k, v in trust.items() if k != "cost"
+    }
 
 
 def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
