@@ -184,6 +184,8 @@ def training_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys, passes
 def reserve_mask(keys: npt.ArrayLike, fraction: float, salt: str | int = "warm") -> Bools:
     """Mark the rows of the hash-reserved slice; equal rows are in or out together.
 
+    A domain of few rows whose slice would be empty gives its first row by hash, where there is another one beside it.
+
     Args:
         keys: (N,) uint64 row keys.
         fraction: share of the rows to reserve, 0 to 1.
@@ -200,7 +202,10 @@ def reserve_mask(keys: npt.ArrayLike, fraction: float, salt: str | int = "warm")
     keys_N = _as_keys(keys)
     hashes = _mix(keys_N, np.zeros_like(keys_N), _start("reserve", 0, str(salt)))
     threshold = int(Fraction(float(fraction)) * 2**64)
-    return hashes < np.uint64(threshold) if threshold < 2**64 else np.ones(len(keys_N), dtype=np.bool_)
+    reserved = hashes < np.uint64(threshold) if threshold < 2**64 else np.ones(len(keys_N), dtype=np.bool_)
+    if threshold and not reserved.any() and len(np.unique(hashes)) > 1:
+        reserved = hashes == hashes.min()
+    return reserved
 
 
 def search_verify_split(keys: npt.ArrayLike) -> Bools:

@@ -372,6 +372,12 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
             f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
             f"{config.constraints.max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
         )
+    reserved = int(reserve_mask(tokens.keys, config.proxy.warm_fraction or 0.0).sum())
+    if config.proxy.warm_fraction and not reserved:
+        raise UserError(
+            f"domain {entry.name} has no two different rows, and the warm start takes one of them; "
+            "give it more rows, or take it out"
+        )
     return DomainFacts(
         name=entry.name,
         source=entry.path,
@@ -383,7 +389,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
         upper=min(upper, cap) if not entry.pinned else upper,
         tokens_per_row=float(tokens.lengths.mean()),
         supervised_per_row=float(tokens.supervised_tokens.mean()),
-        reserved=int(reserve_mask(tokens.keys, config.proxy.warm_fraction or 0.0).sum()),
+        reserved=reserved,
         truncated=tokens.truncated,
         dropped=tokens.dropped,
         longest=int(tokens.lengths.max()),

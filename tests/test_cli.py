@@ -155,6 +155,7 @@ def test_init_without_references_says_what_to_do(folder):
         ),
         (lambda d: _edit(d, "base: 60", "base: 60\n    pinned: true"), "every domain is pinned", 2),
         (_one_free, "only code can change", 1),
+        (lambda d: rows(d / "data/math/train.jsonl", 1), "no two different rows", 1),
         (lambda d: _no_answers(d / "data/math/train.jsonl"), "math", 1),
     ],
 )

@@ -237,6 +237,22 @@ def test_domains_and_passes_are_mixed_through_the_whole_run():
     assert (domain != other).mean() > 0.4
 
 
+def keys_of(start: int, count: int) -> np.ndarray:
+    """Distinct keys that look like hashes."""
+    return np.random.default_rng(start).integers(0, 2**63, count).astype(np.uint64)
+
+
+def test_a_domain_of_few_rows_still_reserves_one_and_never_all():
+    for start in range(40):
+        keys = keys_of(start, 4)
+        mask = reserve_mask(keys, 0.01)
+        assert mask.sum() == 1
+        assert reserve_mask(keys[::-1], 0.01).tolist() == mask[::-1].tolist(), "by content, not by place"
+        assert (reserve_mask(keys, 0.3) >= mask).all(), "nested"
+        assert reserve_mask(np.repeat(keys, 2), 0.01).sum() == 2, "equal rows go together"
+    assert not reserve_mask(np.full(5, keys[0]), 0.01).any(), "nothing would be left"
+
+
 def test_reserved_slice_is_by_content_nested_and_of_the_size_asked():
     keys = golden_keys("r", 4000)
     small, large = reserve_mask(keys, 0.15, "warm"), reserve_mask(keys, 0.5, "warm")
