@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
+MAP = PACKAGE.parent / "docs" / "modules.md"  # written by `python tests/test_layers.py`
 
 # Left to right; modules of one line may not import each other unless the line is ordered, as it is.
 ORDER = """
@@ -49,8 +50,43 @@ def imports(name: str) -> set[str]:
     return found
 
 
+def purpose(path: Path) -> str:
+    """Give the first paragraph of a module's docstring as one line."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def module_map() -> str:
+    """Write the map of the modules: what each is for, in the order in which data flows."""
+    lines = [
+        "# Map of the modules",
+        "",
+        "In the order in which data flows; nothing imports what stands below it. Written from the modules' own first",
+        "sentences by `python tests/test_layers.py`. Where to begin: `search` (the outer loop), then `runs` (what it",
+        "trains), `proposal` (fit and optimum) and `verdict`.",
+        "",
+        "| module | purpose |",
+        "|---|---|",
+    ]
+    lines += [f"| `{name}` | {purpose(PACKAGE / f'{name}.py')} |" for name in LAYERS if name in modules()]
+    lines += [
+        "",
+        "Apart, reached from the command line alone, and starting from a mixture file:",
+        "",
+        "| module | purpose |",
+    ]
+    lines += ["|---|---|"]
+    parts = sorted(path for path in (PACKAGE / "scaleup").glob("*.py") if path.stem != "__init__")
+    lines += [f"| `scaleup/{path.stem}` | {purpose(path)} |" for path in parts]
+    return "\n".join(lines) + "\n"
+
+
 def test_every_module_has_a_place():
     assert not set(modules()) - set(LAYERS), "give the new module its place in LAYERS"
+
+
+def test_the_map_of_the_modules_is_up_to_date():
+    assert MAP.read_text(encoding="utf-8") == module_map(), "run: python tests/test_layers.py"
 
 
 # Reading a `demo:` source is the one look to the right: rows ask for it by name, inside a function.
@@ -81,3 +117,7 @@ def test_light_modules_load_nothing_heavy(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     assert answer.stdout.strip() == "[]"
+
+
+if __name__ == "__main__":
+    MAP.write_text(module_map(), encoding="utf-8")
