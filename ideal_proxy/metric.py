@@ -275,8 +275,7 @@ def _run_command(
         **os.environ,
         # `python` is the interpreter that ideal-proxy runs in, whether or not its environment is activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "IDEAL_PROXY_MODEL": str(model), "IDEAL_PROXY_SPLIT": spec.split, "IDEAL_PROXY_SEED": str(seed),
-        "IDEAL_PROXY_DEVICE": device, "IDEAL_PROXY_CAPABILITY": spec.capability, "PYTHONUNBUFFERED": "1",
+        **_told(spec, model, seed, device), "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
@@ -333,6 +332,14 @@ def _wait(
             process.wait()
 
 
+def _told(spec: MetricSpec, model: Path, seed: int, device: str) -> dict[str, str]:
+    """What a metric finds in its environment."""
+    return {
+        "IDEAL_PROXY_MODEL": str(model), "IDEAL_PROXY_SPLIT": spec.split, "IDEAL_PROXY_SEED": str(seed),
+        "IDEAL_PROXY_DEVICE": device, "IDEAL_PROXY_CAPABILITY": spec.capability,
+    }  # fmt: skip
+
+
 def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str) -> float:
     """Call a Python function on the loaded model; it changes neither random states nor gradients here."""
     function = load_function(spec)
@@ -348,8 +355,9 @@ def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str)
         loaded: Any = AutoModelForCausalLM.from_pretrained(str(model_folder), dtype=torch.float32, **options)
     model = loaded.to(device).eval()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (what a user's function may draw from)
-    before = {name: os.environ.get(name) for name in ("IDEAL_PROXY_SPLIT", "IDEAL_PROXY_SEED")}
-    os.environ |= {"IDEAL_PROXY_SPLIT": spec.split, "IDEAL_PROXY_SEED": str(seed)}
+    told = _told(spec, model_folder.resolve(), seed, device)
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
     place = torch.device(device)
     forked = [place] if place.type == "cuda" else []
     try:
