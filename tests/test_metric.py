@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from test_swarm import make_context, spec
 
 from ideal_proxy.config import parse_config
@@ -231,6 +234,47 @@ def test_metrics_run_beside_the_run_file(tmp_path):
     metric = load_config(tmp_path / "mix.yaml").capabilities[0].metric
     assert metric is not None
     assert metric.folder == str(tmp_path)
+
+
+def test_the_example_of_the_faq_counts_right_answers(tmp_path):
+    """The page's own script and command, on a proxy that was taught the answers and on one that was not."""
+    import torch
+
+    from ideal_proxy.data import make_template, read_rows, tokenize_rows
+    from ideal_proxy.proxy import TrainSettings, train
+
+    page = (Path(HERE).parent / "docs" / "faq.md").read_text(encoding="utf-8").partition("**Accuracy instead")[2]
+    run_file, script = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))  # type: ignore[index]
+    (tmp_path / "score.py").write_text(script, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    rows = [{"prompt": f"{n} + {n}", "completion": f"{2 * n}"} for n in range(12)]
+    reference = tmp_path / "data" / "maths.reference.jsonl"
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    taught = train_tokenizer([f"{n} + {n}" for n in range(24)] * 3, 270)
+    tokens = tokenize_rows(list(read_rows(str(reference))), make_template(taught), 32)
+    model = build_proxy("0.1M", len(taught), 32, 7)
+    given = parse_config({
+        "domains": [{"name": "a", "path": "a"}, {"name": "b", "path": "b"}],
+        **yaml.safe_load(run_file),
+    })
+    metric = given.capabilities[0].metric
+    assert metric is not None
+    assert metric.command is not None
+    spec = command("", command=metric.command, folder=str(tmp_path))
+    export_model(model, taught, tmp_path / "fresh")
+    order = np.concatenate([np.random.default_rng(k).permutation(12) for k in range(120)])
+    torch.manual_seed(0)
+    train(model, (np.zeros(len(order), dtype=int), order), [tokens], TrainSettings(learning_rate=1e-2, batch_rows=12))
+    export_model(model, taught, tmp_path / "taught")
+    found = {
+        (name, split): measure(dataclasses.replace(spec, split=split), tmp_path / name, seed=0).score
+        for name, split in (("fresh", "search"), ("taught", "search"), ("taught", "verify"))
+    }
+    assert found == {("fresh", "search"): 0.0, ("taught", "search"): 1.0, ("taught", "verify"): 1.0}
+    (tmp_path / "data" / "maths.reference.jsonl").write_text(
+        "".join(json.dumps(row | {"completion": "no"}) + "\n" for row in rows[:6]), encoding="utf-8"
+    )
+    assert measure(spec, tmp_path / "taught", seed=0).score == 0.0
 
 
 # ---------------------------------------------------------------- in a swarm
