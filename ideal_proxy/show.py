@@ -124,6 +124,12 @@ def who_pays(result: dict[str, Any]) -> str:
         for entry in result["capabilities"]
         if entry["verified"]["lower"] > 1
     ]
+    for entry in result["capabilities"]:
+        if metric := entry.get("metric"):
+            change, up = metric["verified"], metric["higher_is_better"]
+            least = change["upper"] if up else change["lower"]
+            if least < 0 if up else least > 0:
+                worse.append(f"{entry['name']} ({change['value']:+.3g} by its metric, at least {least:+.3g})")
     return f"the price: {', '.join(worse)}; must_not_drop in the run file protects a capability" if worse else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -237,9 +238,7 @@ def test_metrics_run_beside_the_run_file(tmp_path):
 
 
 def test_the_example_of_the_faq_counts_right_answers(tmp_path):
-    """The page's own script and command, on a proxy that was taught the answers and on one that was not."""
-    import torch
-
+    """The page's own script and command, on a proxy that was taught the answers."""
     from ideal_proxy.data import make_template, read_rows, tokenize_rows
     from ideal_proxy.proxy import TrainSettings, train
 
@@ -261,20 +260,18 @@ def test_the_example_of_the_faq_counts_right_answers(tmp_path):
     assert metric is not None
     assert metric.command is not None
     spec = command("", command=metric.command, folder=str(tmp_path))
-    export_model(model, taught, tmp_path / "fresh")
     order = np.concatenate([np.random.default_rng(k).permutation(12) for k in range(120)])
-    torch.manual_seed(0)
     train(model, (np.zeros(len(order), dtype=int), order), [tokens], TrainSettings(learning_rate=1e-2, batch_rows=12))
     export_model(model, taught, tmp_path / "taught")
-    found = {
-        (name, split): measure(dataclasses.replace(spec, split=split), tmp_path / name, seed=0).score
-        for name, split in (("fresh", "search"), ("taught", "search"), ("taught", "verify"))
-    }
-    assert found == {("fresh", "search"): 0.0, ("taught", "search"): 1.0, ("taught", "verify"): 1.0}
-    (tmp_path / "data" / "maths.reference.jsonl").write_text(
-        "".join(json.dumps(row | {"completion": "no"}) + "\n" for row in rows[:6]), encoding="utf-8"
-    )
-    assert measure(spec, tmp_path / "taught", seed=0).score == 0.0
+    # It learnt all twelve answers; the page now asks for others in some, and judges one half of them.
+    for n in (0, 3, 4, 7, 9):
+        rows[n]["completion"] = "none"
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    half = [row for row in rows if hashlib.sha256(row["prompt"].encode()).digest()[0] % 2 == 1]
+    right = sum(row["completion"] != "none" for row in half)
+    assert 0 < right < len(half) < 12
+    found = measure(dataclasses.replace(spec, split="verify"), tmp_path / "taught", seed=0)
+    assert found.score == pytest.approx(right / len(half))
 
 
 # ---------------------------------------------------------------- in a swarm
