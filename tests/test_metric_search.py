@@ -42,7 +42,7 @@ def write(folder: Path, **changes) -> None:
         "proxy": {
             "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.6, "batch_rows": 16, "learning_rate": 0.006,
         },
-        "swarm": {"runs": 6, "workers": 2},
+        "swarm": {"runs": 6, "workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2},
         **changes,
     })  # fmt: skip
@@ -113,6 +113,7 @@ def test_report_what_if_and_status_know_of_scores(finished):
     assert read_status(folder / "run")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_metric_it_ends_with_the_same_mixture(finished):
     folder, _ = finished
     slow = {**environment(), "TEST_METRIC_SLEEP": "3"}
