@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ideal_proxy.optimize import optimize
 from ideal_proxy.prepare import CapabilityFacts, DomainFacts, Prepared
 from ideal_proxy.proposal import Baseline, RunTable, fit_and_propose
 from ideal_proxy.relative import Yardstick
+from ideal_proxy.runs import Laboratory
 from ideal_proxy.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedLosses, PairedScores, judge
 
 DOMAINS = ("code", "math", "trust")
@@ -145,6 +147,27 @@ def test_a_scale_weighs_a_score(prepared):
     assert base.yardstick.scale[0] == pytest.approx(trust_score(BASE)[0], rel=0.1)
     again = propose(settings({}, None), prepared, table(score), yardstick=heavy.yardstick)
     assert again.yardstick is heavy.yardstick  # later rounds measure as the first did
+
+
+def test_a_metric_of_noise_alone_weighs_nothing(prepared):
+    def score(v, losses, rng):
+        return np.column_stack([rng.standard_normal(18), losses[:, 1]])
+
+    mathematics = propose(settings({"scale": 1e6}, None), prepared, table(score))
+    noisy = propose(settings({}, None), prepared, table(score))
+    assert noisy.yardstick.scale[0] > 50  # one of its standard deviations counts as one of the loss
+    assert noisy.rows == pytest.approx(mathematics.rows, rel=0.25, abs=60)
+    assert noisy.rows[1] > 1.3 * BASE[1]
+
+
+def test_a_score_that_never_changes_is_refused():
+    result = SimpleNamespace(spec=SimpleNamespace(volumes=BASE, seed=0), scores={"search-0": 0.0})
+    bench = SimpleNamespace(
+        _results={"a": result, "b": result}, _roles={"a": "design", "b": "design"}, config=settings({}, None),
+        _values=lambda r: np.array([r.scores["search-0"], 1.0]), _search_losses=lambda r: np.ones(2),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="metric of code gave 0 in all 2 runs"):
+        Laboratory.table(bench)  # type: ignore[arg-type]
 
 
 def test_a_score_may_not_drop(prepared):
