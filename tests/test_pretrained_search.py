@@ -332,6 +332,19 @@ def test_labels_are_those_of_scale_up(folder: Path, tmp_path: Path) -> None:
     assert prepared.vocabulary == 300
 
 
+def test_scale_up_takes_the_searchs_rate_for_the_same_model_only() -> None:
+    from ideal_proxy.scaleup.model import LORA_RATE, PRETRAINED_RATE, SCRATCH_RATES, ModelSpec
+    from ideal_proxy.scaleup.source import ProxySetting
+
+    proxies = ProxySetting(model="org/name", lora_rank=8, learning_rate=1.6e-3)
+    assert ModelSpec(name="org/name", lora=8).learning_rate(proxies) == 1.6e-3
+    assert ModelSpec(name="org/name", lora=16).learning_rate(proxies) == LORA_RATE
+    assert ModelSpec(name="org/larger", lora=8).learning_rate(proxies) == LORA_RATE
+    assert ModelSpec(name="org/name").learning_rate(proxies) == PRETRAINED_RATE
+    assert ModelSpec(name="scratch:1M").learning_rate(proxies) == SCRATCH_RATES["1M"]
+    assert ModelSpec(name="scratch:1M").learning_rate(ProxySetting(learning_rate=5e-4)) == 5e-4
+
+
 # What is refused
 
 
