@@ -35,7 +35,7 @@ from ideal_proxy import proxy
 from ideal_proxy.data import IGNORED, TokenRows, make_template, read_rows, tokenize_rows, train_tokenizer
 from ideal_proxy.packed_attention import row_layout
 from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
-from ideal_proxy.store import atomic_write_json, provenance, read_json
+from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance, read_json
 
 SFT5 = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "sft5"
 DOMAINS = ("mathematics", "coding", "reasoning", "instruction", "trust")
@@ -166,7 +166,6 @@ def peak_flops(device: torch.device) -> float:
 def measure(size: str, rows: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Run the pairs of one size."""
     token_rows, reference = prepare(rows, options.vocabulary, options.context)
-    supervised = sum(int(part.supervised_tokens.sum()) for part in token_rows)
     settings = proxy.TrainSettings(learning_rate=1e-3, dtype=options.dtype)
     flops = product_flops(size, options.vocabulary, order_of(token_rows, 0), token_rows, settings.batch_rows)
     pairs: list[dict[str, Any]] = []
@@ -183,15 +182,30 @@ def measure(size: str, rows: int, options: argparse.Namespace, device: torch.dev
             line[f"{arm.__name__}_loss"] = proxy.evaluate(model, reference).mean
         pairs.append(line)
         print(size, line, file=sys.stderr, flush=True)
+    return entry_of(size, rows, pairs, peak, flops, token_rows, options.dtype, options.vocabulary)
+
+
+def entry_of(
+    size: str,
+    rows: int,
+    pairs: list[dict[str, Any]],
+    peak: float,
+    flops: float,
+    token_rows: list[TokenRows],
+    dtype: str,
+    vocabulary: int,
+) -> dict[str, Any]:
+    """Sum up the pairs of one size."""
+    supervised = sum(int(part.supervised_tokens.sum()) for part in token_rows)
     seconds = {arm: statistics.median(p[arm]["cpu"] for p in pairs) for arm in ("ours", "theirs") if arm in pairs[0]}
     entry: dict[str, Any] = {
-        "size": size, "parameters": proxy_shape(size, options.vocabulary).parameters, "dtype": options.dtype,
+        "size": size, "parameters": proxy_shape(size, vocabulary).parameters, "dtype": dtype,
         "rows": rows, "tokens": sum(int(part.offsets[-1]) for part in token_rows), "supervised_tokens": supervised,
         "ours_supervised_tokens_per_second": round(supervised / seconds["ours"]),
         "peak_gflops": round(peak / 1e9, 1), "peak_share": round(flops / seconds["ours"] / peak, 3) if peak else None,
         "pairs": pairs,
     }  # fmt: skip
-    if not options.only_ours:
+    if "theirs" in seconds:
         entry["trainer_supervised_tokens_per_second"] = round(supervised / seconds["theirs"])
         for clock in ("cpu", "wall"):
             ratios = [p["theirs"][clock] / p["ours"][clock] for p in pairs]
@@ -199,6 +213,31 @@ def measure(size: str, rows: int, options: argparse.Namespace, device: torch.dev
             entry[f"ratios_{clock}"] = [round(r, 2) for r in ratios]
         entry["largest_loss_difference"] = max(abs(p["ours_loss"] - p["theirs_loss"]) for p in pairs)
     return entry
+
+
+def lay_out(found: dict[str, Any]) -> str:
+    """Write the table of a results file as Markdown."""
+    machine, versions = found["provenance"]["machine"], found["provenance"]["versions"]
+    header = (
+        "proxy", "parameters", "precision", "rows", "ours, supervised tokens/s", "Trainer", "ratio (median)",
+        "ratio of each pair", "by the clock", "peak share", "loss difference",
+    )  # fmt: skip
+    lines = [
+        "# One proxy against the Hugging Face Trainer", "",
+        "`benchmarks/proxy_speed.py` with the command in its head. "
+        f"{found['device']}: {machine['processor']}, one thread pinned to one core; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}. Other work ran beside it (load 5 to 30 on two cores): the seconds",
+        "are those that the process computed; the clock's ratios stand beside them. No GPU was at hand: no such rows.",
+        "", f"| {' | '.join(header)} |", "|---|---:|---|---:|---:|---:|---:|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for e in found["results"]:
+        lines.append(
+            f"| {e['size']} | {e['parameters']:,} | {e['dtype']} | {e['rows']} | "
+            f"{e['ours_supervised_tokens_per_second']:,} | {e['trainer_supervised_tokens_per_second']:,} | "
+            f"{e['ratio_cpu']:.2f} | {', '.join(f'{r:.2f}' for r in e['ratios_cpu'])} | {e['ratio_wall']:.2f} | "
+            f"{e['peak_share']:.0%} of {e['peak_gflops']:.0f} GFLOP/s | {e['largest_loss_difference']:.0e} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
@@ -228,6 +267,8 @@ def main() -> None:
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
                 "results": [*kept, entry], "provenance": provenance(),
             })  # fmt: skip
+            if not options.only_ours:
+                atomic_write_text(options.out.with_suffix(".md"), lay_out(read_json(options.out)))
 
 
 if __name__ == "__main__":
