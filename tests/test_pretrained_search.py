@@ -480,6 +480,6 @@ def test_smollm2_as_lora_proxies_from_gguf(tmp_path: Path) -> None:
     assert result["proxy"]["parameters"] > 1.3e8 > 50 * result["proxy"]["trainable_parameters"]
     frame = pd.read_parquet(tmp_path / "run" / "runs.parquet").set_index("role")
     assert (frame.loc["design", "search_loss/formats"] < frame.loc["zero", "search_loss/formats"] - 0.3).all()
-    assert len(frame) == 1 + 4 + 4
+    assert frame.index.tolist().count("design") == 4
     base = tmp_path / "run" / "swarm" / "base" / WEIGHTS
     assert base.stat().st_size < 0.7 * (tmp_path / "run" / "prepared" / "model" / WEIGHTS).stat().st_size
