@@ -26,7 +26,7 @@ from scipy.stats import ttest_rel
 from ideal_proxy.fit import ResponseModel, Responses
 from ideal_proxy.influence import InfluenceSettings
 from ideal_proxy.mixture import apportion
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.store import atomic_write_json, is_complete, provenance
 
 Array = NDArray[np.float64]
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="seeds that runs rotate over, each with a base proxy")
     parser.add_argument("--total", choices=("fixed", "free"), default="fixed", help="of the mixtures' rows")
     parser.add_argument("--train-only", action="store_true", help="train the proxies and stop")
+    parser.add_argument("--finished", action="store_true", help="only mixtures whose runs a stopped call finished")
     parser.add_argument("--methods", nargs="+", default=["implicit ekfac 0.01", "first-order"])
     arguments = parser.parse_args()
     problem, rng = from_arguments(arguments), np.random.default_rng(1)
@@ -57,6 +58,10 @@ def main() -> None:
         mixtures = [v * np.exp(rng.uniform(-0.5, 0.5)) for v in mixtures]
     V = np.array([apportion(v, round(float(v.sum()))) for v in mixtures], dtype=float)
     seed_of = np.array([seeds[k % len(seeds)] for k in range(len(V))])
+    if arguments.finished:
+        runs = problem.run_dir / "runs"
+        kept = [k for k in range(len(V)) if is_complete(runs / problem.spec(V[k], int(seed_of[k])).id)]
+        V, seed_of, arguments.mixtures = V[kept], seed_of[kept], len(kept) - arguments.held_out
     L = problem.losses([(v, int(s)) for v, s in zip(V, seed_of, strict=True)])
     base = problem.losses([(problem.base, s) for s in seeds])
     nothing = problem.losses([(np.zeros_like(problem.base), 0)])[0] if problem.context.warm else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,17 @@ def test_response_curves(smoke):
     assert len(examples) == 2 * len(space["run"].domains)
     more, less = (examples.loc[("facts", change), "facts"] for change in ("+50%", "-50%"))
     assert more < less, "more facts, lower facts loss"
+
+
+def test_gradients(smoke):
+    space, shown = execute(ROOT / "notebooks" / "04_gradients.ipynb")
+    assert figures_in(shown) == 1
+    truth, unrolled = space["truth"].M, space["found"]["unrolled"].M
+    for matrix in (truth, unrolled):
+        assert (np.diag(matrix) < 0).all(), "a domain lowers its own capability's loss"
+    comparison = space["comparison"]
+    assert comparison.loc[("unrolled", "own domain"), "relative error"] < 0.6
+    assert comparison["cost in runs"].groupby("method").first()["implicit"] < 3
 
 
 def test_hand_over(smoke, capsys):
