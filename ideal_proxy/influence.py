@@ -280,11 +280,13 @@ def _inner(stack: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> Floats:
 
 
 def _apply(operator: KroneckerOperator | None, stack: dict[str, Tensor]) -> None:
-    """Replace a stack of vectors by the operator's products, layer by layer; None is the identity."""
+    """Replace a stack of vectors by the operator's products, one vector and layer at a time; None is the identity."""
     if operator is not None:
-        for part in operator.layerwise(stack):
-            for name, value in part.items():
-                stack[name].copy_(value)
+        for k in range(len(next(iter(stack.values())))):
+            one = {name: vectors[k : k + 1] for name, vectors in stack.items()}
+            for part in operator.layerwise(one):
+                for name, value in part.items():
+                    one[name].copy_(value)
 
 
 def responses(
@@ -390,6 +392,7 @@ def _inner_products(
             inner_DSJ[i, s] = _inner(reference_stack, gradient)
             for name, value in gradient.items():
                 domain_stack[name][i] += value.to(domain_stack[name].device)
+    reference_stack.clear()  # J gradients that nobody needs any more
     _finish(domain_stack, labels_DS)
     _apply(operator, domain_stack)
 
