@@ -1,14 +1,17 @@
 """What gradients are worth: held-out error of the fit against cost in proxy runs, with and without responses at base.
 
-    python benchmarks/gradient_worth.py --problem sft5 --size 1M --rows 4000 --context 256 --vocabulary 2048 \
-        --learning-rate 1e-3
-    python benchmarks/gradient_worth.py --problem sources --size 1M --rows 4000 --context 256 --vocabulary 2048 \
-        --learning-rate 1e-3 --runs 2 4 8 12 19 24 38
+    python benchmarks/gradient_worth.py --problem sources --size 0.1M --rows 4000 --context 256 --vocabulary 2048 \
+        --learning-rate 4e-3 --mixtures 64 --held-out 40 --seeds 3 --train-only
+    python benchmarks/gradient_worth.py … the same, with --held-out 24 --finished --estimate-seeds 1
 
 Every subset holds the base run and n − 1 other mixtures; both arms fit the same runs, both know Z_j, and are judged on
 the mixtures in no subset by RMSE over the standard deviation of the held-out losses, mean over capabilities. The arm
 with responses pays for its gradient passes (cost in runs is reported beside n). Differences are paired over subsets:
-mean, standard error and the two-sided t-test, plus sign counts.
+mean, standard error and the two-sided t-test, plus sign counts. Fits are of the law alone (no harm, no Gaussian
+process, one start) in both arms.
+
+With more runs than domains and a fixed total the responses are judged as well: against the slopes that a linear
+regression of the losses on all runs' log-volumes gives, apart for the domains of a capability's own name and others.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from gradient_problem import add_arguments, from_arguments
-from gradient_truth import mean_of, random_mixtures
+from gradient_truth import judge, mean_of, random_mixtures, reliability
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
@@ -36,6 +39,30 @@ def error(model: ResponseModel, V: Array, L: Array) -> float:
     return float(np.mean(np.sqrt(np.mean((model.predict(V) - L) ** 2, 0)) / L.std(0)))
 
 
+def regressed_slopes(V: Array, L: Array, base: Array) -> tuple[Array, Array]:
+    """Mixing responses (J, D) and their standard errors from a linear regression of losses on log-volumes."""
+    q = base / base.sum()
+    x = np.log(V / base)
+    A = np.hstack([np.ones((len(x), 1)), x - (x @ q)[:, None]])
+    covariance, centre = np.linalg.pinv(A.T @ A, rcond=1e-8), np.eye(len(q)) - np.outer(q, np.ones(len(q)))
+    slopes = covariance @ A.T @ L
+    noise = np.square(L - A @ slopes).sum(0) / (len(x) - len(q))
+    unit = np.diag(centre @ covariance[1:, 1:] @ centre.T)
+    return (centre @ slopes[1:]).T, np.sqrt(np.outer(noise, unit))
+
+
+def judge_responses(problem: Any, V: Array, L: Array, estimates: dict[str, Array]) -> dict[str, Any]:
+    """Correlation with the regressed slopes and relative error at one scale, with bootstrap intervals over entries."""
+    truth, error_JD = regressed_slopes(V, L, problem.base)
+    own = np.array([[name.split("/")[0] == c for name in problem.names] for c in problem.references])
+    result: dict[str, Any] = {"runs": len(V)}
+    for group, mask in {"own": own, "other": ~own}.items():
+        result[group] = {"entries": int(mask.sum()), "reliability": reliability(truth[mask], error_JD[mask])}
+        for name, M in estimates.items():
+            result[group][name] = judge(M, truth, mask, np.random.default_rng(0))
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -47,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="seeds that runs rotate over, each with a base proxy")
     parser.add_argument("--total", choices=("fixed", "free"), default="fixed", help="of the mixtures' rows")
     parser.add_argument("--train-only", action="store_true", help="train the proxies and stop")
+    parser.add_argument("--estimate-seeds", type=int, default=2, help="base proxies whose responses are averaged")
     parser.add_argument("--finished", action="store_true", help="only mixtures whose runs a stopped call finished")
     parser.add_argument("--methods", nargs="+", default=["implicit ekfac 0.01", "first-order"])
     arguments = parser.parse_args()
@@ -70,17 +98,21 @@ def main() -> None:
 
     settings = InfluenceSettings().within(1.5, arguments.rows, len(problem.names) + len(problem.references))
     gathered: dict[str, list[Any]] = {}
-    for seed in seeds:
+    for seed in seeds[: arguments.estimate_seeds]:
         for name, value in problem.estimates(seed, settings, arguments.methods).items():
             gathered.setdefault(name, []).append(value)
     arms: dict[str, tuple[Responses | None, float]] = {"losses only": (None, 0.0)}
     for name in arguments.methods:
         M, se, tokens = mean_of(gathered[name])
-        cost = len(seeds) * tokens / problem.training_tokens()
+        cost = len(gathered[name]) * tokens / problem.training_tokens()
         arms[name] = (Responses(problem.base, M, se, gathered[name][0].q), cost)
 
-    pool, held = np.arange(arguments.mixtures), np.arange(arguments.mixtures, len(V))
+    mixed = np.random.default_rng(0).permutation(len(V))  # finished runs are not in a random order
+    pool, held = mixed[: arguments.mixtures], mixed[arguments.mixtures :]
     report: dict[str, Any] = {"gradient_cost_in_runs": {k: cost for k, (_, cost) in arms.items()}, "by_runs": {}}
+    if arguments.total == "fixed" and len(V) > len(problem.names) + 10:
+        report["responses"] = judge_responses(problem, V, L, {k: given.M for k, (given, _) in arms.items() if given})
+        print(report["responses"])
     for runs in arguments.runs:
         errors: dict[str, list[float]] = {name: [] for name in arms}
         for subset in range(arguments.subsets):
@@ -89,7 +121,10 @@ def main() -> None:
             fit_L = np.vstack([base[:1], L[chosen]])
             fit_seed = np.concatenate([[seeds[0]], seed_of[chosen]])
             for name, (given, _) in arms.items():
-                model = ResponseModel(base=problem.base, available=np.array(problem.context.available), n_draws=8)
+                model = ResponseModel(
+                    base=problem.base, available=np.array(problem.context.available), n_draws=2,
+                    process="never", harm="never", n_starts=1,
+                )  # fmt: skip
                 model.fit(fit_V, fit_L, seed_id=fit_seed, baseline_loss=nothing, responses=given)
                 errors[name].append(error(model, V[held], L[held]))
         row: dict[str, Any] = {}
