@@ -1,7 +1,7 @@
 """Record a finished scale-up beside the search that it came from: its numbers as JSON, its tables as Markdown.
 
 python cli.py scale-up runs/sft5/mixture.json --model scratch:10M --baseline --seeds 3 --fraction 0.1 --out runs/up
-python benchmarks/record_scaleup.py runs/up sft5_scaleup_10M
+python benchmarks/record_scaleup.py runs/up sft5_scaleup_10M     (a run with --refine: refine)
 """
 
 from __future__ import annotations

@@ -13,6 +13,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 
+TotalRows = Annotated[
+    int | None, typer.Option(min=1, help="Rows of the full-size run; default the mixture's, or what `repeat` gives.")
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PATH", help="A domain's rows at full size, if not the search's; may repeat."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to an application.
 
@@ -22,6 +31,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         "scale-up", epilog="Example: ideal-proxy scale-up runs/mix/mixture.json --model my/model --baseline --seeds 3"
     )(scale_up)
+    app.command(
+        epilog="Example: ideal-proxy transfer runs/mix/mixture.json --mode law --total-rows 100000 --out full.json"
+    )(transfer)
     app.command(epilog="Example: ideal-proxy export runs/mix/mixture.json --to llamafactory --out data/lf")(export)
 
 
@@ -37,7 +49,13 @@ def scale_up(
     transfer: Annotated[
         str | None, typer.Option(help="Move the volumes to another total first: share, repeat or law.")
     ] = None,
-    total_rows: Annotated[int | None, typer.Option(min=1, help="Rows of the full-size run, for --transfer.")] = None,
+    total_rows: TotalRows = None,
+    data: Data = None,
+    refine: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Then so many steps by the full-size model's own gradients.")
+    ] = 0,
+    refine_step: Annotated[float, typer.Option(help="Largest |log change| of a volume in one of them.")] = 0.15,
+    refine_rows: Annotated[int, typer.Option(min=2, help="Most rows of each source in their gradients.")] = 400,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default by model.")] = None,
     batch_rows: Annotated[int | None, typer.Option(min=1, help="Rows of an optimiser step.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the search's.")] = None,
@@ -58,10 +76,10 @@ def scale_up(
     """Train the full-size model on a mixture; compare with base."""
     from ideal_proxy.errors import UsageError
     from ideal_proxy.mixture_file import load_mixture
-    from ideal_proxy.terminal import Reporter
+    from ideal_proxy.terminal import Reporter, named_paths
 
-    if (transfer is None) != (total_rows is None):
-        raise UsageError("--transfer and --total-rows belong together; give both, or neither")
+    if transfer is None and (total_rows is not None or data):
+        raise UsageError("--total-rows and --data need --transfer share, repeat or law; add it, or leave them out")
     loaded = load_mixture(mixture)
     from ideal_proxy.scaleup.model import ModelSpec
     from ideal_proxy.scaleup.result import scale_up_tables
@@ -69,10 +87,11 @@ def scale_up(
     from ideal_proxy.scaleup.train import scale_up as run
 
     reporter = Reporter(quiet=quiet or as_json)
-    if transfer is not None and total_rows is not None:
-        from ideal_proxy.scaleup.transfer import transfer_mixture
+    if transfer is not None:
+        from ideal_proxy.scaleup.transfer import carry
 
-        loaded = transfer_mixture(loaded, transfer, total_rows, reporter)
+        named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
+        loaded = carry(loaded, transfer, total_rows, reporter, data=named, folder=mixture.resolve().parent)
     short = model.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
     folder = out or mixture.resolve().parent / f"scale-up-{short}"
     wanted = ScaleUp(
@@ -91,9 +110,62 @@ def scale_up(
         save_seconds=save_minutes * 60,
         save_steps=save_steps,
         resume=resume,
+        refine=refine,
+        refine_step=refine_step,
+        refine_rows=refine_rows,
     )
     result = run(loaded, wanted, folder, reporter, folder=mixture.resolve().parent)
     typer.echo(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
+
+
+def transfer(
+    mixture: Mixture,
+    out: Annotated[Path, typer.Option(help="The full-size mixture file to write.")],
+    mode: Annotated[str, typer.Option(help="share, repeat or law.")] = "law",
+    total_rows: TotalRows = None,
+    data: Data = None,
+    swarm: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="A search at another proxy size or share; give two or more."),
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="Of the full-size model, such as 135M or 8B; with --swarm.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry a mixture to a full-size budget or other rows."""
+    from ideal_proxy.errors import UsageError
+    from ideal_proxy.mixture_file import load_mixture, save_mixture
+    from ideal_proxy.terminal import Reporter, named_paths
+
+    loaded = load_mixture(mixture)
+    named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
+    if out.exists() and out.samefile(mixture):
+        raise UsageError(f"--out {out} is the mixture file itself; choose another name")
+    from ideal_proxy.scaleup.transfer import carry, transfer_tables
+
+    reporter = Reporter(quiet=quiet or as_json)
+    folder = mixture.resolve().parent
+    law = None
+    if swarm:
+        from ideal_proxy.finished import load_run
+        from ideal_proxy.scaleup.sizes import law_across, read_size
+
+        if mode != "law":
+            raise UsageError("--swarm moves the law, which only --mode law asks; leave one of them out")
+        found = law_across(
+            [load_run(run) for run in swarm], loaded, parameters=read_size(parameters), random_state=loaded.seed
+        )
+        law = found.at
+        for note in found.notes:
+            reporter.note(note)
+    moved = carry(loaded, mode, total_rows, reporter, data=named, law=law, folder=folder)
+    save_mixture(out, moved)
+    if as_json:
+        typer.echo(moved.model_dump_json(indent=1, exclude={"law"}))
+        return
+    typer.echo(transfer_tables(loaded, moved) + f"\n\nMixture file: {out}")
 
 
 def export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,15 +55,21 @@ def hugging_face(job: Job) -> ExportReport:
     """
     name = "data/train-00000-of-00001.parquet"
     _write_parquet(job, job.folder / name)
-    rows = "\n".join(f"| {d.name} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
+    rows = "\n".join(f"| {_cell(d.name)} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
     card = (
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n"
         "---\n\n"
-        f"# {job.mixture.name}\n\nA mixture by ideal-proxy; rows stand in training order, repeats included.\n\n"
+        f"# {_cell(job.mixture.name)}\n\nA mixture by ideal-proxy; rows stand in training order, repeats included.\n\n"
         f"| domain | rows | repeat |\n|---|---:|---:|\n{rows}\n"
     )
     (job.folder / "README.md").write_text(card, encoding="utf-8")
     return report_of(job, "hf", [name, "README.md"], f'datasets.load_dataset("{job.folder}", split="train")')
+
+
+def _cell(text: str) -> str:
+    """Write a name so that it stays in its line and its cell of a Markdown table."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\|`*_<>\[\]#])", r"\\\1", " ".join(plain.split()))
 
 
 def streaming(job: Job) -> ExportReport:

@@ -17,7 +17,7 @@ from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile, sav
 from ideal_proxy.mixture_file import MetricResult
 from ideal_proxy.plan import Plan
 from ideal_proxy.prepare import Prepared
-from ideal_proxy.proposal import Proposal, bootstrap_volumes, gradient_note
+from ideal_proxy.proposal import Proposal, bootstrap_volumes, constraint_options, gradient_note
 from ideal_proxy.relative import directions
 from ideal_proxy.runs import Laboratory
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
@@ -328,6 +328,18 @@ def _mixture(
                 if config.objective.kind == "weighted"
                 else None,
                 "min_gain": config.objective.min_gain,
+                "upper_confidence": config.objective.upper_confidence,
+                "kl": config.constraints.kl,
+            },
+            "constraints": constraint_options(config)
+            | {
+                "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0} or None,
+                "upper": {
+                    d.name: f"{d.upper} rows"
+                    for d, entry in zip(prepared.domains, config.domains, strict=True)
+                    if entry.max is not None
+                }
+                or None,
             },
         },
         law=law,

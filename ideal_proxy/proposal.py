@@ -304,26 +304,38 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
     Returns:
         Constraints: all of them.
     """
-    unit = config.budget.unit
-    kind = {"keep": "keep", "at_most": "at most", "free": "free"}[config.budget.mode]
-    budget = kind
-    if config.budget.mode != "free" and config.budget.total is not None:
-        budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
     trust = config.constraints.trust_region
-    options: dict[str, Any] = {
-        "budget": budget,
-        "budget_unit": unit,
+    options = constraint_options(config) | {
         "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0},
         "upper": {d.name: f"{d.upper} rows" for d in prepared.domains},
-        "pinned": [entry.name for entry in config.domains if entry.pinned] or None,
-        "repeat_cap": config.constraints.max_repeat,
-        "groups": list(config.constraints.groups) or None,
-        "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
         "trust_region": trust,
     }
     if trust is None and explored is not None:
         options["trust_region"] = explored_region(explored, problem)
     return Constraints.from_options(options, problem)
+
+
+def constraint_options(config: SearchConfig) -> dict[str, Any]:
+    """Write the run file's limits as `Constraints.from_options` takes them, without bounds in rows and trust region.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        dict: texts, numbers and lists; the mixture file keeps it, so that a full-size run obeys the same limits.
+    """
+    unit = config.budget.unit
+    budget = {"keep": "keep", "at_most": "at most 100 %", "free": "free"}[config.budget.mode]
+    if config.budget.mode != "free" and config.budget.total is not None:
+        budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
+    return {
+        "budget": budget,
+        "budget_unit": unit,
+        "pinned": [entry.name for entry in config.domains if entry.pinned] or None,
+        "repeat_cap": config.constraints.max_repeat,
+        "groups": list(config.constraints.groups) or None,
+        "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
+    }
 
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:

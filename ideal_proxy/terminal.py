@@ -132,12 +132,13 @@ class Reporter:
             yield lambda what, done, total: update(done / max(total, 1), f"{what}: {done:,} of {total:,}")
 
 
-def named_paths(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def named_paths(given: Sequence[str], names: Sequence[str], name_of_option: str = "--source") -> dict[str, str]:
     """Read options of the form NAME=PATH.
 
     Args:
         given: the options.
         names: the names that are known.
+        name_of_option: for the message.
 
     Returns:
         dict: path by name.
@@ -149,7 +150,7 @@ def named_paths(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     for option in given:
         name, equals, path = option.partition("=")
         if not equals or not path or name not in names:
-            raise UsageError(f"--source {option!r} must be NAME=PATH with NAME one of {', '.join(names)}")
+            raise UsageError(f"{name_of_option} {option!r} must be NAME=PATH with NAME one of {', '.join(names)}")
         paths[name] = path
     return paths
 

@@ -18,8 +18,8 @@ from ideal_proxy.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "init", "check", "search", "show", "status", "report", "what-if", "apply", "export", "scale-up", "fit", "predict",
-    "optimize", "influence",
+    "init", "check", "search", "show", "status", "report", "what-if", "apply", "transfer", "export", "scale-up", "fit",
+    "predict", "optimize", "influence",
 )  # fmt: skip
 ROW = '{"instruction": "say", "input": "", "output": "it"}\n'
 PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}

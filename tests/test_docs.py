@@ -27,6 +27,8 @@ NOT_RUN = {  # a line here is not executed; each must occur
     "python3 cli.py search": "the embedded demo; test_demo.py and notebook 01 run it",
     "python3 cli.py test": "these tests",
     "pip install .": "set-up; the tests run in what it made",
+    "accelerate launch --config_file fsdp2.yaml -m ideal_proxy.cli scale-up full.json --model path/or/hub-id "
+    "--out runs/full": "several GPUs; test_sharded.py launches the command with two CPU processes",
     "llamafactory-cli train data/lf/sft.yaml": TRAINER,
     "bash data/swift/sft.sh --model MODEL": TRAINER,
     "bash data/oi/sft.sh --model_name_or_path MODEL": TRAINER,

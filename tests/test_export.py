@@ -9,6 +9,9 @@ import math
 import random
 import re
 import shlex
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +280,43 @@ def test_trl_and_axolotl_take_the_file_whole(mixture: MixtureFile, tmp_path: Pat
         entries[0]["path"], data_files=entries[0]["data_files"], split="train", cache_dir=str(tmp_path / "cache")
     )
     assert counts(table["messages"][:]) == WANTED
+
+
+def test_streaming_itself_draws_the_counts(mixture: MixtureFile, tmp_path: Path) -> None:
+    """MosaicML Streaming's own reader and sampler, in a process where what it does not need is stood in for."""
+    if importlib.util.find_spec("streaming") is None:
+        pytest.skip("mosaicml-streaming is not installed")
+    export_mixture(mixture, "streaming", tmp_path / "out")
+    worker = Path(__file__).with_name("streaming_worker.py")
+    command = [sys.executable, "-W", "ignore", str(worker), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    size, *lines = done.stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert int(size) == sum(WANTED.values())
+    assert counts(rows) == WANTED
+    maths = collections.Counter(json.dumps(row) for row in rows if domain_of(row) == "maths & sums")
+    assert len(maths) == 100
+    assert set(maths.values()) == {2, 3}, "whole passes and a remainder"
+
+
+def test_trl_itself_reads_its_configuration(
+    mixture: MixtureFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's own loader of mixtures takes every row, and every other key is one of its trainer's."""
+    datasets = pytest.importorskip("datasets")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if importlib.util.find_spec("trl") is None:
+            pytest.skip("trl is not installed")
+        from trl import SFTConfig
+        from trl.scripts.utils import DatasetMixtureConfig, get_dataset
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    export_mixture(mixture, "trl", tmp_path / "out")
+    settings = yaml.safe_load((tmp_path / "out" / "sft.yaml").read_text())
+    found = get_dataset(DatasetMixtureConfig(datasets=settings.pop("datasets")))["train"]
+    assert found["messages"][:] == expected_rows(mixture)
+    assert set(settings) <= set(SFTConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(("target", "exact"), [(name, known.exact) for name, known in targets().items()])

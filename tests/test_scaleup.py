@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from ideal_proxy.data import collate, make_template, read_rows, row_keys, source_fingerprint, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order, save_mixture
-from ideal_proxy.mixture_file import CapabilityResult, DomainVolume, MixtureFile
+from ideal_proxy.mixture_file import CapabilityResult, DomainVolume, MixtureFile, load_mixture
 from ideal_proxy.proxy import RowLosses, TrainSettings, build_proxy, label_losses, train
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder
 from ideal_proxy.scaleup.result import compare, scale_up_tables
@@ -303,6 +304,44 @@ def test_a_finished_scale_up_is_not_trained_again(mixture: MixtureFile, done: tu
     assert weights.stat().st_mtime_ns == stamp
 
 
+def test_refine_takes_up_a_finished_scale_up(mixture: MixtureFile, tmp_path: Path, done: tuple[Path, dict]) -> None:
+    """The full-size model's own gradients give the next mixture; it is trained, judged, and never made twice."""
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    wanted = replace(TINY, baseline=True, seeds=2, resume=True, refine=1, refine_rows=40)
+    found = scale_up(mixture, wanted, out, QUIET)
+    assert found["capabilities"] == done[1]["capabilities"], "the first mixture is not trained again"
+    told = found["refine"]["iterations"][0]
+    rows = told["rows"]
+    assert sum(rows.values()) == 180, "at the parent's total"
+    assert rows["facts"] <= 2, "a dropped domain stays dropped"
+    change = np.log([rows["sums"] / 130, rows["echo"] / 50])
+    assert 0.05 < np.abs(change).max() < 0.15 + 0.03
+    assert told["gradients"]["why"].startswith("the gradients agree with the full-size runs")
+    assert told["gradients"]["seeds"] == 2
+    logs = [json.loads((out / "runs" / f"refined-1-{seed}" / "log.json").read_text()) for seed in found["seeds"]]
+    assert [log["rows"] for log in logs] == [rows, rows]
+    before = [entry["after"] for entry in found["capabilities"]]
+    ratios = [told["observed"]["losses"][c["name"]] / x for c, x in zip(found["capabilities"], before, strict=True)]
+    assert found["refine"]["best"] in {0, 1}
+    assert told["observed"]["gain_over_parent"]["value"] == pytest.approx(1 - np.mean(ratios), abs=2e-3)
+    refined = load_mixture(out / "refine" / "1" / "mixture.json")
+    assert refined.provenance["refine"][0]["observed"] == told["observed"]
+    assert [d.rows for d in refined.domains] == list(rows.values())
+    text = scale_up_tables(found, "out")
+    assert "Refine: gain in %" in text
+    assert all(len(line) <= 80 for line in text.splitlines()), text
+    weights = out / "runs" / "refined-1-5" / "model" / "model.safetensors"
+    stamp = weights.stat().st_mtime_ns, (out / "refine" / "responses-0.npz").stat().st_mtime_ns
+    again = scale_up(mixture, wanted, out, QUIET)
+    assert again["refine"] == found["refine"]
+    assert (weights.stat().st_mtime_ns, (out / "refine" / "responses-0.npz").stat().st_mtime_ns) == stamp
+    with pytest.raises(UsageError, match="begun with another --refine-step"):
+        scale_up(mixture, replace(wanted, refine_step=0.3), out, QUIET)
+    with pytest.raises(UsageError, match="needs a law in the mixture file, or --baseline"):
+        scale_up(mixture, replace(wanted, baseline=False), tmp_path / "x", QUIET)
+
+
 DIE_AT_STEP_8 = """
 import os, signal, sys
 from pathlib import Path
@@ -388,6 +427,12 @@ def test_lora_of_a_pretrained_folder_resumes_too(
     change = [not torch.equal(a, b) for a, b in zip(merged.parameters(), before.parameters(), strict=True)]
     assert any(change), "the merged model holds what was trained"
     assert (tmp_path / "broken/runs/mixture-5/model/adapter/adapter_model.safetensors").exists()
+    refined = replace(wanted, resume=True, baseline=True, refine=1, refine_rows=16)
+    told = scale_up(mixture, refined, tmp_path / "whole", QUIET)["refine"]["iterations"][0]
+    assert sum(told["rows"].values()) == 180
+    with np.load(tmp_path / "whole" / "refine" / "responses-0.npz") as file:
+        assert np.abs(file["M"][:, :2]).min() > 0, "responses through the adapter"
+        np.testing.assert_allclose(file["M"].sum(axis=1), 0, atol=1e-6 * np.abs(file["M"]).max())
 
 
 def test_bf16_gradient_checkpointing_and_padding_agree_with_plain(mixture: MixtureFile, tmp_path: Path) -> None:

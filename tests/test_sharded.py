@@ -90,40 +90,38 @@ def test_shipped_configuration_is_what_accelerate_reads() -> None:
         assert renamed.get(name, name) in known | {"version"}, key
 
 
-LAUNCHED = """
-import json, sys
-from pathlib import Path
-from ideal_proxy.mixture import load_mixture
-from ideal_proxy.scaleup.model import ModelSpec
-from ideal_proxy.scaleup.train import ScaleUp, scale_up
-from ideal_proxy.terminal import Reporter
-
-wanted = ScaleUp(spec=ModelSpec(name="scratch:0.1M"), device="cpu", evaluations=1)
-scale_up(load_mixture(sys.argv[1]), wanted, Path(sys.argv[2]), Reporter(quiet=True))
-"""
-
-
 @pytest.mark.slow
-def test_a_launched_scale_up_equals_one_process(tmp_path: Path) -> None:
-    """The whole command's work under torchrun: same loss curve, one set of files, checkpoints by both."""
+def test_the_launched_command_equals_one_process(tmp_path: Path) -> None:
+    """`accelerate launch -m ideal_proxy.cli scale-up`: one loss curve, one set of files, the same refined mixture."""
     domains = []
     for name, count in (("arithmetic", 60), ("strings", 50)):
         source = f"demo:{name}?seed=1&rows=80"
         found = source_fingerprint(row_keys(list(read_rows(source))))
-        domains.append(DomainVolume(name=name, source=source, fingerprint=found, available=80, rows=count))
+        domains.append(
+            DomainVolume(name=name, source=source, fingerprint=found, available=80, rows=count, base_rows=110 - count)
+        )
     judged = [CapabilityResult(name="strings", source="demo:strings?seed=1&rows=30&split=reference")]
     proxy = {"size": "0.1M", "vocabulary": 320, "context": 48, "batch_rows": 16}
     save_mixture(
         tmp_path / "mixture.json",
         MixtureFile(seed=3, domains=domains, capabilities=judged, provenance={"proxy": proxy}),
     )
-    (tmp_path / "run.py").write_text(LAUNCHED)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, command in (("one", [sys.executable]), ("two", launcher)):
-        command = [*command, str(tmp_path / "run.py"), str(tmp_path / "mixture.json"), str(tmp_path / name)]
-        subprocess.run(command, env=environment, check=True, timeout=900)
-    logs = [json.loads((tmp_path / name / "runs/mixture-3/log.json").read_text()) for name in ("one", "two")]
-    assert [log["processes"] for log in logs] == [1, 2]
-    for alone, together in zip(logs[0]["curve"], logs[1]["curve"], strict=True):
-        assert together == pytest.approx(alone, rel=1e-5)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no"]
+    command = ["-m", "ideal_proxy.cli", "scale-up", str(tmp_path / "mixture.json"), "--model", "scratch:0.1M"]
+    options = ["--device", "cpu", "--evaluations", "1", "--baseline", "--refine", "1", "--refine-rows", "20", "--quiet"]
+    # On a CPU accelerate starts several processes only by the launcher that it has for GPUs.
+    for name, processes in (("one", ["--cpu"]), ("two", ["--multi_gpu", "--num_processes", "2"])):
+        words = [*launch, *processes, "--mixed_precision", "no", *command, *options, "--out", str(tmp_path / name)]
+        subprocess.run(words, env=environment, check=True, timeout=1800)
+    for run in ("mixture-3", "base-3", "refined-1-3"):
+        logs = [json.loads((tmp_path / name / "runs" / run / "log.json").read_text()) for name in ("one", "two")]
+        assert [log["processes"] for log in logs] == [1, 2]
+        assert logs[0]["rows"] == logs[1]["rows"]
+        for alone, together in zip(logs[0]["curve"], logs[1]["curve"], strict=True):
+            assert together == pytest.approx(alone, rel=1e-5)
+    told = [
+        json.loads((tmp_path / name / "result.json").read_text())["refine"]["iterations"] for name in ("one", "two")
+    ]
+    assert told[0][0]["gradients"]["scale"] == pytest.approx(told[1][0]["gradients"]["scale"], rel=1e-3)
+    assert told[0][0]["rows"] == told[1][0]["rows"]

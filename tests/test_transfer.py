@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from pathlib import Path
+
+import finished_run
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
+from typer.testing import CliRunner
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.fit import ResponseModel
 from ideal_proxy.law import Volumes
-from ideal_proxy.mixture_file import CapabilityResult, DomainVolume, MixtureFile
+from ideal_proxy.mixture_file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
 from ideal_proxy.scaleup.size_law import SizeLaw, SizeSurface, rank_agreement
 from ideal_proxy.scaleup.transfer import transfer_mixture, transfer_volumes
 from ideal_proxy.terminal import Reporter
@@ -17,6 +25,7 @@ from ideal_proxy.terminal import Reporter
 AVAILABLE = np.array([300.0, 20_000.0, 20_000.0])
 BASE = np.array([300.0, 350.0, 350.0])
 NAMES = ("small", "wide", "other")
+QUIET = Reporter(quiet=True)
 
 
 def surface(theta: np.ndarray, available: np.ndarray = AVAILABLE) -> SizeSurface:
@@ -256,11 +265,10 @@ def test_one_size_cannot_be_extrapolated(sizes: tuple) -> None:
     np.testing.assert_array_equal(again.theta_, law.theta_)
 
 
-def test_a_mixture_file_is_carried_with_its_predictions() -> None:
+def fitted_file() -> MixtureFile:
+    """A mixture file with a law fitted to 24 runs without noise."""
     law, rng = surface(TRUTH), np.random.default_rng(0)
     V = BASE * np.exp(rng.uniform(-1.5, 1.5, (24, 3)))
-    import pandas as pd
-
     L = pd.DataFrame([law.value_and_gradient(v)[0] for v in V], columns=["a", "b"])
     model = ResponseModel(available=AVAILABLE, base=BASE, process="never", harm="never", n_draws=16)
     model.fit(pd.DataFrame(V, columns=NAMES), L)
@@ -271,23 +279,31 @@ def test_a_mixture_file_is_carried_with_its_predictions() -> None:
             fingerprint="0" * 64,
             available=int(u),
             rows=r,
-            tokens=10 * r,
+            tokens=(10 + 10 * (name == "small")) * r,
             supervised_tokens=3 * r,
             base_rows=int(b),
         )
         for name, u, b, r in zip(NAMES, AVAILABLE, BASE, (500, 200, 300), strict=True)
     ]
-    mixture = MixtureFile(
+    return MixtureFile(
         domains=domains,
         verdict="improves",
         gain=0.05,
         law=model.to_json(),
         capabilities=[CapabilityResult(name=n, base_loss=1.0, predicted_loss=0.9, verified_loss=0.9) for n in "ab"],
     )
+
+
+def rows_of(mixture: MixtureFile) -> np.ndarray:
+    return np.array([d.rows for d in mixture.domains], dtype=float)
+
+
+def test_a_mixture_file_is_carried_with_its_predictions() -> None:
+    law, mixture = surface(TRUTH), fitted_file()
     moved = transfer_mixture(mixture, "law", 3000, Reporter(quiet=True))
     assert moved.total_rows == 3000
     assert sum(d.base_rows for d in moved.domains) == 3000
-    assert [d.tokens for d in moved.domains] == [10 * d.rows for d in moved.domains]
+    assert [d.tokens for d in moved.domains] == [f * d.rows for f, d in zip((20, 10, 10), moved.domains, strict=True)]
     assert sum(d.share for d in moved.domains) == pytest.approx(1)
     assert moved.verdict is None, "nothing was verified at these volumes"
     assert moved.capabilities[0].verified_loss is None
@@ -299,3 +315,176 @@ def test_a_mixture_file_is_carried_with_its_predictions() -> None:
     shares = transfer_mixture(mixture.model_copy(update={"law": None}), "share", 3000, Reporter(quiet=True))
     assert [d.rows for d in shares.domains] == [1500, 600, 900]
     assert shares.capabilities[0].predicted_loss is None
+
+
+def test_the_run_files_limits_hold_at_full_size_too() -> None:
+    """Pins, groups in tokens, the search's own repeat cap and must-not-drop come from the file."""
+    mixture = fitted_file()
+    law = ResponseModel.from_json(mixture.law)
+    free = rows_of(transfer_mixture(mixture, "law", 3000, QUIET))
+    assert free[0] > 3 * AVAILABLE[0], (
+        "without limits of its own the small domain is gone through more than three times"
+    )
+
+    def limited(**options: object) -> np.ndarray:
+        objective = options.pop("objective", None)
+        told = {"budget": "keep", "budget_unit": "tokens", "repeat_cap": 4.0, **options}
+        held = mixture.model_copy(update={"provenance": {"constraints": told, "objective": objective}})
+        found = rows_of(transfer_mixture(held, "law", 3000, QUIET))
+        assert found.sum() == 3000
+        return found
+
+    assert limited(repeat_cap=2.0)[0] <= 2 * AVAILABLE[0] < free[0]
+    assert limited(pinned=["other"])[2] == pytest.approx(3000 * BASE[2] / BASE.sum(), abs=1)
+    assert limited(lower={"wide": "1500 rows"})[1] >= 1500 > free[1]
+    tokens = np.array([d.tokens / d.rows for d in mixture.domains])
+    grouped = limited(groups=["small <= 20 %"])
+    assert grouped[0] * tokens[0] / (grouped @ tokens) <= 0.2 + 1e-3, "20 % of the tokens, not of the rows"
+    assert grouped[0] * tokens[0] / (grouped @ tokens) > 0.19
+    for_a = {"kind": "weighted", "weights": {"a": 1.0}}
+
+    def second(rows: np.ndarray) -> float:
+        return float(law.value_and_gradient(rows)[0][1] / law.value_and_gradient(BASE * 3)[0][1])
+
+    greedy = limited(objective=for_a)
+    kept = limited(objective=for_a, must_not_drop={"b": 0.01})
+    assert second(greedy) > 1.1 > 1.011 > second(kept), "b may rise by 1 % and no more"
+
+
+def test_other_rows_at_full_size_change_where_repeats_saturate(tmp_path: Path) -> None:
+    """The small domain has ten times the rows at full size: the law gives it more, and the file names the new rows."""
+    mixture = fitted_file()
+    path = tmp_path / "small.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) + "\n" for n in range(3000)))
+    save_mixture(tmp_path / "mixture.json", mixture)
+
+    def command(*more: str) -> MixtureFile:
+        out = tmp_path / f"full{len(more)}.json"
+        options = [
+            "transfer",
+            str(tmp_path / "mixture.json"),
+            "--mode",
+            "law",
+            "--total-rows",
+            "9000",
+            "--out",
+            str(out),
+        ]
+        done = CliRunner().invoke(app, [*options, *more])
+        assert done.exit_code == 0, done.output
+        assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
+        assert re.search(r"small\s+500\s", done.stdout)
+        return load_mixture(out)
+
+    from ideal_proxy.cli import app
+
+    same, grown = command(), command("--data", f"small={path}")
+    assert grown.domains[0].available == 3000
+    assert grown.domains[0].source == str(path)
+    assert grown.domains[0].fingerprint != mixture.domains[0].fingerprint
+    assert grown.domains[1].fingerprint == mixture.domains[1].fingerprint
+    assert grown.total_rows == same.total_rows == 9000
+    assert grown.domains[0].rows > 1.5 * same.domains[0].rows
+    truth = surface(TRUTH, np.array([3000.0, *AVAILABLE[1:]]))
+    best = optimum(truth, 9000.0)
+    assert abs(grown.domains[0].rows - best[0]) < 0.15 * best[0]
+    wrong = CliRunner().invoke(
+        app, ["transfer", str(tmp_path / "mixture.json"), "--out", str(tmp_path / "x"), "--data", "n=x"]
+    )
+    assert "--data 'n=x' must be NAME=PATH" in str(wrong.exception)
+
+
+def searches(folder: Path, turned: bool = False) -> list[Path]:
+    """Two finished searches, of 1M and 4M proxies: the larger ones need `coding` less (or rank the other way round)."""
+    places = []
+    for size in (1_000_000, 4_000_000):
+        place = folder / f"{size}{turned}"
+        shutil.copytree(finished_run.folder(), place)
+        frame = pd.read_parquet(place / "runs.parquet")
+        volumes = frame[[f"rows/{name}" for name in finished_run.DOMAINS]].to_numpy()
+        losses = by_size(volumes, size)
+        if turned and size > 1_000_000:
+            losses = losses.max(axis=0) + 0.2 - losses / 2
+        for j, name in enumerate(finished_run.CAPABILITIES):
+            frame[f"search_loss/{name}"] = losses[:, j]
+        frame.to_parquet(place / "runs.parquet", index=False)
+        plan = json.loads((place / "plan.json").read_text()) | {"parameters": size}
+        (place / "plan.json").write_text(json.dumps(plan))
+        places.append(place)
+    return places
+
+
+def by_size(volumes: np.ndarray, size: float) -> np.ndarray:
+    """True losses (R, J): the worth of `coding` falls with the fourth root of the size."""
+    weight = np.array([[2.0 * (size / 1e6) ** -0.45, 0.1, 0.05], [0.05, 0.4, 1.6 * (size / 1e6) ** 0.1]])
+    return 0.5 + 2.5 / (1 + np.sqrt(np.atleast_2d(volumes) / 1000.0) @ weight.T)
+
+
+def searched_mixture() -> MixtureFile:
+    tokens = finished_run.TOKENS
+    return MixtureFile(
+        domains=[
+            DomainVolume(
+                name=name, source="x", fingerprint=f"{i}" * 64, available=int(finished_run.AVAILABLE[i]),
+                rows=int(finished_run.PROPOSAL[i]), base_rows=int(finished_run.BASE[i]),
+                tokens=int(finished_run.PROPOSAL[i] * tokens[i]),
+            )
+            for i, name in enumerate(finished_run.DOMAINS)
+        ],
+        capabilities=[CapabilityResult(name=name, base_loss=1.0) for name in finished_run.CAPABILITIES],
+    )  # fmt: skip
+
+
+def test_searches_at_two_sizes_give_the_law_at_a_third(tmp_path: Path) -> None:
+    from ideal_proxy.cli import app
+
+    save_mixture(tmp_path / "mixture.json", searched_mixture())
+    options = ["transfer", str(tmp_path / "mixture.json"), "--out", str(tmp_path / "full.json"), "--total-rows", "3300"]
+    swarms = [word for run in searches(tmp_path) for word in ("--swarm", str(run))]
+    done = CliRunner().invoke(app, [*options, *swarms, "--parameters", "64M"])
+    assert done.exit_code == 0, done.output
+    assert "parameters: 6.4e+07 is 16 times outside the searches" in done.stderr
+    assert "rank mixtures alike" in done.stderr
+    found = rows_of(load_mixture(tmp_path / "full.json"))
+    regret = [mean_ratio(v, 64e6) - mean_ratio(best_at(64e6), 64e6) for v in (found, best_at(1e6))]
+    assert regret[0] < 0.5 * regret[1], "closer to the optimum at 64M than the 1M optimum is"
+    assert found.sum() == 3300
+    predicted = [
+        c.predicted_upper / c.base_loss - c.predicted_lower / c.base_loss
+        for c in load_mixture(tmp_path / "full.json").capabilities
+    ]
+    assert min(predicted) > 0
+    swarms = [word for run in searches(tmp_path, turned=True) for word in ("--swarm", str(run))]
+    turned = CliRunner().invoke(app, [*options, *swarms, "--parameters", "64M"])
+    assert "DISAGREE on the ranking" in turned.stderr
+    assert "make any transfer doubtful" in turned.stderr
+    for wrong, said in (
+        ([*swarms], "--parameters of the full-size model is needed"),
+        ([*swarms[:2], "--parameters", "1B"], "one proxy size and one share"),
+        ([*swarms, "--parameters", "big"], "give a number such as 135M"),
+        ([*swarms, "--parameters", "1B", "--mode", "share"], "only --mode law asks"),
+    ):
+        refused = CliRunner().invoke(app, [*options, *wrong])
+        assert isinstance(refused.exception, UsageError)
+        assert said in str(refused.exception)
+    other = searched_mixture()
+    changed = other.model_copy(
+        update={"domains": [other.domains[0].model_copy(update={"fingerprint": "9" * 64}), *other.domains[1:]]}
+    )
+    save_mixture(tmp_path / "mixture.json", changed)
+    refused = CliRunner().invoke(app, [*options, *swarms, "--parameters", "1B"])
+    assert "searched other rows of coding" in str(refused.exception)
+
+
+def mean_ratio(v: np.ndarray, size: float) -> float:
+    base = finished_run.BASE
+    return float((by_size(v, size) / by_size(base, size)).mean())
+
+
+def best_at(size: float) -> np.ndarray:
+    """The optimum of 3,300 rows by a grid, independent of the optimiser."""
+    first, second = np.meshgrid(np.arange(0, 3301, 25.0), np.arange(0, 3301, 25.0), indexing="ij")
+    grid = np.stack([first, second, 3300 - first - second], axis=-1).reshape(-1, 3)
+    grid = grid[grid[:, 2] >= 0]
+    ratios = (by_size(grid, size) / by_size(finished_run.BASE, size)).mean(axis=1)
+    return grid[int(ratios.argmin())]

@@ -168,6 +168,22 @@ def load_model(
     return model
 
 
+def with_adapter(model: Any, folder: Path) -> Any:
+    """Put a trained LoRA on its model again, so that its updates, and nothing else, can be trained.
+
+    Args:
+        model: the model that it was trained on.
+        folder: the adapter's.
+
+    Returns:
+        Any: a peft wrapper.
+    """
+    from peft import PeftModel
+
+    with quiet_libraries():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
 def make_start(
     spec: ModelSpec,
     encoder: Encoder,

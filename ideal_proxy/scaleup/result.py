@@ -72,7 +72,7 @@ def compare(
     inside = [entry["inside"] for entry in entries if entry["inside"] is not None]
     result["inside"] = {"count": sum(inside), "of": len(inside)}
     if base_runs:
-        result["gain"] = _gain(names, runs, base_runs, verify, kind, weights, min_gain)
+        result["gain"] = gain_over(names, runs, base_runs, verify, kind=kind, weights=weights, min_gain=min_gain)
     return result
 
 
@@ -126,16 +126,30 @@ def _promise(capability: CapabilityResult, ratio: dict[str, Any] | None, after: 
     return promise
 
 
-def _gain(
+def gain_over(
     names: Sequence[str],
     runs: Sequence[RunLosses],
     base_runs: Sequence[RunLosses],
     verify: Sequence[NDArray[np.bool_]],
-    kind: Kind,
-    weights: Sequence[float] | None,
-    min_gain: float,
+    *,
+    kind: Kind = "mean",
+    weights: Sequence[float] | None = None,
+    min_gain: float = 0.005,
 ) -> dict[str, Any]:
-    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows."""
+    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows.
+
+    Args:
+        names: J capabilities.
+        runs: S runs.
+        base_runs: S runs with the same seeds on what is compared with.
+        verify: J masks (N_j,) of the rows to judge on.
+        kind: how the capabilities make one objective.
+        weights: of `weighted`, (J,).
+        min_gain: the smallest gain that counts.
+
+    Returns:
+        dict: JSON-ready: `value`, `lower` and `upper` (None with one seed), `pairs`, `answer`, a sentence.
+    """
     paired = []
     for j, name in enumerate(names):
         rows = _judged(verify[j])
@@ -211,5 +225,33 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
     else:
         lines.append("Base was not trained: --baseline compares with it, and checks the prediction.")
+    if result.get("refine"):
+        lines += ["", *_refine_tables(result["refine"])]
     lines.append(f"Models and {folder}/result.json written.")
     return "\n".join(lines)
+
+
+def _refine_tables(refined: dict[str, Any]) -> list[str]:
+    """Lay out the iterations: what each was predicted to gain over the mixture it started from, and what it gained."""
+
+    def shown(gain: dict[str, Any] | None) -> str:
+        if gain is None:
+            return "-"
+        text = f"{100 * gain['value']:+.2f}"
+        return text if gain["lower"] is None else f"{text} [{100 * gain['lower']:+.2f},{100 * gain['upper']:+.2f}]"
+
+    rows = [
+        (
+            f"{entry['iteration']}{'*' if entry['accepted'] else ''}",
+            str(entry["parent"]["iteration"]),
+            shown(entry["predicted"]["gain_over_parent"]),
+            shown(entry["observed"]["gain_over_parent"]),
+            shown(entry["observed"]["gain_over_base"]),
+        )
+        for entry in refined["iterations"]
+    ]
+    lines = []
+    if rows:
+        header = ("step", "from", "predicted", "over parent", "over base")
+        lines += [table("Refine: gain in %, verify rows (* kept)", header, rows), ""]
+    return [*lines, paragraph(refined["sentence"][:1].upper() + refined["sentence"][1:] + ".")]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -260,10 +262,18 @@ def _log(
         "processes": trainer.args.world_size,
         "device": str(trainer.args.device),
         "seconds": round(seconds, 3),
+        "peak_memory_bytes": _peak_memory(trainer.args.device),
         "resumed_at_step": int(found.name.removeprefix("checkpoint-")) if found else 0,
         "curve": curve,
         "during": during,
     }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes that this process, or its GPU, held so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _keep(

@@ -246,11 +246,13 @@ class RankAgreement:
         scales: the two.
         mixtures: number of mixtures compared.
         correlation: (J,) Spearman correlation of the losses.
+        by_laws: the losses are those of each size's own fitted law, for want of mixtures that both trained.
     """
 
     scales: tuple[float, float]
     mixtures: int
     correlation: Array
+    by_laws: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -269,16 +271,18 @@ class RankAgreement:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(capabilities, self.correlation, strict=True))
         head = "rank mixtures alike" if self.agrees else "DISAGREE on the ranking of mixtures"
         low, high = self.scales
-        return f"sizes {low:g} and {high:g} {head} (Spearman over {self.mixtures} mixtures: {shown})"
+        how = ", by their fitted laws" if self.by_laws else ""
+        return f"sizes {low:g} and {high:g} {head} (Spearman over {self.mixtures} mixtures{how}: {shown})"
 
 
-def rank_agreement(V: Array, L: Array, sizes: Array) -> list[RankAgreement]:
+def rank_agreement(V: Array, L: Array, sizes: Array, *, by_laws: bool = False) -> list[RankAgreement]:
     """Compare the ranking of equal mixtures between neighbouring sizes.
 
     Args:
         V: (R, D) volumes.
         L: (R, J) losses.
         sizes: (R,) size of each run's proxy.
+        by_laws: the losses are predictions of each size's law.
 
     Returns:
         list: an entry for each pair of neighbouring sizes with at least 4 mixtures in common.
@@ -298,5 +302,5 @@ def rank_agreement(V: Array, L: Array, sizes: Array) -> list[RankAgreement]:
             continue
         left, right = (np.array([part[key] for key in common]) for part in means)
         correlation = np.array([float(spearmanr(left[:, j], right[:, j]).statistic) for j in range(L.shape[1])])
-        found.append(RankAgreement((float(low), float(high)), len(common), correlation))
+        found.append(RankAgreement((float(low), float(high)), len(common), correlation, by_laws))
     return found

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.influence_records import IDEAL_STEP
 from ideal_proxy.mixture import MixtureFile
 from ideal_proxy.proxy import TrainSettings
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start
+from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
 from ideal_proxy.scaleup.result import FORMAT, compare
 from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
-from ideal_proxy.scaleup.source import draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
+from ideal_proxy.scaleup.source import Drawn, draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
+from ideal_proxy.scaleup.transfer import usable_law
 from ideal_proxy.store import atomic_write_json, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
 
@@ -46,6 +50,9 @@ class ScaleUp:
         save_steps: a checkpoint every so many steps as well.
         keep_models: write the trained models; of the first seed always.
         resume: go on in a folder that holds this very scale-up.
+        refine: iterations of `refine.Refiner` after the first mixture.
+        refine_step: largest |log change| of a volume in one of them.
+        refine_rows: most rows of each source whose gradients are taken.
     """
 
     spec: ModelSpec
@@ -64,6 +71,9 @@ class ScaleUp:
     save_steps: int | None = None
     keep_models: bool = True
     resume: bool = False
+    refine: int = 0
+    refine_step: float = IDEAL_STEP
+    refine_rows: int = 400
 
 
 def scale_up(
@@ -144,30 +154,53 @@ def scale_up(
         ]
         # Reserved rows are in the full-size draw; a fraction leaves them out, as a proxy does.
         exclude = proxies.warm_fraction if wanted.spec.scratch is not None and wanted.fraction < 1 else 0.0
-        arms: dict[str, list[RunLosses]] = {"mixture": [], **({"base": []} if baseline else {})}
-        for seed in seeds:
-            for arm, found in arms.items():
-                volumes = [d.rows if arm == "mixture" else d.base_rows for d in mixture.domains]
+
+        def train(arm: str, volumes: Sequence[int]) -> Arm:
+            found: list[tuple[RunLosses, Path, Drawn]] = []
+            for seed in seeds:
+                place = out / "runs" / f"{arm}-{seed}"
                 drawn = draw_rows(data.names, data.domains, volumes, seed, fraction=wanted.fraction, exclude=exclude)
                 keep = replace(settings, keep_model=settings.keep_model or seed == seeds[0])
-                found.append(
-                    run_training(
-                        out / "runs" / f"{arm}-{seed}",
-                        wanted.spec,
-                        encoder,
-                        data,
-                        drawn,
-                        keep,
-                        reporter,
-                        seed=seed,
-                        start=start,
-                        label=f"{arm}, seed {seed}",
-                        save_steps=wanted.save_steps,
-                    )
+                run = run_training(
+                    place,
+                    wanted.spec,
+                    encoder,
+                    data,
+                    drawn,
+                    keep,
+                    reporter,
+                    seed=seed,
+                    start=start,
+                    label=f"{arm}, seed {seed}",
+                    save_steps=wanted.save_steps,
                 )
+                found.append((run, place, drawn))
+            runs, folders, draws = zip(*found, strict=True)
+            return Arm(np.asarray(volumes, dtype=np.int64), runs, folders, draws)
+
+        arms = {"mixture": train("mixture", [d.rows for d in mixture.domains])}
+        if baseline:
+            arms["base"] = train("base", [d.base_rows for d in mixture.domains])
         objective = _objective(mixture)
-        result = compare(mixture, arms["mixture"], arms.get("base"), data.verify, **objective)
-        first = arms["mixture"][0].log
+        base = arms.get("base")
+        result = compare(mixture, arms["mixture"].runs, base.runs if base else None, data.verify, **objective)
+        if wanted.refine:
+            refiner = Refiner(
+                mixture,
+                data,
+                wanted.spec,
+                encoder,
+                settings,
+                RefineSettings(iterations=wanted.refine, step=wanted.refine_step, rows=wanted.refine_rows),
+                train=train,
+                folder=out / "refine",
+                reporter=reporter,
+                judged=objective,
+                first=_first,
+                main=_main(),
+            )
+            result["refine"] = refiner.refine(arms["mixture"], base)
+        first = arms["mixture"].runs[0].log
         result = {
             "format": FORMAT,
             "mixture": mixture.name,
@@ -180,8 +213,9 @@ def scale_up(
             "tokens": sum(first["tokens"].values()),
             "steps": first["steps"],
             "volumes": first["rows"],
-            "base_volumes": arms["base"][0].log["rows"] if baseline else None,
-            "seconds": sum(run.log["seconds"] for found in arms.values() for run in found),
+            "base_volumes": base.runs[0].log["rows"] if base else None,
+            "seconds": sum(run.log["seconds"] for arm in arms.values() for run in arm.runs),
+            "peak_memory_bytes": max(run.log.get("peak_memory_bytes", 0) for run in arms["mixture"].runs),
             "settings": _plain(settings),
             "gain": None,
             **result,
@@ -200,6 +234,10 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
         raise UsageError(f"--fraction is {wanted.fraction}; it must lie above 0 and at most at 1")
     if not mixture.capabilities:
         raise UsageError("the mixture file names no capability, so nothing can be measured; add one with its source")
+    if wanted.refine < 0 or not 0 < wanted.refine_step <= 2 or wanted.refine_rows < 2:
+        raise UsageError("--refine must be at least 0, --refine-step above 0 and at most 2, --refine-rows at least 2")
+    if wanted.refine and not wanted.baseline and usable_law(mixture) is None:
+        raise UsageError("--refine needs a law in the mixture file, or --baseline, to set the scale of the gradients")
     if wanted.baseline and not any(domain.base_rows for domain in mixture.domains):
         raise UsageError("--baseline needs base_rows in the mixture file, and all are 0; add them, or leave it out")
 
@@ -240,7 +278,7 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
         raise UsageError(f"{out} holds a scale-up already; --resume goes on with it, or choose another --out")
     for part in ("mixture", "wanted"):
         old, new = frozen[part], asked[part]
-        differing = [key for key in new if _as_read(new[key]) != old.get(key)]
+        differing = [key for key in new if key in old and _as_read(new[key]) != old[key]]
         if differing:
             name = "the mixture file's " + differing[0] if part == "mixture" else "--" + differing[0].replace("_", "-")
             raise UsageError(
@@ -255,7 +293,9 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
     )
 
 
-_FREE = frozenset({"resume", "save_seconds", "save_steps", "seeds", "baseline", "keep_models"})  # may change on resume
+_FREE = frozenset({  # may change on resume
+    "resume", "save_seconds", "save_steps", "seeds", "baseline", "keep_models", "refine", "refine_step", "refine_rows",
+})  # fmt: skip
 
 
 def _as_read(value: Any) -> Any:

@@ -6,8 +6,9 @@ full budget, where repeats saturate and early gains are used up. Legend: D domai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from ideal_proxy.constraints import Constraints, Problem
-from ideal_proxy.errors import UsageError
+from ideal_proxy.data import read_rows, row_keys, source_fingerprint
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import apportion
 from ideal_proxy.mixture_file import DomainVolume, MixtureFile
 from ideal_proxy.objective import Objective, ResponseSurface
 from ideal_proxy.optimize import optimize
 from ideal_proxy.rounding import round_volumes
-from ideal_proxy.terminal import Reporter
+from ideal_proxy.scaleup.limits import file_constraints, file_objective, tokens_per_row
+from ideal_proxy.scaleup.source import resolve
+from ideal_proxy.terminal import Reporter, table
 
 Mode = Literal["share", "repeat", "law"]
 Array = NDArray[np.float64]
@@ -66,9 +70,9 @@ def transfer_volumes(
     full_available: Array | None = None,
     law: ResponseSurface | None = None,
     objective: Objective | None = None,
+    limits: Callable[[Problem, int], Constraints] | None = None,
+    tokens: Array | None = None,
     repeat_cap: float = 4.0,
-    lower: Array | None = None,
-    upper: Array | None = None,
     random_state: int = 0,
 ) -> Transfer:
     """Carry volumes to another total or to other available rows.
@@ -84,9 +88,9 @@ def transfer_volumes(
         full_available: (D,) rows that the domains have at full size; default as in the search.
         law: the response there; needed by `law`, used by the others to predict.
         objective: what `law` minimises; default the mean of the ratios.
-        repeat_cap: `law` uses no domain more than so many times over.
-        lower: (D,) fewest rows, for `law`.
-        upper: (D,) most rows, for `law`.
+        limits: makes the constraints of `law` from the full-size problem and the total; default the repeat cap alone.
+        tokens: (D,) tokens a row, where limits speak of tokens.
+        repeat_cap: `law` uses no domain more than so many times over; the other modes are told where they do.
         random_state: of the optimiser's starts.
 
     Returns:
@@ -118,21 +122,21 @@ def transfer_volumes(
         if law is None:
             raise UsageError("--transfer law needs the law in the mixture file, and there is none; use share or repeat")
         size = int(rows.sum()) if total is None else int(total)
-        room = float(np.minimum(repeat_cap * full, np.inf if upper is None else upper).sum())
+        room = float((repeat_cap * full).sum())
         if size > room:
             raise UsageError(
                 f"{size:,} rows are more than {room:,.0f}, all domains {repeat_cap:g} times over; lower the total, "
                 "raise max_repeat or add rows"
             )
         problem = Problem(
-            domains=tuple(domains), capabilities=tuple(capabilities), available=full,
+            domains=tuple(domains), capabilities=tuple(capabilities), available=full, tokens_per_row=tokens,
             base=scaled_base * size / scaled_base.sum(),
         )  # fmt: skip
-        options: dict[str, Any] = {"budget": f"exactly {size} rows", "budget_unit": "rows", "repeat_cap": repeat_cap}
-        for name, bound in (("lower", lower), ("upper", upper)):
-            if bound is not None:
-                options[name] = {d: f"{int(b)} rows" for d, b in zip(domains, bound, strict=True)}
-        constraints = Constraints.from_options(options, problem)
+        if limits is not None:
+            constraints = limits(problem, size)
+        else:
+            options: dict[str, Any] = {"budget": f"exactly {size} rows", "budget_unit": "rows"}
+            constraints = Constraints.from_options(options | {"repeat_cap": repeat_cap}, problem)
         starts = [rows * size / rows.sum()] if rows.sum() > 0 else []
         best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
         found = round_volumes(best.volumes, constraints)
@@ -175,14 +179,24 @@ def predict_ratio(law: ResponseSurface, v: Array, base: Array) -> tuple[Array, A
     return here / there, half, there
 
 
-def transfer_mixture(mixture: MixtureFile, mode: str, total: int | None, reporter: Reporter) -> MixtureFile:
-    """Carry a mixture file to another total, predictions included.
+def transfer_mixture(
+    mixture: MixtureFile,
+    mode: str,
+    total: int | None,
+    reporter: Reporter,
+    *,
+    full_available: Array | None = None,
+    law: ResponseSurface | None = None,
+) -> MixtureFile:
+    """Carry a mixture file to another total or to other available rows, predictions included.
 
     Args:
-        mixture: the file; its law is used where it has one.
+        mixture: the file; its law and its constraints are used where it has them.
         mode: share, repeat or law.
-        total: rows of the full-size run.
+        total: rows of the full-size run; None as for `transfer_volumes`.
         reporter: for notes.
+        full_available: (D,) rows that the domains have at full size; default those of the file.
+        law: the response at full size; default the file's own, which the proxies gave.
 
     Returns:
         MixtureFile: with new volumes and predictions; what was verified at the old volumes is left out.
@@ -190,14 +204,12 @@ def transfer_mixture(mixture: MixtureFile, mode: str, total: int | None, reporte
     Raises:
         UsageError: as for `transfer_volumes`, or the law is not over the file's domains.
     """
-    law: Any = None
-    if mixture.law is not None:
-        from ideal_proxy.fit import ResponseModel
-
-        law = ResponseModel.from_json(mixture.law)
-        if list(law.domain_names_) != [d.name for d in mixture.domains] or law.unit != "rows":
-            raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
     column = {key: np.array([getattr(d, key) for d in mixture.domains], dtype=float) for key in _COLUMNS}
+    full = column["available"] if full_available is None else np.asarray(full_available, dtype=float)
+    if law is None and mixture.law is not None:
+        law = file_law(mixture, full)
+    limits = mixture.provenance.get("constraints")
+    cap = limits.get("repeat_cap") if isinstance(limits, dict) else None
     moved = transfer_volumes(
         mode,
         domains=[d.name for d in mixture.domains],
@@ -206,68 +218,237 @@ def transfer_mixture(mixture: MixtureFile, mode: str, total: int | None, reporte
         base=column["base_rows"],
         available=column["available"],
         total=total,
+        full_available=full,
         law=law,
-        objective=_objective(mixture),
+        objective=file_objective(mixture),
+        limits=lambda problem, size: file_constraints(mixture, problem, budget=f"exactly {size} rows", unit="rows"),
+        tokens=tokens_per_row(mixture),
+        repeat_cap=float(cap) if cap else 4.0,
         random_state=mixture.seed,
     )
-    for note in moved.notes:
+    scores = [c.name for c in mixture.capabilities if c.metric is not None]
+    for note in (
+        *moved.notes,
+        *([f"{', '.join(scores)}: judged by reference loss here, not by the metric"] if scores else []),
+    ):
         reporter.note(note)
     if mixture.verdict not in (None, "improves"):
         reporter.note(f"the search's verdict was {mixture.verdict!r}: these volumes rest on the law alone")
-    return _with_volumes(mixture, moved)
+    return _with_volumes(mixture, moved, full)
+
+
+def carry(
+    mixture: MixtureFile,
+    mode: str,
+    total: int | None,
+    reporter: Reporter,
+    *,
+    data: dict[str, str] | None = None,
+    law: Callable[[Array], ResponseSurface] | None = None,
+    folder: Path | None = None,
+) -> MixtureFile:
+    """Carry a mixture file to full size, where domains may have other rows than in the search.
+
+    Args:
+        mixture: the file.
+        mode: share, repeat or law.
+        total: rows of the full-size run.
+        reporter: for notes.
+        data: by domain, where its full-size rows lie; the others keep the search's.
+        law: gives the response at full size from the rows (D,) that domains have there; default the file's own.
+        folder: the mixture file's folder, which relative sources start from.
+
+    Returns:
+        MixtureFile: with the full-size sources, their fingerprints, volumes and predictions.
+
+    Raises:
+        UserError: a source holds no rows, or the search's rows changed.
+    """
+    found = {}
+    for name, path in (data or {}).items():
+        rows = list(read_rows(resolve(path, folder), format="auto"))
+        if not rows:
+            raise UserError(f"--data {name}={path}: there are no rows; give a file, a glob or a folder with rows")
+        found[name] = {"source": path, "format": "auto", "fingerprint": source_fingerprint(row_keys(rows))}, len(rows)
+    full = np.array([found[d.name][1] if d.name in found else d.available for d in mixture.domains], dtype=float)
+    moved = transfer_mixture(
+        mixture, mode, total, reporter, full_available=full, law=None if law is None else law(full)
+    )
+    domains = [d.model_copy(update=found[d.name][0]) if d.name in found else d for d in moved.domains]
+    return moved.model_copy(update={"domains": domains})
+
+
+def file_law(mixture: MixtureFile, available: Array | None = None) -> Any:
+    """Read the response law from a mixture file.
+
+    Args:
+        mixture: the file, with a law.
+        available: (D,) rows that the domains have at full size, where repeats saturate; default the search's.
+
+    Returns:
+        ResponseModel: fitted.
+
+    Raises:
+        UsageError: the law is not over the file's domains in rows, or is in another order of capabilities.
+    """
+    from ideal_proxy.fit import ResponseModel
+
+    assert mixture.law is not None
+    law = ResponseModel.from_json(mixture.law)
+    if not _fits(law, mixture):
+        raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
+    if available is not None and law.volumes_.available is not None:
+        law.volumes_ = replace(law.volumes_, available=np.asarray(available, dtype=float))
+    return law
+
+
+def usable_law(mixture: MixtureFile) -> Any:
+    """Read the response law from a mixture file where there is one that full-size runs can be compared with.
+
+    Args:
+        mixture: the file.
+
+    Returns:
+        ResponseModel: fitted; None where the file has none over its domains in rows.
+    """
+    from ideal_proxy.fit import ResponseModel
+
+    law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
+    return law if law is not None and _fits(law, mixture) else None
+
+
+def _fits(law: Any, mixture: MixtureFile) -> bool:
+    names = [d.name for d in mixture.domains], [c.name for c in mixture.capabilities]
+    return (list(law.domain_names_), list(law.target_names_)) == names and law.unit == "rows" and law.kind == "loss"
 
 
 _COLUMNS = ("rows", "base_rows", "available")
 
 
-def _with_volumes(mixture: MixtureFile, moved: Transfer) -> MixtureFile:
+def _with_volumes(mixture: MixtureFile, moved: Transfer, full: Array) -> MixtureFile:
     """Put the volumes and what is predicted of them into the file."""
-    per_row = [d.tokens / d.rows if d.rows else None for d in mixture.domains]
-    known = all(rate is not None or not v for rate, v in zip(per_row, moved.rows, strict=True))
-    amounts = [float(v) * (rate or 0.0) if known else float(v) for v, rate in zip(moved.rows, per_row, strict=True)]
-    domains = []
-    for d, v, base, amount in zip(mixture.domains, moved.rows, moved.base_rows, amounts, strict=True):
-        kept = {key: getattr(d, key) for key in ("name", "source", "format", "fingerprint", "available")}
-        supervised = round(d.supervised_tokens / d.rows * int(v)) if d.rows else 0
-        domains.append(
-            DomainVolume(
-                **kept,
-                rows=int(v), base_rows=int(base), tokens=round(amount) if known else 0, supervised_tokens=supervised,
-                share=amount / max(sum(amounts), 1e-12), repeat=float(v / d.available) if d.available else 0.0,
-                change=float(v / base - 1) if base else None,
-            )
-        )  # fmt: skip
-    capabilities = []
-    for j, capability in enumerate(mixture.capabilities):
-        told: dict[str, Any] = {key: getattr(capability, key) for key in ("name", "source", "format", "fingerprint")}
-        if moved.ratio is not None and moved.base_losses is not None:
-            assert moved.lower is not None
-            assert moved.upper is not None
-            base_loss = float(moved.base_losses[j])
-            told |= {
-                "base_loss": base_loss,
-                "predicted_loss": float(moved.ratio[j]) * base_loss,
-                "predicted_lower": float(moved.lower[j]) * base_loss,
-                "predicted_upper": float(moved.upper[j]) * base_loss,
-            }
-        capabilities.append(type(capability)(**told))
+    ratios = None
+    if moved.ratio is not None:
+        assert moved.lower is not None
+        assert moved.upper is not None
+        assert moved.base_losses is not None
+        ratios = Ratios(moved.base_losses, moved.ratio, moved.lower, moved.upper)
     history = {
         "mode": moved.mode, "from_rows": {d.name: d.rows for d in mixture.domains}, "total": int(moved.rows.sum()),
         "notes": list(moved.notes),
     }  # fmt: skip
+    return with_volumes(mixture, moved.rows, moved.base_rows, ratios, available=full, provenance={"transfer": history})
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """What is predicted of volumes.
+
+    Attributes:
+        base_losses: (J,) predicted at base, nats.
+        ratio: (J,) L_j(v)/L_j(base).
+        lower: (J,) of its 90 % interval for one pair of runs.
+        upper: (J,) of the same.
+    """
+
+    base_losses: Array
+    ratio: Array
+    lower: Array
+    upper: Array
+
+
+def with_volumes(
+    mixture: MixtureFile,
+    rows: NDArray[np.int64],
+    base_rows: NDArray[np.int64],
+    ratios: Ratios | None,
+    *,
+    available: Array | None = None,
+    active: Sequence[str] = (),
+    provenance: dict[str, Any],
+) -> MixtureFile:
+    """Write a mixture file with other volumes; what was verified at the old ones is left out.
+
+    Args:
+        mixture: the file to start from.
+        rows: (D,) new rows.
+        base_rows: (D,) base.
+        ratios: what is predicted; None for nothing.
+        available: (D,) rows that the domains have; default the file's.
+        active: constraints that bind.
+        provenance: keys to add.
+
+    Returns:
+        MixtureFile: the new file.
+    """
+    full = [d.available for d in mixture.domains] if available is None else [int(u) for u in available]
+    per_row = [d.tokens / d.rows if d.rows else None for d in mixture.domains]
+    known = all(rate is not None or not v for rate, v in zip(per_row, rows, strict=True))
+    amounts = [float(v) * (rate or 0.0) if known else float(v) for v, rate in zip(rows, per_row, strict=True)]
+    whole = max(sum(amounts), 1e-12)
+    domains: list[DomainVolume] = []
+    for d, v, base, amount, has in zip(mixture.domains, rows, base_rows, amounts, full, strict=True):
+        told = {
+            "available": has, "rows": int(v), "base_rows": int(base), "tokens": round(amount) if known else 0,
+            "supervised_tokens": round(d.supervised_tokens / d.rows * int(v)) if d.rows else 0,
+            "share": amount / whole, "repeat": float(v / has) if has else 0.0,
+            "change": float(v / base - 1) if base else None,
+        }  # fmt: skip
+        domains.append(DomainVolume.model_validate(d.model_dump() | told))
+    capabilities = []
+    for j, capability in enumerate(mixture.capabilities):
+        verified = [key for key in type(capability).model_fields if key.startswith("verified")]
+        numbers: dict[str, Any] = dict.fromkeys((*_PREDICTED, *verified))
+        if capability.metric is not None:
+            numbers["metric"] = capability.metric.model_copy(update=dict.fromkeys(_SCORED))
+        if ratios is not None:
+            level = float(ratios.base_losses[j])
+            values = (level, *(float(part[j]) * level for part in (ratios.ratio, ratios.lower, ratios.upper)))
+            numbers |= dict(zip(_PREDICTED, values, strict=True))
+        capabilities.append(capability.model_copy(update=numbers))
     return mixture.model_copy(
         update={
-            "domains": domains, "capabilities": capabilities, "constraints_active": [], "verdict": None,
-            "verdict_text": None, "gain": None, "gain_lower": None, "gain_upper": None,
-            "provenance": {**mixture.provenance, "transfer": history},
+            "domains": domains, "capabilities": capabilities, "constraints_active": list(active), "verdict": None,
+            "verdict_text": None, "gain": None, "gain_lower": None, "gain_upper": None, "predicted_gain": None,
+            "provenance": {**mixture.provenance, **provenance},
         }
     )  # fmt: skip
 
 
-def _objective(mixture: MixtureFile) -> Objective:
-    """Read what the search minimised from the file; default the mean."""
-    found = mixture.provenance.get("objective")
-    if not isinstance(found, dict):
-        return Objective()
-    weights = found.get("weights") if found.get("kind") == "weighted" else None
-    return Objective(kind=found.get("kind", "mean"), weights=weights)
+_SCORED = ("base_score", "score", "predicted_change", "verified_change", "verified_lower", "verified_upper")
+_PREDICTED = ("base_loss", "predicted_loss", "predicted_lower", "predicted_upper")
+
+
+def transfer_tables(before: MixtureFile, after: MixtureFile) -> str:
+    """Lay out a transfer in 80 columns.
+
+    Args:
+        before: the search's file.
+        after: the full-size file.
+
+    Returns:
+        str: volumes, and predictions where there are any.
+    """
+    rows = [
+        (old.name, f"{old.rows:,}", f"{new.rows:,}", f"{new.share:.1%}", f"{new.available:,}", f"{new.repeat:.2f}x")
+        for old, new in zip(before.domains, after.domains, strict=True)
+    ]
+    told = after.provenance["transfer"]
+    parts = [
+        table(
+            f"Volumes at {after.total_rows:,} rows (transfer by {told['mode']})",
+            ("domain", "search", "full size", "share", "available", "repeat"),
+            rows,
+        )
+    ]
+    known = [c for c in after.capabilities if c.predicted_loss is not None and c.base_loss]
+    if known:
+        cells = []
+        for c in known:
+            level = c.base_loss or 1.0
+            change, low, high = (
+                (x or 0.0) / level - 1 for x in (c.predicted_loss, c.predicted_lower, c.predicted_upper)
+            )
+            cells.append((c.name, f"{change:+.1%}", f"[{low:+.1%}, {high:+.1%}]"))
+        parts.append(table("Predicted loss against base", ("capability", "change", "90 % interval"), cells))
+    return "\n\n".join(parts)

@@ -1,0 +1,501 @@
+"""`scale-up --refine N`: IDEAL's own iteration on the full-size model, with an optimiser for its max-norm rule.
+
+Each iteration asks the model that was trained on the best mixture so far for its implicit responses (Ming et al., ICLR
+2026, arXiv 2505.12762), combines them with the law and with every full-size run (`full_surface`), lets the optimiser
+take a step inside a trust region and the run file's constraints, writes a new mixture file with its history, and
+trains on it. A step that did not gain on the search rows is taken back and the region halved. Gains are told on the
+verify rows, which neither gradients nor steps ever see.
+
+Legend: D domains, J capabilities, S seeds, N_j reference rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ideal_proxy.constraints import Problem, show
+from ideal_proxy.data import TokenRows
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, one_step, responses
+from ideal_proxy.influence_records import mean_over_seeds
+from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.mixture_file import load_mixture, save_mixture
+from ideal_proxy.optimize import optimize
+from ideal_proxy.rounding import round_volumes
+from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
+from ideal_proxy.scaleup.limits import budget_kind, file_constraints, file_objective, token_unit, tokens_per_row
+from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
+from ideal_proxy.scaleup.result import gain_over, mean_loss
+from ideal_proxy.scaleup.run import RunLosses, RunSettings
+from ideal_proxy.scaleup.source import Drawn, ScaleData
+from ideal_proxy.scaleup.transfer import Ratios, usable_law, with_volumes
+from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.terminal import Reporter
+from ideal_proxy.verdict import Kind, combine
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+HALVED = 0.5  # the trust region after a step that did not gain
+Z90 = 1.6448536269514722
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineSettings:
+    """How the iteration goes.
+
+    Attributes:
+        iterations: most steps.
+        step: largest |log change| of a volume in one of them.
+        rows: most rows of each source whose gradients are taken.
+    """
+
+    iterations: int
+    step: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One mixture that was trained at full size.
+
+    Attributes:
+        volumes: (D,) full-size rows.
+        runs: one a seed.
+        folders: of the runs; a model lies there where it was kept.
+        drawn: rows of each run.
+    """
+
+    volumes: Ints
+    runs: tuple[RunLosses, ...]
+    folders: tuple[Path, ...]
+    drawn: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where an iteration starts.
+
+    Attributes:
+        number: of the iteration, from 1.
+        parent: number of the mixture it starts from; 0 is the first one.
+        radius: largest |log change| of a volume.
+        history: entries of the iterations before.
+    """
+
+    number: int
+    parent: int
+    radius: float
+    history: tuple[dict[str, Any], ...]
+
+
+class Refiner:
+    """Goes on from a mixture that was trained at full size.
+
+    Args:
+        mixture: the file that was trained.
+        data: token rows of domains and references.
+        spec: which model.
+        encoder: its tokenizer.
+        run: how it was trained.
+        settings: how the iteration goes.
+        train: trains a mixture under a name, once for every seed, or finds that done.
+        folder: where steps are kept.
+        reporter: for progress and notes.
+        judged: `kind`, `weights` and `min_gain` of the objective, as `result.compare` takes them.
+        first: a context in which the first process goes ahead of the others.
+        main: whether this is the first process, which writes the files.
+    """
+
+    def __init__(
+        self,
+        mixture: MixtureFile,
+        data: ScaleData,
+        spec: ModelSpec,
+        encoder: Encoder,
+        run: RunSettings,
+        settings: RefineSettings,
+        *,
+        train: Callable[[str, Sequence[int]], Arm],
+        folder: Path,
+        reporter: Reporter,
+        judged: dict[str, Any],
+        first: Callable[[], contextlib.AbstractContextManager[None]],
+        main: bool = True,
+    ) -> None:
+        self.mixture = mixture
+        self.data = data
+        self.spec = spec
+        self.encoder = encoder
+        self.run = run
+        self.settings = settings
+        self.train = train
+        self.folder = folder
+        self.reporter = reporter
+        self.judged = judged
+        self.first = first
+        self.main = main
+        self.base = np.array([d.base_rows for d in mixture.domains], dtype=np.int64)
+
+    def refine(self, start: Arm, base: Arm | None) -> dict[str, Any]:
+        """Iterate.
+
+        Args:
+            start: the first full-size mixture.
+            base: base beside it; None where it was not trained.
+
+        Returns:
+            dict: JSON-ready: `step`, `iterations`, `best` (0 for the first mixture) and a sentence.
+
+        Raises:
+            UsageError: the folder holds an iteration with other settings.
+            UserError: there is neither a law nor a second run to set the gradients' scale.
+        """
+        self._freeze()
+        arms, radius, best = [start], self.settings.step, 0
+        entries: list[dict[str, Any]] = []  # kept and rejected steps: the history of every file
+        for number in range(1, self.settings.iterations + 1):
+            place = self.folder / str(number)
+            told = self._step(Step(number, best, radius, tuple(entries)), arms, base, place)
+            if told is None:
+                break
+            proposed = load_mixture(place / "mixture.json")
+            rows = [d.rows for d in proposed.domains]
+            parent = arms[told["parent"]["iteration"]]  # of the step as it was taken; more seeds may judge it otherwise
+            arm = self.train(f"refined-{number}", rows)
+            arms.append(arm)
+            entry = told | {"observed": self._observed(arm, parent, base)}
+            accepted = entry["observed"]["search_gain_over_parent"] > 0
+            entry["accepted"] = accepted
+            if self.main:
+                history = {**proposed.provenance, "refine": [*entries, entry]}
+                save_mixture(place / "mixture.json", proposed.model_copy(update={"provenance": history}))
+            entries.append(entry)
+            best, radius = (len(arms) - 1, radius) if accepted else (best, radius * HALVED)
+        result: dict[str, Any] = {"step": self.settings.step, "iterations": entries, "best": best}
+        if best:
+            result["gain_over_first"] = self._gain(arms[best], start)
+        result["sentence"] = _sentence(result)
+        if self.main:
+            chosen = self.mixture if not best else load_mixture(self.folder / str(best) / "mixture.json")
+            save_mixture(self.folder / "mixture.json", chosen)
+        return result
+
+    def _freeze(self) -> None:
+        """Write how the iteration began; whoever goes on with it takes the same step and rows."""
+        path = self.folder / "options.json"
+        asked = {"refine_step": self.settings.step, "refine_rows": self.settings.rows}
+        with self.first():
+            if not path.exists():
+                atomic_write_json(path, asked)
+        for key, value in read_json(path).items():
+            if asked.get(key) != value:
+                raise UsageError(
+                    f"{self.folder} was begun with another --{key.replace('_', '-')} ({value}, now {asked.get(key)}); "
+                    "resume with the same, or choose another --out"
+                )
+
+    # ---------------------------------------------------------------- a step
+
+    def _step(self, step: Step, arms: Sequence[Arm], base: Arm | None, place: Path) -> dict[str, Any] | None:
+        """Propose the next mixture and write its file; None where no step is predicted to gain."""
+        matrix = self._responses(arms[step.parent], self.folder / f"responses-{step.parent}.npz")
+        with self.first():
+            if not is_complete(place):
+                self._propose(step, arms, base, matrix, place)
+        told: dict[str, Any] = load_mixture(place / "mixture.json").provenance["refine"][step.number - 1]
+        if told["rows"] == told["parent"]["rows"]:
+            self.reporter.note(f"refine {step.number}: {told['optimum']}; no step is taken, and the iteration ends")
+            return None
+        return told
+
+    def _responses(self, parent: Arm, path: Path) -> ResponseMatrix:
+        """Take the implicit responses of the parent's models at its volumes, mean over seeds; once."""
+        if path.exists():
+            return ResponseMatrix.load(path)
+        kept = [n for n, folder in enumerate(parent.folders) if (folder / "model").is_dir()]
+        references = dict(zip(self.data.capabilities, self.data.references, strict=True))
+        search = {
+            name: rows.select(np.flatnonzero(_searched(verify)))
+            for (name, rows), verify in zip(references.items(), self.data.verify, strict=True)
+        }
+        domains = dict(zip(self.data.names, self.data.domains, strict=True))
+        parts = []
+        with self.reporter.work("responses of the full-size model", float(len(kept))) as update:
+            for done, n in enumerate(kept):
+                parts.append(self._of_model(parent.folders[n] / "model", parent.drawn[n], domains, search))
+                update(done + 1.0)
+        matrix = mean_over_seeds(parts)
+        if self.main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            matrix.save(path)
+        return matrix
+
+    def _of_model(
+        self, folder: Path, drawn: Drawn, domains: dict[str, TokenRows], search: dict[str, TokenRows]
+    ) -> ResponseMatrix:
+        """Ask one trained model; with LoRA its adapter, for that is what training moved."""
+        adapter = folder / "adapter"
+        if self.spec.lora is not None and adapter.is_dir():
+            plain = replace(self.spec, lora=None, gradient_checkpointing=False)
+            model = with_adapter(
+                load_model(plain, self.encoder, context=self.run.context, seed=0, packed=self.run.packed), adapter
+            )
+        else:
+            trained = ModelSpec(name=str(folder))
+            model = load_model(trained, self.encoder, context=self.run.context, seed=0, packed=self.run.packed)
+        model = model.to(self.run.device)
+        supervised = [
+            int(np.asarray(rows.supervised_tokens)[drawn.row[drawn.domain == d]].sum())
+            for d, rows in enumerate(domains.values())
+        ]
+        with self._room(model, len(domains) + len(search)) as scratch:
+            settings = InfluenceSettings(
+                gradient_rows=self.settings.rows,
+                factor_rows=min(InfluenceSettings().factor_rows, self.settings.rows * len(domains)),
+                seed=self.mixture.seed,
+                folder=scratch,
+                autocast=torch.bfloat16 if self.run.train.dtype == "bfloat16" else None,
+            )
+            return responses(model, domains, search, drawn.volumes, settings=settings, supervised_tokens=supervised)
+
+    @contextlib.contextmanager
+    def _room(self, model: Any, gradients: int) -> Iterator[Path | None]:
+        """Keep the gradients on disk where they would not fit in memory."""
+        size = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if gradients * size <= InfluenceSettings().memory_bytes:
+            yield None
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".gradients-", dir=self.folder) as scratch:
+            yield Path(scratch)
+
+    def _propose(self, step: Step, arms: Sequence[Arm], base: Arm | None, matrix: ResponseMatrix, place: Path) -> None:
+        """Optimise around the parent, and write the new mixture file with what is predicted of it."""
+        parent = arms[step.parent]
+        surface = self._surface(parent, [a for a in (base, *arms) if a is not None and a is not parent], matrix)
+        self.reporter.note(f"refine {step.number}: {surface.why}")
+        start = parent.volumes.astype(float)
+        origin = self.base.astype(float) if self.base.sum() else start
+        problem = Problem(
+            domains=self.data.names,
+            capabilities=self.data.capabilities,
+            base=origin,
+            available=np.array([d.available for d in self.mixture.domains], dtype=float),
+            tokens_per_row=self._tokens(),
+        )
+        constraints = file_constraints(
+            self.mixture, problem, budget=self._budget(problem, start), unit=self._unit(problem),
+            more=_around(self.data.names, start, step.radius, surface.eta),
+        )  # fmt: skip
+        objective, seed, rows = file_objective(self.mixture), self.mixture.seed, parent.volumes
+        active: tuple[str, ...] = ()
+        try:
+            found = optimize(surface, objective, constraints, random_state=seed, starts=[start])
+            how = f"{found.scope}, optimality residual {found.kkt_residual:.0e}"
+            rows = round_volumes(found.volumes, constraints)
+            active = tuple(
+                _trust_label(text, self.data.names, start, step.radius, surface.eta) for text in found.active
+            )
+        except UserError as error:  # the limits cannot be met this close to the parent: it stands
+            how = f"the limits cannot be met inside the trust region ({error})"
+        gain, ratios = self._promise(surface, rows.astype(float), start, len(parent.runs))
+        if gain["value"] <= 0:
+            rows, how = parent.volumes, f"no allowed mixture is predicted to gain ({how})"
+        over_base, whole = self._promise(surface, rows.astype(float), origin, len(parent.runs))
+        entry = {
+            "iteration": step.number,
+            "parent": {
+                "iteration": step.parent,
+                "rows": dict(zip(self.data.names, parent.volumes.tolist(), strict=True)),
+            },
+            "rows": dict(zip(self.data.names, rows.tolist(), strict=True)),
+            "trust_region": step.radius,
+            "gradients": {
+                "used": surface.scale is not None,
+                "why": surface.why,
+                "scale": None if surface.scale is None else surface.scale.tolist(),
+                "seeds": sum((folder / "model").is_dir() for folder in parent.folders),
+                "seconds": matrix.cost.seconds,
+                "max_norm_rule": np.rint(one_step(matrix.M, start, min(step.radius, 0.99))).astype(int).tolist(),
+            },
+            "law_factor": None if surface.law is None else surface.mean[:, 0].tolist(),
+            "predicted": {
+                "gain_over_parent": gain,
+                "gain_over_base": over_base,
+                "ratios_to_parent": dict(zip(self.data.capabilities, ratios, strict=True)),
+            },
+            "active": list(active),
+            "optimum": how,
+        }
+        base_losses = surface.value_and_gradient(origin)[0]
+        ratio, low, high = (np.array([part[key] for part in whole]) for key in ("value", "lower", "upper"))
+        proposed = with_volumes(
+            self.mixture, rows, self.base, Ratios(base_losses, ratio, low, high), active=active,
+            provenance={"refine": [*step.history, entry]},
+        )  # fmt: skip
+        place.mkdir(parents=True, exist_ok=True)
+        save_mixture(place / "mixture.json", proposed)
+        mark_complete(place)
+
+    def _surface(self, parent: Arm, others: Sequence[Arm], matrix: ResponseMatrix) -> FullSizeSurface:
+        """Fit the full-size response around the parent from everything that was run."""
+        law = usable_law(self.mixture)
+        here_SJ = self._search_losses(parent)
+        relative = _spread([np.log(self._search_losses(other) / here_SJ) for other in others])
+        if law is not None:
+            expected = law.value_and_gradient(parent.volumes.astype(float))[0]
+            relative = np.maximum(relative, np.asarray(law.residual_scale_) / expected * np.sqrt(2))
+        observed = [
+            Observed(
+                other.volumes.astype(float),
+                np.log(self._search_losses(other) / here_SJ).mean(axis=0),
+                relative / np.sqrt(len(here_SJ)),
+            )
+            for other in others
+        ]
+        level = here_SJ.mean(axis=0)
+        return fit_surface(
+            law,
+            centre=parent.volumes.astype(float),
+            level=level,
+            base=self.base.astype(float),
+            noise=relative / np.sqrt(2) * level,
+            observed=observed,
+            responses=matrix,
+            random_state=self.mixture.seed,
+        )
+
+    def _search_losses(self, arm: Arm) -> Array:
+        """Losses on the search rows, (S, J)."""
+        return np.array([
+            [
+                mean_loss(run.after[name], _searched(verify))
+                for name, verify in zip(self.data.capabilities, self.data.verify, strict=True)
+            ]
+            for run in arm.runs
+        ])
+
+    def _promise(
+        self, surface: FullSizeSurface, rows: Array, against: Array, seeds: int
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Predict gain and ratios against another mixture, with 90 % intervals for the seeds at hand."""
+        here, there = (surface.value_and_gradient(v)[0] for v in (rows, against))
+        draws = surface.draws_value_and_gradient(rows)[0] / surface.draws_value_and_gradient(against)[0]
+        run = surface.residual_scale_ / surface.level * np.sqrt(2 / seeds)
+        half = Z90 * np.hypot(draws.std(axis=0), run)
+        ratios = [
+            {"value": float(r), "lower": float(r - h), "upper": float(r + h)}
+            for r, h in zip(here / there, half, strict=True)
+        ]
+        kind, weights = self._kind()
+        gain = 1 - float(combine(here / there, kind, weights))
+        spread = float(np.hypot(combine(draws, kind, weights).std(), np.sqrt((run**2).mean() / len(run))))
+        return {"value": gain, "lower": gain - Z90 * spread, "upper": gain + Z90 * spread}, ratios
+
+    def _kind(self) -> tuple[Kind, Sequence[float] | None]:
+        return self.judged.get("kind", "mean"), self.judged.get("weights")
+
+    def _tokens(self) -> Array | None:
+        lengths = [float(np.asarray(rows.lengths).mean()) if len(rows) else 1.0 for rows in self.data.domains]
+        return tokens_per_row(self.mixture, np.array(lengths))
+
+    def _unit(self, problem: Problem) -> str:
+        return "tokens" if token_unit(self.mixture) and problem.tokens_per_row is not None else "rows"
+
+    def _budget(self, problem: Problem, start: Array) -> str:
+        """Keep the parent's total, so that iterations are compared at one budget, unless the search's was open."""
+        kind = budget_kind(self.mixture)
+        if kind == "free" or (kind.startswith("at most") and "transfer" not in self.mixture.provenance):
+            return kind
+        unit = self._unit(problem)
+        weights = problem.tokens_per_row if unit == "tokens" else np.ones(len(start))
+        assert weights is not None
+        return f"exactly {float(weights @ start):.6f} {unit}"
+
+    # -------------------------------------------------------------- observed
+
+    def _observed(self, arm: Arm, parent: Arm, base: Arm | None) -> dict[str, Any]:
+        """Judge an iteration on the verify rows; the search rows decide whether its step is kept."""
+        kind, weights = self._kind()
+        ratios = self._search_losses(arm) / self._search_losses(parent)
+        names = self.data.capabilities
+        found = [
+            [mean_loss(run.after[name], verify if verify.any() else ~verify) for run in each.runs]
+            for each in (arm, parent)
+            for name, verify in zip(names, self.data.verify, strict=True)
+        ]
+        after, before = np.array(found[: len(names)]), np.array(found[len(names) :])
+        return {
+            "search_gain_over_parent": 1 - float(combine(ratios, kind, weights).mean()),
+            "gain_over_parent": self._gain(arm, parent),
+            "gain_over_base": None if base is None else self._gain(arm, base),
+            "ratios_to_parent": dict(zip(names, (after / before).mean(axis=1).tolist(), strict=True)),
+            "losses": dict(zip(names, after.mean(axis=1).tolist(), strict=True)),
+        }
+
+    def _gain(self, arm: Arm, other: Arm) -> dict[str, Any]:
+        return gain_over(self.data.capabilities, arm.runs, other.runs, self.data.verify, **self.judged)
+
+
+def _searched(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows that steps are chosen on: those that are not for the verdict; all where there is one row."""
+    return ~verify if not verify.all() else verify
+
+
+def _spread(log_ratios: Sequence[Array]) -> Array:
+    """Standard deviation over seeds of a pair's log ratio (J,), pooled over mixtures; 0 for one seed."""
+    if not log_ratios:
+        return np.zeros(())
+    if len(log_ratios[0]) < 2:
+        return np.zeros(log_ratios[0].shape[1])
+    return np.asarray(np.sqrt(np.mean([r.var(axis=0, ddof=1) for r in log_ratios], axis=0)))
+
+
+def _box(start: Array, radius: float, eta: float) -> tuple[Array, Array]:
+    """Fewest and most rows (D,) of the trust region around a mixture."""
+    low = np.maximum((start + eta) * np.exp(-radius) - eta, 0.0)
+    return low, (start + eta) * np.exp(radius) - eta
+
+
+def _trust_label(text: str, names: Sequence[str], start: Array, radius: float, eta: float) -> str:
+    """Call a bound that the trust region set by its name."""
+    for word, sense, bounds in zip(("lower", "upper"), (">=", "<="), _box(start, radius, eta), strict=True):
+        for name, bound in zip(names, bounds, strict=True):
+            if text == f"{word} bound: {name} {sense} {show(bound, 'rows')}":
+                return f"trust region: {name} {sense} {show(bound, 'rows')}"
+    return text
+
+
+def _around(names: Sequence[str], start: Array, radius: float, eta: float) -> dict[str, dict[str, str]]:
+    """Bounds in rows of the trust region, as `file_constraints` takes them."""
+    low, high = _box(start, radius, eta)
+    return {
+        "lower": {name: f"{x:.6f} rows" for name, x in zip(names, low, strict=True) if x > 0},
+        "upper": {name: f"{x:.6f} rows" for name, x in zip(names, high, strict=True)},
+    }
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    tried = len(result["iterations"])
+    if not tried:
+        return "refine: no step was predicted to gain, so none was trained"
+    if not result["best"]:
+        return f"refine: none of {tried} iteration(s) gained on the search rows; the first mixture stands"
+    gain = result["gain_over_first"]
+    shown = f"{gain['value']:+.2%}"
+    if gain["lower"] is not None:
+        shown += f" [{gain['lower']:+.2%}, {gain['upper']:+.2%}]"
+    found = (
+        f"refine: iteration {result['best']} is the best of {tried} by the search rows; on verify rows it gains {shown}"
+    )
+    sure = gain["lower"] is not None and gain["lower"] > 0
+    return found + " over the first mixture" + ("" if sure else ", which is no proof of a gain")
