@@ -274,12 +274,13 @@ def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Prob
     )
 
 
-def check_constraints(config: SearchConfig, prepared: Prepared) -> None:
+def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
     """Refuse, before anything is trained, limits that no mixture can meet.
 
     Args:
         config: the run file.
         prepared: bounds in rows.
+        explored: volumes that the swarm will run, shape (R, D), where they are known: the default trust region.
 
     Raises:
         UserError: the limits contradict each other (an irreducible set of them is named), or leave nothing to search.
@@ -288,7 +289,7 @@ def check_constraints(config: SearchConfig, prepared: Prepared) -> None:
     if len(free) < (2 if config.budget.mode == "keep" else 1):
         moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
         raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
-    constraints = make_constraints(config, prepared, make_problem(prepared, config), None)
+    constraints = make_constraints(config, prepared, make_problem(prepared, config), explored)
     check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
 
 

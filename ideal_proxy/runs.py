@@ -128,6 +128,13 @@ class Laboratory:
         start = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
         return Baseline(losses=self._search_losses(start), values=self._values(start))
 
+    def first_volumes(self) -> Array:
+        """Return the mixtures of the first round, full-size rows, shape (R, D); nothing is trained for it."""
+        return self._first_design().volumes
+
+    def _first_design(self) -> Design:
+        return self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
+
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
         """Train base and two spread mixtures at every rate.
 
@@ -140,7 +147,7 @@ class Laboratory:
         Raises:
             UserError: no rate trained.
         """
-        design = self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
+        design = self._first_design()
         chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
         specs = {
             rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate, keep=k == 0) for k in chosen]

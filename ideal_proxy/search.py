@@ -203,6 +203,7 @@ def run_search(
         ):
             if laboratory.gradients_why:
                 reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
+            check_constraints(config, prepared, laboratory.first_volumes())
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
             outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)

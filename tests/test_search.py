@@ -235,3 +235,15 @@ def test_changed_data_is_refused_on_resume(tmp_path):
     answer = subprocess.run(plan, env=environment(), capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert "b.jsonl changed since" in answer.stderr
+
+
+def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
+    small(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
+    answer = subprocess.run(
+        command(tmp_path, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
+    )
+    assert answer.returncode == 1
+    last = answer.stderr.strip().splitlines()[-1]
+    assert "No mixture can satisfy" in answer.stderr and "40 rows" in answer.stderr.replace("\n", " "), last
+    assert not list((tmp_path / "run" / "runs").glob("*/complete"))
+    assert "Traceback" not in answer.stderr
