@@ -243,7 +243,7 @@ def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trai
         command(tmp_path, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
     )
     assert answer.returncode == 1
-    last = answer.stderr.strip().splitlines()[-1]
-    assert "No mixture can satisfy" in answer.stderr and "40 rows" in answer.stderr.replace("\n", " "), last
+    assert "No mixture can satisfy" in answer.stderr
+    assert "40 rows" in answer.stderr.replace("\n", " ")
     assert not list((tmp_path / "run" / "runs").glob("*/complete"))
     assert "Traceback" not in answer.stderr
