@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ideal_proxy.constraints import Problem, show
+from ideal_proxy.curvature import processes
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, one_step, responses
@@ -173,7 +174,7 @@ class Refiner:
             arm = self.train(f"refined-{number}", rows)
             arms.append(arm)
             entry = told | {"observed": self._observed(arm, parent, base)}
-            accepted = entry["observed"]["search_gain_over_parent"] > 0
+            accepted = self._search_gain(arm, arms[best]) > 0
             entry["accepted"] = accepted
             if self.main:
                 history = {**proposed.provenance, "refine": [*entries, entry]}
@@ -207,10 +208,12 @@ class Refiner:
 
     def _step(self, step: Step, arms: Sequence[Arm], base: Arm | None, place: Path) -> dict[str, Any] | None:
         """Propose the next mixture and write its file; None where no step is predicted to gain."""
-        matrix = self._responses(arms[step.parent], self.folder / f"responses-{step.parent}.npz")
-        with self.first():
-            if not is_complete(place):
-                self._propose(step, arms, base, matrix, place)
+        # Several processes take the responses together, so they must not look at a marker that one may just be writing.
+        if processes()[1] > 1 or not is_complete(place):
+            matrix = self._responses(arms[step.parent], self.folder / f"responses-{step.parent}.npz")
+            with self.first():
+                if not is_complete(place):
+                    self._propose(step, arms, base, matrix, place)
         told: dict[str, Any] = load_mixture(place / "mixture.json").provenance["refine"][step.number - 1]
         if told["rows"] == told["parent"]["rows"]:
             self.reporter.note(f"refine {step.number}: {told['optimum']}; no step is taken, and the iteration ends")
@@ -425,8 +428,6 @@ class Refiner:
 
     def _observed(self, arm: Arm, parent: Arm, base: Arm | None) -> dict[str, Any]:
         """Judge an iteration on the verify rows; the search rows decide whether its step is kept."""
-        kind, weights = self._kind()
-        ratios = self._search_losses(arm) / self._search_losses(parent)
         names = self.data.capabilities
         found = [
             [mean_loss(run.after[name], verify if verify.any() else ~verify) for run in each.runs]
@@ -435,12 +436,17 @@ class Refiner:
         ]
         after, before = np.array(found[: len(names)]), np.array(found[len(names) :])
         return {
-            "search_gain_over_parent": 1 - float(combine(ratios, kind, weights).mean()),
+            "search_gain_over_parent": self._search_gain(arm, parent),
             "gain_over_parent": self._gain(arm, parent),
             "gain_over_base": None if base is None else self._gain(arm, base),
             "ratios_to_parent": dict(zip(names, (after / before).mean(axis=1).tolist(), strict=True)),
             "losses": dict(zip(names, after.mean(axis=1).tolist(), strict=True)),
         }
+
+    def _search_gain(self, arm: Arm, other: Arm) -> float:
+        kind, weights = self._kind()
+        ratios = self._search_losses(arm) / self._search_losses(other)
+        return 1 - float(combine(ratios, kind, weights).mean())
 
     def _gain(self, arm: Arm, other: Arm) -> dict[str, Any]:
         return gain_over(self.data.capabilities, arm.runs, other.runs, self.data.verify, **self.judged)
