@@ -242,7 +242,8 @@ def plan_tables(plan: dict[str, Any]) -> str:
             f"{elsewhere['device_flops']:.3g} FLOP/s"
         )
     else:
-        speed = f"{plan['workers']} workers ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
+        many = "s" * (plan["workers"] > 1)
+        speed = f"{plan['workers']} worker{many} ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
     lines = [
         paragraph(
             f"{total['runs']} runs at most of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
@@ -256,7 +257,7 @@ def plan_tables(plan: dict[str, Any]) -> str:
         ))  # fmt: skip
     if priced:
         lines.append(paragraph(
-            f"Cost: about {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "
+            f"Cost: {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "
             f"{plan['price']:g} {currency} each."
         ))  # fmt: skip
     if plan["worker_bytes"] and not elsewhere:
