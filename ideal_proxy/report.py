@@ -408,7 +408,7 @@ def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
 
 
 def _flops(proxy: dict[str, Any]) -> float:
-    """Estimate the operations of training on a token by rule of thumb: 6 a weight, 4 a frozen one; the plan counts finer."""
+    """Estimate the operations of a token's training: 6 a weight, 4 a frozen one; the plan counts finer."""
     trained = proxy.get("trainable_parameters")
     return float(4 * proxy["parameters"] + 2 * (proxy["parameters"] if trained is None else trained))
 
