@@ -34,11 +34,14 @@ def main() -> None:
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
         + f", source {origin['git']}, {origin['time'][:10]}; the machine did other work at the same time.", "",
-        f"Mixture {result['mixture']}, {result['parameters']:,} parameters, {result['fraction']:.0%} of the rows "
+        f"Mixture {result['mixture']}, {result['parameters']:,} parameters, {result['fraction']:.1%} of the rows "
         f"({result['rows']:,} rows, {result['tokens']:,} tokens, {result['steps']} steps), rate "
-        f"{train['learning_rate']:g}, seeds {', '.join(map(str, result['seeds']))}. Gain of each pair of seeds: "
+        f"{train['learning_rate']:g}, seeds {', '.join(map(str, result['seeds']))}"
+        + (f", {result['peak_memory_bytes'] / 2**30:.2f} GiB at the peak" if result.get("peak_memory_bytes") else "")
+        + ". "
+        + ("" if gain is None or "gains_by_seed" not in gain else "Gain of each pair of seeds: "
         + ", ".join(f"{g:+.2%}" for g in gain["gains_by_seed"])
-        + f". Ratios inside the predicted interval: {result['inside']['count']} of {result['inside']['of']}.", "",
+        + f". Ratios inside the predicted interval: {result['inside']['count']} of {result['inside']['of']}."), "",
         "```", scale_up_tables(result, "RUN"), "```", "",
     ]  # fmt: skip
     atomic_write_text(RESULTS / f"{options.name}.md", "\n".join(lines))

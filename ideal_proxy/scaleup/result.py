@@ -210,11 +210,11 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
                 shown += f" [{predicted['lower'] - 1:+.1%}, {predicted['upper'] - 1:+.1%}]"
         inside = {None: "-", True: "yes", False: "no"}[entry["inside"]]
         rows.append([*cells, shown, inside])
-    size = result["parameters"]
+    size, model = result["parameters"], result["model"].rstrip("/").rsplit("/", 1)[-1]
     million = f"{size / 1e6:.1f}M" if size >= 1e5 else f"{size:,}"
     lines = [
         table(
-            f"Reference loss, nats per supervised token ({result['model']}, {million} parameters, "
+            f"Reference loss, nats per supervised token ({model}, {million} parameters, "
             f"{result['rows']:,} rows, {duration(result['seconds'])} of training)",
             header,
             rows,
