@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ideal_proxy.entry_point import load_entry_point
 from ideal_proxy.errors import UserError
 
 STDERR_LINES = 3  # of a failed command's last words, told to the user
@@ -406,22 +406,10 @@ def load_function(spec: MetricSpec) -> Callable[..., Any]:
     Raises:
         UserError: there is no such module or function.
     """
-    module_name, _, name = spec.python.partition(":")
     folder = str(Path(spec.folder).resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever the module does when it is imported
-        raise UserError(
-            f"{spec.told} cannot be imported ({type(error).__name__}: {error}); "
-            f"modules are looked for in {spec.folder} and where Python finds packages"
-        ) from error
-    if not callable(found):
-        raise UserError(f"{spec.told} is no function; give package.module:function")
-    return found  # type: ignore[no-any-return]
+    return load_entry_point(spec.python, told=spec.told, folder=spec.folder, takes="give package.module:function")
 
 
 @contextlib.contextmanager

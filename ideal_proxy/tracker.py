@@ -14,13 +14,13 @@ that were complete before this process began are not told again.
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ideal_proxy.entry_point import load_entry_point
 from ideal_proxy.errors import UsageError
 
 OnEvent = Callable[[dict[str, Any]], object]
@@ -77,19 +77,7 @@ def load_tracker(name: str) -> OnEvent:
     """
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
         raise UsageError(f"tracker is {name!r}; write package.module:function")
-    module, _, path = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # whatever the module does when it is imported
-        raise UsageError(
-            f"tracker {name} cannot be imported ({type(error).__name__}: {error}); modules are looked for in "
-            f"{here} and where Python finds packages"
-        ) from error
-    if not callable(found):
-        raise UsageError(f"tracker {name} is no function; it must take one dict")
-    return found  # type: ignore[no-any-return]
+    return load_entry_point(name, told=f"tracker {name}", folder=here, takes="it must take one dict", error=UsageError)
