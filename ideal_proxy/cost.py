@@ -9,8 +9,12 @@ alike and gets 6 FLOPs a parameter and token; where the vocabulary is large agai
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ideal_proxy.config import CostConfig
 from ideal_proxy.errors import UsageError
@@ -43,7 +47,7 @@ class Products:
         Args:
             tokens: tokens trained on.
             labelled: those of them with a label.
-            length: mean tokens of a row.
+            length: mean tokens of a row; token pairs over tokens makes the attention exact.
 
         Returns:
             float: FLOPs.
@@ -57,7 +61,7 @@ class Products:
         Args:
             tokens: tokens judged.
             labelled: those of them with a label.
-            length: mean tokens of a row.
+            length: mean tokens of a row; token pairs over tokens makes the attention exact.
 
         Returns:
             float: FLOPs.
@@ -94,6 +98,32 @@ def count_products(model: Any) -> Products:
         head_trained=head is not None and bool(head.weight.requires_grad),
         attention=config.num_hidden_layers * config.num_attention_heads * width,
     )
+
+
+def run_flops(
+    products: Products,
+    tokens: float,
+    labelled: float,
+    token_pairs: float,
+    judged: Iterable[tuple[NDArray[np.int64], int]] = (),
+) -> float:
+    """Count the FLOPs of one proxy run from what it really trained and judged.
+
+    Args:
+        products: of the proxy.
+        tokens: tokens trained on, repeats counted.
+        labelled: those of them with a label.
+        token_pairs: of one row each, Σ of squared lengths of the rows trained on.
+        judged: for every reference set the (N,) lengths of its rows, and its labelled tokens.
+
+    Returns:
+        float: FLOPs; what metrics did with the proxy is left out.
+    """
+    total = products.training(tokens, labelled, token_pairs / tokens) if tokens else 0.0
+    for lengths, supervised in judged:
+        length = np.asarray(lengths, dtype=np.float64)
+        total += products.judging(float(length.sum()), supervised, float(length @ length / max(length.sum(), 1)))
+    return total
 
 
 UTILISATION = 0.3

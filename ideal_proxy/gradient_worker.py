@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ideal_proxy import proxy
+from ideal_proxy.cost import count_products, run_flops
 from ideal_proxy.errors import UserError
 from ideal_proxy.influence import InfluenceSettings, responses
 from ideal_proxy.influence_records import ResponseMatrix
@@ -68,11 +69,21 @@ class GradientWorker(Worker):
             found = responses(model, drawn, references, [spec.rows[d] for d in used], settings=chosen)
         if not np.isfinite(found.M).all():
             raise UserError("the responses are not finite; choose a smaller learning rate, or search without gradients")
+        # Every token of an estimate went forward and backward once; the shares of labels and pairs are the mixture's.
+        length_R, label_R = (
+            np.array([part[d][r] for d, r in zip(domain_R, row_R, strict=True)], dtype=np.float64)
+            for part in ([rows.lengths for rows in every], [rows.supervised_tokens for rows in every])
+        )
+        tokens = found.cost.gradient_tokens
+        scale = tokens / float(length_R.sum())
+        flops = run_flops(
+            count_products(model), tokens, scale * float(label_R.sum()), scale * float(length_R @ length_R)
+        )
         folder = runs / spec.id
         folder.mkdir(parents=True, exist_ok=True)
         spread_out(found, context.domains).save(folder / RESPONSES)
         metrics = {
-            "rows": 0, "tokens": found.cost.gradient_tokens, "supervised_tokens": 0, "steps": 0,
+            "rows": 0, "tokens": tokens, "supervised_tokens": 0, "steps": 0, "flops": flops,
             "train_seconds": time.monotonic() - started, "evaluate_seconds": 0.0,
         }  # fmt: skip
         save_result(folder, context, spec, {}, metrics)

@@ -155,11 +155,16 @@ def train(
     values = _values(losses)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    tokens = int(sum(np.take(lengths[d], row_R[domain_R == d]).sum() for d in range(len(token_rows))))
-    supervised = sum(
-        int(np.asarray(token_rows[d].supervised_tokens)[row_R[domain_R == d]].sum()) for d in range(len(token_rows))
+    length_R = np.concatenate([lengths[d][row_R[domain_R == d]] for d in range(len(token_rows))])
+    tokens = int(length_R.sum())
+    supervised = tokens - len(length_R)  # a row's first token has no label
+    if not every_token:
+        supervised = sum(
+            int(np.asarray(rows.supervised_tokens)[row_R[domain_R == d]].sum()) for d, rows in enumerate(token_rows)
+        )
+    return TrainLog(
+        values, rates, len(row_R), tokens, supervised, int(length_R @ length_R), time.monotonic() - started, resumed
     )
-    return TrainLog(values, rates, len(row_R), tokens, supervised, time.monotonic() - started, resumed)
 
 
 def warm_start(

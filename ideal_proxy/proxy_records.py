@@ -49,6 +49,7 @@ class TrainLog:
         rows: rows trained on, repeats counted.
         tokens: their tokens.
         supervised_tokens: their labelled tokens.
+        token_pairs: pairs of tokens of one row, Σ of squared lengths.
         seconds: wall time of the steps done by this process.
         steps_resumed: steps taken over from a checkpoint.
     """
@@ -58,6 +59,7 @@ class TrainLog:
     rows: int
     tokens: int
     supervised_tokens: int
+    token_pairs: int
     seconds: float
     steps_resumed: int
 

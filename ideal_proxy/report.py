@@ -139,7 +139,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "runs": int(stages["runs"].sum()),
             "tokens": int(stages["tokens"].sum()),
             "seconds": float(stages["seconds"].sum()),
-            "flops": _flops(result["proxy"]) * float(stages["tokens"].sum()),
+            "flops": float(stages["flops"].sum(skipna=False)),
             "base_tokens": total_base,
             "rounds": len(result["rounds"]),
         },
@@ -171,12 +171,14 @@ def cost_stages(run: SearchRun) -> pd.DataFrame:
         run: a finished search.
 
     Returns:
-        DataFrame: stage, runs, tokens, seconds; in the order of the search.
+        DataFrame: stage, runs, tokens, flops (NaN where a run has no count), seconds; in the order of the search.
     """
-    frame = run.runs.assign(stage=run.runs["role"].map(STAGES).fillna(run.runs["role"]))
+    counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
+    frame = counted.assign(stage=run.runs["role"].map(STAGES).fillna(run.runs["role"]))
     grouped = frame.groupby("stage", sort=False).agg(
-        runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum")
-    )
+        runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum"),
+        flops=("flops", lambda column: column.sum(skipna=False)),
+    )  # fmt: skip
     order = [name for name in STAGES.values() if name in grouped.index]
     return grouped.loc[[*order, *(n for n in grouped.index if n not in order)]].reset_index()
 
@@ -405,12 +407,6 @@ def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
             for k, optimum in enumerate(front.optima)
         ],
     }
-
-
-def _flops(proxy: dict[str, Any]) -> float:
-    """Estimate the operations of a token's training: 6 a weight, 4 a frozen one; the plan counts finer."""
-    trained = proxy.get("trainable_parameters")
-    return float(4 * proxy["parameters"] + 2 * (proxy["parameters"] if trained is None else trained))
 
 
 def _health(run: SearchRun) -> dict[str, Any]:

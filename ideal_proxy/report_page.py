@@ -398,16 +398,23 @@ def _pareto(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
 
 def _cost(numbers: dict[str, Any], pictures: dict[str, Picture]) -> str:
     cost, proxy, plan = numbers["cost"], numbers["proxy"], numbers["plan"]
-    rows = [(s["stage"], f"{s['runs']}", f"{s['tokens']:,}", duration(s["seconds"])) for s in cost["stages"]]
-    rows.append(("all", f"{cost['runs']}", f"{cost['tokens']:,}", duration(cost["seconds"])))
+    rows = [
+        (name, f"{s['runs']}", f"{s['tokens']:,}", _flops(s["flops"]), duration(s["seconds"]))
+        for name, s in [*((s["stage"], s) for s in cost["stages"]), ("all", cost)]
+    ]
     return (
         f"<p>{cost['runs']} runs of {escape(proxy_text(proxy))} on {proxy['fraction']:.0%} of the "
-        f"volumes: {cost['tokens']:,} tokens, {cost['flops']:.2g} FLOPs, {duration(cost['seconds'])} of training "
+        f"volumes: {cost['tokens']:,} tokens, {_flops(cost['flops'])} FLOPs, {duration(cost['seconds'])} of training "
         f"(workers added up, {plan['workers']} side by side). The full-size base mixture is "
         f"{cost['base_tokens']:,.0f} tokens.</p>"
         + _figure(pictures.get("cost"))
-        + _table(("stage", "runs", "tokens", "training"), rows)
+        + _table(("stage", "runs", "tokens", "FLOPs", "training"), rows)
     )
+
+
+def _flops(count: float | None) -> str:
+    """Write the FLOPs of matrix products, counted run by run; a run directory of an earlier version has none."""
+    return "–" if count is None else f"{count:.1e}"
 
 
 def _health(numbers: dict[str, Any]) -> str:

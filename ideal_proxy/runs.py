@@ -381,6 +381,7 @@ class Laboratory:
                     if (score := result.scores.get(_reference(j, half))) is not None:
                         line[f"{half}_score/{name}"] = score
             line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
+            line["flops"] = result.metrics.get("flops", np.nan)  # runs of earlier versions have no count
             line["seconds"] = result.seconds
             if self.config.has_metrics:
                 line["metric_seconds"] = result.metrics.get("metric_seconds", 0.0)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ideal_proxy import proxy
+from ideal_proxy.cost import count_products, run_flops
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.metric import MetricStopped, end_commands
@@ -119,10 +120,13 @@ class Worker:
         if spec.save_model or spec.role == "warm":
             proxy.save_weights(model, folder / MODEL)
         curve = [] if log is None else [round(float(x), 6) for x in log.losses]
+        trained_on = (log.tokens, log.supervised_tokens, log.token_pairs) if log else (0, 0, 0)
+        judged = [(self._reference(name).lengths, int(value.tokens.sum())) for name, value in losses.items()]
         metrics = {
             "rows": log.rows if log else 0, "tokens": log.tokens if log else 0,
             "supervised_tokens": log.supervised_tokens if log else 0, "steps": len(curve),
             "steps_resumed": log.steps_resumed if log else 0, "train_loss": curve,
+            "flops": run_flops(count_products(model), *trained_on, judged),
             "train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained,
         }  # fmt: skip
         if spec.metrics:

@@ -149,7 +149,8 @@ def _table(role: str, volumes: np.ndarray, losses: np.ndarray, seeds: Any, *, id
         frame[f"rows/{name}"] = volumes[:, i]
     for j, name in enumerate(CAPABILITIES):
         frame[f"search_loss/{name}"] = losses[:, j]
-    for name, value in (("rows", 100), ("tokens", 1000), ("supervised_tokens", 400), ("steps", 10), ("seconds", 10.0)):
+    for name, value in (("rows", 100), ("tokens", 1000), ("supervised_tokens", 400), ("steps", 10), ("flops", 3e8),
+                        ("seconds", 10.0)):  # fmt: skip
         frame[name] = value
     return frame
 

@@ -18,7 +18,7 @@ errors entry_point config store terminal tracker
 files hub rows line_keys block_reader row_index template duplicates data
 mixture_file mixture shuffle materialise demo
 design
-proxy_records packed_attention fused_head proxy_model proxy
+cost proxy_records packed_attention fused_head proxy_model proxy
 pretrained base_model
 metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local
 swarm_ship swarm_ray_worker swarm_ray swarm
@@ -27,7 +27,7 @@ influence_records influence unrolled finite gradient_worker
 relative law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
-prepare verdict cost plan proposal status_record runs trust outcome search
+prepare verdict plan proposal status_record runs trust outcome search
 show status finished curves plot_style plots
 table_mixture what_if check layout start report_page report influence_report
 cli_report cli_tables cli_scaleup cli_influence cli

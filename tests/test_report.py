@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -152,11 +153,12 @@ def test_numbers_shown_are_the_numbers_in_json(numbers, text):
     other = json.loads(json.dumps(numbers))
     other["domains"][0]["proposal_rows"] = 123_456
     other["cost"]["stages"][0]["tokens"] = 98_765
+    other["cost"]["stages"][0]["flops"] = 7.7e13
     other["held_out"]["summary"][0]["error"] = 0.4321
     other["responses"]["rows_added"]["values"][0][0] = 0.8765
     other["verdict"]["noise_floor"] = 0.3333
     changed = page(other, [])
-    for shown in ("123,456", "98,765", "43.21%", "+0.8765", "±33.33%"):
+    for shown in ("123,456", "98,765", "7.7e+13", "43.21%", "+0.8765", "±33.33%"):
         assert shown in changed
         assert shown not in text
 
@@ -176,9 +178,21 @@ def test_json_holds_curves_matrices_and_runs(numbers, run):
     assert numbers["pareto"]["first"] != numbers["pareto"]["second"]
     stages = {s["stage"]: s for s in numbers["cost"]["stages"]}
     assert list(stages) == ["warm start", "swarm", "check"]
-    assert stages["swarm"] == {"stage": "swarm", "runs": 16, "tokens": 16_000, "seconds": 160.0}
+    assert stages["swarm"] == {"stage": "swarm", "runs": 16, "tokens": 16_000, "flops": 4.8e9, "seconds": 160.0}
     assert numbers["cost"]["tokens"] == 23_000
+    assert numbers["cost"]["flops"] == pytest.approx(23 * 3e8)
     assert numbers["cost"]["base_tokens"] == pytest.approx(BASE @ TOKENS)
+
+
+def test_runs_without_a_count_of_products_show_none(run, numbers):
+    older = replace(run, runs=run.runs.drop(columns="flops"))
+    assert report.cost_stages(older)["flops"].isna().all()
+    some = replace(run, runs=run.runs.assign(flops=run.runs["flops"].where(run.runs["run"] != "d3")))
+    found = report.cost_stages(some).set_index("stage")["flops"]
+    assert found.isna().tolist() == [False, True, False]
+    cost = {"flops": None, "stages": [entry | {"flops": None} for entry in numbers["cost"]["stages"]]}
+    shown = page(numbers | {"cost": numbers["cost"] | cost}, [])
+    assert "23,000 tokens, – FLOPs" in shown
 
 
 def test_health_names_what_is_wrong(numbers, text):

@@ -17,6 +17,7 @@ import pytest
 
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
+from ideal_proxy.proxy_model import proxy_shape
 from ideal_proxy.proxy_records import TrainSettings
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm import (
@@ -91,6 +92,32 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not swarm.run([warm_spec(context, 0)]).failures
         assert not swarm.run(SPECS).failures
     return folder
+
+
+def test_the_products_of_a_run_are_counted_row_by_row(alone: Path) -> None:
+    context = load_context(alone / "context")
+    shape = proxy_shape("0.1M", VOCABULARY)
+    layers = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.hidden)
+
+    def forward(length: int, labels: int) -> int:
+        return 2 * (layers * length + shape.layers * shape.width * length**2 + VOCABULARY * shape.width * labels)
+
+    judged = sum(
+        forward(int(length), int(labels))
+        for name in context.references
+        for length, labels in zip(
+            context.reference_rows(name).lengths, context.reference_rows(name).supervised_tokens, strict=True
+        )
+    )
+    assert load_result(alone, "nothing").metrics["flops"] == pytest.approx(judged, rel=1e-12)
+    domains = context.domain_rows()
+    trained = sum(
+        3 * forward(int(domains[d].lengths[r]), int(domains[d].supervised_tokens[r]))
+        for d, r in zip(*draw_run(context, domains, SPECS[0]), strict=True)
+    )
+    assert load_result(alone, "few-twos").metrics["flops"] == pytest.approx(trained + judged, rel=1e-12)
+    warm = load_result(alone, "warm").metrics
+    assert warm["supervised_tokens"] == warm["tokens"] - warm["rows"]  # it learns all but a row's first token
 
 
 def same(one: Path, two: Path, run: str) -> bool:
