@@ -74,10 +74,12 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.5)
     parser.add_argument("--mixtures", type=int, default=40)
     parser.add_argument("--spread", type=float, default=0.7)
+    parser.add_argument("--draw", type=int, default=0, help="random state of the mixtures; gradient_worth.py has 1")
+    parser.add_argument("--mixture-seeds", type=int, default=None, help="seeds that the mixtures rotate over")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--no-unrolled", action="store_true")
+    parser.add_argument("--unrolled", nargs="*", choices=("rows", "weights"), default=["rows", "weights"])
     arguments = parser.parse_args()
-    problem, rng = from_arguments(arguments), np.random.default_rng(0)
+    problem, rng = from_arguments(arguments), np.random.default_rng(1)
     seeds = list(range(1, arguments.seeds + 1))
     names, capabilities = problem.names, tuple(problem.references)
     truth = finite_responses(
@@ -90,9 +92,9 @@ def main() -> None:
     for seed in seeds[: arguments.estimate_seeds]:
         for name, value in problem.estimates(seed, settings, arguments.methods).items():
             estimates.setdefault(name, []).append(value)
-        if not arguments.no_unrolled:
-            estimates.setdefault("unrolled", []).append(problem.unrolled(seed))
-            estimates.setdefault("unrolled, by weights", []).append(problem.unrolled(seed, "weights"))
+        for of in arguments.unrolled:
+            name = "unrolled" if of == "rows" else "unrolled, by weights"
+            estimates.setdefault(name, []).append(problem.unrolled(seed, of))
 
     own = np.array([[d.split("/")[0] == c for d in names] for c in capabilities])
     groups = {"diagonal": own, "off-diagonal": ~own}
@@ -104,10 +106,12 @@ def main() -> None:
             "beyond_5_errors": float(np.mean(np.abs(truth.M[mask]) > 5 * truth.se[mask])),
         }  # fmt: skip
 
-    mixtures = random_mixtures(problem.base, arguments.mixtures, arguments.spread, rng)
-    base_losses = problem.losses([(problem.base, seed) for seed in seeds])
-    actual = problem.losses([(v, seeds[k % len(seeds)]) for k, v in enumerate(mixtures)])
-    change = actual - base_losses[np.arange(len(mixtures)) % len(seeds)]
+    draw = np.random.default_rng(arguments.draw)
+    mixtures = random_mixtures(problem.base, arguments.mixtures, arguments.spread, draw)
+    turns = seeds[: arguments.mixture_seeds]
+    base_losses = problem.losses([(problem.base, seed) for seed in turns])
+    actual = problem.losses([(v, turns[k % len(turns)]) for k, v in enumerate(mixtures)])
+    change = actual - base_losses[np.arange(len(mixtures)) % len(turns)]
     moves = np.log(np.array(mixtures) / problem.base)
     report["methods"] = {}
     for name, parts in {"finite": [truth], **estimates}.items():

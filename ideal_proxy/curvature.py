@@ -21,6 +21,8 @@ from ideal_proxy.errors import UserError
 
 Vector = dict[str, Tensor]
 
+BLOCK = 64  # neighbours in the vocabulary whose probabilities are summed first where labels are sampled
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledLogits:
@@ -51,6 +53,19 @@ class LabelledLogits:
         """
         logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
         return nn.functional.cross_entropy(logits, self.labels if labels is None else labels, reduction="sum")
+
+    def loss_gradient(self, labels: Tensor) -> Tensor:
+        """Gradient of `loss_sum` by the logits: probabilities less 1 at the label.
+
+        Args:
+            labels: (L,) labels to score.
+
+        Returns:
+            (L, V), in the logits' own precision.
+        """
+        logits = self.logits.detach()
+        gradient = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0)).to(logits.dtype)
 
 
 Forward = Callable[[nn.Module, Any], LabelledLogits]
@@ -153,13 +168,25 @@ def sample_labels(output: LabelledLogits, seed: int) -> Tensor:
     rows = output.label_rows
     ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     uniform = hash_uniform(output.keys[rows], ordinal, seed)
-    dtype = torch.float32 if output.logits.device.type == "mps" else torch.float64
+    wide = torch.float32 if output.logits.device.type == "mps" else torch.float64
+    logits = output.logits.detach()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     labels = torch.empty_like(output.labels)
-    for chunk in range(0, len(rows), 1024):  # (1024, V) at a time: the cumulative sums are in float64
-        part = slice(chunk, chunk + 1024)
-        cdf = output.logits.detach()[part].to(dtype).softmax(-1).cumsum(-1)
-        target = uniform[part, None].to(dtype) * cdf[:, -1:]
-        labels[part] = torch.searchsorted(cdf, target).squeeze(-1).clamp_(max=cdf.shape[-1] - 1)
+    blocks = -(-logits.shape[1] // BLOCK)
+    for chunk in range(0, len(rows), 256):  # few enough positions that their probabilities stay in the cache
+        part = slice(chunk, chunk + 256)
+        p = logits[part].softmax(-1)
+        p = nn.functional.pad(p, (0, blocks * BLOCK - p.shape[1])).view(len(p), blocks, BLOCK)
+        # The inverse of the cumulative sums, first over blocks of the vocabulary, then inside one: sums in float64
+        # at a fraction of the cost of cumulating it all.
+        cdf = p.sum(-1).to(wide).cumsum(-1)
+        target = uniform[part, None].to(wide) * cdf[:, -1:]
+        block = torch.searchsorted(cdf, target).clamp_(max=blocks - 1)
+        before = torch.where(block > 0, cdf.gather(1, (block - 1).clamp(min=0)), 0.0)
+        inside = p.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1).to(wide).cumsum(-1)
+        # A target between two roundings of one sum belongs to the block's last token that can be drawn at all.
+        place = torch.searchsorted(inside, torch.minimum(target - before, inside[:, -1:]))
+        labels[part] = (block * BLOCK + place).squeeze(-1)
     return labels
 
 

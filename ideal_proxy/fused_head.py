@@ -43,12 +43,13 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
         rows = max(16, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 22) // weight.shape[0])
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # a frozen head needs none
         for first in range(0, len(hidden), rows):
             part, target = hidden[first : first + rows], targets[first : first + rows, None]
-            logits = (part @ weight.T).float()
+            logits = (part @ weight.T).to(wide)
             gradient = torch.softmax(logits, dim=-1)
             # log Σ exp from the likeliest token, whose probability is at least 1/V: saves a second pass of exp.
             normaliser = logits.amax(-1) - gradient.amax(-1).log()
@@ -78,7 +79,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> 
         scale: factor, 1 / supervised tokens of the step.
 
     Returns:
-        Tensor: scalar in float32, nats; differentiable once.
+        Tensor: scalar in float32 or wider, nats; differentiable once.
     """
     loss: Tensor = _HeadLoss.apply(hidden, weight, targets, scale)  # type: ignore[no-untyped-call]
     return loss

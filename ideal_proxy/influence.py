@@ -39,7 +39,7 @@ from ideal_proxy.influence_records import (
 from ideal_proxy.kfac import fit_factors
 from ideal_proxy.mixture import apportion, domain_order, draw
 from ideal_proxy.packed_attention import row_layout
-from ideal_proxy.proxy import collate_across, is_packed, label_losses, micro_batches
+from ideal_proxy.proxy import batch_loss, collate_across, is_packed, micro_batches
 
 __all__ = [
     "IDEAL_STEP", "Cost", "InfluenceSettings", "ResponseMatrix", "finite_responses", "mixture_factors", "one_step",
@@ -82,8 +82,9 @@ class InfluenceSettings:
     def within(self, trainings: float, training_rows: int, sources: int) -> InfluenceSettings:
         """The same settings with rows chosen so that an implicit estimate costs a given part of a training.
 
-        Measured on one CPU core with a 1M proxy on sft5, relative to a training's time a token: gradients 1.1, a pass
-        for K-FAC factors 1.4, EK-FAC 1.6.
+        Counted, relative to a training's time a token: gradients 1.1, a pass for K-FAC factors 1.4, each of EK-FAC's
+        two 1.6. Measured since (`benchmarks/results/gradient_cost.md`) they take 1.0, and 1.3 to 1.4 for EK-FAC, so
+        the estimate costs a sixth less than is asked for.
 
         Args:
             trainings: cost wanted, in trainings of that proxy; DESIGN's aim is at most 1.5.
@@ -241,13 +242,14 @@ class _Gradients:
         """Gradient of the summed loss, and the supervised tokens of this process's share."""
         total = {name: torch.zeros_like(p, dtype=self.dtype) for name, p in self.parameters.items()}
         labels = 0
+        device = next(self.model.parameters()).device
         self.tokens += batches.tokens()
         for batch, _ in batches:
-            losses = label_losses(self.model, batch, autocast=self.settings.autocast)
-            parts = torch.autograd.grad(losses.sum(), list(self.parameters.values()), materialize_grads=True)
+            loss = batch_loss(self.model, batch, 1.0, device=device, autocast=self.settings.autocast)
+            parts = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
             for name, part in zip(self.parameters, parts, strict=True):
                 total[name] += part
-            labels += len(losses)
+            labels += int((batch.labels != IGNORED).sum())
         return total, labels
 
     def stack(self, what: str, count: int) -> dict[str, Tensor]:

@@ -112,15 +112,19 @@ class _Accumulator:
             summed = each.new_zeros(len(present), *each.shape[1:]).index_add_(0, inverse, each)
             self.values += summed.square().sum(0)
             return
-        for row in torch.unique(torch.cat([rows for *_, rows in parts])).tolist():
+        by_row: dict[int, list[tuple[str, Tensor, Tensor]]] = {}
+        for role, inputs, gradients, rows in parts:
+            for row, inside in _runs(rows):
+                by_row.setdefault(row, []).append((role, inputs[inside], gradients[inside]))
+        for uses in by_row.values():
+            uses.sort(key=lambda use: use[0], reverse=True)  # the product first, then what an embedding adds to it
             gradient: Tensor | None = None
-            for role, inputs, gradients, rows in parts:
-                here = rows == row
+            for role, inputs, gradients in uses:
                 if role == "linear":
-                    outer = gradients[here].T @ inputs[here]
+                    gradient = gradients.T @ inputs if gradient is None else gradient.addmm_(gradients.T, inputs)
                 else:
-                    outer = gradients.new_zeros(self.layer.shape).index_add_(0, inputs[here], gradients[here])
-                gradient = outer if gradient is None else gradient + outer
+                    gradient = gradients.new_zeros(self.layer.shape) if gradient is None else gradient
+                    gradient.index_add_(0, inputs, gradients)
             assert gradient is not None
             self.values.addcmul_(gradient, gradient)
 
@@ -133,11 +137,19 @@ class _Accumulator:
         return role, inputs if self.right is None else inputs @ self.right, gradients, rows
 
 
+def _runs(rows: Tensor) -> list[tuple[int, slice]]:
+    """Where each row's tokens stand, in stretches of one row."""
+    values, counts = torch.unique_consecutive(rows, return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return [(row, slice(start, end)) for row, start, end in zip(values.tolist(), [0, *ends], ends, strict=False)]
+
+
 def _add_side(side: Tensor, vectors: Tensor) -> None:
     if side.dim() == 2:
         side.addmm_(vectors.T, vectors)
-    else:
-        side += vectors.square().sum(0)
+        return
+    for start in range(0, len(vectors), 256):  # squares that stay in the cache
+        side += vectors[start : start + 256].square().sum(0)
 
 
 def _trace(side: Tensor) -> Tensor:
@@ -236,7 +248,7 @@ def _active(gradients: Tensor, rows: Tensor) -> Tensor:
     Some gradients are 0 only up to rounding (a query that sees one token), so a plain `!= 0` would be chance.
     """
     rounding = {torch.float64: 1e-10, torch.float32: 1e-5}.get(gradients.dtype, 0.0)
-    size = gradients.abs().amax(-1).masked_fill(rows < 0, 0)
+    size = torch.maximum(gradients.amax(-1), -gradients.amin(-1)).masked_fill(rows < 0, 0)
     place = rows.clamp(min=0)
     largest = size.new_zeros(int(place.max()) + 1).scatter_reduce(0, place, size, "amax")
     return (size > rounding * largest[place]).nonzero().squeeze(-1)
@@ -250,6 +262,7 @@ def _accumulate(
     fisher: FisherKind,
     seed: int,
     eigenvalues: bool,
+    drawn: dict[bytes, Tensor],  # sampled labels by what a batch holds, for the passes that follow
 ) -> Tensor:
     """One pass over the data for one group of layers; returns the supervised tokens seen by this process."""
     current: list[LabelledLogits] = []
@@ -260,9 +273,11 @@ def _accumulate(
         active = _active(gradients, rows)
         if role != "embedding":
             inputs = inputs.to(accumulator.dtype)
-        inputs, gradients = inputs[active], gradients[active].to(accumulator.dtype)
+        if len(active) < len(gradients):
+            inputs, gradients, rows = inputs[active], gradients[active], rows[active]
+        gradients = gradients.to(accumulator.dtype)
         if eigenvalues or layer.kind == "norm":
-            accumulator.eigenvalues(role, inputs, gradients, rows[active])
+            accumulator.eigenvalues(role, inputs, gradients, rows)
         else:
             accumulator.covariance(role, inputs, gradients)
 
@@ -274,10 +289,15 @@ def _accumulate(
             if not len(output.labels):
                 continue
             current[:] = [output]
-            labels = sample_labels(output, seed) if fisher == "sampled" else output.labels
+            labels = output.labels
+            if fisher == "sampled":
+                content = torch.cat([output.keys, output.labels]).cpu().numpy().tobytes()
+                if content not in drawn:
+                    drawn[content] = sample_labels(output, seed)
+                labels = drawn[content]
             count += len(labels)
             if output.logits.requires_grad:
-                output.loss_sum(labels).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(output.logits, output.loss_gradient(labels))
             for accumulator in accumulators.values():
                 if accumulator.pending:
                     accumulator.flush()
@@ -327,13 +347,14 @@ def fit_factors(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     factors = Factors(layers, excluded, method, folder)
+    drawn: dict[bytes, Tensor] = {}
     with measuring(model):
         for batch in batches:
             check_deterministic(model, forward, batch)
             break
         for group in _groups(layers, memory_bytes // (8 if dtype == torch.float64 else 4)):
             accumulators = {layer.name: _Accumulator(layer, dtype, parameter.device) for layer in group}
-            count = _accumulate(model, forward, batches, accumulators, fisher, seed, eigenvalues=False)
+            count = _accumulate(model, forward, batches, accumulators, fisher, seed, False, drawn)
             sides = [t for a in accumulators.values() for side in a.sides.values() for t in side]
             diagonals = [a.values for a in accumulators.values() if a.values is not None]
             sum_over_processes(count, *sides, *diagonals)
@@ -345,7 +366,7 @@ def fit_factors(
                 value /= count.to(value.dtype)
             corrected = {n: a for n, a in accumulators.items() if method == "ekfac" and a.layer.kind != "norm"}
             if corrected:
-                _accumulate(model, forward, batches, corrected, fisher, seed, eigenvalues=True)
+                _accumulate(model, forward, batches, corrected, fisher, seed, True, drawn)
                 values = [a.values for a in corrected.values() if a.values is not None]
                 sum_over_processes(*values)
                 for value in values:

@@ -285,6 +285,26 @@ def test_negative_or_missing_damping_of_a_singular_layer_is_refused():
         _ = factors.inverse(0.0) @ vector
 
 
+@pytest.mark.parametrize("vocabulary", [1, 5, 64, 65, 300])
+def test_sampled_labels_are_the_inverse_of_the_cumulative_probabilities(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 4 * torch.randn(600, vocabulary, generator=generator, dtype=torch.float64)
+    logits[::3, : vocabulary // 2] = -torch.inf  # whole blocks of the vocabulary that cannot be drawn
+    rows = torch.arange(200).repeat_interleave(3)
+    output = LabelledLogits(logits, torch.zeros_like(rows), rows, rows, torch.arange(200) * 31)
+    uniform = hash_uniform(torch.arange(200).repeat_interleave(3) * 31, torch.arange(3).repeat(200), 5)
+    plain = (logits.softmax(-1).cumsum(-1) < uniform[:, None]).sum(-1)
+    labels = sample_labels(output, 5)
+    assert torch.equal(labels, plain)
+    assert torch.isfinite(logits[torch.arange(600), labels]).all()
+    narrow = sample_labels(LabelledLogits(logits.float(), output.labels, rows, rows, output.keys), 5)
+    assert (narrow != plain).sum() <= 1  # a draw on the very edge may fall to the other side in float32
+    gradient = output.loss_gradient(labels)
+    wanted = logits.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(LabelledLogits(wanted, labels, rows, rows, output.keys).loss_sum(), wanted)
+    torch.testing.assert_close(gradient, wanted)
+
+
 def test_sampled_labels_follow_the_models_distribution_and_the_row():
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     count = 20_000
