@@ -12,6 +12,7 @@ count (factors, D + J gradients, the kept reference shards), and what the proces
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import statistics
 import sys
@@ -60,7 +61,7 @@ def measure(size: str, arguments: Any, folder: Path) -> dict[str, Any]:
         clock.append(time.process_time())
         matrix = responses(model, drawn, problem.references, problem.base, settings=settings, factors=factors)
         clock.append(time.process_time())
-        turns.append([after - since for since, after in zip(clock, clock[1:], strict=False)])
+        turns.append([after - since for since, after in itertools.pairwise(clock)])
         if not memory:
             parameters = sum(p.numel() for p in model.parameters())
             memory = {
@@ -75,8 +76,9 @@ def measure(size: str, arguments: Any, folder: Path) -> dict[str, Any]:
     return {
         "size": size, "turns": turns, "training_seconds": training, "factor_seconds": curvature,
         "response_seconds": rest, "ratio": (curvature + rest) / training, "range": [min(ratios), max(ratios)],
-        "tokens": (matrix.cost.gradient_tokens + tokens) / problem.training_tokens(), "factor_rows": settings.factor_rows,
-        "gradient_rows": settings.gradient_rows, "bytes_per_parameter": memory,
+        "tokens": (matrix.cost.gradient_tokens + tokens) / problem.training_tokens(),
+        "factor_rows": settings.factor_rows, "gradient_rows": settings.gradient_rows,
+        "bytes_per_parameter": memory,
     }  # fmt: skip
 
 
