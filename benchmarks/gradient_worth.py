@@ -111,7 +111,7 @@ def main() -> None:
     pool, held = mixed[: arguments.mixtures], mixed[arguments.mixtures :]
     report: dict[str, Any] = {"gradient_cost_in_runs": {k: cost for k, (_, cost) in arms.items()}, "by_runs": {}}
     if arguments.total == "fixed" and len(V) > len(problem.names) + 10:
-        report["responses"] = judge_responses(problem, V, L, {k: given.M for k, (given, _) in arms.items() if given})
+        report["responses"] = judge_responses(problem, V, L, {k: given.matrix for k, (given, _) in arms.items() if given})
         print(report["responses"])
     for runs in arguments.runs:
         errors: dict[str, list[float]] = {name: [] for name in arms}

@@ -20,9 +20,10 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from ideal_proxy import fit_choice, fit_json, fit_trust
 from ideal_proxy.fit_choice import LAW, LAW_PROCESS, PROCESS
 from ideal_proxy.fit_input import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
-from ideal_proxy.fit_law import BASELINE_NATS, RHO_PRIOR, GradientRows, LawData, LawFit, fit_law, posterior_draws
+from ideal_proxy.fit_law import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
 from ideal_proxy.fit_report import diagnose
 from ideal_proxy.fit_residual import Process, fit_processes
+from ideal_proxy.fit_responses import GradientRows
 from ideal_proxy.law import FIRST_A, Array, Volumes, evaluate
 from ideal_proxy.relative import directions
 
@@ -239,6 +240,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             unit_nats,
             (sign * baseline - self.location_) / spread,
             runs.seed_R,
+            1.0 if share else float(base.sum()) / volumes.scale,
         )
         return replace(data, gradients=self._gradient_rows(responses, volumes))
 

@@ -76,9 +76,8 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
     """
     J, R = data.y_JR.shape
     K = int(fold_R.max()) + 1
-    gradients = bool(data.gradients) and np.isfinite(data.trust)
-    prior = prior_for(data, harm, float(np.median(fit.log_scale_J)))
-    start_JP = np.column_stack([fit.theta_JP, fit.log_scale_J]) if gradients else fit.theta_JP
+    prior = prior_for(data, harm, fit.theta_JP)
+    start_JP = fit.theta_JP
     if harm:
         helps = fit.theta_JP[:, 4 : 4 + data.v_RD.shape[1]].argmax(axis=1)
         prior.fixed_BP[np.arange(J), 4 + data.v_RD.shape[1] + helps] = True

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.fit_responses import GradientRows, Scale, along, pattern, scale_spread
 from ideal_proxy.fit_solver import Prior, Solution, huber, solve
-from ideal_proxy.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate, slopes
+from ideal_proxy.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
 
 ALPHA_PRIOR = 0.25, 0.7
 """Median of α and the spread of log α."""
@@ -27,7 +28,7 @@ SPAN_SPREAD = 0.2
 BASELINE_NATS = 0.1
 """How far the law may miss a measured Z (nats; for scores, standard deviations of the score)."""
 DOMAIN_MEDIAN, DOMAIN_LEVEL, DOMAIN_SPREAD = 1.0, 2.0, 1.5
-"""log a: median, spread of the level all domains share, spread of a domain about it."""
+"""log a: median where base counts one in all, spread of the level all domains share, spread of a domain about it."""
 HARM_SPREAD = 0.5
 """Spread of b, in standard deviations of the loss."""
 NOISE_GUESS, NOISE_WEIGHT = 0.15, 4.0
@@ -38,27 +39,6 @@ DRAW_STEPS = 12
 """Steps from the fit to a posterior draw."""
 CHUNK = 2_000_000
 """Entries of a Jacobian held at once."""
-SCALE_SPREAD = 0.5
-"""Spread of log s_j about the pooled log s̄ (DESIGN §6)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GradientRows:
-    """Responses measured by gradients at one mixture, centred (DESIGN §6).
-
-    Attributes:
-        u_D: (D,) effective volumes of the centre.
-        by_log_D: (D,) ∂u/∂log v at the centre.
-        share_D: (D,) q, each domain's share of the batch unit; sums to one.
-        value_JD: (J, D) measured mixing response, standardised like the losses, NaN where there is none.
-        error_JD: (J, D) its standard error.
-    """
-
-    u_D: Array
-    by_log_D: Array
-    share_D: Array
-    value_JD: Array
-    error_JD: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +54,9 @@ class LawData:
         spread_J: (J,) the spread that losses were divided by, 0.1 nats are 0.1 / spread.
         baseline_J: (J,) standardised Z, NaN where not measured.
         seed_R: (R,) index of each run's seed.
+        base_total: base's volumes in the unit of x, summed; cut into more domains, the same rows are worth the same.
         gradients: rows measured by gradients.
+        scale: their pooled factor s̄.
         trust: σ_g, the relative misfit allowed to gradient rows; infinite leaves them out.
     """
 
@@ -86,7 +68,9 @@ class LawData:
     spread_J: Array
     baseline_J: Array
     seed_R: np.ndarray
+    base_total: float = 1.0
     gradients: tuple[GradientRows, ...] = ()
+    scale: Scale = Scale(1.0, np.inf, np.nan)  # noqa: RUF009
     trust: float = np.inf
 
 
@@ -103,7 +87,7 @@ class LawFit:
         freedom_J: (J,) effective number of parameters.
         volumes: with the fitted ρ.
         log_rho_error_D: (D,) standard error of log ρ.
-        log_scale_J: (J,) fitted log s of gradient rows, zero without them.
+        log_scale_J: (J,) log s of gradient rows that the fit has, zero without them.
     """
 
     theta_JP: Array
@@ -117,20 +101,19 @@ class LawFit:
     log_scale_J: Array
 
 
-def prior_for(data: LawData, harm: bool, log_scale: float = 0.0) -> Prior:
-    """Give the weak prior that keeps every parameter identified.
+def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior:
+    """Give the weak prior that keeps every parameter identified, and what gradients say about the domains.
 
     Args:
         data: what is fitted.
         harm: with the harm term.
-        log_scale: pooled log s̄ of gradient rows.
+        theta_JP: (J, P) the law so far, which gradients are read with; None leaves them out.
 
     Returns:
         One prior a capability.
     """
     J, D = len(data.y_JR), data.v_RD.shape[1]
-    scaled = _uses_gradients(data)
-    P = FIRST_A + D * (2 if harm else 1) + scaled
+    P = FIRST_A + D * (2 if harm else 1)
     mean = np.zeros((J, P))
     diagonal = np.zeros(P)
     top = np.where(data.weight_JR > 0, data.y_JR, -np.inf).max(axis=1)
@@ -138,13 +121,11 @@ def prior_for(data: LawData, harm: bool, log_scale: float = 0.0) -> Prior:
     span = top - high
     mean[:, SPAN] = np.log(top + 0.3 * span - 0.5 * (low + high))
     mean[:, ALPHA] = np.log(ALPHA_PRIOR[0])
-    mean[:, FIRST_A : FIRST_A + D] = DOMAIN_MEDIAN
+    mean[:, FIRST_A : FIRST_A + D] = DOMAIN_MEDIAN - np.log(data.base_total)
     measured = np.isfinite(data.baseline_J)
     mean[measured, SPAN] = np.log(np.maximum(data.baseline_J - 0.5 * (low + high), 0.1 * span)[measured])
     diagonal[[FLOOR, SPAN, ALPHA, GAMMA]] = (FLOOR_SPREAD, SPAN_SPREAD, ALPHA_PRIOR[1], GAMMA_SPREAD)
     diagonal[FIRST_A + D :] = HARM_SPREAD
-    if scaled:
-        diagonal[-1], mean[:, -1] = SCALE_SPREAD, log_scale
     precision = np.zeros((J, P, P))
     used = diagonal > 0
     precision[:, used, used] = diagonal[used] ** -2.0
@@ -152,6 +133,12 @@ def prior_for(data: LawData, harm: bool, log_scale: float = 0.0) -> Prior:
     level = np.full((D, D), 1.0 / D)
     block = slice(FIRST_A, FIRST_A + D)
     precision[:, block, block] = (np.eye(D) - level) / DOMAIN_SPREAD**2 + level / DOMAIN_LEVEL**2
+    if theta_JP is not None and _uses_gradients(data):
+        known, pull = pattern(theta_JP, data.bounds_J2, data.volumes, data.gradients, data.scale, data.trust)
+        plain = precision[:, block, block].copy()
+        precision[:, block, block] += known
+        pull += np.einsum("jde,je->jd", plain, mean[:, block])
+        mean[:, block] = np.linalg.solve(precision[:, block, block], pull[:, :, None])[:, :, 0]
     nonnegative = np.zeros(P, dtype=bool)
     nonnegative[FIRST_A + D : FIRST_A + 2 * D] = harm
     return Prior(mean, precision, nonnegative, np.zeros((J, P), dtype=bool))
@@ -159,32 +146,6 @@ def prior_for(data: LawData, harm: bool, log_scale: float = 0.0) -> Prior:
 
 def _uses_gradients(data: LawData) -> bool:
     return bool(data.gradients) and np.isfinite(data.trust)
-
-
-def _with_gradients(
-    data: LawData, law_BP: Array, bounds_B2: Array, log_scale_B: Array, member_B: np.ndarray
-) -> tuple[Array, Array, Array]:
-    """Give the residual rows of the gradients, and their derivative by θ and log s (last column)."""
-    values, slopes_by, weights = [], [], []
-    scale = np.exp(log_scale_B)[:, None]
-    for rows in data.gradients:
-        h, h_by = slopes(law_BP, bounds_B2, data.volumes, rows.u_D)
-        response = h * rows.by_log_D
-        response_by = h_by * rows.by_log_D[None, :, None]
-        centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
-        centred_by = response_by - rows.share_D[None, :, None] * response_by.sum(axis=1, keepdims=True)
-        measured = rows.value_JD[member_B]
-        present = np.isfinite(measured)
-        m = np.where(present, measured, 0.0)
-        error = np.where(present, rows.error_JD[member_B], 0.0)
-        size = np.sqrt((m * m).sum(axis=1) / np.maximum(present.sum(axis=1), 1))[:, None]
-        sd = np.sqrt((error * scale) ** 2 + (data.trust * size * scale) ** 2) + 1e-9
-        values.append(np.where(present, (centred - scale * m) / sd, 0.0))
-        slopes_by.append(np.concatenate([centred_by, np.zeros((*m.shape, 1))], axis=2) / sd[:, :, None])
-        # sd is proportional to s, so the row is centred / (s·k) − m / k and only its first part moves with log s
-        slopes_by[-1][:, :, -1] = -centred / sd
-        weights.append(present.astype(float))
-    return np.concatenate(values, axis=1), np.concatenate(slopes_by, axis=1), np.concatenate(weights, axis=1)
 
 
 def solve_law(
@@ -223,26 +184,24 @@ def solve_law(
     target = np.column_stack([(data.y_JR - offset_JR)[member_B], z[member_B]])
     sd = np.column_stack([np.broadcast_to(noise_B[:, None], weight_BR.shape), baseline_error[member_B]])
     weight = np.column_stack([weight_BR, measured[member_B].astype(float)])
-    gradients = _uses_gradients(data)
-    law_columns = start_BP.shape[1] - gradients
-    extra = sum(rows.value_JD.shape[1] for rows in data.gradients) if gradients else 0
+    gradients = data.gradients if _uses_gradients(data) else ()
     target = target / sd
-    if gradients:
-        target = np.column_stack([target, np.zeros((len(target), extra))])
-        present = np.concatenate([np.isfinite(rows.value_JD) for rows in data.gradients], axis=1)
-        weight = np.column_stack([weight, present[member_B].astype(float)])
+    if gradients:  # one row a centre: how large the law's response is along the measured one
+        spread = scale_spread(data.scale, data.trust)
+        target = np.column_stack([target, np.full((len(target), len(gradients)), data.scale.value / spread)])
+        measured = np.column_stack([rows.measured_JD.any(axis=1) for rows in gradients])
+        weight = np.column_stack([weight, measured[member_B].astype(float)])
 
     def model(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
         bounds = data.bounds_J2[member_B[which]]
-        law = theta[:, :law_columns]
-        e = evaluate(law, bounds, data.volumes, u_RD, by_theta=True)
+        e = evaluate(theta, bounds, data.volumes, u_RD, by_theta=True)
         assert e.by_theta_JRP is not None
         values, jacobian = e.loss_JR / sd[which], e.by_theta_JRP
         jacobian /= sd[which][:, :, None]
         if gradients:
-            rows, rows_by, _ = _with_gradients(data, law, bounds, theta[:, -1], member_B[which])
-            jacobian = np.concatenate([jacobian, np.zeros((*jacobian.shape[:2], 1))], axis=2)
-            values, jacobian = np.concatenate([values, rows], axis=1), np.concatenate([jacobian, rows_by], axis=1)
+            size, size_by = along(theta, bounds, data.volumes, gradients, member_B[which])
+            values = np.concatenate([values, size / spread], axis=1)
+            jacobian = np.concatenate([jacobian, size_by / spread], axis=1)
         return values, jacobian
 
     mean = prior.mean_BP[member_B]
@@ -273,11 +232,7 @@ def fit_law(
     J, R = data.y_JR.shape
     D = data.v_RD.shape[1]
     gradients = _uses_gradients(data)
-    fitted_before = warm is not None and bool(warm.log_scale_J.any())
-    log_scale = 0.0
-    if gradients:
-        log_scale = float(warm.log_scale_J.mean()) if warm and fitted_before else pooled_log_scale(data, warm)
-    prior = prior_for(data, harm, log_scale)
+    prior = prior_for(data, harm, None if warm is None else warm.theta_JP)
     P = prior.mean_BP.shape[1]
     noise = np.full(J, NOISE_GUESS) if warm is None else warm.noise_J
     seeds = int(data.seed_R.max()) + 1
@@ -298,8 +253,6 @@ def fit_law(
         columns = FIRST_A + D
         theta[:, :columns] = warm.theta_JP[:, :columns]
         theta[:, columns : columns + D * harm] = 0.05
-        if gradients and fitted_before:
-            theta[:, -1] = warm.log_scale_J
         if harm:  # min_i b = 0: the domain that helps most does no harm
             helps = warm.theta_JP[:, FIRST_A:columns].argmax(axis=1)
             prior.fixed_BP[np.arange(J), columns + helps] = True
@@ -321,16 +274,18 @@ def fit_law(
         if seeds > 1:
             effect, seed_sd = _seed_effects(residual + effect[:, data.seed_R], data, noise, seeds)
         if data.volumes.available is not None and bool((data.v_RD > data.volumes.available).any()):
-            rho, rho_error = _update_rho(data, solution, solved, law_columns=P - gradients)
+            rho, rho_error = _update_rho(data, solution, solved)
             data = replace(data, volumes=replace(data.volumes, rho=rho))
-        if gradients:  # s̄ is pooled over the capabilities
-            prior.mean_BP[:, -1] = theta[:, -1].mean()
+        if gradients:  # the responses are read with the law as it is now
+            prior = replace(prior_for(data, harm, theta), fixed_BP=prior.fixed_BP)
     covariance = np.where(np.eye(P)[None] * _held(solution)[:, :, None] > 0, 0.0, covariance)
-    law_columns = P - gradients
-    log_scale_J = theta[:, -1] if gradients else np.zeros(J)
+    log_scale_J = np.zeros(J)
+    if gradients:
+        size = along(theta, data.bounds_J2, data.volumes, data.gradients, everyone)[0].mean(axis=1)
+        log_scale_J = np.log(np.maximum(size, 0.01 * data.scale.value))
     return LawFit(
-        theta[:, :law_columns],
-        np.asarray(covariance[:, :law_columns, :law_columns], dtype=float),
+        theta,
+        np.asarray(covariance, dtype=float),
         noise,
         seed_sd,
         effect,
@@ -363,19 +318,17 @@ def _seed_effects(residual_JR: Array, data: LawData, noise_J: Array, seeds: int)
     return np.asarray(shrink * (mean - centre) * present), np.sqrt(spread)
 
 
-def _update_rho(data: LawData, solution: Solution, noise_J: Array, law_columns: int) -> tuple[Array, Array]:
+def _update_rho(data: LawData, solution: Solution, noise_J: Array) -> tuple[Array, Array]:
     """Take one Gauss–Newton step in log ρ with every capability's θ eliminated (a Schur complement)."""
     u, _, u_by_rho = data.volumes.effective(data.v_RD)
-    theta = solution.theta_BP[:, :law_columns]
-    e = evaluate(theta, data.bounds_J2, data.volumes, u, by_theta=True, by_u=True)
+    e = evaluate(solution.theta_BP, data.bounds_J2, data.volumes, u, by_theta=True, by_u=True)
     assert e.by_theta_JRP is not None
     assert e.by_u_JRD is not None
     R = len(data.v_RD)
     weight = huber(solution.residual_BR[:, :R], data.weight_JR)[1]
     root = np.sqrt(weight)[:, :, None] / noise_J[:, None, None]
     by_rho = e.by_u_JRD * u_by_rho * root
-    by_theta = np.zeros((len(theta), R, solution.theta_BP.shape[1]))
-    by_theta[:, :, :law_columns] = e.by_theta_JRP * root
+    by_theta = e.by_theta_JRP * root
     residual = solution.residual_BR[:, :R] * np.sqrt(weight)
     cross = np.einsum("jrd,jrp->jdp", by_rho, by_theta) * (1.0 - _held(solution))[:, None, :]
     eliminated = np.linalg.solve(solution.hessian_BPP, cross.transpose(0, 2, 1))
@@ -386,30 +339,6 @@ def _update_rho(data: LawData, solution: Solution, noise_J: Array, law_columns: 
     gradient = np.einsum("jrd,jr->d", by_rho, residual) + away / RHO_PRIOR[1] ** 2
     step = np.clip(-np.linalg.solve(hessian, gradient), -1.0, 1.0)
     return np.asarray(data.volumes.rho * np.exp(step)), np.sqrt(np.diag(np.linalg.inv(hessian)))
-
-
-def pooled_log_scale(data: LawData, fit: LawFit | None) -> float:
-    """Guess log s̄: the size of the law's centred responses over the gradients' (median over capabilities).
-
-    Args:
-        data: the runs with gradient rows.
-        fit: a fit without gradients; the prior's mean where there is none.
-
-    Returns:
-        log s̄.
-    """
-    law_columns = FIRST_A + data.v_RD.shape[1]
-    theta = fit.theta_JP if fit is not None else prior_for(replace(data, trust=np.inf), False).mean_BP[:, :law_columns]
-    ratios = []
-    for rows in data.gradients:
-        h, _ = slopes(theta, data.bounds_J2, data.volumes, rows.u_D)
-        response = h * rows.by_log_D
-        centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
-        measured = np.where(np.isfinite(rows.value_JD), rows.value_JD, 0.0)
-        size = np.sqrt((measured**2).sum(axis=1))
-        ok = size > 0
-        ratios += list(np.log(np.sqrt((centred[ok] ** 2).sum(axis=1)) / size[ok]))
-    return float(np.median(ratios)) if ratios else 0.0
 
 
 def posterior_draws(
@@ -431,10 +360,9 @@ def posterior_draws(
         (S, J, P) parameters.
     """
     J, D = len(fit.theta_JP), data.v_RD.shape[1]
-    gradients = _uses_gradients(data)
     harm = bool(harm_J.any())
-    prior = prior_for(data, harm, float(fit.log_scale_J.mean()))
-    start = np.column_stack([fit.theta_JP, fit.log_scale_J]) if gradients else fit.theta_JP
+    prior = prior_for(data, harm, fit.theta_JP)
+    start = fit.theta_JP
     first = FIRST_A + D
     if harm:
         prior.fixed_BP[~harm_J, first : first + D] = True

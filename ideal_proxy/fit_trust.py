@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ideal_proxy.fit_choice import held_out_law
-from ideal_proxy.fit_law import LawData, LawFit, fit_law
-from ideal_proxy.law import Array, evaluate, slopes
+from ideal_proxy.fit_law import LawData, LawFit, fit_law, prior_for
+from ideal_proxy.fit_responses import LEVEL, LEVEL_FEW, Scale, law_scale, regressed_scale
+from ideal_proxy.law import Array, slopes
 
 TRUST = (0.1, 0.3, 1.0, 3.0)
 """σ_g tried for gradient rows, besides infinity."""
-LEAST_CHECKED = 3
-"""From so many runs on the losses choose σ_g."""
+USUAL = 0.3
+"""σ_g where the regression for s̄ says that responses foretell the losses."""
 UNCHECKED = 1.0
-"""σ_g with fewer runs: responses as likely wrong by their whole size as not."""
+"""σ_g where nothing can be said: responses as likely wrong by their whole size as not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,12 @@ def choose_trust(
     *,
     fixed: float | None = None,
 ) -> Trusted:
-    """Choose how far gradient rows are trusted, by held-out losses.
+    """Choose how far gradient rows are trusted.
 
-    From six runs on one standard error towards not at all. With three to five runs such an error says little: every
-    run is predicted by whole fits to the others, and the least error wins; that takes most of the harm of random rows
-    and leaves most of the good of true ones (`benchmarks/gradient_trust.py`).
+    First of all they must foretell the losses: where the factor between them, regressed on the runs, may as well be
+    zero (`LEVEL`, below six runs `LEVEL_FEW`), they are left out. Else σ_g is `USUAL`, unless from six runs on another,
+    or leaving them out, predicts runs left out better by more than a standard error. Where too few runs leave nothing
+    to regress, s̄ is the law's and σ_g `UNCHECKED` (`benchmarks/gradient_trust.py`).
 
     Args:
         data: the runs, with gradient rows.
@@ -65,29 +67,29 @@ def choose_trust(
     Returns:
         The data with its trust, the fit, its held-out predictions, and what was found on the way.
     """
-
-    def again(trust: float) -> tuple[LawData, LawFit]:
-        trusted = replace(data, trust=trust)
-        return trusted, fit_law(trusted, harm=False, starts=1, rng=rng, warm=fit, rounds=6)
-
     if fixed is not None and np.isinf(fixed):
         return Trusted(data, fit, law, {})
-    runs = len(fold_R)
-    few = law is None and runs >= LEAST_CHECKED
-    if fixed is None and few:
-        fixed, found = _least_error(data, fold_R, rng)
-        if np.isinf(fixed):
-            return Trusted(data, fit, None, found)
-        return Trusted(*again(fixed), None, found)
+    scale = _scale(data, fit)
+    level = LEVEL if law is not None else LEVEL_FEW
+    if fixed is None and scale.p > level:
+        return Trusted(data, fit, law, {})
+    if scale.value <= 0:  # the user insists
+        scale = Scale(scale.error, scale.error, scale.p)
+
+    def again(trust: float) -> tuple[LawData, LawFit]:
+        trusted = replace(data, trust=trust, scale=scale)
+        return trusted, fit_law(trusted, harm=False, starts=1, rng=rng, warm=fit, rounds=6)
+
     if law is None or fixed is not None:
-        trusted, refit = again(UNCHECKED if fixed is None else fixed)
+        told = USUAL if scale.p <= level else UNCHECKED
+        trusted, refit = again(told if fixed is None else fixed)
         held = None if law is None else held_out_law(trusted, refit, fold_R, harm=False)
         return Trusted(trusted, refit, held, {})
     y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
-    level = np.maximum((data.weight_JR * (law[0] - y) ** 2).sum(axis=1) / data.weight_JR.sum(axis=1), 1e-12)
+    size = np.maximum((data.weight_JR * (law[0] - y) ** 2).sum(axis=1) / data.weight_JR.sum(axis=1), 1e-12)
 
     def errors(predicted_JR: Array) -> Array:
-        return np.asarray((data.weight_JR * (predicted_JR - y) ** 2 / level[:, None]).mean(axis=0))
+        return np.asarray((data.weight_JR * (predicted_JR - y) ** 2 / size[:, None]).mean(axis=0))
 
     tried = [(data, fit, law, errors(law[0]))]
     for trust in TRUST:
@@ -95,32 +97,19 @@ def choose_trust(
         held = held_out_law(trusted, refit, fold_R, harm=False)
         tried.append((trusted, refit, held, errors(held[0])))
     found = {each[0].trust: float(each[3].mean()) for each in tried}
+    usual = next(each for each in tried if each[0].trust == USUAL)
     best = min(tried, key=lambda t: float(t[3].mean()))
-    for candidate in sorted(tried, key=lambda t: -t[0].trust):
-        gap = candidate[3] - best[3]
-        if gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap)):
-            return Trusted(*candidate[:3], found)
-    return Trusted(*best[:3], found)
+    gap = usual[3] - best[3]
+    chosen = usual if gap.mean() <= gap.std(ddof=1) / np.sqrt(len(gap)) else best
+    return Trusted(*chosen[:3], found)
 
 
-def _least_error(data: LawData, fold_R: np.ndarray, rng: np.random.Generator) -> tuple[float, dict[float, float]]:
-    """Predict every run by fits to the others, for every σ_g; return the best and the relative squared errors."""
-    found: dict[float, Array] = {}
+def _scale(data: LawData, fit: LawFit) -> Scale:
+    """Regress s̄ on the losses, or take it from the prior's law where they are too few."""
     u_RD = data.volumes.effective(data.v_RD)[0]
-    for trust in (np.inf, *TRUST):
-        squared = np.zeros_like(data.y_JR)
-        for k in range(int(fold_R.max()) + 1):
-            out = fold_R == k
-            rest = replace(data, weight_JR=data.weight_JR * ~out)
-            fit = fit_law(rest, harm=False, starts=1, rng=rng)
-            if np.isfinite(trust):
-                fit = fit_law(replace(rest, trust=trust), harm=False, starts=1, rng=rng, warm=fit, rounds=6)
-            predicted = evaluate(fit.theta_JP, data.bounds_J2, fit.volumes, u_RD[out]).loss_JR
-            squared[:, out] = (predicted - data.y_JR[:, out]) ** 2
-        found[trust] = (data.weight_JR * squared).sum(axis=1) / data.weight_JR.sum(axis=1)
-    level = np.maximum(found[np.inf], 1e-12)
-    relative = {trust: float((value / level).mean()) for trust, value in found.items()}
-    return min(relative, key=relative.__getitem__), relative
+    y_JR = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
+    found = regressed_scale(y_JR, data.weight_JR, u_RD, data.gradients)
+    return found or law_scale(prior_for(data, False).mean_BP, data.bounds_J2, fit.volumes, data.gradients)
 
 
 def response_harms(data: LawData, fit: LawFit) -> np.ndarray:

@@ -17,7 +17,6 @@ import psutil
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.cost import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.fit_choice import LEAST_RUNS
 from ideal_proxy.metric_runs import metric_specs, probe
 from ideal_proxy.prepare import Prepared
 from ideal_proxy.store import atomic_write_json, read_json
@@ -243,11 +242,9 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
     if config.proxy.model is not None:
         return "", "auto: they need scratch proxies"
     few = len(config.domains) + 1
-    if LEAST_RUNS <= runs <= few:
+    if runs <= few:
         return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
-    if runs > few:
-        return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where losses alone serve as well"
-    return "", f"auto: fewer than {LEAST_RUNS} runs cannot check what gradients say"
+    return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to the losses"
 
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:

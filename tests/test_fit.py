@@ -291,6 +291,84 @@ def test_responses_help_a_few_runs_and_random_ones_do_not_ruin_many() -> None:
     assert np.mean(ruined) < 1.05 * np.mean(clean)
 
 
+def centred(matrix: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return matrix - share * matrix.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Twelve domains at a fixed total: volumes, losses of a run, true losses, true mixing responses at base (row 0)."""
+    rng = np.random.default_rng(21)
+    v = np.exp(rng.uniform(-1.0, 1.0, (90, 12)))
+    v[0] = 1.0
+    v = 12_000.0 * v / v.sum(axis=1, keepdims=True)
+    loss, response = surface(rng, v, 4, scale=1000.0)
+    return v, loss + rng.normal(0.0, 0.003, loss.shape), loss, centred(response[0], np.full(12, 1.0 / 12))
+
+
+def fitted(measured, runs: int, matrix: np.ndarray | None, **options) -> ResponseModel:
+    v, y, _, _ = measured
+    given = None
+    if matrix is not None:
+        error = np.full(matrix.shape, 0.05 * np.abs(np.nan_to_num(matrix)).max())
+        given = Responses(v[0], matrix, error, np.full(12, 1.0 / 12))
+    model = ResponseModel(base=v[0], process="never", harm="never", n_starts=1, n_draws=2, **options)
+    return model.fit(v[:runs], y[:runs], baseline_loss=[4.0] * 4, responses=given)
+
+
+def test_right_responses_at_any_scale_give_the_slopes_that_few_runs_cannot(measured) -> None:
+    v, _, loss, mixing = measured
+    share = np.full(12, 1.0 / 12)
+
+    def error(model: ResponseModel) -> float:
+        return float((np.sqrt(((model.predict(v[40:]) - loss[40:]) ** 2).mean(axis=0)) / loss[40:].std(axis=0)).mean())
+
+    for runs in (4, 8, 13):
+        alone, one, many = (fitted(measured, runs, m) for m in (None, mixing, 300.0 * mixing))
+        assert np.isfinite(one.trust_), "they foretell the losses, so they are taken"
+        assert error(one) < 0.75 * error(alone)
+        assert error(one) == pytest.approx(error(many), rel=0.05)
+        np.testing.assert_allclose(one.response_scale_, 300.0 * many.response_scale_, rtol=0.1)
+    slopes = centred(one.gradient(v[:1])[0], share)
+    for own, truth in zip(slopes, mixing, strict=True):  # slopes once came out 1.3 to 8 times too small
+        assert np.corrcoef(own, truth)[0, 1] > 0.95
+        assert 0.7 < np.linalg.norm(own) / np.linalg.norm(truth) < 1.4
+
+
+def test_responses_that_do_not_foretell_the_losses_are_left_out(measured) -> None:
+    mixing = measured[3]
+    for wrong in (-mixing, np.roll(mixing, 5, axis=1)):
+        assert np.isinf(fitted(measured, 13, wrong).trust_)
+    insisted = fitted(measured, 13, -mixing, trust=1.0)
+    assert insisted.trust_ == 1.0
+    assert np.isfinite(insisted.predict(measured[0])).all()
+
+
+def test_a_response_that_is_missing_says_nothing(measured) -> None:
+    v, _, _, mixing = measured
+    holes = mixing.copy()
+    holes[0, 3] = holes[2, 7] = np.nan
+    assert np.abs(fitted(measured, 8, holes).predict(v) - fitted(measured, 8, mixing).predict(v)).max() < 0.05
+    none = np.full_like(mixing, np.nan)
+    np.testing.assert_allclose(fitted(measured, 8, none).predict(v), fitted(measured, 8, None).predict(v), rtol=1e-3)
+
+
+def test_the_same_rows_in_more_domains_are_worth_the_same() -> None:
+    rng = np.random.default_rng(22)
+    v = 3000.0 * np.exp(rng.uniform(-1.0, 1.0, (60, 4)))
+    v[0] = 3000.0
+    loss, _ = surface(rng, v, 3, scale=3000.0)
+    y = loss + rng.normal(0.0, 0.003, loss.shape)
+    cut = np.repeat(v / 5.0, 5, axis=1)
+    found = []
+    for volumes in (v, cut):
+        model = ResponseModel(base=volumes[0], process="never", harm="never", n_starts=1, n_draws=2)
+        model.fit(volumes[:4], y[:4], baseline_loss=[4.0] * 3)
+        found.append((model.predict(volumes[10:]) - loss[10:]) / loss[10:].std(axis=0))
+    whole, parts = (np.sqrt((error**2).mean()) for error in found)
+    assert parts < 1.25 * whole
+
+
 def test_bad_input_is_one_sentence_with_the_cure() -> None:
     rng = np.random.default_rng(13)
     v, y = shares(rng, 12, 3), rng.normal(2.0, 0.1, (12, 2))

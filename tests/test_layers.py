@@ -24,7 +24,7 @@ metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_lo
 swarm_ship swarm_ray_worker swarm_ray swarm
 curvature factors kfac
 influence_records influence unrolled finite gradient_worker
-relative law fit_solver fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
+relative law fit_solver fit_responses fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
 constraint_text constraints rounding objective program conflicts optimize pareto
 export_job export_formats export_trainers export
 prepare verdict plan proposal status_record runs trust outcome search

@@ -1,0 +1,245 @@
+"""What responses measured by gradients tell a fit of the law (DESIGN §6): the pattern of a, and a size.
+
+Legend: R runs, D domains, J capabilities, P parameters, G centres.
+
+Gradients know which domains move a capability, not by how much: one factor s is unknown. Its pooled value s̄ comes from
+the losses themselves, regressed on the changes that the responses foretell.  With it, domain i's part of the total
+response τ_j at the centre is p_i = q_i − (s̄ / |τ_j|) m_i, and the law makes that part proportional to
+a_i · ∂(x_i^γ)/∂log v_i, which gives a mean for log a_i; its spread follows from the errors of m, of s̄ and the trust.
+One residual more asks that the law's response along m be s̄, within SCALE_SPREAD.
+
+Entered as residuals of s · m instead, with a spread proportional to s, responses made the fit shrink all slopes: a
+small s matches any pattern (`benchmarks/results/gradient_worth_sources.md`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from ideal_proxy.law import DELTA, FIRST_A, GAMMA, Array, Volumes, sigmoid, slopes
+
+SCALE_SPREAD = 0.5
+"""Spread of log s_j about the pooled log s̄ (DESIGN §6)."""
+PATTERN_SPREAD = 0.2
+"""Least spread of log a about what responses say: the law is not exact either."""
+LEAST_PART = 0.05
+"""Least part of τ that a domain is taken to have, relative to its share: no response can be above zero."""
+FAR = 2.0
+"""Changes of log volume beyond this count as this in the regression for s̄."""
+LEVEL, LEVEL_FEW = 0.05, 0.3
+"""Responses whose s̄ is not above zero at this level are left out: they contradict the losses or say nothing. Below six
+runs a test of right responses often fails, so the second is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientRows:
+    """Responses measured by gradients at one mixture, centred (DESIGN §6).
+
+    Attributes:
+        u_D: (D,) effective volumes of the centre.
+        by_log_D: (D,) ∂u/∂log v at the centre.
+        share_D: (D,) q, each domain's share of the batch unit; sums to one.
+        value_JD: (J, D) measured mixing response, standardised like the losses, NaN where there is none.
+        error_JD: (J, D) its standard error.
+    """
+
+    u_D: Array
+    by_log_D: Array
+    share_D: Array
+    value_JD: Array
+    error_JD: Array
+
+    @property
+    def present_JD(self) -> np.ndarray:
+        """(J, D) bool: measured, of a domain that the centre has rows of."""
+        return np.asarray(np.isfinite(self.value_JD) & (self.by_log_D > 0))
+
+    @property
+    def measured_JD(self) -> Array:
+        """(J, D) the mixing response, zero where there is none."""
+        return np.where(self.present_JD, self.value_JD, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The pooled factor between gradients and losses.
+
+    Attributes:
+        value: s̄.
+        error: its standard error; infinite where the losses say nothing about it.
+        p: chance that responses which say nothing would fit the losses as well; NaN where it cannot be told.
+    """
+
+    value: float
+    error: float
+    p: float
+
+
+def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple[GradientRows, ...]) -> Scale | None:
+    """Regress losses on the changes that responses foretell, all capabilities and centres together.
+
+    A change of the total is taken out with the mean, for mixing responses say nothing about it.
+
+    Args:
+        y_JR: (J, R) standardised losses, seed effects taken out.
+        weight_JR: (J, R) weights, zero where missing.
+        u_RD: (R, D) effective volumes.
+        gradients: the rows, of any number of centres.
+
+    Returns:
+        The scale; None where there are too few runs to tell.
+    """
+    top = bottom = 0.0
+    freedom = -1
+    foretold = np.mean([_foretold(rows, u_RD) for rows in gradients], axis=0)
+    size = np.log(np.maximum(u_RD.sum(axis=1), 1e-12))
+    columns = [np.ones_like(size)] + ([size] if size.std() > 0.02 else [])
+    nuisance = np.column_stack(columns)
+    parts = []
+    for change, y, weight in zip(foretold, y_JR, weight_JR, strict=True):
+        root = np.sqrt(weight)
+        N = root[:, None] * nuisance
+
+        def without(values: Array, N: Array = N, root: Array = root) -> Array:
+            scaled = root * values
+            return np.asarray(scaled - N @ np.linalg.lstsq(N, scaled, rcond=None)[0])
+
+        x, z = without(change), without(y)
+        free = int((weight > 0).sum()) - np.linalg.matrix_rank(N)
+        if free < 1 or x @ x < 1e-12:
+            continue
+        freedom += free
+        top, bottom = top + float(x @ z), bottom + float(x @ x)
+        parts.append((x, z))
+    if freedom < 1 or bottom <= 0:
+        return None
+    value = float(top / bottom)
+    left = sum(float(((z - value * x) ** 2).sum()) for x, z in parts)
+    error = float(np.sqrt(max(left, 1e-12) / freedom / bottom))
+    return Scale(value, error, float(student.sf(value / error, freedom)))
+
+
+def _changes(rows: GradientRows, u_RD: Array) -> Array:
+    """(R, D) changes of log volume from the centre."""
+    tiny = 1e-3 * float(rows.u_D.mean())
+    return np.asarray(np.clip(np.log((u_RD + tiny) / (rows.u_D + tiny)), -FAR, FAR))
+
+
+def _foretold(rows: GradientRows, u_RD: Array) -> Array:
+    """(J, R) changes of the losses that the responses foretell, up to s."""
+    return np.asarray(rows.measured_JD @ _changes(rows, u_RD).T)
+
+
+def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...]) -> Scale:
+    """Guess s̄ where losses cannot tell: the size of the law's centred responses over the gradients' (median).
+
+    Args:
+        theta_JP: (J, P) a law: a fit, or the prior's mean.
+        bounds_J2: (J, 2) bounds of E.
+        volumes: units.
+        gradients: the rows.
+
+    Returns:
+        The scale, its error unknown.
+    """
+    ratios = []
+    for rows in gradients:
+        response = _response(theta_JP, bounds_J2, volumes, rows)[0]
+        centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
+        size = np.sqrt((rows.measured_JD**2).sum(axis=1))
+        known = size > 0
+        ratios += list(np.log(np.sqrt((centred[known] ** 2).sum(axis=1)) / size[known]))
+    value = float(np.exp(np.median(ratios))) if ratios else 1.0
+    return Scale(value, SCALE_SPREAD * value, float("nan"))
+
+
+def _response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: GradientRows) -> tuple[Array, Array]:
+    """(J, D) the law's ∂L/∂log v at a centre, and its derivative by θ (J, D, P)."""
+    h, by = slopes(theta_JP, bounds_J2, volumes, rows.u_D)
+    return h * rows.by_log_D, by * rows.by_log_D[None, :, None]
+
+
+def pattern(
+    theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...], scale: Scale, trust: float
+) -> tuple[Array, Array]:
+    """Give what responses say about log a, up to a level: a Gaussian a centre, multiplied.
+
+    Args:
+        theta_JP: (J, P) the law so far, whose τ and γ are taken.
+        bounds_J2: (J, 2) bounds of E.
+        volumes: units.
+        gradients: the rows.
+        scale: s̄.
+        trust: σ_g, misfit allowed, in root mean squares of the responses.
+
+    Returns:
+        (J, D, D) precision and (J, D) precision times mean.
+    """
+    J, D = len(theta_JP), len(gradients[0].u_D)
+    law = theta_JP[:, : FIRST_A + D]
+    precision, pull = np.zeros((J, D, D)), np.zeros((J, D))
+    gamma = sigmoid(law[:, GAMMA])[:, None]
+    for rows in gradients:
+        total = _response(law, bounds_J2, volumes, rows)[0].sum(axis=1, keepdims=True)
+        factor = scale.value / np.maximum(np.abs(total), 1e-9)
+        present, m = rows.present_JD, rows.measured_JD
+        share = np.maximum(rows.share_D, 1e-12)
+        part = share - factor * m
+        kept = np.maximum(part, LEAST_PART * share)
+        rms = np.sqrt((m * m).sum(axis=1, keepdims=True) / np.maximum(present.sum(axis=1, keepdims=True), 1))
+        miss = np.where(present, rows.error_JD, 0.0) ** 2 + (trust * rms) ** 2 + (m * scale.error / scale.value) ** 2
+        # where s̄ is small the parts are near q whatever m is: the spread is that of what they may be
+        spread = np.sqrt(miss * (factor / kept) ** 2 + PATTERN_SPREAD**2)
+        weight = np.where(present, spread**-2.0, 0.0)
+        x = rows.u_D / volumes.scale + DELTA
+        by_log = np.where(rows.by_log_D > 0, rows.by_log_D, 1.0) / volumes.scale
+        mean = np.log(kept) - (gamma - 1.0) * np.log(x) - np.log(by_log)
+        each = np.maximum(weight.sum(axis=1), 1e-12)
+        free = weight[:, :, None] * np.eye(D) - weight[:, :, None] * weight[:, None, :] / each[:, None, None]
+        precision += free
+        pull += np.einsum("jde,je->jd", free, mean)
+    return precision, pull
+
+
+def along(
+    theta_BP: Array, bounds_B2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...], member_B: np.ndarray
+) -> tuple[Array, Array]:
+    """Project the law's centred response on the measured one: the s that a law has.
+
+    Args:
+        theta_BP: (B, P) laws.
+        bounds_B2: (B, 2) bounds of E.
+        volumes: units.
+        gradients: the rows.
+        member_B: (B,) which capability each is.
+
+    Returns:
+        (B, G) s, and (B, G, P) its derivative by θ.
+    """
+    values, by = [], []
+    for rows in gradients:
+        response, response_by = _response(theta_BP, bounds_B2, volumes, rows)
+        m = rows.measured_JD[member_B]
+        unit = m / np.maximum((m * m).sum(axis=1, keepdims=True), 1e-12)
+        # m · (r − q Σ r) = r · (m − m·q)
+        unit = unit - (unit @ rows.share_D)[:, None]
+        values.append((unit * response).sum(axis=1))
+        by.append(np.einsum("bd,bdp->bp", unit, response_by))
+    return np.stack(values, axis=1), np.stack(by, axis=1)
+
+
+def scale_spread(scale: Scale, trust: float) -> float:
+    """Give the spread of the law's s about s̄: of capabilities, of s̄ itself, and of what is not trusted.
+
+    Args:
+        scale: s̄.
+        trust: σ_g.
+
+    Returns:
+        The standard deviation, in the unit of s̄.
+    """
+    doubt = min(scale.error / scale.value, 10.0)
+    return float(scale.value * np.sqrt(SCALE_SPREAD**2 + doubt**2 + trust**2))
