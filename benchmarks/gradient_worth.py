@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_worth.py --problem sources --size 0.1M --rows 4000 --context 256 --vocabulary 2048 \
         --learning-rate 4e-3 --mixtures 64 --held-out 40 --seeds 3 --train-only
-    python benchmarks/gradient_worth.py … the same, with --held-out 24 --finished --estimate-seeds 1
+    python benchmarks/gradient_worth.py … the same, with --finished --estimate-seeds 1
 
 Every subset holds the base run and n − 1 other mixtures; both arms fit the same runs, both know Z_j, and are judged on
 the mixtures in no subset by RMSE over the standard deviation of the held-out losses, mean over capabilities. The arm
@@ -111,7 +111,8 @@ def main() -> None:
     pool, held = mixed[: arguments.mixtures], mixed[arguments.mixtures :]
     report: dict[str, Any] = {"gradient_cost_in_runs": {k: cost for k, (_, cost) in arms.items()}, "by_runs": {}}
     if arguments.total == "fixed" and len(V) > len(problem.names) + 10:
-        report["responses"] = judge_responses(problem, V, L, {k: given.matrix for k, (given, _) in arms.items() if given})
+        matrices = {name: given.matrix for name, (given, _) in arms.items() if given}
+        report["responses"] = judge_responses(problem, V, L, matrices)
         print(report["responses"])
     for runs in arguments.runs:
         errors: dict[str, list[float]] = {name: [] for name in arms}
