@@ -198,14 +198,16 @@ def gradient_note(model: ResponseModel, method: str) -> str:
     """
     without = [error for trust, error in model.trust_errors_.items() if np.isfinite(trust)]
     if not np.isfinite(model.trust_):
-        best = f" (error of runs left out {np.sqrt(min(without)):.2f} times that of losses alone at best)"
-        return (
-            f"Gradients ({method}) were left out of the fit: runs left out were not predicted better with them by more "
-            f"than a standard error{best if without else ''}"
-        )
+        why = "the changes of loss that they foretell are not those of the runs"
+        if without:
+            why = (
+                "runs left out were predicted better without them by more than a standard error (with them the error "
+                f"was {np.sqrt(min(without)):.2f} times as large at best)"
+            )
+        return f"Gradients ({method}) were left out of the fit: {why}"
     if not without:
         return (
-            f"Gradients ({method}) entered the fit unchecked, for want of runs; each is allowed to miss by "
+            f"Gradients ({method}) entered the fit; too few runs to leave one out and check; each may miss by "
             f"{model.trust_:g} times their size"
         )
     return (
