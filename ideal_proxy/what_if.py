@@ -15,7 +15,7 @@ from ideal_proxy.config import rows_of
 from ideal_proxy.curves import Array, Ratio, against, predict
 from ideal_proxy.errors import UsageError
 from ideal_proxy.finished import SearchRun
-from ideal_proxy.terminal import table
+from ideal_proxy.terminal import paragraph, table
 
 BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
 MOVED = 0.02  # a change of the total that is worth a word
@@ -222,7 +222,7 @@ def what_if_tables(answer: WhatIf) -> str:
         f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
         *(["A score's change is its difference from base over its scale, worse is positive."]
           if any(c.kind != "loss" for c in answer.capabilities) else []),
-        *(f"Caution: {text}." for text in answer.cautions),
+        *(paragraph(f"Caution: {text}.") for text in answer.cautions),
     ])  # fmt: skip
 
 

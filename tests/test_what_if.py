@@ -73,7 +73,11 @@ def test_what_was_never_run_is_said(run):
     far = what_if(run, {"coding": 9000})
     assert any("extrapolation" in text and "coding" in text for text in far.cautions)
     assert any("repeats 4.5 times" in text for text in far.cautions)
-    assert any("--keep-total" in text for text in what_if(run, {"coding": 90_000}).cautions)
+    farther = what_if(run, {"coding": 90_000})
+    assert any("--keep-total" in text for text in farther.cautions)
+    text = what_if_tables(farther)
+    assert text.count("Caution: ") == len(farther.cautions)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
