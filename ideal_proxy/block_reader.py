@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import queue
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.line_keys import HEAD, BlockRows, BrokenLineError, block_rows
+from ideal_proxy.line_keys import HEAD, BlockRows, BrokenLineError, block_checksum, block_rows
 
 PROCESSES_FROM = 1 << 26  # bytes of a source from which a second process pays for its start
 MOST_PROCESSES = 8
@@ -103,7 +102,7 @@ class BlockReader:
             spans: file, first byte and byte after the last of each.
 
         Yields:
-            tuple: the rows of a block and the SHA-256 of its bytes, in order.
+            tuple: the rows of a block and the checksum of its bytes, in order.
         """
         work = self._ask if self.processes else self._read
         with ThreadPoolExecutor(max(self.processes, 1)) as pool:
@@ -117,7 +116,7 @@ class BlockReader:
                 block = file.read(end - begin)
         except OSError as error:
             raise BrokenLineError from error
-        return block_rows(block, self.format), hashlib.sha256(block).hexdigest()
+        return block_rows(block, self.format), block_checksum(block)
 
     def _ask(self, span: Span) -> tuple[BlockRows, str]:
         """Have one process read a block."""

@@ -206,6 +206,8 @@ def _parse(line: bytes, where: str) -> Any:
         raise UserError(f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply to be a row; repair the line") from error
+    except ValueError as error:  # Python refuses to read a whole number of more than 4,300 digits
+        raise UserError(f"{where} holds a whole number that is too long to read; repair the line") from error
 
 
 def _is_json_list(file: Path) -> bool:
@@ -221,6 +223,10 @@ def _json_list_records(file: Path) -> Iterator[Record]:
         raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno} is not valid JSON ({error.msg}); repair the file") from error
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deeply to hold rows; repair the file") from error
+    except ValueError as error:
+        raise UserError(f"{file} holds a whole number that is too long to read; repair the file") from error
     for n, value in enumerate(values):
         yield Record(value, f"{file} row {n + 1}")
 

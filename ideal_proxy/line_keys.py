@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.rows import ROLES, compact_text, has_answer, to_messages
 
-HEAD = struct.Struct("<qqqq32s")
-"""What `serve` answers with: size of the block, rows, rows without an answer, 1 for success, SHA-256 of the block."""
+HEAD = struct.Struct("<qqqq16s")
+"""What `serve` answers with: size of the block, rows, rows without an answer, 1 for success, checksum of the block."""
 
 # Text as json.dumps(ensure_ascii=True) writes it, between its quotes; possessive, so that nothing is tried twice.
 _PLAIN = rb"[ !#-\[\]-~]*+"
@@ -67,6 +68,18 @@ class BlockRows(NamedTuple):
     starts: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.uint32]
     without_answer: int
+
+
+def block_checksum(block: bytes) -> str:
+    """Sum up a block's bytes, so that a change is seen when it is read again.
+
+    Args:
+        block: the bytes.
+
+    Returns:
+        str: XXH3 of 128 bits in hex: 15 times as fast as SHA-256, and no protection from one who wants to deceive.
+    """
+    return xxhash.xxh3_128_hexdigest(block)
 
 
 def block_rows(block: bytes, format: str) -> BlockRows:
@@ -266,7 +279,7 @@ def serve() -> None:
         except (BrokenLineError, OSError):
             answers.write(HEAD.pack(0, 0, 0, 0, b""))
         else:
-            digest = hashlib.sha256(block).digest()
+            digest = bytes.fromhex(block_checksum(block))
             answers.write(HEAD.pack(len(block), len(rows.keys), rows.without_answer, 1, digest))
             answers.write(rows.keys.astype("<u8").tobytes())
             answers.write(rows.starts.astype("<u4").tobytes())

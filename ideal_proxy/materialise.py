@@ -292,8 +292,12 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
     buckets = shuffle.buckets_in_order()
     lines, ends, at = memoryview(b""), np.zeros(0, dtype=np.int64), 0  # `at`: rows of the bucket that are dealt with
     for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
-        checksum, size = hashlib.sha256(), 0
-        with open(job.spool / name, "wb", buffering=0) as file, _Flusher(file.fileno()) as flusher:
+        size = 0
+        with (
+            open(job.spool / name, "wb", buffering=0) as file,
+            _Flusher(file.fileno()) as flusher,
+            _Checksum() as checksum,
+        ):
             while place < last:
                 if at == len(ends):
                     (lines, ends), at = next(buckets), 0
@@ -307,7 +311,29 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
                 at, place = at + count, place + count
                 if progress:
                     progress("writing", max(place - bounds[0], 0), bounds[-1] - bounds[0])
-        yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.hexdigest()}
+        yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.sha256.hexdigest()}
+
+
+class _Checksum:
+    """Takes the SHA-256 of what is written, in a thread of its own; whole when its block ends."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Checksum:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        if self._last is not None:
+            self._last.result()
+
+    def update(self, content: memoryview) -> None:
+        if self._last is not None:  # so that no more than one bucket waits
+            self._last.result()
+        self._last = self._pool.submit(self.sha256.update, content)
 
 
 class _Flusher:

@@ -2,9 +2,9 @@
 
 An index is a folder: `keys.bin` (8 bytes a row), `places.bin` (start in its block and length, 4 + 4 bytes), `turns.bin`
 (which of several equal rows it is; only where there are equal ones) and `index.json`, written last: the files with
-size and time of change, and every block with the SHA-256 of its bytes. It is used again only where size and time of
-change agree, and even then every block that is read is hashed and compared, so a source that was changed behind its
-time of change is refused all the same. What is held in memory does not grow with the rows.
+size and time of change, and every block with the checksum of its bytes (`line_keys.block_checksum`). It is used again
+only where size and time of change agree, and even then every block that is read is summed up and compared, so a source
+that was changed behind its time of change is refused all the same. What is held in memory does not grow with the rows.
 
 Sources without lines of their own (parquet, .gz, JSON lists, demo, hub) are written out as lines first, and never kept.
 """
@@ -24,15 +24,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ideal_proxy.block_reader import BlockReader
 from ideal_proxy.errors import UserError
 from ideal_proxy.files import is_line_file
-from ideal_proxy.line_keys import BlockRows, BrokenLineError
+from ideal_proxy.line_keys import BlockRows, BrokenLineError, block_checksum
 from ideal_proxy.rows import SourceReader, log
 from ideal_proxy.store import atomic_write_json, read_json
 
-FORMAT = "ideal-proxy/rows-index/1"
+FORMAT = "ideal-proxy/rows-index/2"
 INDEX = "index.json"
 BLOCK_BYTES = 1 << 23
 KEYS_AT_ONCE = 1 << 20
@@ -55,7 +56,7 @@ class Block:
         end: byte after the last.
         first: number of its first row in the source.
         rows: rows with an answer.
-        sha256: of its bytes.
+        checksum: of its bytes, as `block_checksum` gives it.
     """
 
     file: int
@@ -63,7 +64,7 @@ class Block:
     end: int
     first: int
     rows: int
-    sha256: str
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class RowIndex:
         with open(self.files[block.file], "rb") as file:
             file.seek(block.begin)
             content = file.read(block.end - block.begin)
-        if hashlib.sha256(content).hexdigest() != block.sha256:
+        if block_checksum(content) != block.checksum:
             raise StaleIndexError
         return content if content.endswith(b"\n") else content + b"\n"
 
@@ -269,12 +270,12 @@ class _Writer:
         self.digest, self.blocks, self.rows, self.without = hashlib.sha256(), list[Block](), 0, 0
         self.seen = seen
 
-    def add(self, keys: BinaryIO, places: BinaryIO, span: tuple[int, int, int], rows: BlockRows, sha256: str) -> None:
+    def add(self, keys: BinaryIO, places: BinaryIO, span: tuple[int, int, int], rows: BlockRows, checksum: str) -> None:
         count = len(rows.keys)
         self.digest.update(rows.keys.astype(">u8").tobytes())
         keys.write(rows.keys.astype("<u8").tobytes())
         places.write(np.stack([rows.starts, rows.lengths], axis=1).astype("<u4").tobytes())
-        self.blocks.append(Block(*span, self.rows, count, sha256))
+        self.blocks.append(Block(*span, self.rows, count, checksum))
         self.rows += count
         self.without += rows.without_answer
         if self.seen is not None:
@@ -292,7 +293,7 @@ class _Writer:
                 "without_answer": index.without_answer, "fingerprint": index.fingerprint, "repeated": index.repeated,
                 "files": [[os.path.abspath(f), *state] for f, state in zip(self.files, self.states, strict=True)],
                 "checksums": {p.name: _checksum(p) for p in sorted(self.folder.glob("*.bin"))},
-                "blocks": [[b.file, b.begin, b.end, b.rows, b.sha256] for b in index.blocks],
+                "blocks": [[b.file, b.begin, b.end, b.rows, b.checksum] for b in index.blocks],
             }  # fmt: skip
             atomic_write_json(self.folder / INDEX, value)
         return index
@@ -309,8 +310,8 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowIndex | None:
         if any(_checksum(place / name) != checksum for name, checksum in value["checksums"].items()):
             return None
         blocks, first = [], 0
-        for file, begin, end, rows, sha256 in value["blocks"]:
-            blocks.append(Block(file, begin, end, first, rows, sha256))
+        for file, begin, end, rows, checksum in value["blocks"]:
+            blocks.append(Block(file, begin, end, first, rows, checksum))
             first += rows
         if value["without_answer"]:
             _tell_left_out(reader.source, value["without_answer"])
@@ -336,8 +337,8 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None, a
             BlockReader(format, sum(size for size, _ in writer.states)) as blocks,
         ):
             found = blocks.read((reader.files[number], begin, end) for number, begin, end in spans)
-            for span, (rows, sha256) in zip(spans, found, strict=True):
-                writer.add(keys, places, span, rows, sha256)
+            for span, (rows, checksum) in zip(spans, found, strict=True):
+                writer.add(keys, places, span, rows, checksum)
     except BrokenLineError:
         writer.rows = 0
     if not writer.rows:  # let the reader say what is wrong, and where
@@ -380,7 +381,7 @@ def _from_reader(reader: SourceReader, folder: Path, seen: Seen | None) -> RowIn
                 (np.cumsum(lengths, dtype=np.int64) - lengths).astype(np.uint32), lengths, 0,
             )  # fmt: skip
             file.write(block)
-            writer.add(keys, places, (0, at, at + len(block)), rows, hashlib.sha256(block).hexdigest())
+            writer.add(keys, places, (0, at, at + len(block)), rows, block_checksum(block))
             at += len(block)
     writer.states = _states((lines,))
     return writer.finish(reader.format, None)
@@ -471,8 +472,11 @@ def _put(path: Path, rows: int, places: npt.NDArray[np.int64], values: npt.NDArr
 
 
 def _checksum(path: Path) -> str:
+    found = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def _states(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:

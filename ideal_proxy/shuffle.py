@@ -1,8 +1,10 @@
 """Put drawn rows in training order in memory that does not grow with them: spread over buckets, then sort each bucket.
 
 The order is by a 64-bit hash, so a bucket is a range of hashes and all are about equally full. Sources are read once,
-block by block; each block's lines are written to one spool file, bucket by bucket. Then bucket after bucket is read,
+block by block; each block's lines are written to a spool, bucket by bucket. Then bucket after bucket is read,
 sorted and handed on. Every byte is read and written twice, always in long stretches, and no file is read at random.
+The spool is cut into files of neighbouring buckets; each is emptied as soon as it has been read: its room serves what
+is written next, and what of it has not reached the disk by then never does.
 
 The spool holds a row's order beside its line: hash, key, pass and occurrence, by which equal hashes are told apart
 exactly as `mixture.training_order` does it.
@@ -31,6 +33,7 @@ from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex
 
 BUCKET_BYTES = 1 << 24
 MOST_BUCKETS = 1024
+MOST_FILES = 32  # of the spool
 HALF = 1 << 16
 ORDER = np.dtype([("hash", "<u8"), ("key", "<u8"), ("turn", "<u4"), ("occurrence", "<u4"), ("length", "<u4")])
 
@@ -145,15 +148,18 @@ class Shuffle:
         self._edges = np.array(edges, dtype=np.uint64)
         self._wanted = (0, self.buckets)
         self._lock = threading.Lock()
-        self._rows = open(folder / "rows.spool", "wb", buffering=0)  # noqa: SIM115 (closed by `close`)
+        files = min(self.buckets, MOST_FILES)
+        self._file_of = np.arange(self.buckets) * files // self.buckets
+        self._first_of = np.searchsorted(self._file_of, np.arange(files + 1))  # first bucket of each file, and the end
+        self._rows = [open(folder / f"rows-{n}.spool", "wb", buffering=0) for n in range(files)]  # noqa: SIM115
         self._order = open(folder / "order.spool", "wb", buffering=0)  # noqa: SIM115
-        self._rows_end = self._order_end = 0
+        self._rows_end, self._order_end = np.zeros(files, dtype=np.int64), 0
         self._chunks: list[_Chunk] = []
 
     def close(self) -> None:
         """Close the spool."""
-        self._rows.close()
-        self._order.close()
+        for file in (*self._rows, self._order):
+            file.close()
 
     def counts(self) -> Ints:
         """Count the drawn rows of every bucket, without reading a line.
@@ -198,7 +204,12 @@ class Shuffle:
             Sorted: a bucket's rows.
         """
         with ThreadPoolExecutor(self.threads) as pool:
-            yield from in_order(pool, self._sort_bucket, range(*self._wanted), self.threads)
+            buckets = range(*self._wanted)
+            for bucket, rows in zip(buckets, in_order(pool, self._sort_bucket, buckets, self.threads), strict=True):
+                number = int(self._file_of[bucket])
+                if bucket + 1 == self._first_of[number + 1]:
+                    self._rows[number].truncate(0)
+                yield rows
 
     def _spread_block(self, part: Part, block: Block) -> int:
         total = 0
@@ -256,11 +267,15 @@ class Shuffle:
         rows_at[-1] = len(order)
         bytes_at = np.concatenate([[0], np.cumsum(order["length"], dtype=np.int64)])[rows_at]
         with self._lock:
-            rows_begin, order_begin = self._rows_end, self._order_end
-            self._rows_end += len(content)
+            begins, order_begin = self._rows_end.copy(), self._order_end
+            self._rows_end += np.diff(bytes_at[self._first_of])
             self._order_end += order.nbytes
-            self._chunks.append(_Chunk(part.number, order_begin, rows_begin, rows_at, bytes_at))
-        _write_at(self._rows.fileno(), content, rows_begin)
+            shifts = begins - bytes_at[self._first_of[:-1]]
+            self._chunks.append(_Chunk(part.number, order_begin, shifts, rows_at, bytes_at))
+        for number, file in enumerate(self._rows):
+            first, last = bytes_at[self._first_of[number : number + 2]].tolist()
+            if first < last:
+                _write_at(file.fileno(), content[first:last], int(begins[number]))
         _write_at(self._order.fileno(), memoryview(order).cast("B"), order_begin)
 
     def _sort_bucket(self, bucket: int) -> Sorted:
@@ -270,7 +285,8 @@ class Shuffle:
         content = np.empty(sizes.sum(), dtype=np.uint8)
         order_view, content_view = order.view(np.uint8).data, content.data
         order_at = content_at = 0
-        with io.FileIO(self._rows.name) as rows_file, io.FileIO(self._order.name) as order_file:
+        number = int(self._file_of[bucket])
+        with io.FileIO(self._rows[number].name) as rows_file, io.FileIO(self._order.name) as order_file:
             for chunk, count, size in zip(self._chunks, rows.tolist(), sizes.tolist(), strict=True):
                 if count:
                     begin = chunk.order_begin + int(chunk.rows_at[bucket]) * ORDER.itemsize
@@ -278,7 +294,7 @@ class Shuffle:
                     _read_at(
                         rows_file,
                         content_view[content_at : content_at + size],
-                        chunk.rows_begin + int(chunk.bytes_at[bucket]),
+                        int(chunk.shifts[number] + chunk.bytes_at[bucket]),
                     )
                     order_at += count * ORDER.itemsize
                     content_at += size
@@ -296,11 +312,19 @@ class Shuffle:
 
 
 class _Chunk(NamedTuple):
-    """One stretch of the spool: rows of one block, bucket after bucket."""
+    """Rows of one block in the spool, bucket after bucket.
+
+    Attributes:
+        domain: its number.
+        order_begin: where their order begins.
+        shifts: for each file, what is added to a place among the block's bytes for its place in the file.
+        rows_at: rows before each bucket.
+        bytes_at: bytes before each bucket.
+    """
 
     domain: int
     order_begin: int
-    rows_begin: int
+    shifts: Ints
     rows_at: Ints
     bytes_at: Ints
 

@@ -338,6 +338,24 @@ def test_processes_that_read_give_the_same_rows_and_the_same_errors(mixture, sou
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_the_spool_is_emptied_while_it_is_read(mixture, tmp_path, monkeypatch):
+    expected, sizes, handed_on = b"".join(expected_lines(mixture)), [], shuffle.Shuffle.buckets_in_order
+    in_small_pieces(monkeypatch)
+    monkeypatch.setattr(shuffle, "MOST_FILES", 3)
+
+    def watched(self):
+        for rows in handed_on(self):
+            yield rows
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "out").glob("*/rows-*.spool")))
+
+    monkeypatch.setattr(shuffle.Shuffle, "buckets_in_order", watched)
+    assert apply_mixture(mixture, tmp_path / "out").files[0].read_bytes() == expected
+    assert len(sizes) > 6
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+    assert sizes[0] == len(expected)
+
+
 def kept(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*.json"))}
 

@@ -163,6 +163,10 @@ BAD = {
     "no role": (lines([{"messages": [{"content": "a"}]}]), r"messages\[0\] has no role and content"),
     "no message": (lines([{"messages": ["hello"]}]), r"messages\[0\] holds text"),
     "deep": (b"[" * 100_000 + b"\n", r"a\.jsonl:1 is (nested too deeply|not valid JSON)"),
+    "long number": (
+        lines(ALPACA[:1]) + b'{"id": ' + b"1" * 5000 + b"}\n",
+        r"a\.jsonl:2 holds a whole number that is too",
+    ),
 }
 
 
@@ -189,6 +193,7 @@ def test_bad_files_and_paths(tmp_path):
         (write(tmp_path / "c.jsonl.gz", half[: len(half) // 2]), "broken gzip file"),
         (write(tmp_path / "d.jsonl.gz", b"plain"), "broken gzip file"),
         (write(tmp_path / "e.json", b'[{"prompt": "a",\n "completion": }]'), r"e\.json:2 is not valid JSON"),
+        (write(tmp_path / "f.json", b"[" + b"1" * 5000 + b"]"), r"f\.json holds a whole number that is too long"),
     ]
     for source, words in cases:
         with pytest.raises(UserError, match=words) as caught:
