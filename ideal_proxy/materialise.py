@@ -233,9 +233,9 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     parts = _parts(job, progress)
     bounds, names = job.bounds, job.names
     rows = bounds[-1] - bounds[0]
-    shuffle = Shuffle(
-        job.spool, parts, job.mixture.seed, chat=job.row_format == "chat", threads=min(cores(), MOST_THREADS)
-    )
+    chat, threads = job.row_format == "chat", min(cores(), MOST_THREADS)
+    target = job.spool / names[0] if job.shards == 1 and not chat else None
+    shuffle = Shuffle(job.spool, parts, job.mixture.seed, chat=chat, threads=threads, target=target)
     with contextlib.closing(shuffle):
         skip = 0
         if job.shard is not None:
@@ -294,7 +294,7 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
     for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
         size = 0
         with (
-            open(job.spool / name, "wb", buffering=0) as file,
+            open(job.spool / name, "r+b" if shuffle.in_place else "wb", buffering=0) as file,
             _Flusher(file.fileno()) as flusher,
             _Checksum() as checksum,
         ):

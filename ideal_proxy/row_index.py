@@ -138,6 +138,17 @@ class RowIndex:
         places[:, 1] += places[:, 0]
         return places
 
+    def lengths(self, block: Block) -> npt.NDArray[np.int64]:
+        """Read how long the rows of a block are.
+
+        Args:
+            block: which.
+
+        Returns:
+            array (rows,) int64: bytes, the line end included.
+        """
+        return _read(self.folder / "places.bin", "<u4", 2 * block.first, 2 * block.rows)[1::2].astype(np.int64)
+
     def parts(self) -> Iterator[tuple[int, int]]:
         """Cut the rows into parts that are handled at once.
 

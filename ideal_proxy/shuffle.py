@@ -3,8 +3,10 @@
 The order is by a 64-bit hash, so a bucket is a range of hashes and all are about equally full. Sources are read once,
 block by block; each block's lines are written to a spool, bucket by bucket. Then bucket after bucket is read,
 sorted and handed on. Every byte is read and written twice, always in long stretches, and no file is read at random.
-The spool is cut into files of neighbouring buckets; each is emptied as soon as it has been read: its room serves what
-is written next, and what of it has not reached the disk by then never does.
+Where the output is one file of lines as they are, it is its own spool: the index tells how many bytes each bucket will
+have, so a bucket's lines are put where they will stand, and put in order there. Half as many new pages and half the
+room on the disk are what that saves. Else the spool is cut into files of neighbouring buckets, and each is emptied as
+soon as it has been read.
 
 The spool holds a row's order beside its line: hash, key, pass and occurrence, by which equal hashes are told apart
 exactly as `mixture.training_order` does it.
@@ -29,7 +31,7 @@ import pyarrow.compute as compute
 from ideal_proxy.block_reader import in_order
 from ideal_proxy.line_keys import chat_lines
 from ideal_proxy.mixture import order_hashes, training_hashes
-from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex
+from ideal_proxy.row_index import BLOCK_BYTES, Block, RowIndex, StaleIndexError
 
 BUCKET_BYTES = 1 << 24
 MOST_BUCKETS = 1024
@@ -138,28 +140,59 @@ class Shuffle:
         seed: the mixture's seed.
         chat: rewrite every row as `messages`.
         threads: how many blocks are worked on side by side.
+        target: the file that will hold all rows and nothing else, to spread them in; what is handed on is then to be
+            written over it from its beginning. None: they are spread in a spool.
     """
 
-    def __init__(self, folder: Path, parts: list[Part], seed: int, *, chat: bool, threads: int) -> None:
+    def __init__(
+        self, folder: Path, parts: list[Part], seed: int, *, chat: bool, threads: int, target: Path | None = None
+    ) -> None:
         self.parts, self.seed, self.chat, self.threads = parts, seed, chat, threads
         size = sum(part.rows * part.index.bytes_a_row for part in parts)
         self.buckets = int(min(max(size // BUCKET_BYTES, 1), MOST_BUCKETS))
-        edges = [n * 2**64 // self.buckets for n in range(1, self.buckets)]
-        self._edges = np.array(edges, dtype=np.uint64)
+        bounds = np.arange(self.buckets + 1) * HALF // self.buckets  # of the first 16 bits of a hash
+        self._edges = bounds[1:-1].astype(np.uint64) << np.uint64(48)
         self._wanted = (0, self.buckets)
         self._lock = threading.Lock()
-        files = min(self.buckets, MOST_FILES)
-        self._file_of = np.arange(self.buckets) * files // self.buckets
-        self._first_of = np.searchsorted(self._file_of, np.arange(files + 1))  # first bucket of each file, and the end
-        self._rows = [open(folder / f"rows-{n}.spool", "wb", buffering=0) for n in range(files)]  # noqa: SIM115
+        # A stretch is what lies together, in the order of the blocks: a file of the spool, or a bucket in its place.
+        stretches = min(self.buckets, MOST_FILES) if target is None else self.buckets
+        self._stretch_of = np.arange(self.buckets) * stretches // self.buckets
+        self._cuts = np.searchsorted(self._stretch_of, np.arange(stretches + 1))  # first bucket of each, and the end
+        self._ends, self._order_end = np.zeros(stretches, dtype=np.int64), 0
+        self._full: Ints | None = None  # what `_ends` will be, where that is known
+        if target is not None:
+            found = np.concatenate([[0], np.cumsum(self._bytes_by_hash())])[bounds]
+            self._ends, self._full = found[:-1].copy(), found[1:]
+        paths = [folder / f"rows-{n}.spool" for n in range(stretches)] if target is None else [target]
+        self._rows = [open(path, "wb", buffering=0) for path in paths]  # noqa: SIM115 (closed by `close`)
         self._order = open(folder / "order.spool", "wb", buffering=0)  # noqa: SIM115
-        self._rows_end, self._order_end = np.zeros(files, dtype=np.int64), 0
         self._chunks: list[_Chunk] = []
+
+    @property
+    def in_place(self) -> bool:
+        """The rows wait in the file that they will be written to."""
+        return self._full is not None
 
     def close(self) -> None:
         """Close the spool."""
         for file in (*self._rows, self._order):
             file.close()
+
+    def _bytes_by_hash(self) -> Ints:
+        """Count the bytes of the drawn rows by the first 16 bits of their hash, without reading a line."""
+
+        def count(item: tuple[Part, Block]) -> tuple[Keys, Ints]:
+            part, block = item
+            lengths = part.index.lengths(block)
+            drawn = [(h >> np.uint64(48), lengths[p]) for _, p, *_, h in part.drawn(self.seed, block.first, block.rows)]
+            return np.concatenate([at for at, _ in drawn]), np.concatenate([size for _, size in drawn])
+
+        counts = np.zeros(HALF, dtype=np.int64)
+        blocks = ((part, block) for part in self.parts for block in part.index.blocks if block.rows)
+        with ThreadPoolExecutor(self.threads) as pool:
+            for at, sizes in in_order(pool, count, blocks, 2 * self.threads):
+                counts += np.bincount(at.astype(np.int64), weights=sizes, minlength=HALF).astype(np.int64)
+        return counts
 
     def counts(self) -> Ints:
         """Count the drawn rows of every bucket, without reading a line.
@@ -189,6 +222,9 @@ class Shuffle:
 
         Yields:
             int: rows spread so far.
+
+        Raises:
+            StaleIndexError: lines were longer or shorter than the index says.
         """
         blocks = [(part, block) for part in self.parts for block in part.index.blocks if block.rows]
         done = 0
@@ -196,6 +232,8 @@ class Shuffle:
             for rows in in_order(pool, lambda item: self._spread_block(*item), blocks, 2 * self.threads):
                 done += rows
                 yield done
+        if self._full is not None and (self._ends != self._full).any():
+            raise StaleIndexError
 
     def buckets_in_order(self) -> Iterator[Sorted]:
         """Hand on the rows of the wanted buckets in training order.
@@ -206,9 +244,9 @@ class Shuffle:
         with ThreadPoolExecutor(self.threads) as pool:
             buckets = range(*self._wanted)
             for bucket, rows in zip(buckets, in_order(pool, self._sort_bucket, buckets, self.threads), strict=True):
-                number = int(self._file_of[bucket])
-                if bucket + 1 == self._first_of[number + 1]:
-                    self._rows[number].truncate(0)
+                stretch = int(self._stretch_of[bucket])
+                if not self.in_place and bucket + 1 == self._cuts[stretch + 1]:
+                    self._rows[stretch].truncate(0)
                 yield rows
 
     def _spread_block(self, part: Part, block: Block) -> int:
@@ -267,16 +305,19 @@ class Shuffle:
         rows_at[-1] = len(order)
         bytes_at = np.concatenate([[0], np.cumsum(order["length"], dtype=np.int64)])[rows_at]
         with self._lock:
-            begins, order_begin = self._rows_end.copy(), self._order_end
-            self._rows_end += np.diff(bytes_at[self._first_of])
+            begins, order_begin = self._ends.copy(), self._order_end
+            self._ends += np.diff(bytes_at[self._cuts])
             self._order_end += order.nbytes
-            shifts = begins - bytes_at[self._first_of[:-1]]
+            shifts = begins - bytes_at[self._cuts[:-1]]
             self._chunks.append(_Chunk(part.number, order_begin, shifts, rows_at, bytes_at))
-        for number, file in enumerate(self._rows):
-            first, last = bytes_at[self._first_of[number : number + 2]].tolist()
+        cuts = bytes_at[self._cuts].tolist()
+        for stretch, (begin, first, last) in enumerate(zip(begins.tolist(), cuts[:-1], cuts[1:], strict=True)):
             if first < last:
-                _write_at(file.fileno(), content[first:last], int(begins[number]))
+                _write_at(self._file(stretch).fileno(), content[first:last], begin)
         _write_at(self._order.fileno(), memoryview(order).cast("B"), order_begin)
+
+    def _file(self, stretch: int) -> io.FileIO:
+        return self._rows[0 if self.in_place else stretch]
 
     def _sort_bucket(self, bucket: int) -> Sorted:
         rows = np.array([c.rows_at[bucket + 1] - c.rows_at[bucket] for c in self._chunks], dtype=np.int64)
@@ -285,8 +326,8 @@ class Shuffle:
         content = np.empty(sizes.sum(), dtype=np.uint8)
         order_view, content_view = order.view(np.uint8).data, content.data
         order_at = content_at = 0
-        number = int(self._file_of[bucket])
-        with io.FileIO(self._rows[number].name) as rows_file, io.FileIO(self._order.name) as order_file:
+        stretch = int(self._stretch_of[bucket])
+        with io.FileIO(self._file(stretch).name) as rows_file, io.FileIO(self._order.name) as order_file:
             for chunk, count, size in zip(self._chunks, rows.tolist(), sizes.tolist(), strict=True):
                 if count:
                     begin = chunk.order_begin + int(chunk.rows_at[bucket]) * ORDER.itemsize
@@ -294,7 +335,7 @@ class Shuffle:
                     _read_at(
                         rows_file,
                         content_view[content_at : content_at + size],
-                        int(chunk.shifts[number] + chunk.bytes_at[bucket]),
+                        int(chunk.shifts[stretch] + chunk.bytes_at[bucket]),
                     )
                     order_at += count * ORDER.itemsize
                     content_at += size
@@ -312,12 +353,12 @@ class Shuffle:
 
 
 class _Chunk(NamedTuple):
-    """Rows of one block in the spool, bucket after bucket.
+    """Rows of one block, bucket after bucket, where they wait to be put in order.
 
     Attributes:
         domain: its number.
         order_begin: where their order begins.
-        shifts: for each file, what is added to a place among the block's bytes for its place in the file.
+        shifts: for each stretch, what is added to a place among the block's bytes for its place in the file.
         rows_at: rows before each bucket.
         bytes_at: bytes before each bucket.
     """

@@ -338,7 +338,8 @@ def test_processes_that_read_give_the_same_rows_and_the_same_errors(mixture, sou
     assert not list((tmp_path / "other").iterdir())
 
 
-def test_the_spool_is_emptied_while_it_is_read(mixture, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_spool_is_emptied_while_it_is_read_and_one_file_needs_none(mixture, tmp_path, monkeypatch, shards):
     expected, sizes, handed_on = b"".join(expected_lines(mixture)), [], shuffle.Shuffle.buckets_in_order
     in_small_pieces(monkeypatch)
     monkeypatch.setattr(shuffle, "MOST_FILES", 3)
@@ -346,13 +347,15 @@ def test_the_spool_is_emptied_while_it_is_read(mixture, tmp_path, monkeypatch):
     def watched(self):
         for rows in handed_on(self):
             yield rows
-            sizes.append(sum(path.stat().st_size for path in (tmp_path / "out").glob("*/rows-*.spool")))
+            pattern = "*/train.jsonl" if shards == 1 else "*/rows-*.spool"
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "out").glob(pattern)))
 
     monkeypatch.setattr(shuffle.Shuffle, "buckets_in_order", watched)
-    assert apply_mixture(mixture, tmp_path / "out").files[0].read_bytes() == expected
+    written = apply_mixture(mixture, tmp_path / "out", shards=shards).files
+    assert b"".join(path.read_bytes() for path in written) == expected
     assert len(sizes) > 6
     assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 3
+    assert len(set(sizes)) == (1 if shards == 1 else 3)
     assert sizes[0] == len(expected)
 
 
