@@ -56,7 +56,7 @@ class LawData:
         seed_R: (R,) index of each run's seed.
         base_total: base's volumes in the unit of x, summed; cut into more domains, the same rows are worth the same.
         gradients: rows measured by gradients.
-        scale: their pooled factor s̄.
+        scale: the factor between them and the losses.
         trust: σ_g, the relative misfit allowed to gradient rows; infinite leaves them out.
     """
 
@@ -70,7 +70,7 @@ class LawData:
     seed_R: np.ndarray
     base_total: float = 1.0
     gradients: tuple[GradientRows, ...] = ()
-    scale: Scale = Scale(1.0, np.inf, np.nan)  # noqa: RUF009
+    scale: Scale | None = None
     trust: float = np.inf
 
 
@@ -133,7 +133,7 @@ def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior
     level = np.full((D, D), 1.0 / D)
     block = slice(FIRST_A, FIRST_A + D)
     precision[:, block, block] = (np.eye(D) - level) / DOMAIN_SPREAD**2 + level / DOMAIN_LEVEL**2
-    if theta_JP is not None and _uses_gradients(data):
+    if theta_JP is not None and data.scale is not None and _uses_gradients(data):
         known, pull = pattern(theta_JP, data.bounds_J2, data.volumes, data.gradients, data.scale, data.trust)
         plain = precision[:, block, block].copy()
         precision[:, block, block] += known
@@ -186,11 +186,13 @@ def solve_law(
     weight = np.column_stack([weight_BR, measured[member_B].astype(float)])
     gradients = data.gradients if _uses_gradients(data) else ()
     target = target / sd
-    if gradients:  # one row a centre: how large the law's response is along the measured one
-        spread = scale_spread(data.scale, data.trust)
-        target = np.column_stack([target, np.full((len(target), len(gradients)), data.scale.value / spread)])
+    spread_B1 = np.ones((len(target), 1))
+    if gradients and data.scale is not None:  # one row a centre: the law's response along the measured one
+        spread_B1 = scale_spread(data.scale, data.trust)[member_B, None]
+        wanted = data.scale.own_J[member_B, None] / spread_B1
+        target = np.column_stack([target, np.repeat(wanted, len(gradients), axis=1)])
         measured = np.column_stack([rows.measured_JD.any(axis=1) for rows in gradients])
-        weight = np.column_stack([weight, measured[member_B].astype(float)])
+        weight = np.column_stack([weight, measured[member_B] / len(gradients)])
 
     def model(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
         bounds = data.bounds_J2[member_B[which]]
@@ -200,8 +202,8 @@ def solve_law(
         jacobian /= sd[which][:, :, None]
         if gradients:
             size, size_by = along(theta, bounds, data.volumes, gradients, member_B[which])
-            values = np.concatenate([values, size / spread], axis=1)
-            jacobian = np.concatenate([jacobian, size_by / spread], axis=1)
+            values = np.concatenate([values, size / spread_B1[which]], axis=1)
+            jacobian = np.concatenate([jacobian, size_by / spread_B1[which][:, :, None]], axis=1)
         return values, jacobian
 
     mean = prior.mean_BP[member_B]
@@ -280,9 +282,9 @@ def fit_law(
             prior = replace(prior_for(data, harm, theta), fixed_BP=prior.fixed_BP)
     covariance = np.where(np.eye(P)[None] * _held(solution)[:, :, None] > 0, 0.0, covariance)
     log_scale_J = np.zeros(J)
-    if gradients:
+    if gradients and data.scale is not None:
         size = along(theta, data.bounds_J2, data.volumes, data.gradients, everyone)[0].mean(axis=1)
-        log_scale_J = np.log(np.maximum(size, 0.01 * data.scale.value))
+        log_scale_J = np.log(np.maximum(size, 0.01 * data.scale.own_J))
     return LawFit(
         theta,
         np.asarray(covariance, dtype=float),

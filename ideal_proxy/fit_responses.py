@@ -65,16 +65,20 @@ class GradientRows:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The pooled factor between gradients and losses.
+    """The factor between gradients and losses.
 
     Attributes:
-        value: s̄.
+        value: s̄, pooled over the capabilities.
         error: its standard error; infinite where the losses say nothing about it.
+        own_J: (J,) each capability's s, shrunk to s̄ within SCALE_SPREAD.
+        own_error_J: (J,) their standard errors.
         p: chance that responses which say nothing would fit the losses as well; NaN where it cannot be told.
     """
 
     value: float
     error: float
+    own_J: Array
+    own_error_J: Array
     p: float
 
 
@@ -98,7 +102,7 @@ def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple
     size = np.log(np.maximum(u_RD.sum(axis=1), 1e-12))
     columns = [np.ones_like(size)] + ([size] if size.std() > 0.02 else [])
     nuisance = np.column_stack(columns)
-    parts = []
+    parts: list[tuple[Array, Array] | None] = []
     for change, y, weight in zip(foretold, y_JR, weight_JR, strict=True):
         root = np.sqrt(weight)
         N = root[:, None] * nuisance
@@ -110,6 +114,7 @@ def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple
         x, z = without(change), without(y)
         free = int((weight > 0).sum()) - np.linalg.matrix_rank(N)
         if free < 1 or x @ x < 1e-12:
+            parts.append(None)
             continue
         freedom += free
         top, bottom = top + float(x @ z), bottom + float(x @ x)
@@ -117,9 +122,19 @@ def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple
     if freedom < 1 or bottom <= 0:
         return None
     value = float(top / bottom)
-    left = sum(float(((z - value * x) ** 2).sum()) for x, z in parts)
-    error = float(np.sqrt(max(left, 1e-12) / freedom / bottom))
-    return Scale(value, error, float(student.sf(value / error, freedom)))
+    left = sum(float(((part[1] - value * part[0]) ** 2).sum()) for part in parts if part)
+    noise = max(left, 1e-12) / freedom
+    error = float(np.sqrt(noise / bottom))
+    around = (SCALE_SPREAD * value) ** 2 + error**2
+    own, own_error = np.full(len(parts), value), np.full(len(parts), np.sqrt(around))
+    for j, part in enumerate(parts):
+        if part and around > 0:
+            size = float(part[0] @ part[0])
+            precision = 1.0 / around + size / noise
+            own[j] = (value / around + float(part[0] @ part[1]) / noise) / precision
+            own_error[j] = precision**-0.5
+    own = np.maximum(own, 0.2 * value)
+    return Scale(value, error, own, own_error, float(student.sf(value / error, freedom)))
 
 
 def _changes(rows: GradientRows, u_RD: Array) -> Array:
@@ -153,7 +168,8 @@ def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tu
         known = size > 0
         ratios += list(np.log(np.sqrt((centred[known] ** 2).sum(axis=1)) / size[known]))
     value = float(np.exp(np.median(ratios))) if ratios else 1.0
-    return Scale(value, SCALE_SPREAD * value, float("nan"))
+    J = len(theta_JP)
+    return Scale(value, SCALE_SPREAD * value, np.full(J, value), np.full(J, SCALE_SPREAD * value), float("nan"))
 
 
 def _response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: GradientRows) -> tuple[Array, Array]:
@@ -184,13 +200,17 @@ def pattern(
     gamma = sigmoid(law[:, GAMMA])[:, None]
     for rows in gradients:
         total = _response(law, bounds_J2, volumes, rows)[0].sum(axis=1, keepdims=True)
-        factor = scale.value / np.maximum(np.abs(total), 1e-9)
+        factor = scale.own_J[:, None] / np.maximum(np.abs(total), 1e-9)
         present, m = rows.present_JD, rows.measured_JD
         share = np.maximum(rows.share_D, 1e-12)
         part = share - factor * m
         kept = np.maximum(part, LEAST_PART * share)
         rms = np.sqrt((m * m).sum(axis=1, keepdims=True) / np.maximum(present.sum(axis=1, keepdims=True), 1))
-        miss = np.where(present, rows.error_JD, 0.0) ** 2 + (trust * rms) ** 2 + (m * scale.error / scale.value) ** 2
+        miss = (
+            np.where(present, rows.error_JD, 0.0) ** 2
+            + (trust * rms) ** 2
+            + (m * (scale.own_error_J / scale.own_J)[:, None]) ** 2
+        )
         # where s̄ is small the parts are near q whatever m is: the spread is that of what they may be
         spread = np.sqrt(miss * (factor / kept) ** 2 + PATTERN_SPREAD**2)
         weight = np.where(present, spread**-2.0, 0.0)
@@ -199,8 +219,8 @@ def pattern(
         mean = np.log(kept) - (gamma - 1.0) * np.log(x) - np.log(by_log)
         each = np.maximum(weight.sum(axis=1), 1e-12)
         free = weight[:, :, None] * np.eye(D) - weight[:, :, None] * weight[:, None, :] / each[:, None, None]
-        precision += free
-        pull += np.einsum("jde,je->jd", free, mean)
+        precision += free / len(gradients)  # what is wrong with one is wrong with the next: a mean, not more evidence
+        pull += np.einsum("jde,je->jd", free, mean) / len(gradients)
     return precision, pull
 
 
@@ -231,15 +251,15 @@ def along(
     return np.stack(values, axis=1), np.stack(by, axis=1)
 
 
-def scale_spread(scale: Scale, trust: float) -> float:
-    """Give the spread of the law's s about s̄: of capabilities, of s̄ itself, and of what is not trusted.
+def scale_spread(scale: Scale, trust: float) -> Array:
+    """Give the spread of the law's s about what the losses say: of s itself, and of what is not trusted.
 
     Args:
-        scale: s̄.
+        scale: the scale.
         trust: σ_g.
 
     Returns:
-        The standard deviation, in the unit of s̄.
+        (J,) standard deviations, in the unit of s.
     """
-    doubt = min(scale.error / scale.value, 10.0)
-    return float(scale.value * np.sqrt(SCALE_SPREAD**2 + doubt**2 + trust**2))
+    doubt = np.minimum(scale.own_error_J / scale.own_J, 10.0)
+    return np.asarray(scale.own_J * np.sqrt(doubt**2 + PATTERN_SPREAD**2 + trust**2))

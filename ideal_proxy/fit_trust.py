@@ -74,7 +74,8 @@ def choose_trust(
     if fixed is None and scale.p > level:
         return Trusted(data, fit, law, {})
     if scale.value <= 0:  # the user insists
-        scale = Scale(scale.error, scale.error, scale.p)
+        J = len(scale.own_J)
+        scale = Scale(scale.error, scale.error, np.full(J, scale.error), np.full(J, scale.error), scale.p)
 
     def again(trust: float) -> tuple[LawData, LawFit]:
         trusted = replace(data, trust=trust, scale=scale)
