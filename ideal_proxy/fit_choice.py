@@ -77,7 +77,6 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
     J, R = data.y_JR.shape
     K = int(fold_R.max()) + 1
     prior = prior_for(data, harm, fit.theta_JP)
-    start_JP = fit.theta_JP
     if harm:
         helps = fit.theta_JP[:, 4 : 4 + data.v_RD.shape[1]].argmax(axis=1)
         prior.fixed_BP[np.arange(J), 4 + data.v_RD.shape[1] + helps] = True
@@ -85,16 +84,15 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
     out_KR = fold_R[None] == np.arange(K)[:, None]
     weight = data.weight_JR[member] * ~np.repeat(out_KR, J, axis=0)
     solution = solve_law(
-        data, prior, member, weight, start_JP[member], fit.noise_J[member], fit.seed_effect_JS[:, data.seed_R], 25
+        data, prior, member, weight, fit.theta_JP[member], fit.noise_J[member], fit.seed_effect_JS[:, data.seed_R], 25
     )
-    columns = fit.theta_JP.shape[1]
     mean, variance = np.zeros((J, R)), np.zeros((J, R))
     u_RD = data.volumes.effective(data.v_RD)[0]
     for k in range(K):
         out = out_KR[k]
         stack = slice(k * J, (k + 1) * J)
-        covariance = np.linalg.inv(solution.hessian_BPP[stack])[:, :columns, :columns]
-        e = evaluate(solution.theta_BP[stack, :columns], data.bounds_J2, data.volumes, u_RD[out], by_theta=True)
+        covariance = np.linalg.inv(solution.hessian_BPP[stack])
+        e = evaluate(solution.theta_BP[stack], data.bounds_J2, data.volumes, u_RD[out], by_theta=True)
         assert e.by_theta_JRP is not None
         mean[:, out] = e.loss_JR
         variance[:, out] = np.einsum("jrp,jrp->jr", np.matmul(e.by_theta_JRP, covariance), e.by_theta_JRP)

@@ -56,8 +56,8 @@ class LawData:
         seed_R: (R,) index of each run's seed.
         base_total: base's volumes in the unit of x, summed; cut into more domains, the same rows are worth the same.
         gradients: rows measured by gradients.
-        scale: the factor between them and the losses.
-        trust: σ_g, the relative misfit allowed to gradient rows; infinite leaves them out.
+        scale: the factor between them and the losses; None leaves them out of the fit.
+        trust: σ_g, the relative misfit allowed to gradient rows; infinite where they are left out.
     """
 
     y_JR: Array
@@ -133,7 +133,7 @@ def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior
     level = np.full((D, D), 1.0 / D)
     block = slice(FIRST_A, FIRST_A + D)
     precision[:, block, block] = (np.eye(D) - level) / DOMAIN_SPREAD**2 + level / DOMAIN_LEVEL**2
-    if theta_JP is not None and data.scale is not None and _uses_gradients(data):
+    if theta_JP is not None and data.scale is not None:
         known, pull = pattern(theta_JP, data.bounds_J2, data.volumes, data.gradients, data.scale, data.trust)
         plain = precision[:, block, block].copy()
         precision[:, block, block] += known
@@ -142,10 +142,6 @@ def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior
     nonnegative = np.zeros(P, dtype=bool)
     nonnegative[FIRST_A + D : FIRST_A + 2 * D] = harm
     return Prior(mean, precision, nonnegative, np.zeros((J, P), dtype=bool))
-
-
-def _uses_gradients(data: LawData) -> bool:
-    return bool(data.gradients) and np.isfinite(data.trust)
 
 
 def solve_law(
@@ -184,15 +180,14 @@ def solve_law(
     target = np.column_stack([(data.y_JR - offset_JR)[member_B], z[member_B]])
     sd = np.column_stack([np.broadcast_to(noise_B[:, None], weight_BR.shape), baseline_error[member_B]])
     weight = np.column_stack([weight_BR, measured[member_B].astype(float)])
-    gradients = data.gradients if _uses_gradients(data) else ()
     target = target / sd
     spread_B1 = np.ones((len(target), 1))
-    if gradients and data.scale is not None:  # one row a centre: the law's response along the measured one
+    if data.scale is not None:  # one row a centre: the law's response along the measured one
         spread_B1 = scale_spread(data.scale, data.trust)[member_B, None]
         wanted = data.scale.own_J[member_B, None] / spread_B1
-        target = np.column_stack([target, np.repeat(wanted, len(gradients), axis=1)])
-        measured = np.column_stack([rows.measured_JD.any(axis=1) for rows in gradients])
-        weight = np.column_stack([weight, measured[member_B] / len(gradients)])
+        target = np.column_stack([target, np.repeat(wanted, len(data.gradients), axis=1)])
+        measured = np.column_stack([rows.measured_JD.any(axis=1) for rows in data.gradients])
+        weight = np.column_stack([weight, measured[member_B] / len(data.gradients)])
 
     def model(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
         bounds = data.bounds_J2[member_B[which]]
@@ -200,8 +195,8 @@ def solve_law(
         assert e.by_theta_JRP is not None
         values, jacobian = e.loss_JR / sd[which], e.by_theta_JRP
         jacobian /= sd[which][:, :, None]
-        if gradients:
-            size, size_by = along(theta, bounds, data.volumes, gradients, member_B[which])
+        if data.scale is not None:
+            size, size_by = along(theta, bounds, data.volumes, data.gradients, member_B[which])
             values = np.concatenate([values, size / spread_B1[which]], axis=1)
             jacobian = np.concatenate([jacobian, size_by / spread_B1[which][:, :, None]], axis=1)
         return values, jacobian
@@ -233,7 +228,6 @@ def fit_law(
     """
     J, R = data.y_JR.shape
     D = data.v_RD.shape[1]
-    gradients = _uses_gradients(data)
     prior = prior_for(data, harm, None if warm is None else warm.theta_JP)
     P = prior.mean_BP.shape[1]
     noise = np.full(J, NOISE_GUESS) if warm is None else warm.noise_J
@@ -278,11 +272,11 @@ def fit_law(
         if data.volumes.available is not None and bool((data.v_RD > data.volumes.available).any()):
             rho, rho_error = _update_rho(data, solution, solved)
             data = replace(data, volumes=replace(data.volumes, rho=rho))
-        if gradients:  # the responses are read with the law as it is now
+        if data.scale is not None:  # the responses are read with the law as it is now
             prior = replace(prior_for(data, harm, theta), fixed_BP=prior.fixed_BP)
     covariance = np.where(np.eye(P)[None] * _held(solution)[:, :, None] > 0, 0.0, covariance)
     log_scale_J = np.zeros(J)
-    if gradients and data.scale is not None:
+    if data.scale is not None:
         size = along(theta, data.bounds_J2, data.volumes, data.gradients, everyone)[0].mean(axis=1)
         log_scale_J = np.log(np.maximum(size, 0.01 * data.scale.own_J))
     return LawFit(
@@ -364,14 +358,15 @@ def posterior_draws(
     J, D = len(fit.theta_JP), data.v_RD.shape[1]
     harm = bool(harm_J.any())
     prior = prior_for(data, harm, fit.theta_JP)
-    start = fit.theta_JP
     first = FIRST_A + D
     if harm:
         prior.fixed_BP[~harm_J, first : first + D] = True
         helps = fit.theta_JP[:, FIRST_A:first].argmax(axis=1)
-        still = start[np.arange(J), first + helps] == 0.0
+        still = fit.theta_JP[np.arange(J), first + helps] == 0.0
         prior.fixed_BP[np.flatnonzero(still), first + helps[still]] = True
-    together = max(1, 4 * CHUNK // (J * start.shape[1] ** 2))  # the Hessians of a group of draws are held at once
+    together = max(
+        1, 4 * CHUNK // (J * fit.theta_JP.shape[1] ** 2)
+    )  # the Hessians of a group of draws are held at once
     groups = []
     for begin in range(0, count, together):
         member = np.tile(np.arange(J), min(together, count - begin))
@@ -380,11 +375,11 @@ def posterior_draws(
             prior,
             member,
             data.weight_JR[member],
-            start[member],
+            fit.theta_JP[member],
             fit.noise_J[member],
             fit.seed_effect_JS[:, data.seed_R],
             DRAW_STEPS,
             rng,
         )
-        groups.append(solution.theta_BP.reshape(-1, J, start.shape[1])[:, :, : fit.theta_JP.shape[1]])
+        groups.append(solution.theta_BP.reshape(-1, *fit.theta_JP.shape))
     return np.concatenate(groups)

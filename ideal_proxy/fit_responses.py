@@ -2,11 +2,11 @@
 
 Legend: R runs, D domains, J capabilities, P parameters, G centres.
 
-Gradients know which domains move a capability, not by how much: one factor s is unknown. Its pooled value s̄ comes from
-the losses themselves, regressed on the changes that the responses foretell.  With it, domain i's part of the total
-response τ_j at the centre is p_i = q_i − (s̄ / |τ_j|) m_i, and the law makes that part proportional to
-a_i · ∂(x_i^γ)/∂log v_i, which gives a mean for log a_i; its spread follows from the errors of m, of s̄ and the trust.
-One residual more asks that the law's response along m be s̄, within SCALE_SPREAD.
+Gradients know which domains move a capability, not by how much: one factor s_j is unknown. It comes from the losses
+themselves, regressed on the changes that the responses foretell, shrunk to the pooled s̄.  With it, domain i's part of
+the total response τ_j at the centre is p_i = q_i − (s_j / |τ_j|) m_i, and the law makes that part proportional to
+a_i · ∂(x_i^γ)/∂log v_i, which gives a mean for log a_i; its spread follows from the errors of m, of s_j and the trust.
+One residual more asks that the law's response along m be s_j (`scale_spread`).
 
 Entered as residuals of s · m instead, with a spread proportional to s, responses made the fit shrink all slopes: a
 small s matches any pattern (`benchmarks/results/gradient_worth_sources.md`).
@@ -81,6 +81,21 @@ class Scale:
     own_error_J: Array
     p: float
 
+    @classmethod
+    def of_all(cls, value: float, error: float, capabilities: int, p: float) -> Scale:
+        """One factor for all capabilities.
+
+        Args:
+            value: s̄.
+            error: its standard error.
+            capabilities: J.
+            p: as in the attribute.
+
+        Returns:
+            The scale.
+        """
+        return cls(value, error, np.full(capabilities, value), np.full(capabilities, error), p)
+
 
 def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple[GradientRows, ...]) -> Scale | None:
     """Regress losses on the changes that responses foretell, all capabilities and centres together.
@@ -96,56 +111,36 @@ def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple
     Returns:
         The scale; None where there are too few runs to tell.
     """
-    top = bottom = 0.0
-    freedom = -1
-    foretold = np.mean([_foretold(rows, u_RD) for rows in gradients], axis=0)
-    size = np.log(np.maximum(u_RD.sum(axis=1), 1e-12))
-    columns = [np.ones_like(size)] + ([size] if size.std() > 0.02 else [])
-    nuisance = np.column_stack(columns)
-    parts: list[tuple[Array, Array] | None] = []
-    for change, y, weight in zip(foretold, y_JR, weight_JR, strict=True):
-        root = np.sqrt(weight)
-        N = root[:, None] * nuisance
-
-        def without(values: Array, N: Array = N, root: Array = root) -> Array:
-            scaled = root * values
-            return np.asarray(scaled - N @ np.linalg.lstsq(N, scaled, rcond=None)[0])
-
-        x, z = without(change), without(y)
-        free = int((weight > 0).sum()) - np.linalg.matrix_rank(N)
-        if free < 1 or x @ x < 1e-12:
-            parts.append(None)
-            continue
-        freedom += free
-        top, bottom = top + float(x @ z), bottom + float(x @ x)
-        parts.append((x, z))
-    if freedom < 1 or bottom <= 0:
+    foretold_JR = np.mean([_foretold(rows, u_RD) for rows in gradients], axis=0)
+    total_R = np.log(np.maximum(u_RD.sum(axis=1), 1e-12))
+    nuisance = np.column_stack([np.ones_like(total_R), total_R] if total_R.std() > 0.02 else [np.ones_like(total_R)])
+    J = len(y_JR)
+    xx_J, xz_J, zz_J, freedom = np.zeros(J), np.zeros(J), np.zeros(J), -1
+    for j in range(J):
+        root = np.sqrt(weight_JR[j])[:, None]
+        N, both = root * nuisance, root * np.column_stack([foretold_JR[j], y_JR[j]])
+        coefficients, _, rank, _ = np.linalg.lstsq(N, both, rcond=None)
+        x, z = (both - N @ coefficients).T
+        free = int((weight_JR[j] > 0).sum()) - int(rank)
+        if free >= 1 and x @ x >= 1e-12:
+            xx_J[j], xz_J[j], zz_J[j], freedom = x @ x, x @ z, z @ z, freedom + free
+    if freedom < 1 or not xx_J.any():
         return None
-    value = float(top / bottom)
-    left = sum(float(((part[1] - value * part[0]) ** 2).sum()) for part in parts if part)
+    value = float(xz_J.sum() / xx_J.sum())
+    left = float((zz_J - 2.0 * value * xz_J + value**2 * xx_J).sum())
     noise = max(left, 1e-12) / freedom
-    error = float(np.sqrt(noise / bottom))
+    error = float(np.sqrt(noise / xx_J.sum()))
     around = (SCALE_SPREAD * value) ** 2 + error**2
-    own, own_error = np.full(len(parts), value), np.full(len(parts), np.sqrt(around))
-    for j, part in enumerate(parts):
-        if part and around > 0:
-            size = float(part[0] @ part[0])
-            precision = 1.0 / around + size / noise
-            own[j] = (value / around + float(part[0] @ part[1]) / noise) / precision
-            own_error[j] = precision**-0.5
-    own = np.maximum(own, 0.2 * value)
-    return Scale(value, error, own, own_error, float(student.sf(value / error, freedom)))
-
-
-def _changes(rows: GradientRows, u_RD: Array) -> Array:
-    """(R, D) changes of log volume from the centre."""
-    tiny = 1e-3 * float(rows.u_D.mean())
-    return np.asarray(np.clip(np.log((u_RD + tiny) / (rows.u_D + tiny)), -FAR, FAR))
+    precision_J = 1.0 / around + xx_J / noise
+    own_J = np.maximum((value / around + xz_J / noise) / precision_J, 0.2 * value)
+    return Scale(value, error, own_J, precision_J**-0.5, float(student.sf(value / error, freedom)))
 
 
 def _foretold(rows: GradientRows, u_RD: Array) -> Array:
-    """(J, R) changes of the losses that the responses foretell, up to s."""
-    return np.asarray(rows.measured_JD @ _changes(rows, u_RD).T)
+    """(J, R) changes of the losses that the responses foretell from the centre's, up to s."""
+    tiny = 1e-3 * float(rows.u_D.mean())
+    changes_RD = np.clip(np.log((u_RD + tiny) / (rows.u_D + tiny)), -FAR, FAR)
+    return np.asarray(rows.measured_JD @ changes_RD.T)
 
 
 def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...]) -> Scale:
@@ -162,18 +157,27 @@ def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tu
     """
     ratios = []
     for rows in gradients:
-        response = _response(theta_JP, bounds_J2, volumes, rows)[0]
+        response = law_response(theta_JP, bounds_J2, volumes, rows)[0]
         centred = response - rows.share_D * response.sum(axis=1, keepdims=True)
         size = np.sqrt((rows.measured_JD**2).sum(axis=1))
         known = size > 0
         ratios += list(np.log(np.sqrt((centred[known] ** 2).sum(axis=1)) / size[known]))
     value = float(np.exp(np.median(ratios))) if ratios else 1.0
-    J = len(theta_JP)
-    return Scale(value, SCALE_SPREAD * value, np.full(J, value), np.full(J, SCALE_SPREAD * value), float("nan"))
+    return Scale.of_all(value, SCALE_SPREAD * value, len(theta_JP), float("nan"))
 
 
-def _response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: GradientRows) -> tuple[Array, Array]:
-    """(J, D) the law's ∂L/∂log v at a centre, and its derivative by θ (J, D, P)."""
+def law_response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: GradientRows) -> tuple[Array, Array]:
+    """Give the law's response at a centre.
+
+    Args:
+        theta_JP: (J, P) laws.
+        bounds_J2: (J, 2) bounds of E.
+        volumes: units.
+        rows: whose centre.
+
+    Returns:
+        (J, D) ∂L/∂log v, and its derivative by θ (J, D, P).
+    """
     h, by = slopes(theta_JP, bounds_J2, volumes, rows.u_D)
     return h * rows.by_log_D, by * rows.by_log_D[None, :, None]
 
@@ -181,14 +185,14 @@ def _response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: Gradien
 def pattern(
     theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...], scale: Scale, trust: float
 ) -> tuple[Array, Array]:
-    """Give what responses say about log a, up to a level: a Gaussian a centre, multiplied.
+    """Give what responses say about log a, up to a level: a Gaussian, the mean over the centres.
 
     Args:
         theta_JP: (J, P) the law so far, whose τ and γ are taken.
         bounds_J2: (J, 2) bounds of E.
         volumes: units.
         gradients: the rows.
-        scale: s̄.
+        scale: the factors s.
         trust: σ_g, misfit allowed, in root mean squares of the responses.
 
     Returns:
@@ -199,7 +203,7 @@ def pattern(
     precision, pull = np.zeros((J, D, D)), np.zeros((J, D))
     gamma = sigmoid(law[:, GAMMA])[:, None]
     for rows in gradients:
-        total = _response(law, bounds_J2, volumes, rows)[0].sum(axis=1, keepdims=True)
+        total = law_response(law, bounds_J2, volumes, rows)[0].sum(axis=1, keepdims=True)
         factor = scale.own_J[:, None] / np.maximum(np.abs(total), 1e-9)
         present, m = rows.present_JD, rows.measured_JD
         share = np.maximum(rows.share_D, 1e-12)
@@ -211,7 +215,7 @@ def pattern(
             + (trust * rms) ** 2
             + (m * (scale.own_error_J / scale.own_J)[:, None]) ** 2
         )
-        # where s̄ is small the parts are near q whatever m is: the spread is that of what they may be
+        # where s is small the parts are near q whatever m is: the spread is that of what they may be
         spread = np.sqrt(miss * (factor / kept) ** 2 + PATTERN_SPREAD**2)
         weight = np.where(present, spread**-2.0, 0.0)
         x = rows.u_D / volumes.scale + DELTA
@@ -241,7 +245,7 @@ def along(
     """
     values, by = [], []
     for rows in gradients:
-        response, response_by = _response(theta_BP, bounds_B2, volumes, rows)
+        response, response_by = law_response(theta_BP, bounds_B2, volumes, rows)
         m = rows.measured_JD[member_B]
         unit = m / np.maximum((m * m).sum(axis=1, keepdims=True), 1e-12)
         # m · (r − q Σ r) = r · (m − m·q)

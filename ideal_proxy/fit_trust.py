@@ -11,8 +11,8 @@ import numpy as np
 
 from ideal_proxy.fit_choice import held_out_law
 from ideal_proxy.fit_law import LawData, LawFit, fit_law, prior_for
-from ideal_proxy.fit_responses import LEVEL, LEVEL_FEW, Scale, law_scale, regressed_scale
-from ideal_proxy.law import Array, slopes
+from ideal_proxy.fit_responses import LEVEL, LEVEL_FEW, Scale, law_response, law_scale, regressed_scale
+from ideal_proxy.law import Array
 
 TRUST = (0.1, 0.3, 1.0, 3.0)
 """σ_g tried for gradient rows, besides infinity."""
@@ -74,8 +74,7 @@ def choose_trust(
     if fixed is None and scale.p > level:
         return Trusted(data, fit, law, {})
     if scale.value <= 0:  # the user insists
-        J = len(scale.own_J)
-        scale = Scale(scale.error, scale.error, np.full(J, scale.error), np.full(J, scale.error), scale.p)
+        scale = Scale.of_all(scale.error, scale.error, len(scale.own_J), scale.p)
 
     def again(trust: float) -> tuple[LawData, LawFit]:
         trusted = replace(data, trust=trust, scale=scale)
@@ -106,7 +105,7 @@ def choose_trust(
 
 
 def _scale(data: LawData, fit: LawFit) -> Scale:
-    """Regress s̄ on the losses, or take it from the prior's law where they are too few."""
+    """Regress the scale on the losses, or take it from the prior's law where they are too few."""
     u_RD = data.volumes.effective(data.v_RD)[0]
     y_JR = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
     found = regressed_scale(y_JR, data.weight_JR, u_RD, data.gradients)
@@ -128,8 +127,7 @@ def response_harms(data: LawData, fit: LawFit) -> np.ndarray:
         return harmed
     scale = np.exp(fit.log_scale_J)[:, None]
     for rows in data.gradients:
-        h, _ = slopes(fit.theta_JP, data.bounds_J2, data.volumes, rows.u_D)
-        total = (h * rows.by_log_D).sum(axis=1, keepdims=True)
+        total = law_response(fit.theta_JP, data.bounds_J2, data.volumes, rows)[0].sum(axis=1, keepdims=True)
         response = scale * rows.value_JD + rows.share_D * total
         harmed |= (response > 2.0 * scale * rows.error_JD).any(axis=1)
     return harmed

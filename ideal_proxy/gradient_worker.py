@@ -70,15 +70,11 @@ class GradientWorker(Worker):
         if not np.isfinite(found.M).all():
             raise UserError("the responses are not finite; choose a smaller learning rate, or search without gradients")
         # Every token of an estimate went forward and backward once; the shares of labels and pairs are the mixture's.
-        length_R, label_R = (
-            np.array([part[d][r] for d, r in zip(domain_R, row_R, strict=True)], dtype=np.float64)
-            for part in ([rows.lengths for rows in every], [rows.supervised_tokens for rows in every])
-        )
+        length_R = proxy.drawn_values([rows.lengths for rows in every], domain_R, row_R)
+        labels = proxy.drawn_values([rows.supervised_tokens for rows in every], domain_R, row_R).sum()
         tokens = found.cost.gradient_tokens
         scale = tokens / float(length_R.sum())
-        flops = run_flops(
-            count_products(model), tokens, scale * float(label_R.sum()), scale * float(length_R @ length_R)
-        )
+        flops = run_flops(count_products(model), tokens, scale * float(labels), scale * float(length_R @ length_R))
         folder = runs / spec.id
         folder.mkdir(parents=True, exist_ok=True)
         spread_out(found, context.domains).save(folder / RESPONSES)

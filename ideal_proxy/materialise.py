@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -314,15 +314,14 @@ def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) ->
         yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.sha256.hexdigest()}
 
 
-class _Checksum:
-    """Takes the SHA-256 of what is written, in a thread of its own; whole when its block ends."""
+class _Beside:
+    """Works beside the writing, in a thread of its own; all is done when its block ends."""
 
     def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
         self._pool = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
-    def __enter__(self) -> _Checksum:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -330,35 +329,40 @@ class _Checksum:
         if self._last is not None:
             self._last.result()
 
-    def update(self, content: memoryview) -> None:
-        if self._last is not None:  # so that no more than one bucket waits
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
+        """Start on a piece once the last is done."""
+        if self._last is not None:
             self._last.result()
-        self._last = self._pool.submit(self.sha256.update, content)
+        self._last = self._pool.submit(work, *arguments)
 
 
-class _Flusher:
+class _Checksum(_Beside):
+    """Takes the SHA-256 of what is written, one bucket at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha256 = hashlib.sha256()
+
+    def update(self, content: memoryview) -> None:
+        self._begin(self.sha256.update, content)
+
+
+class _Flusher(_Beside):
     """Has a file on the disk when its block ends, and begins with that while there is still something to write."""
 
     def __init__(self, file: int) -> None:
+        super().__init__()
         self.file, self._waiting = file, 0
-        self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
 
-    def __enter__(self) -> _Flusher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        if self._last is not None:
-            self._last.result()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         os.fsync(self.file)
 
     def written(self, size: int) -> None:
         self._waiting += size
         if self._waiting >= FLUSH_BYTES and (self._last is None or self._last.done()):
-            if self._last is not None:
-                self._last.result()
-            self._last, self._waiting = self._pool.submit(os.fsync, self.file), 0
+            self._begin(os.fsync, self.file)
+            self._waiting = 0
 
 
 def _write_all(file: Any, content: memoryview) -> None:

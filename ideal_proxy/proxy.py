@@ -155,16 +155,30 @@ def train(
     values = _values(losses)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    length_R = np.concatenate([lengths[d][row_R[domain_R == d]] for d in range(len(token_rows))])
+    length_R = drawn_values(lengths, domain_R, row_R)
     tokens = int(length_R.sum())
     supervised = tokens - len(length_R)  # a row's first token has no label
     if not every_token:
-        supervised = sum(
-            int(np.asarray(rows.supervised_tokens)[row_R[domain_R == d]].sum()) for d, rows in enumerate(token_rows)
-        )
+        supervised = int(drawn_values([rows.supervised_tokens for rows in token_rows], domain_R, row_R).sum())
     return TrainLog(
         values, rates, len(row_R), tokens, supervised, int(length_R @ length_R), time.monotonic() - started, resumed
     )
+
+
+def drawn_values(
+    values: Sequence[NDArray[np.int64]], domain_R: NDArray[np.int64], row_R: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Look up a number of every row drawn.
+
+    Args:
+        values: for each domain (N,) one number a row.
+        domain_R: (R,) domain of each row drawn.
+        row_R: (R,) its place in the domain.
+
+    Returns:
+        (R,) the numbers, domain after domain.
+    """
+    return np.concatenate([np.asarray(part)[row_R[domain_R == d]] for d, part in enumerate(values)])
 
 
 def warm_start(

@@ -483,11 +483,8 @@ def _put(path: Path, rows: int, places: npt.NDArray[np.int64], values: npt.NDArr
 
 
 def _checksum(path: Path) -> str:
-    found = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _states(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:

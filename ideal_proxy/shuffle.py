@@ -178,6 +178,10 @@ class Shuffle:
         for file in (*self._rows, self._order):
             file.close()
 
+    def _blocks(self) -> Iterator[tuple[Part, Block]]:
+        """Go through the blocks that have rows, in the order of the sources."""
+        return ((part, block) for part in self.parts for block in part.index.blocks if block.rows)
+
     def _bytes_by_hash(self) -> Ints:
         """Count the bytes of the drawn rows by the first 16 bits of their hash, without reading a line."""
 
@@ -188,9 +192,8 @@ class Shuffle:
             return np.concatenate([at for at, _ in drawn]), np.concatenate([size for _, size in drawn])
 
         counts = np.zeros(HALF, dtype=np.int64)
-        blocks = ((part, block) for part in self.parts for block in part.index.blocks if block.rows)
         with ThreadPoolExecutor(self.threads) as pool:
-            for at, sizes in in_order(pool, count, blocks, 2 * self.threads):
+            for at, sizes in in_order(pool, count, self._blocks(), 2 * self.threads):
                 counts += np.bincount(at.astype(np.int64), weights=sizes, minlength=HALF).astype(np.int64)
         return counts
 
@@ -226,10 +229,9 @@ class Shuffle:
         Raises:
             StaleIndexError: lines were longer or shorter than the index says.
         """
-        blocks = [(part, block) for part in self.parts for block in part.index.blocks if block.rows]
         done = 0
         with ThreadPoolExecutor(self.threads) as pool:
-            for rows in in_order(pool, lambda item: self._spread_block(*item), blocks, 2 * self.threads):
+            for rows in in_order(pool, lambda item: self._spread_block(*item), self._blocks(), 2 * self.threads):
                 done += rows
                 yield done
         if self._full is not None and (self._ends != self._full).any():

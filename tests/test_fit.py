@@ -263,6 +263,10 @@ def test_repeats_are_identified_only_where_runs_repeat() -> None:
     assert rho < 3.5  # the prior's median is 5
 
 
+def centred(matrix: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return matrix - share * matrix.sum(axis=1, keepdims=True)
+
+
 def test_responses_help_a_few_runs_and_random_ones_do_not_ruin_many() -> None:
     with_rows, without, ruined, clean = [], [], [], []
     for seed in range(8):
@@ -272,10 +276,10 @@ def test_responses_help_a_few_runs_and_random_ones_do_not_ruin_many() -> None:
         v[0] = 1000.0
         loss, response = surface(rng, v, 3, scale=1000.0)
         share = np.full(D, 1.0 / D)
-        mixing = response[0] - share * response[0].sum(axis=1, keepdims=True)
+        mixing = centred(response[0], share)
         true = Responses(v[0], 7.0 * mixing, 0.05 * np.abs(7.0 * mixing), share)
         noise = rng.normal(0.0, 1.0, mixing.shape)
-        random = Responses(v[0], noise - share * noise.sum(axis=1, keepdims=True), np.full(mixing.shape, 0.1), share)
+        random = Responses(v[0], centred(noise, share), np.full(mixing.shape, 0.1), share)
         y = loss + rng.normal(0.0, 0.005, loss.shape)
 
         def error(R, responses, v=v, y=y, loss=loss):
@@ -289,10 +293,6 @@ def test_responses_help_a_few_runs_and_random_ones_do_not_ruin_many() -> None:
         clean.append(error(3 * (D + 1), None))
     assert np.mean(with_rows) < 0.8 * np.mean(without)
     assert np.mean(ruined) < 1.05 * np.mean(clean)
-
-
-def centred(matrix: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return matrix - share * matrix.sum(axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
