@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 CHILD = """
 import json, resource, sys, time
-from ideal_proxy.materialise import apply_mixture
-from ideal_proxy.mixture_file import load_mixture
+from ideal_proxy.mixture.apply import apply_mixture
+from ideal_proxy.mixture.file import load_mixture
 mixture, out, shards, index = sys.argv[1:]
 def cpu():
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -61,8 +61,8 @@ def write_source(path: Path, rows: int) -> None:
 
 def fingerprint(path: Path, rows: int, work: Path) -> str:
     """Read it as `search` would, row by row, where that takes seconds; else from the index."""
-    from ideal_proxy.row_index import open_index
-    from ideal_proxy.rows import scan
+    from ideal_proxy.data.rows import scan
+    from ideal_proxy.mixture.row_index import open_index
 
     if rows <= 500_000:
         return scan(path).fingerprint
@@ -77,13 +77,13 @@ def run_child(mixture: Path, out: Path | str, shards: int, index: Path | str) ->
 
 def parser_peak(path: Path) -> float | None:
     """Peak resident size of one of the processes that parse, its imports included, after 20 blocks of a source."""
-    from ideal_proxy.line_keys import HEAD
-    from ideal_proxy.row_index import BLOCK_BYTES
+    from ideal_proxy.mixture.line_keys import HEAD
+    from ideal_proxy.mixture.row_index import BLOCK_BYTES
 
     status = "/proc/{}/status"
     if not Path(status.format("self")).exists():
         return None
-    code = "from ideal_proxy.line_keys import serve; serve()"
+    code = "from ideal_proxy.mixture.line_keys import serve; serve()"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as it:
         assert it.stdin
         assert it.stdout
@@ -122,7 +122,7 @@ def middle(values: list[float]) -> float:
 
 
 def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
-    from ideal_proxy.mixture_file import DomainVolume, MixtureFile, save_mixture
+    from ideal_proxy.mixture.file import DomainVolume, MixtureFile, save_mixture
 
     work = Path(tempfile.mkdtemp(dir=given.work, prefix="apply-speed-"))
     try:

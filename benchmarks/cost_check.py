@@ -28,17 +28,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy import plan as planning
-from ideal_proxy import runs as laboratory
 from ideal_proxy.config import SearchConfig, parse_config
-from ideal_proxy.cost import worker_bytes
-from ideal_proxy.finished import load_run
-from ideal_proxy.plan import CPU_MICRO_BATCH, describe_plan, read_plan, scratch_products
-from ideal_proxy.search import run_search
+from ideal_proxy.pipeline import laboratory
+from ideal_proxy.pipeline import plan as planning
+from ideal_proxy.pipeline.finished import load_run
+from ideal_proxy.pipeline.outer_loop import run_search
+from ideal_proxy.pipeline.plan import CPU_MICRO_BATCH, describe_plan, read_plan, scratch_products
+from ideal_proxy.proxy.cost import worker_bytes
 from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, provenance
-from ideal_proxy.swarm import SwarmOutcome
-from ideal_proxy.swarm_context import load_result
-from ideal_proxy.swarm_worker import Worker
+from ideal_proxy.swarm.context import load_result
+from ideal_proxy.swarm.scheduler import SwarmOutcome
+from ideal_proxy.swarm.worker import Worker
 from ideal_proxy.terminal import Reporter
 
 RESULTS = Path(__file__).parent / "results"
@@ -123,8 +123,8 @@ def check(data: str, size: str, rows: int) -> dict[str, Any]:
 
 def memory(size: str) -> dict[str, Any]:
     """Train one proxy as a worker does, in this fresh process, and read its largest resident size."""
-    from ideal_proxy import proxy
-    from ideal_proxy.data import TokenRows
+    from ideal_proxy.data.tokens import TokenRows
+    from ideal_proxy.proxy import training as proxy
 
     vocabulary, length, count = 4096, 200, 96
     rng = np.random.default_rng(0)

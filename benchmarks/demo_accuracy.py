@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from ideal_proxy.data import row_keys
-from ideal_proxy.mixture import search_verify_split
-from ideal_proxy.rows import read_rows
+from ideal_proxy.data.rows import read_rows, row_keys
+from ideal_proxy.mixture.draws import search_verify_split
 
 ITEMS = 400  # half of them for the search, half for the check
 LONGEST = 20  # tokens of an answer

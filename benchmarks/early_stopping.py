@@ -30,10 +30,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy.design import make_design
-from ideal_proxy.fit import ResponseModel
+from ideal_proxy.pipeline.design import make_design
+from ideal_proxy.pipeline.verdict import IMPROVES, UNDECIDED, PairedLosses, judge, planned_looks
+from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance
-from ideal_proxy.verdict import IMPROVES, UNDECIDED, PairedLosses, judge, planned_looks
 
 RESULTS = Path(__file__).parent / "results"
 DOMAINS = CAPABILITIES = 5

@@ -34,7 +34,7 @@ def table(runs: int, domains: int, capabilities: int) -> tuple[np.ndarray, np.nd
 
 
 def main() -> None:
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response.model import ResponseModel
 
     logging.disable(logging.WARNING)
     rows = []

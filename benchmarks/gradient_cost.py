@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from gradient_problem import prepare
 
-from ideal_proxy.influence import InfluenceSettings, mixture_factors, responses
-from ideal_proxy.proxy import build_proxy, train
+from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
+from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.training import train
 from ideal_proxy.store import atomic_write_json, provenance
 
 

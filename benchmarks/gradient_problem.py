@@ -20,14 +20,19 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy.data import Row, TokenRows, make_template, read_rows, tokenize_rows, train_tokenizer
-from ideal_proxy.demo import DOMAINS
-from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, mixture_factors, responses
-from ideal_proxy.mixture import apportion, reserve_mask, search_verify_split
-from ideal_proxy.proxy import TrainSettings, build_proxy, load_weights
-from ideal_proxy.swarm import run_swarm, warm_spec
-from ideal_proxy.swarm_context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, prepare_context
-from ideal_proxy.unrolled import unrolled_responses
+from ideal_proxy.data.demo import DOMAINS
+from ideal_proxy.data.rows import Row, read_rows
+from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
+from ideal_proxy.gradients.records import ResponseMatrix
+from ideal_proxy.gradients.unrolled import unrolled_responses
+from ideal_proxy.mixture.draws import apportion, reserve_mask, search_verify_split
+from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.records import TrainSettings
+from ideal_proxy.proxy.training import load_weights
+from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, prepare_context
+from ideal_proxy.swarm.scheduler import run_swarm, warm_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 SFT5 = ROOT.parent / "shared" / "data" / "sft5"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy.fit import ResponseModel, Responses
-from ideal_proxy.law import DELTA
+from ideal_proxy.response.law import DELTA
+from ideal_proxy.response.model import ResponseModel, Responses
 from ideal_proxy.store import atomic_write_json, provenance
 
 Array = NDArray[np.float64]

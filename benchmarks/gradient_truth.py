@@ -25,7 +25,8 @@ from gradient_problem import add_arguments, from_arguments
 from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
 
-from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, finite_responses
+from ideal_proxy.gradients.influence import InfluenceSettings, finite_responses
+from ideal_proxy.gradients.records import ResponseMatrix
 from ideal_proxy.store import atomic_write_json, provenance
 
 Array = NDArray[np.float64]

@@ -26,9 +26,9 @@ from gradient_truth import judge, mean_of, random_mixtures, reliability
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
-from ideal_proxy.fit import ResponseModel, Responses
-from ideal_proxy.influence import InfluenceSettings
-from ideal_proxy.mixture import apportion
+from ideal_proxy.gradients.influence import InfluenceSettings
+from ideal_proxy.mixture.draws import apportion
+from ideal_proxy.response.model import ResponseModel, Responses
 from ideal_proxy.store import atomic_write_json, is_complete, provenance
 
 Array = NDArray[np.float64]

@@ -21,9 +21,9 @@ import scipy
 
 from benchmarks.explicit_law import random_law
 from benchmarks.optimizer_oracles import brute_force, cvxpy_optimum
-from ideal_proxy.constraints import Constraints, Problem
-from ideal_proxy.objective import Objective, RelativeLosses
-from ideal_proxy.optimize import Optimum, optimize
+from ideal_proxy.optimizer.constraints import Constraints, Problem
+from ideal_proxy.optimizer.objective import Objective, RelativeLosses
+from ideal_proxy.optimizer.optimum import Optimum, optimize
 
 RESULTS = Path(__file__).parent / "results"
 LAWS = 5
@@ -117,7 +117,7 @@ def agreement() -> list[dict[str, Any]]:
 
 def fitted() -> list[dict[str, Any]]:
     """The same with a real fit, whose process and harm terms make it non-convex."""
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response.model import ResponseModel
 
     rows = []
     for domains, capabilities, runs, process in ((5, 5, 30, "auto"), (20, 13, 80, "auto"), (100, 13, 150, "never")):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.explicit_law import DELTA, ExplicitLaw, FloatArray
-from ideal_proxy.constraints import Constraints
-from ideal_proxy.objective import RelativeLosses
+from ideal_proxy.optimizer.constraints import Constraints
+from ideal_proxy.optimizer.objective import RelativeLosses
 
 Score = Callable[[FloatArray, FloatArray], FloatArray]
 """Relative losses (R, J) and volumes (R, D) to the objective (R,)."""

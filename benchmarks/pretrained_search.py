@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from ideal_proxy.config import SearchConfig, load_config
-from ideal_proxy.search import run_search
-from ideal_proxy.show import result_tables
+from ideal_proxy.pipeline.outer_loop import run_search
+from ideal_proxy.report.text import result_tables
 from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Reporter
 

@@ -31,10 +31,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy import proxy
-from ideal_proxy.data import IGNORED, TokenRows, make_template, read_rows, tokenize_rows, train_tokenizer
-from ideal_proxy.packed_attention import row_layout
-from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.tokens import IGNORED, TokenRows, tokenize_rows
+from ideal_proxy.proxy import training as proxy
+from ideal_proxy.proxy.attention import row_layout
+from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
 from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance, read_json
 
 SFT5 = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "sft5"

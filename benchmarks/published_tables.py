@@ -36,13 +36,13 @@ Z90 = 1.6448536
 
 
 def ours(V, L, T):
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response.model import ResponseModel
 
     return ResponseModel(unit="share").fit(V, L).predict(T, return_interval=0.9)
 
 
 def law_alone(V, L, T):
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response.model import ResponseModel
 
     return ResponseModel(unit="share", process="never", harm="never").fit(V, L).predict(T, return_interval=0.9)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ideal_proxy.show import load_result, result_tables
+from ideal_proxy.report.text import load_result, result_tables
 from ideal_proxy.store import atomic_write_json, atomic_write_text, read_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,9 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.cost import Products, count_products
-from ideal_proxy.plan import PROXY_ROWS, RATES, Plan, describe_plan
-from ideal_proxy.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.pipeline.plan import PROXY_ROWS, RATES, Plan, describe_plan
+from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.proxy.cost import Products, count_products
 from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import duration
 
@@ -57,7 +57,7 @@ def shape(name: str, *, lora: bool = False) -> tuple[int, Products]:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("kind"), **settings))
     parameters = sum(p.numel() for p in model.parameters())
     if lora:
-        from ideal_proxy.pretrained import with_lora
+        from ideal_proxy.proxy.pretrained import with_lora
 
         with torch.device("meta"):
             model = with_lora(model, LORA_RANK, 0)

@@ -27,10 +27,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ideal_proxy.data import TokenRows
-from ideal_proxy.proxy_records import TrainSettings
+from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.store import atomic_write_json, provenance
-from ideal_proxy.swarm import RunSpec, Swarm, SwarmContext, SwarmEvent, prepare_context
+from ideal_proxy.swarm.context import RunSpec, SwarmContext, prepare_context
+from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent
 
 VOCABULARY = 4096
 MEGABYTE = 1 << 20

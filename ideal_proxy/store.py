@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from ideal_proxy import __version__
 from ideal_proxy.errors import UserError
 
 MARKER = "complete"
@@ -244,10 +245,7 @@ def provenance() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    if "ideal-proxy" not in versions:
-        from ideal_proxy import __version__
-
-        versions["ideal-proxy"] = __version__
+    versions.setdefault("ideal-proxy", __version__)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(Path(part).name if n == 0 else part for n, part in enumerate(sys.argv)),

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from ideal_proxy.proxy_records import RowLosses
+from ideal_proxy.proxy.records import RowLosses
 from ideal_proxy.store import atomic_write_json, is_complete, read_json
-from ideal_proxy.swarm_context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
+from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
 
 PRIME = 2**61 - 1
 STOP = threading.Event()

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ideal_proxy.config import dump_config, parse_config
-from ideal_proxy.fit import ResponseModel
-from ideal_proxy.mixture import DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.response.model import ResponseModel
 
 DOMAINS = ["coding", '<b>"trust" & $x_1$', "_facts"]
 CAPABILITIES = ["coding", "<script>alert(1)"]

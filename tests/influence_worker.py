@@ -12,8 +12,8 @@ import torch.distributed as dist
 from test_influence import SETTINGS, VOLUMES
 from tiny_llama import tiny_domains, tiny_llama, tiny_references
 
-from ideal_proxy import influence
-from ideal_proxy.data import IGNORED
+from ideal_proxy.data.tokens import IGNORED
+from ideal_proxy.gradients import influence
 
 out = Path(sys.argv[1])
 dist.init_process_group("gloo")

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ideal_proxy.data import TokenRows, make_template, read_rows, tokenize_rows
-from ideal_proxy.mixture import search_verify_split
-from ideal_proxy.proxy import evaluate
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.mixture.draws import search_verify_split
+from ideal_proxy.proxy.model import evaluate
 
 
 @cache

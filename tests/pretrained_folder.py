@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ideal_proxy.data import make_template, read_rows, tokenize_rows, train_tokenizer
-from ideal_proxy.proxy import TrainSettings, build_proxy, warm_start
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.records import TrainSettings
+from ideal_proxy.proxy.training import warm_start
 
 NAMES = ("strings", "formats", "facts")
 CONTEXT = 64

@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 from test_swarm import gone, make_context
 from test_swarm_ray import RUNS
 
-from ideal_proxy.swarm import Swarm, SwarmEvent, SwarmOutcome, warm_spec
-from ideal_proxy.swarm_ray import RayPool
+from ideal_proxy.swarm.ray_pool import RayPool
+from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, SwarmOutcome, warm_spec
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ideal_proxy.data import TokenRows
-from ideal_proxy.proxy import build_proxy
+from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.scaleup.source import draw_rows
 from ideal_proxy.scaleup.steps import StepSet, accumulate, check_sharded
 

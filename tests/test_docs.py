@@ -86,7 +86,7 @@ def small_model(folder: Path, encoded: Path) -> None:
     """Put a model of 0.1M parameters where the pages say `path/or/hub-id`."""
     from transformers import AutoTokenizer
 
-    from ideal_proxy.proxy_model import build_proxy
+    from ideal_proxy.proxy.model import build_proxy
 
     tokenizer = AutoTokenizer.from_pretrained(encoded)
     build_proxy("0.1M", len(tokenizer), 64, 3).save_pretrained(folder)
@@ -172,7 +172,7 @@ def test_every_exception_is_needed_and_every_other_line_is_ours():
 
 
 def test_recipes_cover_every_target():
-    from ideal_proxy.export import targets
+    from ideal_proxy.export.hand_over import targets
 
     exported = {line.split("--to ")[1].split()[0] for line in commands(ROOT / "docs/recipes.md") if "--to " in line}
     assert exported == set(targets())
@@ -180,7 +180,7 @@ def test_recipes_cover_every_target():
 
 def options() -> dict[str, set[str]]:
     """Give every command's options."""
-    from ideal_proxy.cli import app
+    from ideal_proxy.cli.app import app
 
     return {
         name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

@@ -1,53 +1,64 @@
-"""The import graph is the data flow: nothing imports to its right, and the command line starts light."""
+"""The house: rooms in the order in which data flows, entered by their doors alone; the command line starts light."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "ideal_proxy"
+PACKAGE = Path(__file__).resolve().parents[1] / "ideal_proxy"
 MAP = PACKAGE.parent / "docs" / "modules.md"  # written by `python tests/test_layers.py`
 
-# Left to right; modules of one line may not import each other unless the line is ordered, as it is.
-ORDER = """
-errors entry_point config store terminal tracker
-files hub rows line_keys block_reader row_index template duplicates data
-mixture_file mixture shuffle materialise demo
-design
-cost proxy_records packed_attention fused_head proxy_model proxy
-pretrained base_model
-metric swarm_context metric_runs swarm_worker swarm_pool swarm_forecast swarm_local
-swarm_ship swarm_ray_worker swarm_ray swarm
-curvature factors kfac
-influence_records influence unrolled finite gradient_worker
-relative law fit_solver fit_responses fit_law fit_input fit_residual fit_choice fit_trust fit_report fit_json fit tables
-constraint_text constraints rounding objective program conflicts optimize pareto
-export_job export_formats export_trainers export
-prepare verdict plan proposal status_record runs trust outcome search
-show status finished curves plot_style plots
-table_mixture what_if check layout start report_page report influence_report
-cli_report cli_tables cli_scaleup cli_influence cli
-"""
-LAYERS = ORDER.split()
+GROUND = ["errors", "amounts", "config", "store", "terminal", "hooks"]
+ROOMS = [
+    "data",
+    "response",
+    "optimizer",
+    "mixture",
+    "export",
+    "proxy",
+    "swarm",
+    "gradients",
+    "tables",
+    "pipeline",
+    "report",
+    "scaleup",
+    "cli",
+]
+MOST_LINES = 600
 
 
-def modules():
-    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+def files() -> list[Path]:
+    """Every module of the package, as a path inside it."""
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def imports(name: str) -> set[str]:
-    """Every module of the package that a module imports anywhere, in functions too."""
+def floor(path: Path) -> int:
+    """The floor a module stands on: 0 for the ground, then a room a floor."""
+    return 0 if len(path.parts) == 1 else 1 + ROOMS.index(path.parts[0])
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Every name of the package that a module imports anywhere, in functions too, as parts below the package."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ideal_proxy."):
-            found.add(node.module.split(".")[1])
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module and node.module.split(".")[0] == "ideal_proxy":
+                found |= {(*node.module.split(".")[1:], alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ideal_proxy.")}
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "ideal_proxy"}
     return found
+
+
+def door(room: str) -> set[str]:
+    """The public names of a room: what its `__init__.pyi` lists."""
+    tree = ast.parse((PACKAGE / room / "__init__.pyi").read_text(encoding="utf-8"))
+    return {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
 def purpose(path: Path) -> str:
@@ -57,62 +68,82 @@ def purpose(path: Path) -> str:
 
 
 def module_map() -> str:
-    """Write the map of the modules: what each is for, in the order in which data flows."""
-    lines = [
-        "# Map of the modules",
-        "",
-        "In the order in which data flows; nothing imports what stands below it. Written from the modules' own first",
-        "sentences by `python tests/test_layers.py`. Where to begin: `search` (the outer loop), then `runs` (what it",
-        "trains), `proposal` (fit and optimum) and `verdict`.",
-        "",
-        "| module | purpose |",
-        "|---|---|",
-    ]
-    lines += [f"| `{name}` | {purpose(PACKAGE / f'{name}.py')} |" for name in LAYERS if name in modules()]
+    """Write the map of the house: what each room and each of its modules is for, in the order in which data flows."""
+    lines = ["# Map of the house", ""]
     lines += [
-        "",
-        "Apart, reached from the command line alone, and starting from a mixture file:",
-        "",
-        "| module | purpose |",
+        "In the order in which data flows; nothing imports what stands below it, and a room is entered by the names"
     ]
-    lines += ["|---|---|"]
-    parts = sorted(path for path in (PACKAGE / "scaleup").glob("*.py") if path.stem != "__init__")
-    lines += [f"| `scaleup/{path.stem}` | {purpose(path)} |" for path in parts]
+    lines += ["of its `__init__.pyi` alone. Written from the modules' own docstrings by `python tests/test_layers.py`."]
+    lines += ["Where to begin: `pipeline/outer_loop` (a search), then `pipeline/laboratory` (what it trains),", ""]
+    lines[-2:] = [lines[-2] + " `pipeline/proposal`", "(fit and optimum) and `pipeline/verdict`.", ""]
+    lines += ["## Ground floor", "", "| module | purpose |", "|---|---|"]
+    lines += [f"| `{name}` | {purpose(PACKAGE / f'{name}.py')} |" for name in GROUND]
+    for room in ROOMS:
+        text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+        lines += ["", f"## `{room}/`", "", text.strip(), "", "| module | purpose |", "|---|---|"]
+        for path in sorted((PACKAGE / room).glob("*.py")):
+            if not path.stem.startswith("__"):
+                lines.append(f"| `{room}/{path.stem}` | {purpose(path)} |")
     return "\n".join(lines) + "\n"
 
 
-def test_every_module_has_a_place():
-    assert not set(modules()) - set(LAYERS), "give the new module its place in LAYERS"
+def test_every_module_stands_in_a_room():
+    assert {path.stem for path in files() if len(path.parts) == 1} == {"__init__", *GROUND}
+    assert {path.parts[0] for path in files() if len(path.parts) > 1} == set(ROOMS)
 
 
-def test_the_map_of_the_modules_is_up_to_date():
+def test_the_map_of_the_house_is_up_to_date():
     assert MAP.read_text(encoding="utf-8") == module_map(), "run: python tests/test_layers.py"
 
 
-# Reading a `demo:` source is the one look to the right: rows ask for it by name, inside a function.
-ALLOWED = {("files", "demo"), ("rows", "demo")}
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_no_import_goes_up_or_past_a_door(path):
+    own = path.parts[0] if len(path.parts) > 1 else None
+    for name in imports(path):
+        target = name[0]
+        if path.name == "__init__.py" or target == "__version__":
+            continue
+        if target in GROUND:
+            if own is None:
+                assert GROUND.index(target) < GROUND.index(path.stem), f"{path} imports {target}"
+        elif target != own:
+            assert own is not None, f"the ground floor imports {target}"
+            assert ROOMS.index(target) < ROOMS.index(own), f"{path} imports {target}, which stands above it"
+            assert len(name) == 2, f"{path} reaches past the door of {target}: {'.'.join(name)}"
+            assert name[1] in door(target), f"{name[1]} is no public name of {target}"
+        else:
+            assert not name[-1].startswith("_") or name[-1] == "__version__", f"{path}: {name}"
 
 
-@pytest.mark.parametrize("name", modules())
-def test_nothing_imports_to_its_right(name):
-    place = LAYERS.index(name)
-    wrong = {
-        other
-        for other in imports(name)
-        if other in LAYERS and LAYERS.index(other) > place and (name, other) not in ALLOWED
-    }
-    assert not wrong
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_a_sign_and_every_public_name_exists(room):
+    module = importlib.import_module(f"ideal_proxy.{room}")
+    assert module.__doc__
+    assert "In:" in module.__doc__ or room == "cli"
+    assert set(module.__all__) == door(room)
+    for name in door(room):
+        assert not name.startswith("_")
+        assert getattr(module, name) is not None
 
 
-def test_scale_up_is_reached_from_the_command_line_alone():
-    for name in modules():
-        if not name.startswith("cli"):
-            assert "scaleup" not in imports(name)
+def test_no_public_name_is_listed_in_vain():
+    """A door lists what another room, the package itself or the documentation takes; the rest is private."""
+    taken = {name[:2] for path in files() for name in imports(path)}
+    public = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    taken |= {(n.module, a.name) for n in public.body if isinstance(n, ast.ImportFrom) and n.module for a in n.names}
+    unused = {(room, name) for room in ROOMS for name in door(room)} - taken
+    assert not unused - {("cli", "app")}
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_files_are_short(path):
+    assert len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("module", ["ideal_proxy.cli", "ideal_proxy.config", "ideal_proxy.mixture"])
 def test_light_modules_load_nothing_heavy(module):
-    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'matplotlib'}} & set(sys.modules)))"
+    code = f"import sys, {module}; {module}.__all__ if hasattr({module}, '__all__') else 0; "
+    code += "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ideal_proxy.data import TokenRows
-from ideal_proxy.proxy import use_packed_attention
+from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.proxy.model import use_packed_attention
 
 NAMES = ("a", "b", "c")
 VOCABULARY = 24

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ideal_proxy.curvature import LabelledLogits
+from ideal_proxy.gradients.curvature import LabelledLogits
 
 VOCABULARY, WIDTH = 11, 6
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.constraints import ETA_FRACTION
 from ideal_proxy.errors import UserError
-from ideal_proxy.influence_records import ResponseMatrix
-from ideal_proxy.objective import ResponseSurface
+from ideal_proxy.gradients import ResponseMatrix
+from ideal_proxy.optimizer import ETA_FRACTION, ResponseSurface
 
 Array = NDArray[np.float64]
 DRAWS = 64

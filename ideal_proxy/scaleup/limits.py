@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.constraints import Constraints, Problem
-from ideal_proxy.mixture_file import MixtureFile
-from ideal_proxy.objective import Objective
+from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.optimizer import Constraints, Objective, Problem
 
 Array = NDArray[np.float64]
 KEPT = ("pinned", "repeat_cap", "groups", "must_not_drop", "lower", "upper")

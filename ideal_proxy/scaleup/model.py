@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from ideal_proxy.data import ChatTemplate, Row, TokenRows, make_template
+from ideal_proxy.data import ChatTemplate, Row, TokenRows, domain_tokenizer, make_template
 from ideal_proxy.errors import UsageError
 from ideal_proxy.mixture import reserve_mask
-from ideal_proxy.plan import RATES
-from ideal_proxy.prepare import domain_tokenizer
-from ideal_proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, quiet_libraries, with_lora
-from ideal_proxy.proxy import SIZES, TrainSettings, build_proxy, load_weights, save_weights, warm_start
+from ideal_proxy.pipeline import RATES
+from ideal_proxy.proxy import (
+    SIZES,
+    Pretrained,
+    TrainSettings,
+    build_proxy,
+    load_causal_lm,
+    load_tokenizer,
+    load_weights,
+    quiet_libraries,
+    save_weights,
+    warm_start,
+    with_lora,
+)
 from ideal_proxy.scaleup.source import ProxySetting
 from ideal_proxy.store import is_complete, mark_complete
 

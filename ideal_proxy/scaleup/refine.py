@@ -22,16 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ideal_proxy.constraints import Problem, show
-from ideal_proxy.curvature import processes
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.influence import InfluenceSettings, ResponseMatrix, one_step, responses
-from ideal_proxy.influence_records import mean_over_seeds
-from ideal_proxy.mixture import MixtureFile
-from ideal_proxy.mixture_file import load_mixture, save_mixture
-from ideal_proxy.optimize import optimize
-from ideal_proxy.rounding import round_volumes
+from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_seeds, one_step, processes, responses
+from ideal_proxy.mixture import MixtureFile, load_mixture, save_mixture
+from ideal_proxy.optimizer import Problem, optimize, round_volumes, show
+from ideal_proxy.pipeline import Kind, combine
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
 from ideal_proxy.scaleup.limits import budget_kind, file_constraints, file_objective, token_unit, tokens_per_row
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
@@ -41,7 +37,6 @@ from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.transfer import Ratios, usable_law, with_volumes
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
-from ideal_proxy.verdict import Kind, combine
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
+from ideal_proxy.pipeline import Kind, PairedLosses, judge, sentence
 from ideal_proxy.proxy import RowLosses
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.terminal import duration, paragraph, table
-from ideal_proxy.verdict import Kind, PairedLosses, judge, sentence
 
 FORMAT = "ideal-proxy/scale-up/1"
 LEVEL = 0.9  # of the predicted intervals, and of the observed ones beside them

@@ -24,8 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
-from ideal_proxy.pretrained import quiet_libraries, save_model
-from ideal_proxy.proxy import RowLosses, TrainSettings
+from ideal_proxy.proxy import RowLosses, TrainSettings, quiet_libraries, save_model
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked

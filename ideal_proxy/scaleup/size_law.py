@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
+from ideal_proxy.response import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
 
 REPEAT_DECAY = (
     5.0  # ρ: further passes worth having, of the order that Muennighoff et al. (2023) report; not fitted here

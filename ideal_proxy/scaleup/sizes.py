@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.errors import UsageError
-from ideal_proxy.finished import SearchRun
-from ideal_proxy.mixture_file import MixtureFile
+from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.pipeline import SearchRun
 from ideal_proxy.scaleup.size_law import RankAgreement, SizeLaw, SizeSurface, rank_agreement
 
 Array = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """From a mixture file alone to token rows in training order: sources are read again and refused where they changed.
 
-Rows are drawn and ordered by `ideal_proxy.mixture` and masked by `ideal_proxy.data`, as for the proxies and `apply`:
-there is no second implementation. Legend: D domains, J capabilities, N rows of a domain, R rows of a run.
+Rows are drawn and ordered by `mixture.draws` and masked by `data.tokens`, as for the proxies and `apply`: there is no
+second implementation. Legend: D domains, J capabilities, N rows of a domain, R rows of a run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.data import ChatTemplate, Row, TokenRows, read_rows, row_keys, source_fingerprint, tokenize_rows
+from ideal_proxy.data import (
+    ChatTemplate,
+    Row,
+    TokenRows,
+    is_virtual,
+    read_rows,
+    row_keys,
+    source_fingerprint,
+    tokenize_rows,
+)
 from ideal_proxy.errors import UserError
-from ideal_proxy.files import is_virtual
 from ideal_proxy.mixture import MixtureFile, domain_order, draw, reserve_mask, search_verify_split, training_order
 
 Ints = NDArray[np.int64]
@@ -239,7 +247,7 @@ def tokenize_mixture(
     references: Sequence[Sequence[Row]],
     cache: Path | None = None,
 ) -> ScaleData:
-    """Tokenise the sources with the model's template: the masks of `ideal_proxy.data`, no others.
+    """Tokenise the sources with the model's template: the masks of `ideal_proxy.data.tokens`, no others.
 
     Args:
         mixture: names the domains and capabilities.

@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
-from ideal_proxy.proxy import TrainSettings, collate_across, label_losses, micro_batches
-from ideal_proxy.proxy_model import MICRO_BATCH_TOKENS
+from ideal_proxy.proxy import MICRO_BATCH_TOKENS, TrainSettings, collate_across, label_losses, micro_batches
 from ideal_proxy.scaleup.source import Drawn
 
 Ints = NDArray[np.int64]

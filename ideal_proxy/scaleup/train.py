@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.influence_records import IDEAL_STEP
+from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.mixture import MixtureFile
 from ideal_proxy.proxy import TrainSettings
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start

@@ -15,14 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from ideal_proxy.constraints import Constraints, Problem
 from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.mixture import apportion
-from ideal_proxy.mixture_file import DomainVolume, MixtureFile
-from ideal_proxy.objective import Objective, ResponseSurface
-from ideal_proxy.optimize import optimize
-from ideal_proxy.rounding import round_volumes
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion
+from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.scaleup.limits import file_constraints, file_objective, tokens_per_row
 from ideal_proxy.scaleup.source import resolve
 from ideal_proxy.terminal import Reporter, table
@@ -291,7 +287,7 @@ def file_law(mixture: MixtureFile, available: Array | None = None) -> Any:
     Raises:
         UsageError: the law is not over the file's domains in rows, or is in another order of capabilities.
     """
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response import ResponseModel
 
     assert mixture.law is not None
     law = ResponseModel.from_json(mixture.law)
@@ -311,7 +307,7 @@ def usable_law(mixture: MixtureFile) -> Any:
     Returns:
         ResponseModel: fitted; None where the file has none over its domains in rows.
     """
-    from ideal_proxy.fit import ResponseModel
+    from ideal_proxy.response import ResponseModel
 
     law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
     return law if law is not None and _fits(law, mixture) else None

@@ -1,0 +1,228 @@
+"""The command line: thin commands; every heavy import stands inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ideal_proxy import __version__
+from ideal_proxy.cli import influence as cli_influence
+from ideal_proxy.cli import report as cli_report
+from ideal_proxy.cli import scaleup as cli_scaleup
+from ideal_proxy.cli import tables as cli_tables
+from ideal_proxy.errors import UsageError, UserError
+
+app = typer.Typer(
+    name="ideal-proxy",
+    help="How many rows of each data set should go into this fine-tune? Small proxies answer, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+START = (
+    "Start with a folder of rows: ideal-proxy init data/ (it says what comes next). Without data: ideal-proxy search "
+    "runs an embedded demo in about a minute."
+)
+ORDER = (  # of the list of commands: as a user needs them
+    "init", "check", "search", "status", "show", "report", "what-if", "apply", "export", "transfer", "scale-up",
+    "influence", "fit", "predict", "optimize",
+)  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `ideal-proxy search`.")]
+
+
+def _called(command: Any) -> str:
+    """Return the name by which a registered command is called."""
+    return command.name or str(command.callback.__name__).replace("_", "-")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ideal-proxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=START)
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """How many rows of each data set should go into this fine-tune? Small proxies answer, with error bars."""
+
+
+@app.command(epilog="Example: ideal-proxy init data/ --out mix.yaml")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with one file or folder of rows a domain.")],
+    out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("mix.yaml"),
+    hold_out: Annotated[
+        int | None,
+        typer.Option(min=1, help="Reference rows to hold out where a domain has none; at most a quarter of it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
+) -> None:
+    """Look at the folders of rows and write a commented run file."""
+    from ideal_proxy.pipeline import write_run_file
+
+    typer.echo(write_run_file(folder, out, hold_out=hold_out, force=force))
+
+
+@app.command(epilog="Example: ideal-proxy check mix.yaml")
+def check(
+    config: Annotated[Path, typer.Argument(metavar="MIX.YAML", help="The run file.")],
+    as_json: Json = False,
+) -> None:
+    """Show rows, tokens, cuts, duplicates and leaks of the data."""
+    from ideal_proxy.config import load_config
+    from ideal_proxy.pipeline import check_sources, health_tables
+
+    health = check_sources(load_config(config))
+    typer.echo(json.dumps(health, indent=1) if as_json else health_tables(health))
+
+
+@app.command(
+    epilog="Example: ideal-proxy search mix.yaml --max-hours 2 --out runs/mix   (stopped? the same command goes on)"
+)
+def search(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="MIX.YAML", help="The run file; none: the embedded demo.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
+    runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or ray: proxies on a Ray cluster that is running.")] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one hour of one device.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most money; shrinks the search as --max-hours does.")] = None,
+    device_flops: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: plan for another machine whose devices peak at so many FLOP/s."),
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of --device-flops that training reaches; default 0.3.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and design.")] = None,
+    gradients: Annotated[
+        str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
+    ] = None,
+    trust_check: Annotated[
+        bool, typer.Option("--trust-check", help="Train three spread mixtures at the next larger size, compare ranks.")
+    ] = False,
+    null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find a mixture: train proxies, fit, optimise, verify."""
+    import signal
+
+    from ideal_proxy.config import load_config
+    from ideal_proxy.data import demo_config
+    from ideal_proxy.pipeline import override, plan_search, run_search
+    from ideal_proxy.report import plan_tables, result_tables
+    from ideal_proxy.terminal import Reporter
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop so: checkpoints, as after Ctrl-C
+    settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
+    settings = override(
+        settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
+        price=price, max_cost=max_cost, engine=engine, trust_check=trust_check,
+    )  # fmt: skip
+    if not dry_run and (device_flops is not None or utilisation is not None):
+        raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")
+    folder = out or Path("runs") / settings.name
+    reporter = Reporter(quiet=quiet or as_json)
+    if dry_run:
+        plan = plan_search(settings, folder, reporter, device_flops=device_flops, utilisation=utilisation)
+        typer.echo(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
+        return
+    result = run_search(settings, folder, reporter)
+    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
+
+
+@app.command(epilog="Example: ideal-proxy show runs/mix")
+def show(run: RunFolder, as_json: Json = False) -> None:
+    """Print the result of a search again."""
+    from ideal_proxy.pipeline import load_result
+    from ideal_proxy.report import result_tables
+
+    result = load_result(run)
+    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, run))
+
+
+@app.command(epilog="Example: ideal-proxy status runs/mix")
+def status(run: RunFolder, as_json: Json = False) -> None:
+    """Show what a search is at: running, done, failed, time left."""
+    from ideal_proxy.pipeline import read_status, status_text
+
+    found = read_status(run)
+    typer.echo(json.dumps(found, indent=1) if as_json else status_text(found, run))
+
+
+@app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
+def apply(
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
+    shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Write file I of N alone, counted from 0: one a reader.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Rewrite every row as chat messages.")] = False,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder to keep the sources' indexes in; default: in the run directory.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the exact rows of a mixture, in training order."""
+    from ideal_proxy.mixture import apply_mixture, index_folder, load_mixture, shard_numbers
+    from ideal_proxy.report import applied_table, applied_values
+    from ideal_proxy.terminal import Reporter, named_paths
+
+    loaded = load_mixture(mixture)
+    number, shards = shard_numbers(shard, shards)
+    with Reporter(quiet=quiet or as_json).counted("apply") as progress:
+        applied = apply_mixture(
+            loaded, out, shards=shards, shard=number, row_format="chat" if chat else "as-is",
+            sources=named_paths(source or [], [domain.name for domain in loaded.domains]),
+            index=index or index_folder(mixture.parent), progress=progress,
+        )  # fmt: skip
+    values = applied_values(loaded, applied)
+    typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))
+
+
+cli_influence.register(app)
+cli_report.register(app)
+cli_scaleup.register(app)
+cli_tables.register(app)
+app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) if _called(command) in ORDER else 99)
+
+
+def main(**options: Any) -> None:
+    """Run the application; a user's error is one sentence on stderr and exit code 1 or 2."""
+    try:
+        app(prog_name=options.get("prog_name", "ideal-proxy"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C, as Typer hands it on
+            print("stopped; run the same command again to go on where it was", file=sys.stderr)
+        raise
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The commands that carry a mixture to full size: `scale-up` and `export`. Heavy imports stand inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+TotalRows = Annotated[
+    int | None, typer.Option(min=1, help="Rows of the full-size run; default the mixture's, or what `repeat` gives.")
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PATH", help="A domain's rows at full size, if not the search's; may repeat."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application.
+
+    Args:
+        app: the application.
+    """
+    app.command(
+        "scale-up", epilog="Example: ideal-proxy scale-up runs/mix/mixture.json --model my/model --baseline --seeds 3"
+    )(scale_up)
+    app.command(
+        epilog="Example: ideal-proxy transfer runs/mix/mixture.json --mode law --total-rows 100000 --out full.json"
+    )(transfer)
+    app.command(epilog="Example: ideal-proxy export runs/mix/mixture.json --to llamafactory --out data/lf")(export)
+
+
+def scale_up(
+    mixture: Mixture,
+    model: Annotated[str, typer.Option(help="Folder, Hugging Face id, or scratch:0.1M|1M|3M|10M.")],
+    gguf: Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file inside the model's folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for runs and models; default beside the mixture.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Train the base mixture beside it and compare.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each; 2 or more give intervals.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first run; default the mixture's.")] = None,
+    fraction: Annotated[float, typer.Option(help="Train on this share of the volumes (repeats stay).")] = 1.0,
+    transfer: Annotated[
+        str | None, typer.Option(help="Move the volumes to another total first: share, repeat or law.")
+    ] = None,
+    total_rows: TotalRows = None,
+    data: Data = None,
+    refine: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Then so many steps by the full-size model's own gradients.")
+    ] = 0,
+    refine_step: Annotated[float, typer.Option(help="Largest |log change| of a volume in one of them.")] = 0.15,
+    refine_rows: Annotated[int, typer.Option(min=2, help="Most rows of each source in their gradients.")] = 400,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default by model.")] = None,
+    batch_rows: Annotated[int | None, typer.Option(min=1, help="Rows of an optimiser step.")] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the search's.")] = None,
+    lora: Annotated[int | None, typer.Option(min=1, help="Train low-rank updates of this rank.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="Default: on CUDA.")] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+    ] = False,
+    packing: Annotated[bool, typer.Option("--packing/--padding", help="Rows end to end, or padded.")] = True,
+    evaluations: Annotated[int, typer.Option(min=0, help="Reference losses measured during training.")] = 4,
+    save_minutes: Annotated[float, typer.Option(min=0.0, help="Minutes between checkpoints; 0: none by time.")] = 10.0,
+    save_steps: Annotated[int | None, typer.Option(min=1, help="A checkpoint every so many steps as well.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the scale-up in --out.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the full-size model on a mixture; compare with base."""
+    from ideal_proxy.errors import UsageError
+    from ideal_proxy.mixture import load_mixture
+    from ideal_proxy.terminal import Reporter, named_paths
+
+    if transfer is None and (total_rows is not None or data):
+        raise UsageError("--total-rows and --data need --transfer share, repeat or law; add it, or leave them out")
+    loaded = load_mixture(mixture)
+    from ideal_proxy.scaleup import ModelSpec, ScaleUp, scale_up_tables
+    from ideal_proxy.scaleup import scale_up as run
+
+    reporter = Reporter(quiet=quiet or as_json)
+    if transfer is not None:
+        from ideal_proxy.scaleup import carry
+
+        named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
+        loaded = carry(loaded, transfer, total_rows, reporter, data=named, folder=mixture.resolve().parent)
+    short = model.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
+    folder = out or mixture.resolve().parent / f"scale-up-{short}"
+    wanted = ScaleUp(
+        spec=ModelSpec(name=model, gguf=gguf, lora=lora, gradient_checkpointing=gradient_checkpointing),
+        baseline=baseline,
+        seeds=seeds,
+        seed=seed,
+        fraction=fraction,
+        learning_rate=learning_rate,
+        batch_rows=batch_rows,
+        context=context,
+        dtype={None: "auto", True: "bfloat16", False: "float32"}[bf16],
+        device=device,
+        packed=packing,
+        evaluations=evaluations,
+        save_seconds=save_minutes * 60,
+        save_steps=save_steps,
+        resume=resume,
+        refine=refine,
+        refine_step=refine_step,
+        refine_rows=refine_rows,
+    )
+    result = run(loaded, wanted, folder, reporter, folder=mixture.resolve().parent)
+    typer.echo(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
+
+
+def transfer(
+    mixture: Mixture,
+    out: Annotated[Path, typer.Option(help="The full-size mixture file to write.")],
+    mode: Annotated[str, typer.Option(help="share, repeat or law.")] = "law",
+    total_rows: TotalRows = None,
+    data: Data = None,
+    swarm: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="A search at another proxy size or share; give two or more."),
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="Of the full-size model, such as 135M or 8B; with --swarm.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry a mixture to a full-size budget or other rows."""
+    from ideal_proxy.errors import UsageError
+    from ideal_proxy.mixture import load_mixture, save_mixture
+    from ideal_proxy.terminal import Reporter, named_paths
+
+    loaded = load_mixture(mixture)
+    named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
+    if out.exists() and out.samefile(mixture):
+        raise UsageError(f"--out {out} is the mixture file itself; choose another name")
+    from ideal_proxy.scaleup import carry, transfer_tables
+
+    reporter = Reporter(quiet=quiet or as_json)
+    folder = mixture.resolve().parent
+    law = None
+    if swarm:
+        from ideal_proxy.pipeline import load_run
+        from ideal_proxy.scaleup import law_across, read_size
+
+        if mode != "law":
+            raise UsageError("--swarm moves the law, which only --mode law asks; leave one of them out")
+        found = law_across(
+            [load_run(run) for run in swarm], loaded, parameters=read_size(parameters), random_state=loaded.seed
+        )
+        law = found.at
+        for note in found.notes:
+            reporter.note(note)
+    moved = carry(loaded, mode, total_rows, reporter, data=named, law=law, folder=folder)
+    save_mixture(out, moved)
+    if as_json:
+        typer.echo(moved.model_dump_json(indent=1, exclude={"law"}))
+        return
+    typer.echo(transfer_tables(loaded, moved) + f"\n\nMixture file: {out}")
+
+
+def export(
+    mixture: Mixture,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="jsonl, parquet, hf, llamafactory, ms-swift, open-instruct, trl, axolotl, megatron-bridge, streaming "
+            "or interleave.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the rows and the configuration.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail (exit code 2) where the target cannot express exact counts.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hand a mixture to another trainer, with its real counts."""
+    from ideal_proxy.export import export_mixture, export_table
+    from ideal_proxy.mixture import load_mixture
+
+    report = export_mixture(load_mixture(mixture), to, out, strict=strict, folder=mixture.resolve().parent)
+    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))

@@ -1,0 +1,90 @@
+"""Rows that stand twice: within a domain, in two domains, and reference rows that leaked into a domain."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ideal_proxy.data.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateReport:
+    """Counts of rows that are equal after white space and case are evened out.
+
+    Attributes:
+        within: for a domain, its rows that repeat an earlier row of it.
+        between: for two domains (in the order given), rows of the second that stand in the first.
+        leaks: for a reference set and a domain, reference rows that stand in the domain, prompt and answer.
+        prompt_leaks: the same by the prompt alone; contains the leaks.
+        examples: for each leak (by prompt), one reference row's place and the domain row's place.
+    """
+
+    within: dict[str, int] = field(default_factory=dict)
+    between: dict[tuple[str, str], int] = field(default_factory=dict)
+    leaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    prompt_leaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    examples: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was found."""
+        return any(sum(counts.values()) for counts in (self.within, self.between, self.prompt_leaks))
+
+
+def find_duplicates(
+    domains: Mapping[str, Sequence[Row]], references: Mapping[str, Sequence[Row]] | None = None
+) -> DuplicateReport:
+    """Count duplicates within and between domains, and reference rows that stand in a domain.
+
+    Args:
+        domains: rows of every domain.
+        references: rows of every reference set.
+
+    Returns:
+        DuplicateReport: pairs with a count of 0 are left out; every domain stands in `within`.
+    """
+    whole = {name: [_whole(row) for row in rows] for name, rows in domains.items()}
+    sets = {name: set(marks) for name, marks in whole.items()}
+    within = {name: len(marks) - len(sets[name]) for name, marks in whole.items()}
+    between: dict[tuple[str, str], int] = {}
+    names = list(domains)
+    for n, first in enumerate(names):
+        for second in names[n + 1 :]:
+            both = sum(mark in sets[first] for mark in whole[second])
+            if both:
+                between[first, second] = both
+    leaks: dict[tuple[str, str], int] = {}
+    prompt_leaks: dict[tuple[str, str], int] = {}
+    examples: dict[tuple[str, str], tuple[str, str]] = {}
+    if references:
+        prompts = {name: {_prompt(row): row.where for row in reversed(rows)} for name, rows in domains.items()}
+        for reference, rows in references.items():
+            marks = [(row.where, _whole(row), _prompt(row)) for row in rows]
+            for domain in names:
+                exact = sum(mark in sets[domain] for _, mark, _ in marks)
+                asked = [(where, prompt) for where, _, prompt in marks if prompt in prompts[domain]]
+                if exact:
+                    leaks[reference, domain] = exact
+                if asked:
+                    prompt_leaks[reference, domain] = len(asked)
+                    examples[reference, domain] = (asked[0][0], prompts[domain][asked[0][1]])
+    return DuplicateReport(within, between, leaks, prompt_leaks, examples)
+
+
+def _whole(row: Row) -> bytes:
+    return _mark("\x1f".join(_even(content) for role, content in row.messages if role != "system"))
+
+
+def _prompt(row: Row) -> bytes:
+    last = max((n for n, (role, _) in enumerate(row.messages) if role == "assistant"), default=len(row.messages))
+    return _mark("\x1f".join(_even(content) for role, content in row.messages[:last] if role != "system"))
+
+
+def _even(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _mark(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

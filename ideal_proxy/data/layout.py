@@ -1,0 +1,207 @@
+"""Which files of a folder are a domain's training rows and which its reference rows, whatever the layout.
+
+Understood are, for a domain NAME:
+
+    NAME/train.jsonl      NAME/reference.jsonl (or validation, valid, val, eval, dev, test)
+    NAME/train/…          NAME/test/…
+    NAME/data/train-00000-of-00004.parquet …    NAME/data/validation-00000-of-00001.parquet
+    NAME.jsonl            NAME.reference.jsonl, NAME_test.jsonl, reference/NAME.jsonl
+    train/NAME.jsonl      test/NAME.jsonl
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ideal_proxy.data.files import SUFFIXES, data_files, find_files, part_of
+from ideal_proxy.errors import UserError
+
+REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
+UNREAD = (".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".bz2", ".xz")
+KINDS = "rows are read from .jsonl, .jsonl.gz, .json and .parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One domain that a folder seems to hold.
+
+    Attributes:
+        name: its name.
+        train: file, folder or glob of training rows.
+        reference: file, folder or glob of reference rows, None where there is none.
+    """
+
+    name: str
+    train: Path
+    reference: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What looking at a folder found.
+
+    Attributes:
+        domains: by name.
+        passed_over: what was not taken, a sentence each.
+    """
+
+    domains: list[Found]
+    passed_over: list[str]
+
+
+def look(folder: Path) -> Layout:
+    """Find the domains of a folder.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Layout: the domains, and what was passed over.
+
+    Raises:
+        UserError: the folder is missing, holds no rows, or two sources claim one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder that holds one file or folder of rows a domain")
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
+    held = [entry for entry in entries if entry.is_dir() and entry.name.lower() in REFERENCE_WORDS]
+    entries = [entry for entry in entries if entry not in held]
+    splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
+    if splits and not any(data_files(e) if e.is_dir() else _is_rows(e) for e in entries if e not in splits):
+        entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
+    found: list[Found] = []
+    passed: list[str] = []
+    unread: list[str] = []
+    for entry in entries:
+        if entry.is_dir():
+            domain = _folder_domain(entry, held)
+            if domain is not None:
+                found.append(domain)
+            elif _unread(entry.rglob("*")):
+                unread.append(f"{entry.name}/")
+            elif data_files(entry):
+                passed.append(f"{entry.name}/ (it holds reference rows only)")
+        elif _is_rows(entry):
+            if _partner(entry) is None:
+                found.append(Found(_stem(entry), entry, _beside(entry, held)))
+        elif _unread([entry]):
+            unread.append(entry.name)
+    if unread:
+        passed.append(f"{', '.join(unread)} ({KINDS})")
+    if not found:
+        why = f" (passed over: {'; '.join(passed)})" if passed else ""
+        raise UserError(f"{folder} holds no rows{why}; put NAME.jsonl or NAME/train.jsonl there, one for each domain")
+    names = [domain.name for domain in found]
+    twice = next((domain for n, domain in enumerate(found) if domain.name in names[:n]), None)
+    if twice is not None:
+        first = found[names.index(twice.name)]
+        raise UserError(f"{first.train} and {twice.train} are both named {twice.name!r}; rename one of them")
+    return Layout(sorted(found, key=lambda domain: domain.name), passed)
+
+
+def _folder_domain(folder: Path, held: Sequence[Path]) -> Found | None:
+    """Read a folder as one domain: its training files, and reference rows inside it or in a folder beside it."""
+    files = data_files(folder)
+    reference = [path for path in files if part_of(path, folder) == "held out"]
+    open_ = [path for path in files if path not in reference]
+    named = [path for path in open_ if part_of(path, folder) is None and _last_word(path) is not None]
+    if len(named) < len(open_):
+        reference = sorted([*reference, *named])
+        open_ = [path for path in open_ if path not in named]
+    if not open_:
+        return None
+    train = [path for path in open_ if part_of(path, folder) == "train"] or open_
+    beside = _elsewhere(folder.name, held)
+    return Found(folder.name, _spell(train, folder), _spell(_preferred(reference), folder) if reference else beside)
+
+
+def _preferred(files: list[Path]) -> list[Path]:
+    """Of reference files named by several words, return those of the first word; they are one set."""
+    rank = {path: min((n for n, word in enumerate(REFERENCE_WORDS) if word in _words(path)), default=0)
+            for path in files}  # fmt: skip
+    return [path for path in files if rank[path] == min(rank.values())]
+
+
+def _words(path: Path) -> set[str]:
+    """Return the words in a file's name and in the folders just above it."""
+    text = "/".join([*path.parts[-3:-1], _stem(path)]).lower()
+    return set(text.replace("-", "/").replace("_", "/").replace(".", "/").split("/"))
+
+
+def _spell(files: list[Path], folder: Path) -> Path:
+    """Write several files as one path that reads exactly these."""
+    if len(files) == 1:
+        return files[0]
+    parent = Path(os.path.commonpath([path.parent for path in files]))
+    start = globbing.escape(_common_start([path.name for path in files]))
+    escaped = Path(globbing.escape(str(parent)))
+    for spelled in (folder, parent, escaped / f"{start}*", escaped / "**" / f"{start}*"):
+        try:
+            if sorted(find_files(spelled)) == sorted(files):
+                return spelled
+        except UserError:
+            continue
+    raise UserError(
+        f"{folder} holds {len(files)} files that one path cannot name apart from the others ({files[0].name}, …); "
+        "put its training rows into a folder train and its reference rows into a folder reference"
+    )
+
+
+def _common_start(names: list[str]) -> str:
+    """Return the longest text that all names begin with."""
+    length = next((n for n, column in enumerate(zip(*names, strict=False)) if len(set(column)) > 1), 0)
+    return names[0][:length]
+
+
+def _beside(train: Path, held: Sequence[Path]) -> Path | None:
+    """Find the reference rows of a file of training rows: NAME.reference.jsonl, NAME_test.jsonl, reference/NAME."""
+    stem = _stem(train)
+    for word in REFERENCE_WORDS:
+        for joint in ".-_":
+            for suffix in SUFFIXES:
+                candidate = train.parent / f"{stem}{joint}{word}{suffix}"
+                if candidate.is_file():
+                    return candidate
+    return _elsewhere(stem, held)
+
+
+def _elsewhere(name: str, held: Sequence[Path]) -> Path | None:
+    """Find a domain's reference rows in a folder of reference rows: test/NAME.jsonl or test/NAME/."""
+    for place in sorted(held, key=lambda path: REFERENCE_WORDS.index(path.name.lower())):
+        for candidate in (place / name, *(place / f"{name}{suffix}" for suffix in SUFFIXES)):
+            if candidate.is_file() or (candidate.is_dir() and data_files(candidate)):
+                return candidate
+    return None
+
+
+def _partner(path: Path) -> Path | None:
+    """Return the training file whose reference rows a file holds by its name, None for a file of its own."""
+    word = _last_word(path)
+    if word is None:
+        return None
+    stem = _stem(path)[: -len(word) - 1]
+    return next((p for suffix in SUFFIXES if (p := path.parent / f"{stem}{suffix}").is_file()), None)
+
+
+def _last_word(path: Path) -> str | None:
+    """Return the reference word that a file's name ends in, as in `coding_test.jsonl`."""
+    head, _, last = _stem(path).replace("-", "_").replace(".", "_").rpartition("_")
+    return last if head and last.lower() in REFERENCE_WORDS else None
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without its suffix."""
+    return next(path.name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
+
+
+def _is_rows(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(SUFFIXES) and path.name != "manifest.json"
+
+
+def _unread(paths: Iterable[Path]) -> bool:
+    """Tell whether there are files of rows that this package does not read."""
+    return any(path.is_file() and path.name.lower().endswith(UNREAD) for path in paths)

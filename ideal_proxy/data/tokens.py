@@ -1,0 +1,346 @@
+"""Token arrays with label masks, their cache on disk, and batches.
+
+Shapes: N rows, T tokens of all rows laid end to end, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ideal_proxy.data.duplicates import DuplicateReport, find_duplicates
+from ideal_proxy.data.rows import Message, Row, SourceInfo, read_rows, row_key, row_keys, scan, source_fingerprint
+from ideal_proxy.data.template import ChatTemplate, make_template, train_tokenizer
+from ideal_proxy.errors import UserError
+
+__all__ = [
+    "Batch", "ChatTemplate", "DuplicateReport", "Message", "Row", "SourceInfo", "TokenRows", "collate",
+    "find_duplicates", "make_template", "read_rows", "row_key", "row_keys", "scan", "source_fingerprint",
+    "tokenize_rows", "train_tokenizer",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
+CACHE_FORMAT = "tokens/1"
+CHUNK = 512
+COUNTED_ROWS = 16_384
+COUNTS = ("truncated", "dropped", "answers_cut")
+IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Tokenised rows laid end to end, without padding.
+
+    Attributes:
+        ids: (T,) int32 token ids.
+        supervised: (T,) bool, True where the token carries loss; never a row's first token, which nothing predicts.
+        offsets: (N+1,) int64; row n is ids[offsets[n]:offsets[n+1]].
+        keys: (N,) uint64 row keys.
+        source_index: (N,) int64 index of the row in its source.
+        truncated: rows that lost tokens because they did not fit.
+        dropped: rows left out because no token of theirs carries loss.
+        answers_cut: of the truncated, rows that lost tokens of an answer.
+    """
+
+    ids: npt.NDArray[np.int32]
+    supervised: npt.NDArray[np.bool_]
+    offsets: Ints
+    keys: npt.NDArray[np.uint64]
+    source_index: Ints
+    truncated: int = 0
+    dropped: int = 0
+    answers_cut: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.keys)
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of every row, (N,) int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def supervised_tokens(self) -> Ints:
+        """Supervised tokens of every row, (N,) int64."""
+        counts = np.empty(len(self), dtype=np.int64)
+        for first in range(0, len(self), COUNTED_ROWS):  # a sum over all tokens at once would take eight bytes of each
+            at = self.offsets[first : first + COUNTED_ROWS + 1]
+            total = np.concatenate([[0], np.cumsum(self.supervised[at[0] : at[-1]], dtype=np.int64)])
+            counts[first : first + COUNTED_ROWS] = np.diff(total[at - at[0]])
+        return counts
+
+    def select(self, indices: npt.ArrayLike) -> TokenRows:
+        """Take some rows, in the order given; a row may be taken twice.
+
+        Args:
+            indices: (n,) row numbers, or (N,) bool.
+
+        Returns:
+            TokenRows: copies; the counts of truncated and dropped rows stay those of the whole.
+        """
+        chosen = _row_numbers(indices, len(self))
+        at, offsets = _gather(self.offsets, chosen)
+        return TokenRows(
+            ids=np.asarray(self.ids[at]),
+            supervised=np.asarray(self.supervised[at]),
+            offsets=offsets,
+            keys=np.asarray(self.keys[chosen]),
+            source_index=np.asarray(self.source_index[chosen]),
+            truncated=self.truncated,
+            dropped=self.dropped,
+            answers_cut=self.answers_cut,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the arrays as a folder of .npy files; it appears whole or not at all.
+
+        Args:
+            path: the folder; one that is there is replaced.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        path = Path(path)
+        part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            meta: dict[str, Any] = {"format": CACHE_FORMAT, "arrays": {}}
+            for name, value in _content(self).items():
+                if isinstance(value, np.ndarray):
+                    np.save(part / f"{name}.npy", value, allow_pickle=False)
+                    meta["arrays"][name] = _digest(value)
+                else:
+                    meta[name] = value
+            (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            if path.exists() or path.is_symlink():
+                os.rename(path, old)
+            os.rename(part, path)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and path.is_dir():
+                return  # another process has put the same content there first
+            reason = error.strerror or error
+            raise UserError(f"cannot write {path}: {reason}; make room or choose another folder") from error
+        finally:
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    left.unlink()
+
+    @staticmethod
+    def load(path: str | Path, mmap: bool = True) -> TokenRows:
+        """Read what `save` wrote and check it.
+
+        Args:
+            path: the folder.
+            mmap: map the files instead of reading them into memory.
+
+        Returns:
+            TokenRows: the rows.
+
+        Raises:
+            UserError: it is missing or does not hold what was written.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            digests, content = meta["arrays"], {name: meta[name] for name in COUNTS}
+            for name in digests:
+                content[name] = np.load(path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+            found = TokenRows(**content)
+            whole = meta["format"] == CACHE_FORMAT and all(_digest(content[n]) == digests[n] for n in digests)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UserError(f"the token rows in {path} cannot be read ({error}); delete that folder") from error
+        if not whole:
+            raise UserError(f"the token rows in {path} are not what was written; delete that folder")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step laid end to end; rows never see each other.
+
+    Attributes:
+        input_ids: (T,) int64.
+        position_ids: (T,) int64, from 0 again at every row.
+        labels: (T,) int64: the id of the NEXT token of the same row where that token is supervised, else -100.
+        starts: (B+1,) int64 row boundaries.
+        rows: (B,) int64 indices into the TokenRows.
+    """
+
+    input_ids: Ints
+    position_ids: Ints
+    labels: Ints
+    starts: Ints
+    rows: Ints
+
+
+def collate(token_rows: TokenRows, indices: npt.ArrayLike) -> Batch:
+    """Lay rows end to end with shifted labels.
+
+    Args:
+        token_rows: the rows.
+        indices: (B,) row numbers; a row may stand twice.
+
+    Returns:
+        Batch: without padding.
+    """
+    rows = _row_numbers(indices, len(token_rows))
+    at, starts = _gather(token_rows.offsets, rows)
+    ids = np.asarray(token_rows.ids[at], dtype=np.int64)
+    labels = np.full(len(ids), IGNORED, dtype=np.int64)
+    if len(ids):
+        target = np.asarray(token_rows.supervised[at], dtype=np.bool_).copy()
+        target[starts[:-1][starts[:-1] < len(ids)]] = False  # a row's first token has no predecessor
+        place = np.flatnonzero(target)
+        labels[place - 1] = ids[place]
+    position = np.arange(len(ids), dtype=np.int64) - np.repeat(starts[:-1], np.diff(starts))
+    return Batch(input_ids=ids, position_ids=position, labels=labels, starts=starts, rows=rows)
+
+
+def tokenize_rows(
+    rows: Iterable[Row], template: ChatTemplate, context: int, cache_dir: str | Path | None = None
+) -> TokenRows:
+    """Tokenise rows, cut what does not fit, and keep the result.
+
+    A row that does not fit loses prompt from the left (with an earlier answer that would lose its beginning); where the
+    last answer alone is too long it loses its end.
+
+    Args:
+        rows: the rows.
+        template: how messages become tokens.
+        context: most tokens of a row, at least 2.
+        cache_dir: folder of the token cache, keyed by content, tokenizer, template and context; None for no cache.
+
+    Returns:
+        TokenRows: from the cache (memory-mapped) where it has them; a damaged entry is made anew.
+
+    Raises:
+        UserError: the context is too small, or a row's roles are refused by the template.
+    """
+    if context < 2:
+        raise UserError(f"the context is {context} tokens; it must be at least 2")
+    rows = list(rows)
+    keys = row_keys(rows)
+    folder = None
+    if cache_dir is not None:
+        text = "\0".join([CACHE_FORMAT, template.identity, str(int(context)), source_fingerprint(keys)])
+        folder = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:32]
+        if folder.exists():
+            with contextlib.suppress(UserError):
+                return TokenRows.load(folder)
+            log.warning("the token cache entry %s is damaged and is made anew", folder)
+    result = _tokenize(rows, keys, template, int(context))
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatTemplate, context: int) -> TokenRows:
+    ids: list[npt.NDArray[np.int32]] = []
+    masks: list[npt.NDArray[np.bool_]] = []
+    kept: list[int] = []
+    truncated = dropped = answers_cut = 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        for n, (row_ids, row_mask) in enumerate(_encode(chunk, template), start=start):
+            one = np.asarray(row_ids, dtype=np.int32)
+            mask = np.asarray(row_mask, dtype=np.bool_)
+            mask[:1] = False
+            wanted = int(mask.sum())
+            one, mask, lost = _fit(one, mask, context, template.tokenizer.bos_token_id)
+            if not mask.any():
+                dropped += 1
+                continue
+            truncated += lost
+            answers_cut += int(mask.sum()) < wanted
+            ids.append(one)
+            masks.append(mask)
+            kept.append(n)
+    if dropped:
+        log.warning("%d rows without a supervised token are left out", dropped)
+    if answers_cut:
+        log.warning("%d rows lost tokens of an answer: they do not fit the context of %d tokens", answers_cut, context)
+    index = np.asarray(kept, dtype=np.int64)
+    return TokenRows(
+        ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
+        supervised=np.concatenate(masks) if masks else np.zeros(0, dtype=np.bool_),
+        offsets=np.concatenate([[0], np.cumsum([len(one) for one in ids], dtype=np.int64)]).astype(np.int64),
+        keys=keys[index],
+        source_index=index,
+        truncated=int(truncated),
+        dropped=dropped,
+        answers_cut=int(answers_cut),
+    )
+
+
+def _encode(chunk: Sequence[Row], template: ChatTemplate) -> list[tuple[list[int], list[bool]]]:
+    """Tokenise some rows; where the template refuses one, name it."""
+    try:
+        return template.encode_batch([row.messages for row in chunk])
+    except UserError:
+        for row in chunk:
+            try:
+                template.render(row.messages)
+            except UserError as error:
+                raise UserError(f"{row.where}: {error}") from error
+        raise
+
+
+def _fit(
+    ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
+    """Cut a row to the context: from the left, never into the last answer; then that answer's end."""
+    last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(mask)  # what follows teaches nothing
+    ids, mask = ids[:last], mask[:last]
+    if len(ids) <= context:
+        return ids, mask, False
+    keep_bos = bos is not None and ids[0] == bos
+    room = context - int(keep_bos)
+    final = int(np.flatnonzero(~mask)[-1]) + 1 if (~mask).any() else 0  # the last answer's first token
+    start = min(len(ids) - room, max(final - (not keep_bos), 0))
+    if mask[start] and start < final:  # inside an earlier answer: let all of it go
+        start += int(np.flatnonzero(~mask[start:])[0])
+    head = ids[:1] if keep_bos else ids[:0]
+    ids = np.concatenate([head, ids[start : start + room]])
+    mask = np.concatenate([np.zeros(len(head), dtype=np.bool_), mask[start : start + room]])
+    mask[:1] = False
+    return ids, mask, True
+
+
+def _row_numbers(indices: npt.ArrayLike, rows: int) -> Ints:
+    chosen = np.asarray(indices)
+    return np.flatnonzero(chosen) if chosen.dtype == np.bool_ and len(chosen) == rows else chosen.astype(np.int64)
+
+
+def _gather(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
+    """Return the token positions of the rows, end to end, and the new offsets."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(starts[-1], dtype=np.int64) + np.repeat(offsets[rows] - starts[:-1], lengths), starts
+
+
+def _content(token_rows: TokenRows) -> dict[str, Any]:
+    return {field.name: getattr(token_rows, field.name) for field in fields(token_rows)}
+
+
+def _digest(array: npt.NDArray[Any]) -> str:
+    digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)  # without a copy: the array may be a mapped file larger than memory
+    return digest.hexdigest()

@@ -1,0 +1,534 @@
+"""Response matrices of any causal LM, from a run file to tables and a proposed mixture.
+
+The gradients refer to the run file's base mixture, and the model should have been fine-tuned on it. The proposal is
+IDEAL's one step (Ming et al., ICLR 2026, arXiv 2505.12762): cheap, and not verified by training.
+
+Legend: J capabilities, D domains.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
+from ideal_proxy.data import ChatTemplate, TokenRows, read_sources, row_keys, source_fingerprint, tokenize_rows
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.gradients.influence import InfluenceSettings, responses
+from ideal_proxy.gradients.records import (
+    IDEAL_STEP,
+    RESOLVED,
+    Floats,
+    ResponseMatrix,
+    one_step,
+    plain_lists,
+    unresolved,
+)
+from ideal_proxy.mixture import (
+    CapabilityResult,
+    DomainVolume,
+    MixtureFile,
+    domain_order,
+    draw,
+    save_mixture,
+    search_verify_split,
+)
+from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.swarm import resolve_device
+from ideal_proxy.terminal import WIDTH, Reporter, table
+
+Ints = NDArray[np.int64]
+
+LONGEST_NAME = 20
+NOT_VERIFIED = "IDEAL's one step from gradients of one model; not verified by training"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The run file's rows as the model reads them.
+
+    Attributes:
+        domains: D sets of token rows, by name.
+        references: J sets of reference rows, by capability: the search half only, the verify half stays unseen.
+        available: (D,) rows that each domain's source has.
+        base: (D,) rows of each domain in the base mixture.
+        lower: (D,) fewest rows the run file allows.
+        upper: (D,) most rows it allows, repeats included.
+        fingerprints: SHA-256 over the row keys, of D domains and J capabilities.
+        template: what the mixture file says of the template, with the context.
+    """
+
+    domains: dict[str, TokenRows]
+    references: dict[str, TokenRows]
+    available: Ints
+    base: Ints
+    lower: Ints
+    upper: Ints
+    fingerprints: tuple[list[str], list[str]]
+    template: dict[str, Any]
+
+    def drawn(self, rows: Ints, seed: int) -> tuple[Ints, Ints]:
+        """Tokens of a mixture, of exactly the rows that would be drawn.
+
+        Args:
+            rows: (D,) rows of each domain.
+            seed: of the mixture.
+
+        Returns:
+            tuple: tokens (D,) and supervised tokens (D,).
+        """
+        totals = np.zeros((2, len(rows)), dtype=np.int64)
+        for i, (name, tokens) in enumerate(self.domains.items()):
+            taken = draw(domain_order(seed, name, tokens.keys), int(rows[i]))[0]
+            totals[:, i] = tokens.lengths[taken].sum(), tokens.supervised_tokens[taken].sum()
+        return totals[0], totals[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """IDEAL's one step from the base mixture.
+
+    Attributes:
+        total: (D,) A_i = Σ_j R_ji, M where R is not known.
+        resolved: (D,) whether |A_i| exceeds two Σ_j se_ji, a bound that holds however the errors hang together.
+        rows: (D,) proposed rows, whole and within the run file's bounds.
+        active: bounds that cut a step short.
+    """
+
+    total: Floats
+    resolved: NDArray[np.bool_]
+    rows: Ints
+    active: tuple[str, ...]
+
+
+def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -> Sources:
+    """Read and tokenise every source of a run file with a model's own template.
+
+    Args:
+        config: the run file.
+        template: the model's.
+        context: longest row, tokens.
+
+    Returns:
+        Sources: all rows of the domains, and the search half of the references.
+
+    Raises:
+        UserError: a source is missing or empty, or has no row with an answer.
+    """
+    domain_rows, reference_rows = read_sources(config)
+    domains, references = {}, {}
+    for name, rows in domain_rows.items():
+        domains[name] = tokenize_rows(rows, template, context)
+        if not len(domains[name]):
+            raise UserError(f"domain {name} has no row with an answer; every row needs a non-empty answer")
+    for name, rows in reference_rows.items():
+        tokens = tokenize_rows(rows, template, context)
+        references[name] = tokens.select(np.flatnonzero(search_verify_split(tokens.keys)))
+        if not len(references[name]):
+            raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
+    available = np.array([len(rows) for rows in domain_rows.values()], dtype=np.int64)
+    limits = [_limits(entry, int(n), config) for entry, n in zip(config.domains, available, strict=True)]
+    base, lower, upper = np.array(limits, dtype=np.int64).T
+    return Sources(
+        domains=domains,
+        references=references,
+        available=available,
+        base=base,
+        lower=lower,
+        upper=upper,
+        fingerprints=(
+            [source_fingerprint(row_keys(rows)) for rows in domain_rows.values()],
+            [source_fingerprint(row_keys(rows)) for rows in reference_rows.values()],
+        ),
+        template=template.to_dict() | {"context": context},
+    )
+
+
+def _limits(entry: DomainConfig, available: int, config: SearchConfig) -> tuple[int, int, int]:
+    """Base, fewest and most rows of a domain."""
+    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    if entry.pinned:
+        return base, base, base
+    cap = int(config.constraints.max_repeat * available)
+    lower = rows_of(entry.min, available, default=0, what=f"min of {entry.name}")
+    upper = min(cap, rows_of(entry.max, available, default=cap, what=f"max of {entry.name}"))
+    if lower > upper:
+        raise UsageError(
+            f"domain {entry.name}: at least {lower:,} and at most {upper:,} rows cannot both hold; lower its min, "
+            "or raise its max or constraints.max_repeat"
+        )
+    return base, lower, upper
+
+
+def take_step(matrix: ResponseMatrix, sources: Sources, names: Sequence[str]) -> Step:
+    """Propose IDEAL's one step from the base mixture, within the run file's bounds.
+
+    Args:
+        matrix: responses.
+        sources: base volumes and bounds.
+        names: D domain names.
+
+    Returns:
+        Step: whole rows.
+    """
+    response, errors = _strongest(matrix)
+    total = np.asarray(response.sum(0))
+    wanted = np.rint(one_step(response, sources.base, IDEAL_STEP)).astype(np.int64)
+    rows = np.clip(wanted, sources.lower, sources.upper)
+    active = []
+    for i, name in enumerate(names):
+        if rows[i] != wanted[i]:
+            low, high = int(sources.lower[i]), int(sources.upper[i])
+            which = "pinned" if low == high else "at least" if rows[i] > wanted[i] else "at most"
+            active.append(f"{which}: {name} {int(rows[i]):,} rows")
+    return Step(total=total, resolved=~unresolved(total, errors.sum(0)), rows=rows, active=tuple(active))
+
+
+def _strongest(matrix: ResponseMatrix) -> tuple[Floats, Floats]:
+    """R with its errors where it is known, else M."""
+    if matrix.R is None:
+        return matrix.M, matrix.se
+    return matrix.R, matrix.se if matrix.se_R is None else matrix.se_R
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Find the device, and that it is there.
+
+    Args:
+        wanted: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        torch.device: where to compute.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    try:
+        device = resolve_device(wanted, 0)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {wanted}: this machine or PyTorch has none; use cpu or auto") from error
+    return device
+
+
+def read_tau(given: Sequence[str], capabilities: Sequence[str]) -> list[float] | None:
+    """Read options of the form CAPABILITY=NATS.
+
+    Args:
+        given: the options.
+        capabilities: J names.
+
+    Returns:
+        list: (J,) ∂L_j/∂log N at fixed shares, nats; None where none was given.
+
+    Raises:
+        UsageError: a form or name is wrong, or a capability is left out.
+    """
+    found = {}
+    for option in given:
+        name, _, text = option.rpartition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            name = ""
+        if name not in capabilities or not math.isfinite(found[name]):
+            raise UsageError(f"--tau {option!r} must be CAPABILITY=NUMBER, of {', '.join(capabilities)}")
+    missing = [name for name in capabilities if name not in found]
+    if found and missing:
+        raise UsageError(f"--tau names no {missing[0]!r}; give it for every capability, or for none")
+    return [found[name] for name in capabilities] if found else None
+
+
+def open_folder(folder: Path) -> Path:
+    """Make the folder for the results, before any work.
+
+    Args:
+        folder: where to.
+
+    Returns:
+        Path: the folder.
+
+    Raises:
+        UserError: it cannot be made, or holds the mixture of something else.
+    """
+    if (folder / "mixture.json").exists() and not (folder / "influence.json").exists():
+        raise UserError(f"{folder} holds another mixture.json, which would be lost; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+    return folder
+
+
+def estimate(
+    config: SearchConfig,
+    model: Any,
+    template: ChatTemplate,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    name: str,
+    method: str = "implicit",
+    context: int | None = None,
+    rows: int | None = None,
+    tau: Sequence[float] | None = None,
+    bf16: bool = False,
+    on_disk: bool = False,
+) -> dict[str, Any]:
+    """Estimate a model's responses to the base mixture's domains and write them with IDEAL's one step.
+
+    Writes `responses.npz`, `mixture.json` and, last, `influence.json` with what is returned.
+
+    Args:
+        config: the run file.
+        model: a causal LM on its device, fine-tuned on the base mixture or near it.
+        template: its own.
+        folder: where to write.
+        reporter: for notes.
+        name: of the model, for the files.
+        method: "implicit" or "first-order".
+        context: longest row, tokens; by default the run file's.
+        rows: most rows of a domain or capability whose gradients are taken; the curvature takes as many a domain, at
+            most its default.
+        tau: (J,) ∂L_j/∂log N at fixed shares, nats; fills in R.
+        bf16: bfloat16 products.
+        on_disk: keep gradients and factors in a temporary folder beside the results instead of in memory.
+
+    Returns:
+        dict: JSON-ready; unknown numbers are None.
+    """
+    sources = encode_sources(config, template, context or config.proxy.context)
+    plain = InfluenceSettings()
+    taken = plain.gradient_rows if rows is None else rows
+    factor_rows = plain.factor_rows if rows is None else min(plain.factor_rows, rows * len(sources.domains))
+    parameters = sum(p.numel() for p in model.parameters())
+    reporter.note(
+        f"{parameters / 1e6:.3g}M parameters, {method} responses of {len(sources.references)} capabilities to "
+        f"{len(sources.domains)} domains, at most {taken} rows of each"
+    )
+    supervised = sources.drawn(sources.base, config.seed)[1]
+    with tempfile.TemporaryDirectory(prefix=".influence-", dir=folder) as scratch:
+        matrix = responses(
+            model,
+            sources.domains,
+            sources.references,
+            sources.base,
+            method=method,
+            settings=InfluenceSettings(
+                gradient_rows=taken,
+                factor_rows=factor_rows,
+                seed=config.seed,
+                folder=Path(scratch) if on_disk else None,
+                autocast=torch.bfloat16 if bf16 else None,
+            ),
+            supervised_tokens=supervised,
+            tau=tau,
+        )
+    step = take_step(matrix, sources, config.domain_names)
+    result = _result(config, sources, matrix, step, model=name, parameters=parameters, rows=taken)
+    matrix.save(folder / "responses.npz")
+    save_mixture(folder / "mixture.json", _mixture(config, sources, step, result))
+    atomic_write_json(folder / "influence.json", result)
+    return result
+
+
+def _result(
+    config: SearchConfig,
+    sources: Sources,
+    matrix: ResponseMatrix,
+    step: Step,
+    *,
+    model: str,
+    parameters: int,
+    rows: int | None,
+) -> dict[str, Any]:
+    tokens = [int(sources.drawn(volumes, config.seed)[0].sum()) for volumes in (sources.base, step.rows)]
+    errors = matrix.se if matrix.se_R is None else matrix.se_R
+    kibi = 1 if sys.platform == "darwin" else 1024
+    return {
+        "name": config.name,
+        "model": model,
+        "parameters": parameters,
+        "method": matrix.method,
+        "rows": rows,
+        "context": sources.template["context"],
+        "domains": list(matrix.domains),
+        "capabilities": list(matrix.capabilities),
+        "M": plain_lists(matrix.M),
+        "se": plain_lists(matrix.se),
+        "unresolved": unresolved(matrix.M, matrix.se).tolist(),
+        "R": plain_lists(matrix.R),
+        "se_R": None if matrix.R is None else plain_lists(errors),
+        "unresolved_R": None if matrix.R is None else unresolved(matrix.R, errors).tolist(),
+        "tau": plain_lists(matrix.tau),
+        "q": plain_lists(matrix.q),
+        "w": plain_lists(matrix.w),
+        "proposal": {
+            "rule": "v_i (1 - 0.15 A_i / max|A|), A_i the sum of column i",
+            "from": "M" if matrix.R is None else "R",
+            "verified": False,
+            "A": plain_lists(step.total),
+            "A_resolved": step.resolved.tolist(),
+            "base_rows": sources.base.tolist(),
+            "rows": step.rows.tolist(),
+            "available": sources.available.tolist(),
+            "active": list(step.active),
+            "base_tokens": tokens[0],
+            "tokens": tokens[1],
+        },
+        "cost": {
+            "gradient_tokens": matrix.cost.gradient_tokens,
+            "base_trainings": matrix.cost.runs(tokens[0]),
+            "seconds": matrix.cost.seconds,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibi,
+        },
+    }
+
+
+def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping[str, Any]) -> MixtureFile:
+    tokens, supervised = sources.drawn(step.rows, config.seed)
+    every = max(1, int(tokens.sum()))
+    return MixtureFile(
+        name=config.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seed=config.seed,
+        domains=[
+            DomainVolume(
+                name=domain.name,
+                source=domain.path,
+                format=domain.format,
+                fingerprint=sources.fingerprints[0][i],
+                available=int(sources.available[i]),
+                rows=int(step.rows[i]),
+                tokens=int(tokens[i]),
+                supervised_tokens=int(supervised[i]),
+                share=float(tokens[i] / every),
+                repeat=float(step.rows[i] / sources.available[i]),
+                base_rows=int(sources.base[i]),
+                change=float(step.rows[i] / sources.base[i] - 1) if sources.base[i] else None,
+            )
+            for i, domain in enumerate(config.domains)
+        ],
+        capabilities=[
+            CapabilityResult(
+                name=capability.name,
+                source=capability.path,
+                format=capability.format,
+                fingerprint=sources.fingerprints[1][j],
+            )
+            for j, capability in enumerate(config.capabilities)
+        ],
+        constraints_active=list(step.active),
+        provenance=provenance()
+        | {
+            "verified": NOT_VERIFIED,
+            "influence": {key: result[key] for key in ("model", "method", "rows", "context", "cost")}
+            | {"largest_change": IDEAL_STEP, "from": result["proposal"]["from"]},
+        },
+        template=sources.template,
+    )
+
+
+def influence_tables(result: Mapping[str, Any], folder: Path) -> str:
+    """Lay out responses and proposal in 80 columns.
+
+    Args:
+        result: as `estimate` returned it.
+        folder: where the files lie.
+
+    Returns:
+        str: M, R where it is known, the proposal, the cost.
+    """
+    first_order = result["method"] == "first-order"
+    scale = "not in nats: the first-order scale is arbitrary" if first_order else "the scale is not calibrated"
+    parts = [
+        *_matrix_tables(result, "M", "se", "unresolved", "mixing response dL/dlog w at fixed steps"),
+        _wrapped(
+            f"± one standard error; ? unresolved, within {RESOLVED:g} of them. Negative: more of the domain (row) "
+            f"lowers the capability's loss (column). M is known up to a positive factor a capability ({scale})."
+        ),
+    ]
+    if result["R"] is not None:
+        parts += [
+            *_matrix_tables(result, "R", "se_R", "unresolved_R", "response dL/dlog v with rows added"),
+            _wrapped("R = M + tau q adds tau in nats to an M whose scale is not calibrated; its error is M's alone."),
+        ]
+    proposal, cost = result["proposal"], result["cost"]
+    rows = [
+        (
+            name,
+            f"{base:,}",
+            f"{total:+.3g}{'' if resolved else '?'}",
+            f"{new / base - 1:+.1%}" if base else "",
+            f"{new:,}",
+            f"{new / available:.2f}x",
+        )
+        for name, base, total, resolved, new, available in zip(
+            result["domains"], proposal["base_rows"], proposal["A"], proposal["A_resolved"], proposal["rows"],
+            proposal["available"], strict=True,
+        )
+    ]  # fmt: skip
+    parts += [
+        table("IDEAL's one step (not verified by training)", ("domain", "base", "A", "change", "rows", "repeat"), rows),
+        _wrapped(
+            f"A sums {proposal['from']} over the capabilities; the largest |A| moves {IDEAL_STEP:.0%} even where all "
+            f"is noise (? marks A within {RESOLVED:g} summed errors). The rule holds no budget: "
+            f"{proposal['base_tokens']:,} tokens become {proposal['tokens']:,}."
+        ),
+        _wrapped(f"Bounds that cut the step: {', '.join(proposal['active']) or 'none'}."),
+        _wrapped(
+            f"Cost: {cost['gradient_tokens']:,} gradient tokens ({cost['base_trainings']:.2g} passes over the base "
+            f"mixture), {cost['seconds']:,.0f} s, {cost['peak_memory_bytes'] / 2**30:.2f} GiB at the peak."
+        ),
+        f"Mixture file: {folder / 'mixture.json'} (beside it responses.npz and influence.json)",
+    ]
+    return "\n\n".join(parts)
+
+
+def _matrix_tables(result: Mapping[str, Any], key: str, error: str, doubtful: str, what: str) -> list[str]:
+    """A matrix with errors, domains down and capabilities across, in as many tables as 80 columns need."""
+    values = np.array(result[key], dtype=float)
+    largest = float(np.abs(values).max())
+    power = math.floor(math.log10(largest)) - 1 if largest > 0 else 0
+    cells = [
+        [
+            f"{value / 10**power:.1f}±{'' if spread is None else format(spread / 10**power, '.1f')}"
+            f"{'?' if doubt else ' '}"
+            for value, spread, doubt in zip(*row, strict=True)
+        ]
+        for row in zip(result[key], result[error], result[doubtful], strict=True)
+    ]
+    domains = [_short(name) for name in result["domains"]]
+    heads = [_short(name) for name in result["capabilities"]]
+    widths = [max(len(head), *map(len, column)) + 2 for head, column in zip(heads, cells, strict=True)]
+    blocks: list[list[int]] = [[]]
+    for j, width in enumerate(widths):
+        if blocks[-1] and max(map(len, domains)) + 2 + sum(widths[k] for k in blocks[-1]) + width > WIDTH:
+            blocks.append([])
+        blocks[-1].append(j)
+    title = f"{key} in 1e{power:+d}: {what}"
+    tables = []
+    for block in blocks:
+        rows = [(domain, *(cells[j][i] for j in block)) for i, domain in enumerate(domains)]
+        tables.append(title + "\n" + table("", ("domain", *(heads[j] for j in block)), rows))
+    return tables
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,495 @@
+"""Write the exact rows of a mixture file, in training order, ready for any trainer.
+
+Lines are copied byte for byte as they stand in their source. The index of a source (`row_index`) says which rows it has
+and where; the sources are then read once, block by block, and put in order in memory that does not grow with the rows
+(`shuffle`). Nothing stands under its final name before it is whole, and the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture.block_reader import cores
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.mixture.row_index import RowIndex, StaleIndexError, forget, open_index
+from ideal_proxy.mixture.shuffle import Part, Shuffle, part_of
+from ideal_proxy.store import atomic_write_json, provenance, read_json
+
+MANIFEST = "manifest.json"
+FORMAT = "ideal-proxy/rows/1"
+SPOOL = ".ideal-proxy-spool"
+RowFormat = Literal["as-is", "chat"]
+Progress = Callable[[str, int, int], None]
+ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
+MOST_THREADS = 4
+FLUSH_BYTES = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_mixture` wrote.
+
+    Attributes:
+        folder: the output folder.
+        files: the row files, in training order.
+        rows: rows written.
+        domain_rows: rows of every domain in the whole mixture.
+        sha256: of each row file.
+        already_there: nothing was written because the folder held exactly this.
+        manifest: name of the manifest.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    rows: int
+    domain_rows: dict[str, int]
+    sha256: tuple[str, ...]
+    already_there: bool = False
+    manifest: str = MANIFEST
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be written, and under which names.
+
+    Attributes:
+        mixture: the mixture file.
+        folder: the output folder.
+        row_format: as-is or chat.
+        shards: files that the whole mixture makes.
+        shard: the one to write; None: all of them.
+        sources: for a domain, where its data is now.
+        keep: where indexes are kept.
+    """
+
+    mixture: MixtureFile
+    folder: Path
+    row_format: RowFormat
+    shards: int
+    shard: int | None
+    sources: dict[str, str]
+    keep: Path | None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the row files to write."""
+        if self.shards == 1:
+            return ["train.jsonl"]
+        numbers = range(self.shards) if self.shard is None else [self.shard]
+        return [f"train-{n:05d}-of-{self.shards:05d}.jsonl" for n in numbers]
+
+    @property
+    def bounds(self) -> list[int]:
+        """Number of the first row of each file to write, and of the row after the last."""
+        ends = [self.mixture.total_rows * n // self.shards for n in range(self.shards + 1)]
+        return ends if self.shard is None else ends[self.shard : self.shard + 2]
+
+    @property
+    def mark(self) -> str:
+        """What tells this shard's manifest and spool from those of others; empty where all are written."""
+        return "" if self.shard is None else f"-{self.shard:05d}-of-{self.shards:05d}"
+
+    @property
+    def manifest(self) -> str:
+        """Name of the manifest."""
+        return MANIFEST if self.shard is None else f"manifest{self.mark}.json"
+
+    @property
+    def spool(self) -> Path:
+        """Folder of what is not whole yet."""
+        return self.folder / f"{SPOOL}{self.mark}"
+
+
+def apply_mixture(
+    mixture: MixtureFile,
+    out: str | Path,
+    *,
+    shards: int = 1,
+    shard: int | None = None,
+    row_format: RowFormat = "as-is",
+    sources: Mapping[str, str] | None = None,
+    index: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Applied:
+    """Write a mixture's rows as JSONL with a manifest that is written last.
+
+    Args:
+        mixture: the mixture file.
+        out: output folder; it must be new or empty, or hold exactly this mixture already.
+        shards: number of files; they follow each other in training order and differ by one row at most.
+        shard: write this one alone, 0 to shards - 1; the folder may hold the others, which others may be writing.
+        row_format: "as-is" copies lines as they stand, "chat" writes every row as `messages`.
+        sources: for a domain, where its data is now, if it has moved.
+        index: folder to keep the indexes of the sources in, so that they are parsed once; None: keep none.
+        progress: called with what is done ("reading NAME", "sorting", "writing"), how many rows, and of how many.
+
+    Returns:
+        Applied: files, counts and checksums.
+
+    Raises:
+        UserError: data changed since the search, the folder holds something else, or the disk is full.
+        UsageError: the options or the mixture make no sense.
+    """
+    total = mixture.total_rows
+    if not 1 <= shards <= max(total, 1):
+        raise UsageError(f"--shards is {shards}; it must lie in 1 to {max(total, 1)}, the rows of the mixture")
+    if shard is not None and not 0 <= shard < shards:
+        raise UsageError(f"shard {shard} of {shards} is asked for; shards are counted from 0 to {shards - 1}")
+    if total == 0:
+        raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
+    unknown = sorted(set(sources or {}) - {domain.name for domain in mixture.domains})
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is no domain of the mixture; its domains are {_names(mixture)}")
+    keep = None if index is None else Path(index)
+    job = _Job(mixture, Path(out), row_format, shards, shard, dict(sources or {}), keep)
+    identity = mixture_identity(mixture)
+    before = _finished(job, identity)
+    if before is not None:
+        return before
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _fresh(job.spool)
+            return _write(job, identity, progress)
+        except StaleIndexError:  # a source was changed and its time of change was not: read it anew, and see
+            for domain in mixture.domains:
+                forget(keep, job.sources.get(domain.name, domain.source), domain.format)
+            _fresh(job.spool)
+            return _write(job, identity, progress)
+    except StaleIndexError as error:
+        raise UserError("the data changed while it was copied; run the same command again") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {job.folder}: {error.strerror or error}; make room or choose another --out and run the "
+            "same command again"
+        ) from error
+    finally:
+        shutil.rmtree(job.spool, ignore_errors=True)
+
+
+def index_folder(folder: Path) -> Path | None:
+    """Name the place of indexes in a run directory.
+
+    Args:
+        folder: where the mixture file lies.
+
+    Returns:
+        Path: None where that is no run directory of a search.
+    """
+    return folder / "prepared" / "rows" if (folder / "prepared").is_dir() else None
+
+
+def shard_numbers(shard: str | None, shards: int) -> tuple[int | None, int]:
+    """Read the options `--shard I/N` and `--shards N`.
+
+    Args:
+        shard: as it was given; None: all shards are written.
+        shards: number of files, 1 where it was not given.
+
+    Returns:
+        tuple: the one shard to write or None, and the number of shards.
+
+    Raises:
+        UsageError: the two do not agree, or it has another form.
+    """
+    if shard is None:
+        return None, shards
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise UsageError(f"--shard is {shard!r}; it must be I/N with I from 0 to N-1, such as 0/4")
+    if shards not in (1, int(found[2])):
+        raise UsageError(f"--shard {shard} and --shards {shards} name two numbers of files; leave --shards out")
+    return int(found[1]), int(found[2])
+
+
+def mixture_identity(mixture: MixtureFile) -> str:
+    """Fingerprint of all that decides which rows are written, and in what order.
+
+    Args:
+        mixture: the mixture file.
+
+    Returns:
+        str: SHA-256 in hex over the seed and every domain's name, fingerprint and rows.
+    """
+    drawn = sorted([d.name, d.fingerprint, d.rows] for d in mixture.domains if d.rows)
+    text = json.dumps([FORMAT, mixture.seed, drawn], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
+    parts = _parts(job, progress)
+    bounds, names = job.bounds, job.names
+    rows = bounds[-1] - bounds[0]
+    chat, threads = job.row_format == "chat", min(cores(), MOST_THREADS)
+    target = job.spool / names[0] if job.shards == 1 and not chat else None
+    shuffle = Shuffle(job.spool, parts, job.mixture.seed, chat=chat, threads=threads, target=target)
+    with contextlib.closing(shuffle):
+        skip = 0
+        if job.shard is not None:
+            ends = np.cumsum(shuffle.counts())
+            first = int(np.searchsorted(ends, bounds[0], side="right"))
+            shuffle.want(first, int(np.searchsorted(ends, bounds[1])) + 1)
+            skip = bounds[0] - (int(ends[first - 1]) if first else 0)
+        for done in shuffle.spread():
+            if progress:
+                progress("sorting", min(done, rows), rows)
+        written = list(_files(job, shuffle, skip, progress))
+    for part in parts:
+        if part.index.changed():
+            raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
+    try:
+        for name in names:
+            os.replace(job.spool / name, job.folder / name)
+        atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written))
+    except BaseException:
+        for name in names:
+            (job.folder / name).unlink(missing_ok=True)
+        raise
+    if progress:
+        progress("writing", rows, rows)
+    return Applied(
+        folder=job.folder,
+        files=tuple(job.folder / name for name in names),
+        rows=rows,
+        domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
+        sha256=tuple(str(entry["sha256"]) for entry in written),
+        manifest=job.manifest,
+    )
+
+
+def _parts(job: _Job, progress: Progress | None) -> list[Part]:
+    """Open the index of every domain that has a volume, refuse data that changed, and say which rows are drawn."""
+    parts = []
+    for number, domain in enumerate(domain for domain in job.mixture.domains if domain.rows):
+        source = job.sources.get(domain.name, domain.source)
+
+        def seen(rows: int, domain: DomainVolume = domain) -> None:
+            if progress:
+                progress(f"reading {domain.name}", rows, domain.available)
+
+        index = open_index(source, domain.format, keep=job.keep, scratch=job.spool / f"index-{number}", seen=seen)
+        refuse_changed(domain, source, index)
+        parts.append(part_of(number, job.mixture.seed, domain.name, index, domain.rows))
+    return parts
+
+
+def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) -> Iterator[dict[str, Any]]:
+    """Write the rows, in order, to the files of the spool; yield every file's entry in the manifest."""
+    bounds, place = job.bounds, job.bounds[0] - skip
+    buckets = shuffle.buckets_in_order()
+    lines, ends, at = memoryview(b""), np.zeros(0, dtype=np.int64), 0  # `at`: rows of the bucket that are dealt with
+    for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
+        size = 0
+        with (
+            open(job.spool / name, "r+b" if shuffle.in_place else "wb", buffering=0) as file,
+            _Flusher(file.fileno()) as flusher,
+            _Checksum() as checksum,
+        ):
+            while place < last:
+                if at == len(ends):
+                    (lines, ends), at = next(buckets), 0
+                count = min(len(ends) - at, (first if place < first else last) - place)
+                begin, end = int(ends[at - 1]) if at else 0, int(ends[at + count - 1]) if at + count else 0
+                if place >= first:
+                    checksum.update(lines[begin:end])
+                    _write_all(file, lines[begin:end])
+                    size += end - begin
+                    flusher.written(end - begin)
+                at, place = at + count, place + count
+                if progress:
+                    progress("writing", max(place - bounds[0], 0), bounds[-1] - bounds[0])
+        yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.sha256.hexdigest()}
+
+
+class _Beside:
+    """Works beside the writing, in a thread of its own; all is done when its block ends."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        if self._last is not None:
+            self._last.result()
+
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
+        """Start on a piece once the last is done."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(work, *arguments)
+
+
+class _Checksum(_Beside):
+    """Takes the SHA-256 of what is written, one bucket at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sha256 = hashlib.sha256()
+
+    def update(self, content: memoryview) -> None:
+        self._begin(self.sha256.update, content)
+
+
+class _Flusher(_Beside):
+    """Has a file on the disk when its block ends, and begins with that while there is still something to write."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self.file, self._waiting = file, 0
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        os.fsync(self.file)
+
+    def written(self, size: int) -> None:
+        self._waiting += size
+        if self._waiting >= FLUSH_BYTES and (self._last is None or self._last.done()):
+            self._begin(os.fsync, self.file)
+            self._waiting = 0
+
+
+def _write_all(file: Any, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _manifest(job: _Job, identity: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+    mixture = job.mixture
+    part = {} if job.shard is None else {"shard": job.shard, "shards": job.shards, "first_row": job.bounds[0]}
+    return {
+        "format": FORMAT,
+        "mixture": mixture.name,
+        "identity": identity,
+        "seed": mixture.seed,
+        "verdict": mixture.verdict,
+        "row_format": job.row_format,
+        "order": "training order; keep it, or shuffle with a seed of your own",
+        "rows": job.bounds[-1] - job.bounds[0],
+        **part,
+        "files": files,
+        "domains": [
+            {
+                "name": d.name,
+                "source": job.sources.get(d.name, d.source),
+                "fingerprint": d.fingerprint,
+                "available": d.available,
+                "rows": d.rows,
+                "whole_passes": d.rows // d.available if d.available else 0,
+                "rows_of_the_last_pass": d.rows % d.available if d.available else 0,
+            }
+            for d in mixture.domains
+        ],
+        "provenance": provenance(),
+    }
+
+
+def _finished(job: _Job, identity: str) -> Applied | None:
+    """Return what the folder holds if it is this very mixture; refuse a folder with other content."""
+    folder = job.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    content = sorted(p.name for p in folder.iterdir() if p.name != job.spool.name) if folder.exists() else []
+    if job.shard is not None:
+        content = [name for name in content if not _of_another_shard(job, identity, name)]
+    if not content:
+        return None
+    if job.manifest in content:
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OSError):
+            manifest = read_json(folder / job.manifest)
+            files = manifest["files"]
+            same = (manifest["identity"], manifest["row_format"]) == (identity, job.row_format)
+            if (
+                same
+                and [f["name"] for f in files] == job.names
+                and all((folder / f["name"]).stat().st_size == f["bytes"] for f in files)
+            ):
+                return Applied(
+                    folder=folder,
+                    files=tuple(folder / f["name"] for f in files),
+                    rows=int(manifest["rows"]),
+                    domain_rows={d["name"]: int(d["rows"]) for d in manifest["domains"]},
+                    sha256=tuple(str(f["sha256"]) for f in files),
+                    already_there=True,
+                    manifest=job.manifest,
+                )
+    elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
+        for name in content:  # a run that was stopped before its manifest
+            (folder / name).unlink()
+        return None
+    raise UserError(f"{folder} is not empty (it holds {content[0]}); choose another --out or empty it")
+
+
+def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
+    """Tell whether a name in the folder belongs to another shard of the same mixture."""
+    found = re.fullmatch(r"(?:train|manifest|\.ideal-proxy-spool)-(\d{5,})-of-(\d{5,})(?:\.jsonl?)?", name)
+    if not found or int(found[2]) != job.shards or int(found[1]) == job.shard:
+        return False
+    if name.startswith("manifest"):
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            manifest = read_json(job.folder / name)
+            return bool((manifest["identity"], manifest["row_format"]) == (identity, job.row_format))
+        return False
+    return True
+
+
+def refuse_changed(domain: DomainVolume, source: str, index: RowIndex) -> None:
+    """Refuse a source that is not the one that the mixture was made for.
+
+    Args:
+        domain: what the mixture file says of it.
+        source: where it is now.
+        index: of what is there.
+
+    Raises:
+        UserError: a row changed, moved, came or went.
+    """
+    if index.fingerprint == domain.fingerprint and index.rows == domain.available:
+        return
+    change = f"it had {domain.available} rows, now {index.rows}"
+    if index.rows == domain.available:
+        change = "the number of rows is the same, their content or order is not"
+    raise UserError(
+        f"the data of domain {domain.name!r} changed since the search: {source} ({change}); "
+        "bring back the old data or search again"
+    )
+
+
+def read_back(applied: Applied) -> Iterator[dict[str, Any]]:
+    """Read the written rows in training order.
+
+    Args:
+        applied: what `apply_mixture` returned.
+
+    Yields:
+        dict: one row.
+    """
+    for path in applied.files:
+        with open(path, "rb") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _names(mixture: MixtureFile) -> str:
+    return ", ".join(domain.name for domain in mixture.domains)

@@ -1,0 +1,13 @@
+from .conflicts import check_linear as check_linear
+from .constraints import ETA_FRACTION as ETA_FRACTION
+from .constraints import Constraints as Constraints
+from .constraints import Problem as Problem
+from .constraints import explored_region as explored_region
+from .constraints import show as show
+from .front import ParetoFront as ParetoFront
+from .front import pareto as pareto
+from .objective import Objective as Objective
+from .objective import ResponseSurface as ResponseSurface
+from .optimum import Optimum as Optimum
+from .optimum import optimize as optimize
+from .rounding import round_volumes as round_volumes

@@ -1,0 +1,501 @@
+"""One smooth program with bounds and linear rows: solve it, and certify the solution.
+
+    minimise    smooth(v) + max_k pieces_k(v)
+    subject to  lower <= v <= upper,  row_lower <= rows · v <= row_upper,  inequalities(v) <= 0
+
+SLSQP works on z with v = scale · z², so a volume may reach zero where the law is steep. A Newton step on the active
+set then polishes in v. The certificate is computed apart from both: it needs only derivatives at the point.
+
+Legend: D domains, M linear rows, K pieces, C nonlinear inequalities, G generators of the normal cone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize, nnls
+
+from ideal_proxy.optimizer.constraints import FloatArray, ScalarFunction, VectorFunction
+
+ACTIVE_SLACK = 1e-6
+"""A constraint with less slack than this, in units of `scale`, may carry a multiplier."""
+KKT_TOLERANCE = 1e-6
+"""A point with a smaller optimality residual is called solved."""
+_POLISHED = 1e-10
+_SLSQP_TOLERANCE = 1e-9  # of the objective; the last digits are Newton's, which is cheaper (benchmarks/optimizer.py)
+_FIRST_VOLUME = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """A program over volumes (module docstring).
+
+    Attributes:
+        scale: typical size of each volume (D,), positive; residuals are measured in v / scale.
+        lower: (D,), finite.
+        upper: (D,), finite.
+        rows: linear constraints (M, D).
+        row_lower: (M,), -inf where there is none.
+        row_upper: (M,), inf where there is none.
+        smooth: value and gradient (D,), or None for zero.
+        pieces: values (K,) and gradients (K, D), or None for no maximum.
+        inequalities: values (C,) and gradients (C, D), or None for none.
+    """
+
+    scale: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    rows: FloatArray
+    row_lower: FloatArray
+    row_upper: FloatArray
+    smooth: ScalarFunction | None = None
+    pieces: VectorFunction | None = None
+    inequalities: VectorFunction | None = None
+
+    def evaluate(self, volumes: FloatArray) -> Evaluation:
+        """Evaluate every function once, in scaled volumes x = v / scale.
+
+        Args:
+            volumes: (D,).
+
+        Returns:
+            Values and gradients with respect to x.
+        """
+        size = len(self.scale)
+        none = np.zeros(0), np.zeros((0, size))
+        f, df = self.smooth(volumes) if self.smooth else (0.0, np.zeros(size))
+        r, dr = self.pieces(volumes) if self.pieces else none
+        g, dg = self.inequalities(volumes) if self.inequalities else none
+        return Evaluation(f, df * self.scale, r, dr * self.scale, g, dg * self.scale)
+
+    def scaled_rows(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Write the linear rows for x = v / scale with unit norm.
+
+        Returns:
+            Rows (M, D), lower (M,), upper (M,).
+        """
+        rows = self.rows * self.scale
+        norm = np.maximum(np.linalg.norm(rows, axis=1), np.finfo(float).tiny)
+        return rows / norm[:, None], self.row_lower / norm, self.row_upper / norm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Values and gradients of a program at one point, gradients with respect to v / scale.
+
+    Attributes:
+        f: smooth part.
+        df: (D,).
+        r: pieces (K,).
+        dr: (K, D).
+        g: inequalities (C,).
+        dg: (C, D).
+    """
+
+    f: float
+    df: FloatArray
+    r: FloatArray
+    dr: FloatArray
+    g: FloatArray
+    dg: FloatArray
+
+    @property
+    def objective(self) -> float:
+        """The smooth part plus the largest piece."""
+        return self.f + (float(self.r.max()) if self.r.size else 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certificate:
+    """How far a point is from optimal, from its derivatives alone.
+
+    Attributes:
+        residual: largest of stationarity, complementarity and violation, in objective units per unit of v / scale.
+        violation: largest violation: of bounds and rows in v / scale, of inequalities in their own unit.
+        gap: for a convex program, objective minus this is a lower bound on the optimum (weak duality).
+        reduced: gradient of the Lagrangian without the bounds' multipliers (D,), per v / scale.
+        row_multipliers: (M,), positive where the upper side pushes.
+        piece_multipliers: (K,), not negative, sum one.
+        inequality_multipliers: (C,), not negative.
+    """
+
+    residual: float
+    violation: float
+    gap: float
+    reduced: FloatArray
+    row_multipliers: FloatArray
+    piece_multipliers: FloatArray
+    inequality_multipliers: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """A local solution.
+
+    Attributes:
+        volumes: (D,).
+        objective: the value there.
+        certificate: its proof.
+    """
+
+    volumes: FloatArray
+    objective: float
+    certificate: Certificate
+
+
+def certify(program: Program, volumes: FloatArray) -> Certificate:
+    """Find the multipliers that best explain a point and measure what is left unexplained.
+
+    Non-negative least squares over the constraints that are active at the point: no solver output is used.
+
+    Args:
+        program: the program.
+        volumes: (D,).
+
+    Returns:
+        The certificate.
+    """
+    x = volumes / program.scale
+    e = program.evaluate(volumes)
+    low, high = program.lower / program.scale, program.upper / program.scale
+    rows, row_low, row_high = program.scaled_rows()
+    size, value = len(x), rows @ x
+    has_pieces = bool(e.r.size)
+
+    # Columns of the normal cone: (gradient, t-part), slack, and where the multiplier belongs.
+    slack = np.concatenate([x - low, high - x, value - row_low, row_high - value, -e.g])
+    gradient = np.concatenate([-np.eye(size), np.eye(size), -rows, rows, e.dg])
+    # Unit columns keep the least squares well posed when one constraint is far steeper than another.
+    norm = np.maximum(np.linalg.norm(gradient, axis=1), 1e-12)
+    used = np.flatnonzero(slack / norm <= ACTIVE_SLACK)
+    target = -e.df
+    columns = [(gradient[used] / norm[used, None]).T]
+    if has_pieces:
+        piece_slack = e.r.max() - e.r
+        pieces = np.flatnonzero(piece_slack <= ACTIVE_SLACK)
+        # Σ multipliers = 1 enters as one more equation, weighted so that it holds to rounding.
+        weight = 1e3
+        columns = [
+            np.vstack([columns[0], np.zeros((1, used.size))]),
+            np.vstack([e.dr[pieces].T, np.full((1, pieces.size), weight)]),
+        ]
+        target = np.append(target, weight)
+    matrix = np.hstack(columns)
+    multiplier = _nnls(matrix, target)
+
+    full = np.zeros(slack.size)
+    full[used] = multiplier[: used.size] / norm[used]
+    piece = np.zeros(e.r.size)
+    if has_pieces:
+        piece[pieces] = multiplier[used.size :]
+        piece /= max(piece.sum(), 1e-300)
+    split = np.cumsum([size, size, len(rows), len(rows)])
+    at_low, at_high, row_at_low, row_at_high, inequality = np.split(full, split)
+    row_multiplier = row_at_high - row_at_low
+    reduced = e.df + piece @ e.dr + rows.T @ row_multiplier + e.dg.T @ inequality
+    stationarity = reduced - at_low + at_high
+
+    violation = float(max(0.0, -slack.min())) if slack.size else 0.0
+    slackness = float(np.abs(full[used] * slack[used]).max(initial=0.0))
+    if has_pieces:
+        slackness = max(slackness, float((piece * (e.r.max() - e.r)).max()))
+    # Weak duality over the box: the Lagrangian is convex, so its linearisation bounds it from below.
+    gap = float(np.sum(np.maximum(reduced * (x - low), reduced * (x - high))))
+    gap -= float(inequality @ e.g)
+    gap += float(e.r.max() - piece @ e.r) if has_pieces else 0.0
+    finite_low, finite_high = np.where(np.isfinite(row_low), row_low, 0), np.where(np.isfinite(row_high), row_high, 0)
+    gap += float(row_at_high @ (finite_high - value) + row_at_low @ (value - finite_low))
+    return Certificate(
+        residual=max(float(np.abs(stationarity).max()), slackness, violation),
+        violation=violation,
+        gap=max(gap, 0.0),
+        reduced=reduced,
+        row_multipliers=row_multiplier,
+        piece_multipliers=piece,
+        inequality_multipliers=inequality,
+    )
+
+
+def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterations: int = 300) -> Solution:
+    """Solve a program from one start.
+
+    Args:
+        program: the program.
+        start: volumes (D,), need not be feasible.
+        sharp: polish to rounding; else only where the residual is above `KKT_TOLERANCE` (one Hessian is D evaluations).
+        max_iterations: of SLSQP.
+
+    Returns:
+        The best point found, with its certificate; the caller judges the certificate.
+    """
+    best: Solution | None = None
+    volumes = start
+    for _ in range(3):
+        found = polish(program, _slsqp(program, volumes, max_iterations), _POLISHED if sharp else KKT_TOLERANCE)
+        if best is None or _rank(found) < _rank(best):
+            best = found
+        # In z a volume of zero is always stationary; where the certificate disagrees, start it above zero.
+        stuck = (found.volumes <= program.lower + ACTIVE_SLACK * program.scale) & (
+            found.certificate.reduced < -KKT_TOLERANCE
+        )
+        if found.certificate.residual <= KKT_TOLERANCE or not stuck.any():
+            break
+        lifted = np.minimum(program.upper, program.lower + 2 * _FIRST_VOLUME * program.scale)
+        volumes = np.where(stuck, lifted, found.volumes)
+    assert best is not None
+    return best
+
+
+def project(program: Program, target: FloatArray) -> FloatArray:
+    """Find the mixture nearest to a target that satisfies bounds and linear rows.
+
+    Args:
+        program: only its bounds and rows are used.
+        target: (D,).
+
+    Returns:
+        Volumes (D,); nearest in the Euclidean norm of v / scale.
+    """
+    rows, low, high = program.scaled_rows()
+    goal = target / program.scale
+    bounds = np.column_stack([program.lower, program.upper]) / program.scale[:, None]
+    # With the identity as Hessian, which is SLSQP's first guess, its first quadratic program is the answer.
+    result = _quiet_minimize(
+        lambda x: (0.5 * float((x - goal) @ (x - goal)), x - goal),
+        np.clip(goal, *bounds.T),
+        bounds,
+        _linear_constraints(rows, low, high),
+        100,
+    )
+    return np.clip(result * program.scale, program.lower, program.upper)
+
+
+def polish(program: Program, volumes: FloatArray, goal: float = _POLISHED) -> Solution:
+    """Sharpen a solution by Newton steps on the conditions of its active set.
+
+    Args:
+        program: the program.
+        volumes: (D,), near a solution.
+        goal: residual that is small enough.
+
+    Returns:
+        A point whose residual is not larger.
+    """
+    x = _snap(program, volumes)
+    point = x * program.scale
+    best = Solution(point, program.evaluate(point).objective, certify(program, point))
+    hessian: FloatArray | None = None
+    for _ in range(12):
+        if best.certificate.residual <= goal:
+            break
+        fresh = hessian is None
+        if hessian is None:
+            hessian = _lagrangian_hessian(program, best)
+        step = _newton_step(program, best, hessian)
+        trial = None if step is None else _along(program, best, step)
+        if trial is not None:
+            # The Hessian serves as long as it makes fast progress.
+            if trial.certificate.residual > 0.1 * best.certificate.residual:
+                hessian = None
+            best = trial
+        elif fresh:
+            break
+        else:
+            hessian = None
+    return best
+
+
+def _along(program: Program, best: Solution, step: FloatArray) -> Solution | None:
+    """Go along a step as far as the residual shrinks."""
+    for fraction in (1.0, 0.5, 0.1):
+        point = (best.volumes / program.scale + fraction * step) * program.scale
+        point = _snap(program, np.clip(point, program.lower, program.upper)) * program.scale
+        trial = Solution(point, program.evaluate(point).objective, certify(program, point))
+        if trial.certificate.residual < 0.9 * best.certificate.residual:
+            return trial
+    return None
+
+
+def _lagrangian_hessian(program: Program, at: Solution) -> FloatArray:
+    """Difference the Lagrangian's gradient at the solution's multipliers; (D, D), per (v / scale)²."""
+    c, x = at.certificate, at.volumes / program.scale
+
+    def gradient(y: FloatArray) -> FloatArray:
+        e = program.evaluate(y * program.scale)
+        return np.asarray(e.df + c.piece_multipliers @ e.dr + c.inequality_multipliers @ e.dg, dtype=np.float64)
+
+    here = gradient(x)
+    hessian = np.zeros((len(x), len(x)))
+    for i in np.flatnonzero(program.upper > program.lower):
+        there = x.copy()
+        there[i] += 1e-7 * max(x[i], 1e-2)
+        hessian[:, i] = (gradient(there) - here) / (there[i] - x[i])
+    return (hessian + hessian.T) / 2
+
+
+def _rank(solution: Solution) -> tuple[bool, float]:
+    return solution.certificate.violation > KKT_TOLERANCE, solution.objective
+
+
+def _snap(program: Program, volumes: FloatArray) -> FloatArray:
+    """Put volumes that are all but at a bound on it; return v / scale."""
+    x, low, high = volumes / program.scale, program.lower / program.scale, program.upper / program.scale
+    x = np.where(x - low <= 1e-8, low, x)
+    return np.where(high - x <= 1e-8, high, x)
+
+
+def _newton_step(program: Program, at: Solution, full_hessian: FloatArray) -> FloatArray | None:
+    scale, c = program.scale, at.certificate
+    x, low, high = at.volumes / scale, program.lower / scale, program.upper / scale
+    fixed = ((x - low <= ACTIVE_SLACK) & (c.reduced >= 0)) | ((high - x <= ACTIVE_SLACK) & (c.reduced <= 0))
+    free = np.flatnonzero(~fixed)
+    if not free.size:
+        return None
+    rows, row_low, row_high = program.scaled_rows()
+    e = program.evaluate(at.volumes)
+
+    hessian = full_hessian[np.ix_(free, free)]
+    value = rows @ x
+    equal = row_high - row_low <= 1e-12
+    active_rows = equal | (np.abs(c.row_multipliers) > 1e-12)
+    bound = np.where(c.row_multipliers >= 0, row_high, row_low)
+    pieces = np.flatnonzero(c.piece_multipliers > 1e-9)
+    inequalities = np.flatnonzero(c.inequality_multipliers > 1e-12)
+    has_t = bool(e.r.size)
+    top = float(e.r.max()) if has_t else 0.0
+    jacobian = np.vstack([rows[active_rows][:, free], e.dr[pieces][:, free], e.dg[inequalities][:, free]])
+    miss = np.concatenate([(value - bound)[active_rows], e.r[pieces] - top, e.g[inequalities]])
+    count = len(miss)
+    if has_t:
+        t_column = np.zeros((count, 1))
+        begin = int(active_rows.sum())
+        t_column[begin : begin + pieces.size] = -1.0
+        jacobian = np.hstack([jacobian, t_column])
+        hessian = np.pad(hessian, (0, 1))
+    gradient = e.df + c.piece_multipliers @ e.dr + rows.T @ c.row_multipliers + e.dg.T @ c.inequality_multipliers
+    right = -np.concatenate([gradient[free], np.zeros(int(has_t)), miss])
+    system = np.block([[hessian, jacobian.T], [jacobian, np.zeros((count, count))]])
+    solution = np.linalg.lstsq(system, right, rcond=1e-13)[0]
+    if not np.all(np.isfinite(solution)):
+        return None
+    step = np.zeros(len(x))
+    step[free] = solution[: free.size]
+    # Bounds that are active are met exactly.
+    step[fixed] = np.where(x - low <= ACTIVE_SLACK, low - x, high - x)[fixed]
+    return step
+
+
+def _slsqp(program: Program, start: FloatArray, max_iterations: int) -> FloatArray:
+    scale = program.scale
+    free = np.flatnonzero(program.upper > program.lower)
+    base = program.lower.copy()
+    if not free.size:
+        return base
+    rows, row_low, row_high = program.scaled_rows()
+    has_t = program.pieces is not None
+    memo: dict[bytes, Evaluation] = {}
+
+    def unpack(y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        v = base.copy()
+        v[free] = scale[free] * y[: free.size] ** 2
+        return v, 2 * y[: free.size]
+
+    def at(y: FloatArray) -> tuple[FloatArray, FloatArray, Evaluation]:
+        v, dx_dz = unpack(y)
+        key = v.tobytes()
+        if key not in memo:
+            memo.clear()
+            memo[key] = program.evaluate(v)
+        return v / scale, dx_dz, memo[key]
+
+    def objective(y: FloatArray) -> tuple[float, FloatArray]:
+        _, dx_dz, e = at(y)
+        gradient = e.df[free] * dx_dz
+        return (e.f + y[-1], np.append(gradient, 1.0)) if has_t else (e.f, gradient)
+
+    def with_t(jacobian: FloatArray, t_part: float) -> FloatArray:
+        return np.hstack([jacobian, np.full((len(jacobian), 1), t_part)]) if has_t else jacobian
+
+    def linear(matrix: FloatArray, offset: FloatArray) -> dict[str, Any]:
+        return {
+            "fun": lambda y: matrix @ at(y)[0] - offset,
+            "jac": lambda y: with_t(matrix[:, free] * at(y)[1], 0.0),
+        }
+
+    constraints: list[dict[str, Any]] = []
+    equal = row_high - row_low <= 1e-12
+    if equal.any():
+        constraints.append({"type": "eq", **linear(rows[equal], row_low[equal])})
+    below, above = np.isfinite(row_high) & ~equal, np.isfinite(row_low) & ~equal
+    if below.any() or above.any():
+        matrix = np.vstack([-rows[below], rows[above]])
+        constraints.append({"type": "ineq", **linear(matrix, np.concatenate([-row_high[below], row_low[above]]))})
+    if program.inequalities is not None:
+        constraints.append({
+            "type": "ineq",
+            "fun": lambda y: -at(y)[2].g,
+            "jac": lambda y: with_t(-at(y)[2].dg[:, free] * at(y)[1], 0.0),
+        })
+    if has_t:
+        constraints.append({
+            "type": "ineq",
+            "fun": lambda y: y[-1] - at(y)[2].r,
+            "jac": lambda y: with_t(-at(y)[2].dr[:, free] * at(y)[1], 1.0),
+        })
+
+    x = np.clip(np.maximum(start / scale, _FIRST_VOLUME), program.lower / scale, program.upper / scale)
+    y = np.sqrt(x[free])
+    bounds = np.sqrt(np.column_stack([program.lower, program.upper])[free] / scale[free, None])
+    if has_t:
+        y = np.append(y, program.evaluate(x * scale).r.max())
+        bounds = np.vstack([bounds, [-np.inf, np.inf]])
+    best = _quiet_minimize(objective, y, bounds, constraints, max_iterations)
+    return np.clip(unpack(best)[0], program.lower, program.upper)
+
+
+def _linear_constraints(rows: FloatArray, low: FloatArray, high: FloatArray) -> list[dict[str, Any]]:
+    equal = high - low <= 1e-12
+    below, above = np.isfinite(high) & ~equal, np.isfinite(low) & ~equal
+    matrix = np.vstack([-rows[below], rows[above]])
+    offset = np.concatenate([-high[below], low[above]])
+    both: list[dict[str, Any]] = []
+    if equal.any():
+        both.append({"type": "eq", "fun": lambda x: rows[equal] @ x - low[equal], "jac": lambda _x: rows[equal]})
+    if len(matrix):
+        both.append({"type": "ineq", "fun": lambda x: matrix @ x - offset, "jac": lambda _x: matrix})
+    return both
+
+
+def _quiet_minimize(
+    function: Callable[[FloatArray], tuple[float, FloatArray]],
+    start: FloatArray,
+    bounds: FloatArray,
+    constraints: list[dict[str, Any]],
+    max_iterations: int,
+) -> FloatArray:
+    with warnings.catch_warnings():
+        # SLSQP clips a trial point to the bounds and says so; every point is certified afterwards.
+        warnings.filterwarnings("ignore", message="Values in x were outside bounds", category=RuntimeWarning)
+        result = minimize(
+            function,
+            start,
+            jac=True,
+            bounds=bounds,
+            constraints=constraints,
+            method="SLSQP",
+            options={"maxiter": max_iterations, "ftol": _SLSQP_TOLERANCE},
+        )
+    return np.asarray(result.x, dtype=np.float64)
+
+
+def _nnls(matrix: FloatArray, target: FloatArray) -> FloatArray:
+    if not matrix.shape[1]:
+        return np.zeros(0)
+    try:
+        return np.asarray(nnls(matrix, target, maxiter=50 * matrix.shape[1])[0], dtype=np.float64)
+    except RuntimeError:  # no convergence within maxiter: zero multipliers make the residual honest, not small
+        return np.zeros(matrix.shape[1])

@@ -1,0 +1,105 @@
+"""`ideal-proxy check`: what the data looks like before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ideal_proxy.config import SearchConfig, rows_of
+from ideal_proxy.data import TokenRows, find_duplicates, make_template, read_sources, scan, tokenize_rows
+from ideal_proxy.pipeline.prepare import duplicate_lines, proxy_tokenizer
+from ideal_proxy.terminal import paragraph, table
+
+
+def check_sources(config: SearchConfig) -> dict[str, Any]:
+    """Read and tokenise every source and collect its health.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        dict: JSON-ready; `domains`, `capabilities` and `findings`.
+    """
+    domains, references = read_sources(config)
+    template = make_template(proxy_tokenizer(config, domains.values()))
+    health: dict[str, Any] = {
+        "context": config.proxy.context, "model": config.proxy.model, "domains": [], "capabilities": [],
+    }  # fmt: skip
+    for kind, entries, sources in (
+        ("domains", config.domains, domains),
+        ("capabilities", config.capabilities, references),
+    ):
+        for entry in entries:
+            tokens = tokenize_rows(sources[entry.name], template, config.proxy.context)
+            source = scan(entry.path, format=entry.format)
+            described = _describe(entry.name, tokens) | {
+                "format": source.format, "without_answer": source.without_answer,
+            }  # fmt: skip
+            if kind == "domains":
+                available = len(sources[entry.name])
+                described["base"] = rows_of(
+                    getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
+                )
+            health[kind].append(described)
+    health["findings"] = duplicate_lines(find_duplicates(domains, references))
+    for kind, which in (("domains", "domain"), ("capabilities", "reference rows of")):
+        for described in health[kind]:
+            health["findings"] += [f"{which} {described['name']}: {text}" for text in _findings(described, config)]
+    return health
+
+
+def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
+    """Say what is wrong with one source's rows."""
+    found = []
+    if described["truncated"]:
+        cut = f", {described['answers_cut']:,} also of the answer" if described["answers_cut"] else ""
+        found.append(
+            f"{described['truncated']:,} longer than {config.proxy.context} tokens (proxy.context): they lose prompt "
+            f"from the left{cut}"
+        )
+    if described["dropped"]:
+        found.append(f"{described['dropped']:,} without an answer token are dropped")
+    if described["without_answer"]:
+        found.append(f"{described['without_answer']:,} without an answer are left out")
+    return found
+
+
+def health_tables(health: dict[str, Any]) -> str:
+    """Lay out the health of the data.
+
+    Args:
+        health: as `check_sources` returns it.
+
+    Returns:
+        str: a line for each domain and capability, then what was found.
+    """
+    header = ("rows", "tokens", "supervised", "median", "longest", "cut")
+    lines = []
+    for title, kind, more in (("Domains", "domains", ("base",)), ("Capabilities", "capabilities", ())):
+        rows = [
+            (
+                entry["name"], entry["format"], *(f"{entry[name]:,}" for name in more), f"{entry['rows']:,}",
+                f"{entry['tokens']:,}", f"{entry['supervised_tokens']:,}", f"{entry['median']:,}",
+                f"{entry['longest']:,}", f"{entry['truncated']:,}",
+            )
+            for entry in health[kind]
+        ]  # fmt: skip
+        lines += [table(title, ("name", "format", *more, *header), rows, left=2), ""]
+    findings = [paragraph(f"- {line}") for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
+    whose = "the proxies' model" if health.get("model") else "a tokenizer trained on these domains"
+    return "\n".join([*lines, f"Found (tokens of {whose}):", *findings])
+
+
+def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
+    return {
+        "name": name,
+        "rows": len(tokens),
+        "tokens": int(tokens.lengths.sum()),
+        "supervised_tokens": int(tokens.supervised_tokens.sum()),
+        "median": int(np.median(tokens.lengths)) if len(tokens) else 0,
+        "longest": int(tokens.lengths.max()) if len(tokens) else 0,
+        "truncated": tokens.truncated,
+        "answers_cut": tokens.answers_cut,
+        "dropped": tokens.dropped,
+    }

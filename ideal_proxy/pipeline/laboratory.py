@@ -1,0 +1,597 @@
+"""The search's laboratory: turns mixtures into proxy runs, and finished runs into numbers.
+
+Legend: R runs, D domains, J capabilities, S pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.errors import UserError
+from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
+from ideal_proxy.hooks import Tracker
+from ideal_proxy.mixture import domain_order, draw, reserve_mask
+from ideal_proxy.pipeline.design import Design, make_design, spread_mixtures
+from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method, micro_batch_tokens
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.proposal import Baseline, RunTable
+from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
+from ideal_proxy.proxy import MetricSpec, TrainSettings
+from ideal_proxy.response import Responses
+from ideal_proxy.swarm import (
+    RESPONSES,
+    TOKENIZER,
+    WARM_RUN,
+    ZERO_RUN,
+    Pool,
+    RunResult,
+    RunSpec,
+    Swarm,
+    SwarmContext,
+    SwarmEvent,
+    load_result,
+    metric_specs,
+    prepare_context,
+    warm_spec,
+    zero_spec,
+)
+from ideal_proxy.terminal import Reporter
+
+Array = NDArray[np.float64]
+
+SEED_STRIDE = 100_000  # searches with different seeds share no permutation
+MOST_FAILED = 1 / 3
+# A checkpoint holds 12 bytes a trained weight: writing it every so many seconds costs a few percent of the time.
+CHECKPOINT_SECONDS, CHECKPOINT_RATE = 30.0, 1e6
+
+
+class Laboratory:
+    """Runs proxies for one search and remembers what they measured.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        folder: the run directory.
+        reporter: for progress and notes.
+        record: told what happens, for `ideal-proxy status`.
+        tracker: the user's function, told of every finished run.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        prepared: Prepared,
+        plan: Plan,
+        folder: Path,
+        reporter: Reporter,
+        record: StatusRecord,
+        tracker: Tracker | None = None,
+    ) -> None:
+        self.tracker = tracker
+        self.config = config
+        self.prepared = prepared
+        self.plan = plan
+        self.folder = folder
+        self.reporter = reporter
+        self.record = record
+        self.context = _context(config, prepared, plan, folder / "swarm")
+        self._results: dict[str, RunResult] = {}
+        self._roles: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
+        self._pairs: dict[int, list[PairedLosses]] = {}
+        self._paired_scores: dict[int, dict[int, PairedScores]] = {}
+        self.gradients, self.gradients_why = gradient_method(config, plan.runs)
+        self.responses: list[tuple[Array, ResponseMatrix]] = []
+        worker = "ideal_proxy.gradients.worker" if self.gradients else "ideal_proxy.swarm.worker"
+        self._swarm = Swarm(
+            self.context, folder, workers=plan.workers, worker=worker,
+            pool=_cluster(config, self.context, folder, worker),
+            checkpoint_seconds=max(CHECKPOINT_SECONDS, (plan.trainable_parameters or 0) / CHECKPOINT_RATE),
+        )  # fmt: skip
+
+    def __enter__(self) -> Laboratory:
+        """Return self; workers start with the first run."""
+        self._swarm.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End the workers."""
+        self._swarm.__exit__(*error)
+
+    def warm_start(self) -> None:
+        """Train the warm start that every scratch proxy begins from, or judge the pretrained one as it is; once."""
+        stage, role, start = ("warm start", "warm", warm_spec(self.context, self._seed(0)))
+        if not self.context.warm:
+            stage, role, start = ("zero rows", "zero", zero_spec(self.context))
+        self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
+
+    def baseline(self) -> Baseline:
+        """Return Z_j, what the proxies give before any SFT row.
+
+        Returns:
+            Baseline: losses on the search rows, and what each capability is judged by.
+        """
+        start = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
+        return Baseline(losses=self._search_losses(start), values=self._values(start))
+
+    def first_volumes(self) -> Array:
+        """Return the mixtures of the first round, full-size rows, shape (R, D); nothing is trained for it."""
+        return self._first_design().volumes
+
+    def _first_design(self) -> Design:
+        return self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
+
+    def sweep(self, rates: Sequence[float]) -> dict[float, float]:
+        """Train base and two spread mixtures at every rate.
+
+        Args:
+            rates: learning rates, rising.
+
+        Returns:
+            dict: mean over mixtures and capabilities of the loss relative to the first rate.
+
+        Raises:
+            UserError: no rate trained.
+        """
+        design = self._first_design()
+        chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
+        specs = {
+            rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate, keep=k == 0) for k in chosen]
+            for rate in rates
+        }
+        self._run("learning rate", [spec for group in specs.values() for spec in group], role="sweep")
+        losses = {
+            rate: np.array([self._search_losses(self._results[s.id]) for s in group if s.id in self._results])
+            for rate, group in specs.items()
+        }
+        whole = {rate: value for rate, value in losses.items() if len(value) == len(chosen)}
+        if not whole:
+            raise UserError(f"no learning rate of {', '.join(f'{r:g}' for r in rates)} trained; set a smaller one")
+        first = whole[min(whole)]
+        return {rate: float((value / first).mean()) for rate, value in whole.items()}
+
+    def explore(self, label: str, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
+        """Run the swarm of one round.
+
+        Args:
+            label: for the progress.
+            centre: mixture in the middle, full-size rows, shape (D,).
+            spread: half-width in log-volume.
+            count: number of runs.
+            rate: learning rate.
+            number: the round, from 0.
+        """
+        design = self._design(centre, spread, count, number)
+        points = zip(design.volumes, design.seeds, design.roles, strict=True)
+        specs = [self._spec(volumes, seed, "design", rate, keep=at == "base") for volumes, seed, at in points]
+        distinct: dict[str, RunSpec] = {}
+        for spec in specs:
+            distinct.setdefault(spec.id, spec)
+        if len(distinct) < len(specs):
+            self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
+        self._run(label, list(distinct.values()), role="design")
+
+    def respond(self, label: str, centre: Array, rate: float, number: int) -> list[Responses] | None:
+        """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds.
+
+        Args:
+            label: for the progress.
+            centre: mixture in the middle, full-size rows, shape (D,).
+            rate: learning rate.
+            number: the round, from 0.
+
+        Returns:
+            list: what the fit takes, for all centres so far; None where this search estimates none.
+        """
+        if not self.gradients:
+            return None
+        specs = []
+        for seed in range(self.config.swarm.seeds):
+            trained = self._spec(centre, self._seed(seed), "design", rate)
+            if trained.id in self._results:
+                name = hashlib.sha256(f"{self.gradients} of {trained.id}".encode()).hexdigest()[:16]
+                specs.append(replace(trained, id=name, role="gradients", responses=self.gradients, trained=trained.id))
+        self._run(label, specs, role="gradients", needed=False)
+        done = [self._results[spec.id] for spec in specs if spec.id in self._results]
+        if done:
+            parts = [ResponseMatrix.load(result.folder / RESPONSES) for result in done]
+            mean = mean_over_seeds(parts, self.prepared.capability_names)
+            mean = replace(mean, domains=tuple(self.prepared.domain_names))
+            mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
+            self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
+        return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
+
+    def measure(self, label: str, mixtures: Array, seed: int, rate: float) -> Array:
+        """Train a proxy on each of some mixtures, and say what it lost.
+
+        Args:
+            label: for the progress.
+            mixtures: full-size rows, shape (R, D).
+            seed: of all these runs, as their specifications hold it.
+            rate: learning rate.
+
+        Returns:
+            array: nats per supervised token on the search rows, shape (R, J).
+
+        Raises:
+            UserError: one of them failed.
+        """
+        specs = [self._spec(volumes, seed, "trust", rate) for volumes in mixtures]
+        self._run(label, specs, role="trust")
+        if lacking := [spec.id for spec in specs if spec.id not in self._results]:
+            raise UserError(f"{label}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
+        return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
+
+    def table(self) -> RunTable:
+        """Collect the runs that the fit may use: the swarm's, not the check's.
+
+        Returns:
+            RunTable: volumes, search losses, what each capability is judged by, and seeds.
+
+        Raises:
+            UserError: a metric gave the same score in every run.
+        """
+        kept = [run for run in self._results if self._roles[run] == "design"]
+        results = [self._results[run] for run in kept]
+        values = np.array([self._values(result) for result in results]).reshape(len(results), -1)
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None and len(values) and np.ptp(values[:, j]) == 0:
+                raise UserError(
+                    f"the metric of {capability.name} gave {values[0, j]:g} in all {len(values)} runs, so it can "
+                    "tell no mixture from another; give it easier items or partial credit, or larger proxies"
+                )
+        return RunTable(
+            ids=tuple(kept),
+            volumes=np.array([result.spec.volumes for result in results], dtype=float),
+            losses=np.array([self._search_losses(result) for result in results]),
+            values=values,
+            seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
+        )
+
+    def pairs(
+        self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
+    ) -> list[PairedLosses | PairedScores]:
+        """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave.
+
+        Args:
+            label: for the progress.
+            rows: the proposal, full-size rows, shape (D,).
+            seeds: fresh seeds, counted from this search's own.
+            rate: learning rate.
+            number: the round, from 0.
+
+        Returns:
+            list: one entry for each capability, what it is judged by; shapes (S, N_j) or (S,).
+
+        Raises:
+            UserError: fewer than two pairs succeeded.
+        """
+        base = self.prepared.column("base")
+        specs = [
+            (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
+            for s in seeds
+        ]
+        self._run(label, list({spec.id: spec for pair in specs for spec in pair}.values()), role="verify")
+        done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
+        if len(done) < 2:
+            raise UserError(f"{label}: only {len(done)} pairs of runs succeeded; see the warnings above")
+        entries: list[PairedLosses] = []
+        for j in range(len(self.prepared.capabilities)):
+            name = _reference(j, "verify")
+            both = [[self._results[spec.id].losses[name] for spec in pair] for pair in done]
+            entries.append(
+                PairedLosses(
+                    base=np.array([pair[0].loss_sum for pair in both]),
+                    proposal=np.array([pair[1].loss_sum for pair in both]),
+                    tokens=both[0][0].tokens.astype(float),
+                )
+            )
+        scores: dict[int, PairedScores] = {}
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None:
+                key = _reference(j, "verify")
+                given = np.array([[self._results[spec.id].scores[key] for spec in pair] for pair in done])
+                scores[j] = PairedScores(base=given[:, 0], proposal=given[:, 1])
+        self._pairs[number], self._paired_scores[number] = entries, scores
+        return [scores.get(j, entry) for j, entry in enumerate(entries)]
+
+    def paired_losses(self, number: int) -> list[PairedLosses]:
+        """Return each capability's verify losses of all pairs of a round.
+
+        Args:
+            number: the round, from 0.
+
+        Returns:
+            list: J entries, also of capabilities that a metric judges.
+        """
+        return self._pairs[number]
+
+    def paired_scores(self, number: int) -> dict[int, PairedScores]:
+        """Return what the metrics gave in all pairs of a round.
+
+        Args:
+            number: the round, from 0.
+
+        Returns:
+            dict: by index of the capability.
+        """
+        return self._paired_scores[number]
+
+    def scripts(self) -> dict[str, set[str]]:
+        """Say which versions of each metric's script were seen.
+
+        Returns:
+            dict: short hashes, by capability.
+        """
+        found: dict[str, set[str]] = {}
+        for result in self._results.values():
+            for key, entry in result.metrics.get("scores", {}).items():
+                name = self.prepared.capability_names[int(key.rpartition("-")[2])]
+                found.setdefault(name, set()).add(str(entry["script"]))
+        return found
+
+    def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Count the tokens that full-size volumes really draw.
+
+        Args:
+            rows: full-size rows, shape (D,).
+
+        Returns:
+            list: tokens and supervised tokens of each domain, in the proxies' tokenizer.
+        """
+        counts = []
+        for index, name in enumerate(self.prepared.domain_names):
+            tokens = self.prepared.domain_rows(index)
+            drawn, _ = draw(domain_order(self.config.seed, name, tokens.keys), int(rows[index]))
+            counts.append((int(tokens.lengths[drawn].sum()), int(tokens.supervised_tokens[drawn].sum())))
+        return counts
+
+    def frame(self) -> pd.DataFrame:
+        """Return a table of all runs: role, seed, rate, volumes, losses, cost.
+
+        Returns:
+            DataFrame: one row a run.
+        """
+        lines = []
+        for run, result in self._results.items():
+            line: dict[str, Any] = {
+                "run": run, "role": self._roles[run], "seed": result.spec.seed,
+                "learning_rate": result.spec.learning_rate,
+            }  # fmt: skip
+            for name, volume in zip(self.prepared.domain_names, result.spec.volumes, strict=True):
+                line[f"rows/{name}"] = volume
+            for j, name in enumerate(self.prepared.capability_names):
+                for half in ("search", "verify"):
+                    if (losses := result.losses.get(_reference(j, half))) is not None:
+                        line[f"{half}_loss/{name}"] = losses.mean
+                    if (score := result.scores.get(_reference(j, half))) is not None:
+                        line[f"{half}_score/{name}"] = score
+            line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
+            line["flops"] = result.metrics.get("flops", np.nan)  # runs of earlier versions have no count
+            line["seconds"] = result.seconds
+            if self.config.has_metrics:
+                line["metric_seconds"] = result.metrics.get("metric_seconds", 0.0)
+            lines.append(line)
+        return pd.DataFrame(lines)
+
+    def cost(self) -> dict[str, Any]:
+        """Add up what the search trained.
+
+        Returns:
+            dict: runs, tokens and seconds of training (of one worker each); where responses were estimated also how
+            often, and what that cost in mean runs of the swarm (tokens and seconds hold it already).
+        """
+        frame = self.frame()
+        estimates = frame["role"] == "gradients"
+        cost = {
+            "runs": int((~estimates).sum()), "tokens": int(frame["tokens"].sum()),
+            "seconds": float(frame["seconds"].sum()),
+        }  # fmt: skip
+        if not self.gradients:
+            return cost
+        share = frame.loc[estimates, "tokens"].sum() / frame.loc[frame["role"] == "design", "tokens"].mean()
+        return cost | {"gradient_passes": int(estimates.sum()), "gradient_runs": float(share)}
+
+    def failures(self) -> list[str]:
+        """Say which runs failed for good.
+
+        Returns:
+            list: a sentence for each.
+        """
+        return [f"run {run} failed twice and was left out: {message}" for run, message in self._failures.items()]
+
+    def _seed(self, number: int) -> int:
+        return self.config.seed * SEED_STRIDE + number
+
+    def _design(self, centre: Array, spread: float, count: int, number: int) -> Design:
+        """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
+        weights = self.prepared.column("tokens_per_row")
+        if self.config.budget.unit == "rows":
+            weights = np.ones_like(weights)
+        return make_design(
+            centre,
+            spread=spread,
+            count=count,
+            lower=self.prepared.column("lower"),
+            upper=self.prepared.column("upper"),
+            weights=weights,
+            # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
+            total=float(weights @ centre) if self.config.budget.mode == "keep" else None,
+            existing=self.table().volumes if number else None,
+            replicates=0 if number else 1,
+            seeds=[self._seed(s) for s in range(self.config.swarm.seeds)],
+            random_state=self.config.seed + 1000 * number,
+        )
+
+    def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False) -> RunSpec:
+        """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""
+        seed = int(seed)
+        full = np.asarray(list(volumes), dtype=float)
+        rows = np.rint(full * self.plan.fraction).astype(int)
+        halves = ("search", "verify") if role == "verify" else ("search",)
+        references = tuple(_reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
+        metrics = self._metrics("verify" if role == "verify" else "search")
+        judged = [[metric.identity for metric in metrics]] if metrics else []
+        content = json.dumps([rows.tolist(), seed, rate, references, *judged])
+        return RunSpec(
+            id=hashlib.sha256(content.encode()).hexdigest()[:16],
+            rows=tuple(int(x) for x in rows),
+            volumes=tuple(float(x) for x in rows / self.plan.fraction),
+            seed=seed,
+            role=role,
+            learning_rate=rate,
+            references=references,
+            save_model=keep and self.gradients == "implicit",
+            metrics=metrics,
+        )
+
+    def _metrics(self, split: str) -> tuple[MetricSpec, ...]:
+        """Say what a run's proxy is judged by besides its losses; a check's run judges on the items kept for it."""
+        return metric_specs(self.config, split)
+
+    def _run(self, label: str, specs: Sequence[RunSpec], *, role: str, needed: bool = True) -> None:
+        """Do the runs that are not done, with progress, and keep their results."""
+        missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
+        if missing:
+            self.record.stage(label)
+            with self.reporter.work(label, 1.0) as update:
+
+                def on_event(event: SwarmEvent) -> None:
+                    update(event.fraction, f"{event.runs_done} of {event.runs} runs")
+                    self.record.event(event)
+                    if event.kind == "finished":
+                        self._tell(event)
+                    if event.kind in {"retried", "failed"}:
+                        self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
+                    elif event.kind == "waiting":
+                        self.reporter.note(event.message)
+
+                outcome = self._swarm.run(missing, on_event=on_event)
+            self._results |= outcome.results
+            self._failures |= outcome.failures
+        failed = [spec.id for spec in specs if spec.id in self._failures]
+        if needed and len(failed) > MOST_FAILED * len(specs):
+            raise UserError(
+                f"{label}: {len(failed)} of {len(specs)} runs failed ({self._failures[failed[0]]}); "
+                "finished runs are kept, put the cause right and run the same command again"
+            )
+        for spec in specs:
+            if spec.id in self._results and self._roles.get(spec.id) != "design":
+                self._roles[spec.id] = role
+
+    def _values(self, result: RunResult) -> Array:
+        """Return what each capability is judged by in the search, shape (J,): its metric, or its loss."""
+        values = self._search_losses(result)
+        for j, capability in enumerate(self.config.capabilities):
+            if capability.metric is not None:
+                values[j] = result.scores[_reference(j, "search")]
+        return values
+
+    def _tell(self, event: SwarmEvent) -> None:
+        """Say to the tracker that a run finished."""
+        if not self.tracker:
+            return
+        result = load_result(self.folder, event.run)
+        names = zip(self.prepared.domain_names, result.spec.volumes, strict=True)
+        self.tracker.tell(
+            "run finished", run=event.run, role=result.spec.role, seed=result.spec.seed,
+            learning_rate=result.spec.learning_rate, rows={name: round(volume) for name, volume in names},
+            loss=dict(zip(self.prepared.capability_names, map(float, self._search_losses(result)), strict=True)),
+            tokens=result.metrics["tokens"],
+            seconds=result.metrics["train_seconds"] + result.metrics["evaluate_seconds"],
+        )  # fmt: skip
+
+    def _search_losses(self, result: RunResult) -> Array:
+        return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
+
+
+def _cluster(config: SearchConfig, context: SwarmContext, folder: Path, worker: str) -> Pool | None:
+    """Return the workers of a Ray cluster where the run file asks for them."""
+    if config.swarm.engine == "local":
+        return None
+    from ideal_proxy.swarm import RayPool
+
+    return RayPool(
+        context, folder, address=config.swarm.address, workers=config.swarm.workers, gpus=config.swarm.gpus,
+        worker=worker,
+    )  # fmt: skip
+
+
+def _reference(capability: int, half: str) -> str:
+    """Name a reference set in the swarm."""
+    return f"{half}-{capability}"
+
+
+def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
+    """Split every domain into what warms the proxies up and what their mixtures draw, and write both.
+
+    Pretrained proxies need no warm start: every row may be drawn.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        folder: where to write.
+
+    Returns:
+        SwarmContext: what every run shares.
+    """
+    scratch = config.proxy.model is None
+    pools, reserved, available = [], [], []
+    for index, domain in enumerate(prepared.domains):
+        rows = prepared.domain_rows(index)
+        mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
+        pools.append(rows.select(np.flatnonzero(~mask)))
+        reserved.append(rows.select(np.flatnonzero(mask)))
+        available.append(max(1, int(plan.fraction * domain.available)))
+    names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
+    context = SwarmContext(
+        folder=folder,
+        domains=tuple(prepared.domain_names),
+        references=tuple(_reference(j, half) for j, half in names),
+        available=tuple(available),
+        size=config.proxy.size or "",
+        vocab_size=prepared.vocabulary,
+        context=config.proxy.context,
+        train=TrainSettings(
+            batch_rows=config.proxy.batch_rows,
+            dtype=plan.dtype,
+            micro_batch_tokens=micro_batch_tokens(config, plan.device),
+        ),
+        init_seed=config.seed,
+        warm=scratch,
+        warm_learning_rate=plan.rates[len(plan.rates) // 2],
+        device=plan.device,
+        base=prepared.base_model.get("fingerprint", ""),
+        lora_rank=config.proxy.lora_rank,
+        trust_remote_code=config.proxy.trust_remote_code,
+    )
+    if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
+        part = folder / f".{TOKENIZER}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(prepared.folder / "tokenizer", part)
+        part.rename(folder / TOKENIZER)
+    if not scratch:
+        from ideal_proxy.proxy import place_base
+
+        place_base(
+            prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
+            narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
+        )  # fmt: skip
+    return prepare_context(
+        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names],
+        reserved=reserved if scratch else (),
+    )  # fmt: skip

@@ -1,0 +1,391 @@
+"""What a search leaves behind: `mixture.json`, `result.json`, `fit.json` and `runs.parquet`."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.gradients import plain_lists, unresolved
+from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture
+from ideal_proxy.pipeline.laboratory import Laboratory
+from ideal_proxy.pipeline.plan import Plan
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, constraint_options, gradient_note
+from ideal_proxy.pipeline.verdict import IMPROVES, Bound, Verdict, ratio_bounds, score_bounds, sentence
+from ideal_proxy.response import directions
+from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """One round: what was proposed and how it was judged."""
+
+    number: int
+    proposal: Proposal
+    verdict: Verdict
+
+
+def best_round(outcomes: list[RoundOutcome]) -> RoundOutcome:
+    """Choose the round that the search stands by.
+
+    Args:
+        outcomes: all rounds, at least one.
+
+    Returns:
+        RoundOutcome: of those that improve, the one with the highest lower bound; else the last.
+    """
+    improving = [outcome for outcome in outcomes if outcome.verdict.answer == IMPROVES]
+    return max(improving, key=lambda outcome: outcome.verdict.gain.lower) if improving else outcomes[-1]
+
+
+def write_outcome(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    outcomes: list[RoundOutcome],
+    folder: Path,
+    trust: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the result files; `result.json` last, it marks the search as finished.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+        laboratory: the runs.
+        outcomes: all rounds.
+        folder: the run directory.
+        trust: what the trust check found, where there was one.
+
+    Returns:
+        dict: the content of `result.json`.
+    """
+    chosen = best_round(outcomes)
+    result = _result(config, prepared, plan, laboratory, outcomes, chosen) | {"trust": trust}
+    frame = laboratory.frame()
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
+    atomic_write_json(folder / "fit.json", chosen.proposal.model.to_json())
+    law = chosen.proposal.loss_model.to_json()  # what full-size runs measure: reference losses
+    if config.has_metrics:
+        atomic_write_json(folder / "fit_losses.json", law)
+    save_mixture(folder / "mixture.json", _mixture(config, prepared, plan, laboratory, chosen, result, law, folder))
+    atomic_write_json(folder / "result.json", result)
+    return result
+
+
+def _result(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    outcomes: list[RoundOutcome],
+    chosen: RoundOutcome,
+) -> dict[str, Any]:
+    """Collect every number that the terminal and the report show."""
+    proposal, verdict = chosen.proposal, chosen.verdict
+    base = prepared.column("base").astype(int)
+    rows = proposal.rows
+    drawn, drawn_base = (np.array(laboratory.drawn_tokens(v))[:, 0] for v in (rows, base))
+    paired = laboratory.paired_losses(chosen.number)
+    pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
+    ratios = ratio_bounds(paired, level=verdict.level, seed=config.seed) if config.has_metrics else verdict.ratios
+    moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline(), seed=config.seed)
+    domains = [
+        {
+            "name": domain.name,
+            "available": domain.available,
+            "base_rows": int(base[i]),
+            "proposal_rows": int(rows[i]),
+            "change": float(rows[i] / base[i] - 1) if base[i] else None,
+            "base_tokens": int(drawn_base[i]),
+            "tokens": int(drawn[i]),
+            "share": float(drawn[i] / max(1, drawn.sum())),
+            "base_share": float(drawn_base[i] / max(1, drawn_base.sum())),
+            "repeat": float(rows[i] / domain.available),
+            "bootstrap": [float(x) for x in moved[i]],
+        }
+        for i, domain in enumerate(prepared.domains)
+    ]
+    capabilities = [
+        {
+            "name": capability.name,
+            "base_loss": pair_losses[j][0],
+            "proposal_loss": pair_losses[j][1],
+            "predicted": asdict(proposal.loss_ratios[j]),
+            "verified": asdict(ratios[j]),
+        }
+        | _metric(config, laboratory, chosen, j)
+        for j, capability in enumerate(prepared.capabilities)
+    ]
+    text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config))
+    return {
+        "name": config.name,
+        "verdict": {
+            "answer": verdict.answer,
+            "sentence": text,
+            "gain": asdict(verdict.gain),
+            "gains_by_seed": list(verdict.gains_by_seed),
+            "pairs": verdict.pairs,
+            "pairs_needed": verdict.pairs_needed,
+            "row_noise": verdict.row_noise,
+            "level": verdict.level,
+        },
+        "predicted_gain": asdict(proposal.predicted_gain),
+        "domains": domains,
+        "capabilities": capabilities,
+        "noise": {"run": proposal.run_noise, "seed": proposal.seed_noise},
+        "optimum": {"scope": proposal.scope, "active": list(proposal.active)},
+        "warnings": [
+            *proposal.notes,
+            *prepared.health["duplicates"],
+            *laboratory.failures(),
+            *_changed_scripts(laboratory),
+        ],
+        "rounds": [
+            {
+                "round": outcome.number + 1,
+                "answer": outcome.verdict.answer,
+                "gain": asdict(outcome.verdict.gain),
+                "predicted_gain": asdict(outcome.proposal.predicted_gain),
+                "pairs": outcome.verdict.pairs,
+                "rows": [int(x) for x in outcome.proposal.rows],
+            }
+            for outcome in outcomes
+        ],
+        "proxy": {
+            "parameters": plan.parameters,
+            "fraction": plan.fraction,
+            "size": config.proxy.size,
+            "trainable_parameters": plan.trainable_parameters,
+            "model": config.proxy.model,
+            "lora_rank": config.proxy.lora_rank,
+        },
+        "cost": laboratory.cost() | {"rounds": len(outcomes)},
+        "gradients": _gradients(config, laboratory, proposal),
+    }
+
+
+def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:
+    """Return nats per supervised token over all pairs."""
+    return float(sums_SN.mean(0).sum() / tokens_N.sum())
+
+
+def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, j: int) -> dict[str, Any]:
+    """Collect what a capability's metric gave, in its own unit; nothing where its loss is what judges."""
+    metric = config.capabilities[j].metric
+    if metric is None:
+        return {}
+    proposal, verdict = chosen.proposal, chosen.verdict
+    scores = laboratory.paired_scores(chosen.number)[j]
+    stick, sign = proposal.yardstick, float(directions(config.kinds)[j])
+    expected, scale = proposal.ratios[j], float(stick.scale[j])
+    differences = sorted(sign * scale * (x - 1.0) for x in (expected.lower, expected.upper))
+    return {
+        "metric": {
+            "command": metric.command,
+            "python": metric.python,
+            "higher_is_better": metric.higher_is_better,
+            "scale": scale,
+            "noise": float(proposal.score_noise[j]),
+            "base_spread": float(scores.base.std(ddof=1)),
+            "base": float(scores.base.mean()),
+            "proposal": float(scores.proposal.mean()),
+            "before_sft": float(laboratory.baseline().values[j]),
+            "predicted_base": float(proposal.base_values[j]),
+            "predicted": asdict(Bound(sign * scale * (expected.value - 1.0), *differences)),
+            "verified": asdict(score_bounds(scores, level=verdict.level)),
+        }
+    }
+
+
+def _judged_by(config: SearchConfig) -> str:
+    """Say what the check judged by."""
+    if not config.has_metrics:
+        return "on unseen reference rows"
+    whole = all(capability.metric is not None for capability in config.capabilities)
+    return "by the metrics" if whole else "by the metrics and on unseen reference rows"
+
+
+def _changed_scripts(laboratory: Laboratory) -> list[str]:
+    """Warn where runs were scored by more than one version of a script."""
+    return [
+        f"the metric of {name} was changed during the search ({len(versions)} versions of its script): start anew with "
+        "another --out if that moves its scores"
+        for name, versions in laboratory.scripts().items()
+        if len(versions) > 1
+    ]
+
+
+def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal) -> dict[str, Any] | None:
+    """Collect the measured responses at base and what they did to the fit; None where none were asked for."""
+    if config.gradients == "none":
+        return None
+    found: dict[str, Any] = {"setting": config.gradients, "method": laboratory.gradients or None}
+    if not laboratory.responses or not proposal.responses:
+        return found | {"note": f"No gradients: {laboratory.gradients_why or 'no estimate succeeded'}"}
+    model, (_, matrix) = proposal.model, laboratory.responses[0]
+    used = bool(np.isfinite(model.trust_))
+    return found | {
+        "note": gradient_note(model, laboratory.gradients),
+        "used": used,
+        "trust": float(model.trust_) if used else None,
+        "held_out_error": [
+            {"trust": trust if np.isfinite(trust) else None, "relative": float(np.sqrt(error))}
+            for trust, error in model.trust_errors_.items()
+        ],
+        "centres": len(proposal.responses),
+        "scale": model.response_scale_.tolist() if used else None,
+        "M": plain_lists(matrix.M),
+        "se": plain_lists(matrix.se),
+        "unresolved": unresolved(matrix.M, matrix.se).tolist(),
+    }
+
+
+def _mixture(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    chosen: RoundOutcome,
+    result: dict[str, Any],
+    law: dict[str, Any],
+    folder: Path,
+) -> MixtureFile:
+    """Compose the mixture file: the proposal where it improves, the base where it does not."""
+    adopted = chosen.verdict.answer == IMPROVES
+    base = prepared.column("base").astype(np.int64)
+    rows: NDArray[np.int64] = chosen.proposal.rows if adopted else base
+    drawn = laboratory.drawn_tokens(rows)
+    total = max(1, sum(tokens for tokens, _ in drawn))
+    provenance = read_json(folder / "provenance.json")
+    return MixtureFile(
+        name=config.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seed=config.seed,
+        domains=[
+            DomainVolume(
+                name=domain.name,
+                source=domain.source,
+                format=domain.format,  # type: ignore[arg-type]
+                fingerprint=domain.fingerprint,
+                available=domain.available,
+                rows=int(rows[i]),
+                tokens=drawn[i][0],
+                supervised_tokens=drawn[i][1],
+                share=drawn[i][0] / total,
+                repeat=float(rows[i] / domain.available),
+                base_rows=int(base[i]),
+                change=float(rows[i] / base[i] - 1) if base[i] else None,
+            )
+            for i, domain in enumerate(prepared.domains)
+        ],
+        capabilities=[
+            CapabilityResult(
+                name=capability.name,
+                source=capability.source,
+                format=capability.format,  # type: ignore[arg-type]
+                fingerprint=capability.fingerprint,
+                base_loss=result["capabilities"][j]["base_loss"],
+                **_losses(result["capabilities"][j], adopted=adopted),
+                metric=_file_metric(result["capabilities"][j].get("metric"), adopted=adopted),
+            )
+            for j, capability in enumerate(prepared.capabilities)
+        ],
+        constraints_active=list(chosen.proposal.active),
+        verdict=chosen.verdict.answer,
+        verdict_text=result["verdict"]["sentence"],
+        gain=chosen.verdict.gain.value,
+        gain_lower=chosen.verdict.gain.lower,
+        gain_upper=chosen.verdict.gain.upper,
+        predicted_gain=chosen.proposal.predicted_gain.value,
+        provenance={
+            **provenance,
+            "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},
+            "proxy": {
+                "size": config.proxy.size,
+                "vocabulary": config.proxy.vocabulary,
+                "context": config.proxy.context,
+                "warm_fraction": config.proxy.warm_fraction,
+                "batch_rows": config.proxy.batch_rows,
+                "learning_rate": read_json(folder / "rate.json")["learning_rate"],
+                "seed": config.seed,
+                **_pretrained(config, prepared),
+            },
+            "objective": {
+                "kind": config.objective.kind,
+                "weights": {c.name: c.weight for c in config.capabilities}
+                if config.objective.kind == "weighted"
+                else None,
+                "min_gain": config.objective.min_gain,
+                "upper_confidence": config.objective.upper_confidence,
+                "kl": config.constraints.kl,
+            },
+            "constraints": constraint_options(config)
+            | {
+                "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0} or None,
+                "upper": {
+                    d.name: f"{d.upper} rows"
+                    for d, entry in zip(prepared.domains, config.domains, strict=True)
+                    if entry.max is not None
+                }
+                or None,
+            },
+        },
+        law=law,
+        proxy_fraction=plan.fraction,
+        template=prepared.template,
+        trust=result["trust"],
+    )
+
+
+def _pretrained(config: SearchConfig, prepared: Prepared) -> dict[str, Any]:
+    """Say which model the proxies were; nothing for scratch proxies."""
+    if config.proxy.model is None:
+        return {}
+    keys = ("model", "gguf", "revision", "trust_remote_code", "lora_rank")
+    return {key: getattr(config.proxy, key) for key in keys} | {"weights": prepared.base_model["fingerprint"]}
+
+
+def _file_metric(found: dict[str, Any] | None, *, adopted: bool) -> MetricResult | None:
+    """Give what a metric gave for the volumes that the file holds; for the base nothing was predicted."""
+    if found is None:
+        return None
+    known = {key: found[key] for key in ("command", "python", "higher_is_better", "scale", "noise")}
+    if not adopted:
+        return MetricResult(**known, base_score=found["base"])
+    return MetricResult(
+        **known,
+        base_score=found["base"],
+        score=found["proposal"],
+        predicted_change=found["predicted"]["value"],
+        verified_change=found["verified"]["value"],
+        verified_lower=found["verified"]["lower"],
+        verified_upper=found["verified"]["upper"],
+    )
+
+
+def _losses(entry: dict[str, Any], *, adopted: bool) -> dict[str, float]:
+    """Give a capability's numbers for the volumes that the file holds; for the base nothing was predicted."""
+    if not adopted:
+        return {}
+    base, predicted, verified = entry["base_loss"], entry["predicted"], entry["verified"]
+    return {
+        "predicted_loss": predicted["value"] * base,
+        "predicted_lower": predicted["lower"] * base,
+        "predicted_upper": predicted["upper"] * base,
+        "verified_base_loss": base,
+        "verified_loss": entry["proposal_loss"],
+        "verified_gain": 1 - verified["value"],
+        "verified_lower": 1 - verified["upper"],
+        "verified_upper": 1 - verified["lower"],
+    }

@@ -1,0 +1,429 @@
+"""The outer loop: warm start, learning rate, swarm, fit, optimise, check, and again until it is decided.
+
+Every stage writes what it made before the next begins, and reads it back instead of making it again; so a killed
+search goes on where it was and ends with the same numbers.
+
+Legend: R runs, D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.hooks import OnEvent, Tracker, load_tracker
+from ideal_proxy.pipeline.laboratory import Laboratory
+from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
+from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
+from ideal_proxy.pipeline.prepare import Prepared, prepare
+from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
+from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.pipeline.trust import check_trust
+from ideal_proxy.pipeline.verdict import IMPROVES, UNDECIDED, PairedLosses, PairedScores, Verdict, judge
+from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
+from ideal_proxy.response import Yardstick
+from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
+from ideal_proxy.terminal import Reporter
+
+Array = NDArray[np.float64]
+
+VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
+MOST_EXTENSIONS = 3  # of the sweep, by a factor of 2 each
+RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
+SHRINK = 0.5  # a later round explores this share of the first round's spread
+
+
+def override(
+    config: SearchConfig,
+    *,
+    rounds: int | None = None,
+    runs: int | None = None,
+    max_hours: float | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    engine: str | None = None,
+    gradients: str | None = None,
+    price: float | None = None,
+    max_cost: float | None = None,
+    trust_check: bool = False,
+) -> SearchConfig:
+    """Apply command-line options to a run file.
+
+    Args:
+        config: the run file.
+        rounds: most rounds.
+        runs: proxies of the first round.
+        max_hours: compute budget.
+        seed: seed of data order and design.
+        workers: processes side by side.
+        engine: local or ray.
+        gradients: auto, implicit, unrolled or none.
+        price: of one hour of one device.
+        max_cost: most money.
+        trust_check: train three spread mixtures at the next size of the dial, where the run file names none.
+
+    Returns:
+        SearchConfig: with what was given.
+
+    Raises:
+        UsageError: engine or gradients is none of these, or a capability is judged by a metric and has none; an amount
+            of money is not above 0, or there is most money and no price; no size lies above the proxies'.
+    """
+    for option, amount in (("--price", price), ("--max-cost", max_cost)):
+        if amount is not None and not amount > 0:
+            raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
+    if engine not in {None, "local", "ray"}:
+        raise UsageError(f"--engine is {engine!r}; choose local or ray")
+    if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
+        raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
+    if gradients in {"implicit", "unrolled"} and config.has_metrics:
+        raise UsageError(
+            f"--gradients {gradients}: gradients are derivatives of losses, and a capability of this search is judged "
+            "by a metric; leave it out"
+        )
+    given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
+    top = {key: value for key, value in given if value is not None}
+    swarm = {
+        key: value
+        for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers), ("engine", engine))
+        if value is not None
+    }
+    money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
+    if trust_check and config.verify.larger_size is None:
+        larger = _next_size(config.proxy.size)
+        config = config.model_copy(update={"verify": config.verify.model_copy(update={"larger_size": larger})})
+    sections = {"swarm": config.swarm.model_copy(update=swarm), "cost": config.cost.model_copy(update=money)}
+    config = config.model_copy(update=top | sections)
+    budget_hours(config.cost, config.swarm.max_hours, 1)
+    return config
+
+
+def _next_size(size: str | None) -> str:
+    """Return the size of the dial above one."""
+    if size not in SIZES[:-1]:
+        raise UsageError(
+            f"--trust-check compares scratch proxies with the next larger size, of {', '.join(SIZES)}; there is none "
+            f"above {size or 'a pretrained model'}"
+        )
+    return SIZES[SIZES.index(size) + 1]
+
+
+def plan_search(
+    config: SearchConfig,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    device_flops: float | None = None,
+    utilisation: float | None = None,
+) -> dict[str, Any]:
+    """Prepare the data and say what the search would cost.
+
+    Args:
+        config: the run file.
+        folder: the run directory; what is prepared there serves the search itself.
+        reporter: for notes.
+        device_flops: peak of one device of another machine, FLOPs a second, to plan for that one.
+        utilisation: share of the peak that training reaches there; default `UTILISATION`.
+
+    Returns:
+        dict: see `describe_plan`; `elsewhere` says for which other machine.
+
+    Raises:
+        UsageError: a utilisation without a device, or beyond 1.
+    """
+    if utilisation is not None and device_flops is None:
+        raise UsageError("--utilisation is a share of --device-flops; give both, or neither for this machine")
+    if utilisation is not None and not 0 < utilisation <= 1:
+        raise UsageError(f"--utilisation is {utilisation:g}; it is a share of the peak, above 0 and at most 1")
+    elsewhere = None
+    if device_flops is not None:
+        devices = config.cost.devices or config.swarm.workers or 1
+        elsewhere = Elsewhere(device_flops=device_flops, utilisation=utilisation or UTILISATION, devices=devices)
+    check_gradients(config)
+    with lock(folder):
+        _claim(config, folder)
+        prepared = prepare(config, folder / "prepared", reporter)
+        check_constraints(config, prepared)
+        plan = make_plan(config, prepared, folder / "plan.json", elsewhere)
+        return describe_plan(config, prepared, plan) | {"elsewhere": None if elsewhere is None else asdict(elsewhere)}
+
+
+def run_search(
+    config: SearchConfig, folder: Path, reporter: Reporter, on_event: OnEvent | None = None
+) -> dict[str, Any]:
+    """Run the whole search, or go on with one that was interrupted.
+
+    Args:
+        config: the run file.
+        folder: the run directory.
+        reporter: for progress and notes.
+        on_event: called with a dict as the search goes on, see `tracker`; default the run file's tracker.
+
+    Returns:
+        dict: the result, as `result.json` holds it; `mixture.json` lies beside it.
+
+    Raises:
+        UserError: the folder holds another run, the data is wrong, too many proxies failed, or the run file's tracker
+            cannot be imported.
+    """
+    check_gradients(config)
+    if on_event is None and config.tracker is not None:
+        on_event = load_tracker(config.tracker)
+    tracker = Tracker(on_event, reporter.note)
+    with lock(folder):
+        _claim(config, folder)
+        if (folder / "result.json").exists():
+            result: dict[str, Any] = read_json(folder / "result.json")
+            if config.verify.larger_size is None or _trusted(result, config):
+                reporter.note(f"{folder} is finished; showing its result")
+                return result
+            reporter.note(f"{folder} is finished; adding the trust check")
+        log = folder / "log.txt"
+        reporter.on_note = lambda text: _append(log, text)
+        prepared = prepare(config, folder / "prepared", reporter)
+        check_constraints(config, prepared)
+        plan = make_plan(config, prepared, folder / "plan.json")
+        whole = describe_plan(config, prepared, plan)
+        reporter.note(
+            f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
+            "of the volumes, "
+            f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
+        )
+        with (
+            StatusRecord(folder, whole["stages"]) as record,
+            Laboratory(config, prepared, plan, folder, reporter, record, tracker) as laboratory,
+        ):
+            if laboratory.gradients_why:
+                reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
+            check_constraints(config, prepared, laboratory.first_volumes())
+            laboratory.warm_start()
+            rate = _choose_rate(laboratory, folder / "rate.json", reporter)
+            outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
+            noise = np.asarray(outcomes[-1].proposal.loss_model.residual_scale_, dtype=float)
+            trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
+            record.stage("result")
+            result = write_outcome(config, prepared, plan, laboratory, outcomes, folder, trust)
+    tracker.tell("search finished", **_told_result(result))
+    return result
+
+
+def _trusted(result: dict[str, Any], config: SearchConfig) -> bool:
+    """Tell whether a result holds the trust check that the run file asks for."""
+    return config.verify.larger_size in ((result.get("trust") or {}).get("sizes") or ())
+
+
+def _rounds(
+    config: SearchConfig,
+    prepared: Prepared,
+    plan: Plan,
+    laboratory: Laboratory,
+    rate: float,
+    reporter: Reporter,
+    tracker: Tracker,
+) -> list[RoundOutcome]:
+    """Search and check until it is decided or rounds or budget are used."""
+    outcomes: list[RoundOutcome] = []
+    centre = prepared.column("base")
+    started = time.monotonic()
+    for number in range(plan.rounds):
+        count = plan.runs if number == 0 else plan.more_runs
+        spread = config.swarm.spread * SHRINK**number
+        laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
+        laboratory.record.stage(f"round {number + 1}: fit")
+        table = laboratory.table()
+        responses = laboratory.respond(f"round {number + 1}: gradients", centre, rate, number)
+        proposal = fit_and_propose(
+            config, prepared, table, laboratory.baseline(), seed=config.seed, responses=responses,
+            yardstick=outcomes[0].proposal.yardstick if outcomes else None,
+        )  # fmt: skip
+        for line in (*proposal.notes, *([gradient_note(proposal.model, laboratory.gradients)] if responses else [])):
+            reporter.note(line)
+        tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domain_names))
+        verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
+        tracker.tell("verdict", **_told_verdict(number, verdict))
+        outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))
+        reporter.note(f"round {number + 1}: {verdict.answer}, gain {verdict.gain.value:+.2%}")
+        again = _again(proposal, verdict)
+        if again is None or number + 1 == plan.rounds:
+            break
+        spent = (time.monotonic() - started) / 3600
+        budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)
+        if budget is not None and spent > 0.75 * budget[0]:
+            reporter.note(f"no further round ({again}): {budget[1]} is nearly used")
+            break
+        reporter.note(f"another round: {again}")
+        centre = proposal.rows.astype(float)
+    return outcomes
+
+
+def _trained(plan: Plan) -> str:
+    trained = plan.trainable_parameters
+    return f" ({trained / 1e6:.2g}M trained)" if trained not in (None, plan.parameters) else ""
+
+
+def _told_fit(number: int, proposal: Proposal, names: list[str]) -> dict[str, Any]:
+    """Say to the tracker what a round's fit proposes."""
+    gain = proposal.predicted_gain
+    return {
+        "round": number + 1, "runs": len(proposal.table.ids),
+        "proposal": dict(zip(names, (int(x) for x in proposal.rows), strict=True)),
+        "predicted_gain": gain.value, "predicted_lower": gain.lower, "predicted_upper": gain.upper,
+    }  # fmt: skip
+
+
+def _told_verdict(number: int, verdict: Verdict) -> dict[str, Any]:
+    """Say to the tracker how a round was judged."""
+    gain = verdict.gain
+    return {
+        "round": number + 1, "answer": verdict.answer, "gain": gain.value, "lower": gain.lower, "upper": gain.upper,
+        "pairs": verdict.pairs,
+    }  # fmt: skip
+
+
+def _told_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Say to the tracker how the search ended."""
+    adopted = result["verdict"]["answer"] == IMPROVES
+    kept = "proposal_rows" if adopted else "base_rows"
+    rows = {entry["name"]: entry[kept] for entry in result["domains"]}
+    return {"sentence": result["verdict"]["sentence"], "rows": rows, "adopted": adopted}
+
+
+def _again(proposal: Proposal, verdict: Verdict) -> str | None:
+    """Say why another round is worth it, None where it is not."""
+    low, high = proposal.predicted_gain.lower, proposal.predicted_gain.upper
+    if verdict.gain.upper < low or verdict.gain.lower > high:
+        return "the verification missed the prediction"
+    if any("trust region" in name for name in proposal.active):
+        return "the proposal sits on the edge of what the swarm explored"
+    if verdict.answer == UNDECIDED:
+        return "the check did not decide"
+    return None
+
+
+def _check(
+    config: SearchConfig,
+    plan: Plan,
+    laboratory: Laboratory,
+    proposal: Proposal,
+    rate: float,
+    number: int,
+    reporter: Reporter,
+) -> Verdict:
+    """Train base and proposal on fresh seeds, first few, then more while it is undecided."""
+    verdict: Verdict | None = None
+    for look in plan.looks:
+        seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
+        pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate, number)
+        verdict = judge_pairs(config, plan, pairs, proposal.yardstick)
+        if verdict.answer != UNDECIDED:
+            break
+        if look != plan.looks[-1]:
+            reporter.note(f"undecided after {look} pairs ({verdict.gain.value:+.2%}); training more")
+    assert verdict is not None
+    return verdict
+
+
+def judge_pairs(
+    config: SearchConfig, plan: Plan, pairs: Sequence[PairedLosses | PairedScores], yardstick: Yardstick
+) -> Verdict:
+    """Apply the run file's objective and tolerances to paired runs.
+
+    Args:
+        config: the run file.
+        plan: for the looks and rounds that the level is divided over.
+        pairs: one entry a capability.
+        yardstick: what scores are measured in.
+
+    Returns:
+        Verdict: the answer.
+    """
+    return judge(
+        pairs,
+        yardstick=yardstick,
+        kind=config.objective.kind,
+        weights=[capability.weight for capability in config.capabilities],
+        tolerances=[capability.must_not_drop for capability in config.capabilities],
+        min_gain=config.objective.min_gain,
+        looks=len(plan.looks),
+        rounds=plan.rounds,
+        seed=config.seed,
+    )
+
+
+def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
+    """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
+    if path.exists():
+        chosen = read_json(path)
+        if scores := chosen.get("scores"):  # the sweep's runs belong to the fit and the cost, in the same order
+            laboratory.sweep([float(rate) for rate in scores])
+        return float(chosen["learning_rate"])
+    rates = laboratory.plan.rates
+    if len(rates) == 1:
+        atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"})
+        return rates[0]
+    scores = laboratory.sweep(rates)
+    for _ in range(MOST_EXTENSIONS):  # a best rate on the edge means that the sweep has not seen the best
+        best = min(scores, key=scores.__getitem__)
+        if best == max(scores):
+            rates = (*rates, 2 * best)
+        elif best == min(scores):
+            rates = (best / 2, *rates)
+        else:
+            break
+        scores = laboratory.sweep(rates)
+    rate = min(r for r, score in scores.items() if score <= min(scores.values()) * (1 + RATE_TOLERANCE))
+    atomic_write_json(
+        path,
+        {
+            "learning_rate": rate,
+            "chosen": f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss",
+            "scores": {f"{r:g}": score for r, score in scores.items()},
+        },
+    )
+    edge = " (the edge of the sweep; give proxy.learning_rate to look further)" if rate == max(rates) else ""
+    reporter.note(f"learning rate {rate:g} for the whole search{edge}")
+    return rate
+
+
+def _claim(config: SearchConfig, folder: Path) -> None:
+    """Take a run directory for this configuration, or refuse one that holds another run."""
+    path = folder / "config.yaml"
+    text = dump_config(config)
+    if path.exists():
+        if _identity(load_config(path)) != _identity(config):
+            raise UserError(
+                f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
+            )
+        return
+    strangers = [entry.name for entry in folder.iterdir() if entry.name != "lock"]
+    if strangers:
+        raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
+    atomic_write_json(folder / "provenance.json", provenance())
+    atomic_write_text(path, text)
+
+
+def _identity(config: SearchConfig) -> SearchConfig:
+    """Return what a run's numbers depend on: neither workers and their place nor the time and money it may take."""
+    patient = {"timeout_seconds": 1.0, "keep_models": False}
+    capabilities = tuple(
+        c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
+        for c in config.capabilities
+    )
+    places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0}
+    swarm = config.swarm.model_copy(update={"max_hours": None, **places})
+    verify = config.verify.model_copy(update={"larger_size": None})  # may be added to a finished search
+    free = {"swarm": swarm, "capabilities": capabilities, "cost": CostConfig(), "verify": verify, "tracker": None}
+    return config.model_copy(update=free)
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

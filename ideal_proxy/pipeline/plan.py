@@ -1,0 +1,566 @@
+"""What a search will cost, before it starts: the proxy fraction, runs, steps, tokens, time on this machine.
+
+Everything chosen by timing is chosen here, once, and written to the run directory; a resumed search reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.verdict import planned_looks
+from ideal_proxy.proxy import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
+from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.swarm import metric_specs, probe, response_trainings
+
+PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
+LEAST_PROXY_ROWS = 400
+CPU_MICRO_BATCH = 2048  # tokens; as proxy_model.MICRO_BATCH_TOKENS, which needs torch
+RATES = {
+    "0.1M": (3e-3, 6e-3, 1.2e-2),
+    "1M": (1e-3, 2e-3, 4e-3),
+    "3M": (7e-4, 1.4e-3, 2.8e-3),
+    "10M": (4e-4, 8e-4, 1.6e-3),
+}
+# Of pretrained proxies: a proxy sees some hundred to thousand rows, few steps, so the rates reach above those of a
+# full-size run. The sweep goes on by factors of two where the best lies at an edge.
+FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
+MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
+SWEEP_MIXTURES = 3
+TRUST_MIXTURES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The sizes of a search.
+
+    Attributes:
+        fraction: φ, the share of the full-size volumes that a proxy sees.
+        rates: learning rates of the sweep, rising; one entry where it is given.
+        runs: proxies of the first round.
+        more_runs: proxies of a later round.
+        rounds: most rounds.
+        looks: numbers of pairs after which the verdict is looked at.
+        workers: processes side by side.
+        dtype: precision of the products.
+        device: where proxies train.
+        tokens_per_second: of one worker in training, measured here.
+        parameters: of a proxy.
+        products: multiply-adds of a proxy's matrix products.
+        flops_per_second: of one worker in training, by the same measurement, or given for another machine.
+        devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
+        metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
+        trainable_parameters: of the parameters those that training changes; None is all.
+    """
+
+    fraction: float
+    rates: tuple[float, ...]
+    runs: int
+    more_runs: int
+    rounds: int
+    looks: tuple[int, ...]
+    workers: int
+    dtype: str
+    device: str
+    tokens_per_second: float
+    parameters: int
+    products: Products
+    flops_per_second: float
+    devices: int = 1
+    metric_seconds: float = 0.0
+    trainable_parameters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a proxy that was trained for a moment showed.
+
+    Attributes:
+        tokens_per_second: of one worker.
+        dtype: the precision chosen.
+        parameters: of the proxy.
+        products: multiply-adds of its matrix products.
+        flops_per_second: of one worker.
+        trainable_parameters: those that training changes; None is all.
+    """
+
+    tokens_per_second: float
+    dtype: str
+    parameters: int
+    products: Products
+    flops_per_second: float
+    trainable_parameters: int | None = None
+
+
+def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
+    """Choose the sizes of a search, or read those chosen before.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        path: `plan.json` of the run directory.
+        elsewhere: another machine to plan for; the file is then neither read nor written.
+
+    Returns:
+        Plan: also written to the file; of one made before only the number of workers may be changed.
+
+    Raises:
+        UserError: a metric fails on an untrained proxy.
+        UsageError: the compute budget is below the least that can give an answer, gradients are unrolled in
+            bfloat16, or they are asked of pretrained proxies.
+    """
+    if path.exists() and elsewhere is None:
+        plan = read_plan(path)
+        return replace(plan, workers=config.swarm.workers or plan.workers)
+    check_gradients(config)
+    if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
+        raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
+    device = _planned_device(config)
+    workers = config.swarm.workers or _default_workers(config, device)
+    on_ray = round(workers * config.swarm.gpus)
+    devices = config.cost.devices or on_ray or (min(workers, _gpus()) if device == "cuda" else 1)
+    found = _measure(config, prepared, device)
+    if elsewhere is not None:
+        workers = devices = elsewhere.devices
+        speed = elsewhere.flops_per_second
+        found = replace(
+            found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
+        )
+    size = len(prepared.domains)
+    runs = config.swarm.runs or 3 * (size + 1)
+    rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
+    plan = Plan(
+        fraction=_default_fraction(config, prepared),
+        rates=rates, runs=runs, more_runs=size + 1, rounds=config.rounds,
+        looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
+        workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
+        parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
+        metric_seconds=_probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
+        trainable_parameters=found.trainable_parameters,
+    )  # fmt: skip
+    if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
+        free = psutil.virtual_memory().available
+        plan = replace(plan, workers=workers_that_fit(workers, _worker_bytes(config, prepared, plan), free))
+    plan = _within_budget(config, prepared, plan)
+    if elsewhere is None:
+        atomic_write_json(path, asdict(plan))
+    return plan
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan that was made before.
+
+    Args:
+        path: `plan.json` of the run directory.
+
+    Returns:
+        Plan: as it was written.
+
+    Raises:
+        UserError: another version of ideal-proxy wrote it.
+    """
+    raw: dict[str, Any] = read_json(path)
+    try:
+        return Plan(**(raw | {
+            "rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"]),
+        }))  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} was written by another version of ideal-proxy ({error}); choose another --out, or finish the "
+            "search with that version"
+        ) from error
+
+
+def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
+    """Say which learning rates the sweep tries first.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        tuple: rising.
+    """
+    if config.proxy.model is None:
+        return RATES[config.proxy.size or "1M"]
+    return FULL_RATES if config.proxy.lora_rank is None else LORA_RATES
+
+
+def check_gradients(config: SearchConfig) -> None:
+    """Refuse gradients of pretrained proxies, before anything is loaded.
+
+    Args:
+        config: the run file.
+
+    Raises:
+        UsageError: gradients are asked of pretrained proxies.
+    """
+    if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
+        raise UsageError(
+            f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
+            "or ask the pretrained model itself with `ideal-proxy influence`"
+        )
+
+
+def workers_that_fit(workers: int, each: float | None, free: float) -> int:
+    """Take no more workers than memory holds.
+
+    Args:
+        workers: one a core.
+        each: bytes that one needs at most; None where that is not known.
+        free: bytes of memory that nobody uses.
+
+    Returns:
+        int: at least 1; a fifth of the memory is left.
+    """
+    return workers if each is None else max(1, min(workers, int(0.8 * free / each)))
+
+
+def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
+    """Say which responses a search estimates from its trained proxies.
+
+    Args:
+        config: the run file.
+        runs: proxies of the first round.
+
+    Returns:
+        tuple: "implicit", "unrolled" or "" for none, and the reason in words where the choice was `auto`.
+    """
+    if config.gradients != "auto":
+        return ("" if config.gradients == "none" else config.gradients), ""
+    if config.has_metrics:
+        return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
+    if config.proxy.model is not None:
+        return "", "auto: they need scratch proxies"
+    few = len(config.domains) + 1
+    if runs <= few:
+        return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
+    return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to the losses"
+
+
+def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+    """Work out runs, steps, tokens and time of every stage.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        plan: the sizes.
+
+    Returns:
+        dict: JSON-ready; `stages`, `total` and the plan's own numbers. Times are upper bounds: every round, every pair.
+    """
+    base = prepared.column("base") * plan.fraction
+    length_D, labelled_D = prepared.column("tokens_per_row"), prepared.column("supervised_per_row")
+    tokens, labelled = float(base @ length_D), float(base @ labelled_D)
+    length = tokens / max(float(base.sum()), 1e-9)
+    steps = int(np.ceil(float(base.sum()) / config.proxy.batch_rows))
+    training = plan.products.training(tokens, labelled, length)
+    half = _judging(prepared, plan.products)  # the search rows; the check judges the verify rows as well
+    warm_tokens, warm_rows = _warm_tokens(prepared)
+    sweep = (len(plan.rates) - 1) * SWEEP_MIXTURES  # those at the chosen rate belong to the swarm
+    pairs = 2 * plan.looks[-1]
+    method = gradient_method(config, plan.runs)[0]
+    passes = config.swarm.seeds if method else 0
+    trainings = response_trainings(method, len(config.capabilities))
+    warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
+    stages: list[tuple[str, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
+        ("warm start", 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows)
+        if config.proxy.model is None
+        else ("zero rows", 1, 0.0, 2 * half, 0.0),
+        ("learning rate", sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
+        ("swarm", plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
+        *([("gradients", passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
+        ("check", pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
+    ]
+    if plan.rounds > 1:
+        later = plan.rounds - 1
+        more, again, estimates = plan.more_runs * later, pairs * later, trainings * passes * later
+        work = (more + again + estimates) * training + (more + 2 * again) * half
+        stages.append(("more rounds", more + again, tokens * (more + again + estimates), work, (more + again) * steps))
+    if config.verify.larger_size is not None:
+        larger = scratch_products(config.verify.larger_size, prepared.vocabulary)[1]
+        work = TRUST_MIXTURES * (larger.training(tokens, labelled, length) + _judging(prepared, larger))
+        work += larger.training(warm_tokens, warm_tokens, length) + 2 * _judging(prepared, larger)
+        trained = TRUST_MIXTURES * tokens + warm_tokens
+        stages.append(("trust check", 1 + TRUST_MIXTURES, trained, work, TRUST_MIXTURES * steps + stages[0][4]))
+    described: list[dict[str, Any]] = []
+    for name, runs, trained, work, stage_steps in stages:
+        workers = 1 if name in {"warm start", "zero rows"} else plan.workers
+        seconds = (work / plan.flops_per_second + runs * plan.metric_seconds) / workers
+        described.append({
+            "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
+            "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
+        })  # fmt: skip
+        if name == "more rounds":
+            described[-1]["rounds"] = plan.rounds - 1
+    seconds = sum(stage["seconds"] for stage in described)
+    first = [stage["name"] for stage in described].index("check")
+    least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
+    least += sum(s["seconds"] for s in described if s["name"] == "trust check")
+    return {
+        **asdict(plan),
+        "model": config.proxy.model,
+        "lora_rank": config.proxy.lora_rank,
+        "pairs": plan.looks[0],
+        "steps_per_run": steps,
+        "stages": described,
+        "total": {
+            "runs": sum(stage["runs"] for stage in described),
+            "tokens": int(sum(stage["tokens"] for stage in described)),
+            "flops": sum(stage["flops"] for stage in described),
+            "seconds": seconds,
+            "device_hours": plan.devices * seconds / 3600,
+            "cost": cost_of(config.cost, seconds, plan.devices),
+        },
+        "least_seconds": least,
+        "least_cost": cost_of(config.cost, least, plan.devices),
+        "worker_bytes": _worker_bytes(config, prepared, plan),
+        "price": config.cost.price,
+        "currency": config.cost.currency,
+    }
+
+
+def _judging(prepared: Prepared, products: Products) -> float:
+    """Count the FLOPs of judging a proxy on half of every capability's reference rows."""
+    length = float(prepared.column("tokens_per_row").mean())
+    rows = sum(capability.rows for capability in prepared.capabilities)
+    labelled = sum(capability.supervised_tokens for capability in prepared.capabilities)
+    return products.judging(rows * length / 2, labelled / 2, length)
+
+
+def _warm_tokens(prepared: Prepared) -> tuple[float, float]:
+    """Return tokens and rows of the warm start: equal tokens of every domain, none more than four times over."""
+    sizes = np.array([domain.reserved * domain.tokens_per_row for domain in prepared.domains])
+    goal = min(float(sizes.mean()), 4 * float(sizes.min()))
+    return goal * len(sizes), float((goal / prepared.column("tokens_per_row")).sum())
+
+
+def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float | None:
+    """Estimate a worker's memory where that was checked: on a CPU."""
+    longest = float(max(domain.longest for domain in prepared.domains))
+    at_once = micro_batch_tokens(config, plan.device) or CPU_MICRO_BATCH
+    return worker_bytes(plan.products, plan.parameters, at_once, longest) if plan.device == "cpu" else None
+
+
+def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
+    """Count a scratch proxy without building it.
+
+    Args:
+        size: of the dial.
+        vocabulary: tokens.
+
+    Returns:
+        tuple: parameters, and the multiply-adds of its products.
+    """
+    from ideal_proxy.proxy import proxy_shape
+
+    shape = proxy_shape(size, vocabulary)
+    layers = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.hidden)
+    return shape.parameters, Products(
+        trained=layers, frozen=0, head=vocabulary * shape.width, head_trained=True,
+        attention=shape.layers * shape.width,
+    )  # fmt: skip
+
+
+def largest_fraction(prepared: Prepared) -> float:
+    """Return the largest φ for which φ·U_i rows are left beside the warm start's, in every domain.
+
+    Args:
+        prepared: the problem in numbers.
+
+    Returns:
+        float: share of the full-size volumes.
+    """
+    return float(min(1 - domain.reserved / domain.available for domain in prepared.domains))
+
+
+def _default_fraction(config: SearchConfig, prepared: Prepared) -> float:
+    """Draw about PROXY_ROWS rows of the base, or what the run file says."""
+    largest = largest_fraction(prepared)
+    wanted = config.proxy.fraction or PROXY_ROWS / float(prepared.column("base").sum())
+    return round(min(wanted, largest), 6) if wanted < largest else np.floor(largest * 1e6) / 1e6
+
+
+def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan:
+    """Shrink or stretch φ so that all planned work fits the budget in hours or money, with a tenth to spare."""
+    budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)
+    if budget is None:
+        return plan
+    allowed, limit = budget[0] * 3600 * 0.9, budget[1]
+    if config.proxy.fraction is not None:  # nothing to shrink; one round with the fewest pairs must do
+        needed = describe_plan(config, prepared, plan)["least_seconds"]
+        if needed > allowed / 0.9:
+            raise UsageError(
+                f"{limit} is too little: one round of {plan.runs} proxies at proxy.fraction {plan.fraction:g} needs "
+                f"about {_budget_text(config, needed, plan)} here; raise it, or lower --runs or proxy.fraction"
+            )
+        return plan
+    full = describe_plan(config, prepared, replace(plan, fraction=1.0))["total"]["seconds"]
+    none = describe_plan(config, prepared, replace(plan, fraction=1e-9))["total"]["seconds"]
+    fraction = (allowed - none) / (full - none)
+    least = LEAST_PROXY_ROWS / float(prepared.column("base").sum())
+    if fraction < least:
+        needed = (none + least * (full - none)) / 0.9
+        raise UsageError(
+            f"{limit} is too little: {plan.runs} proxies of {LEAST_PROXY_ROWS} rows and their check need about "
+            f"{_budget_text(config, needed, plan)} here; raise it, or lower --runs, --rounds or the proxy's size"
+        )
+    return replace(plan, fraction=float(np.floor(min(fraction, largest_fraction(prepared)) * 1e6) / 1e6))
+
+
+def _budget_text(config: SearchConfig, seconds: float, plan: Plan) -> str:
+    """Write a time, and what it costs where a price is known."""
+    cost = cost_of(config.cost, seconds, plan.devices)
+    price = "" if cost is None else f" ({money(cost, config.cost.currency)})"
+    return f"{seconds / 3600:.2g} h{price}"
+
+
+def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
+    """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
+    import torch
+
+    from ideal_proxy.proxy import TrainSettings, train, trainable_parameters
+
+    parts = [prepared.domain_rows(index) for index in range(len(prepared.domains))]
+    batch = config.proxy.batch_rows
+    if config.proxy.model is not None:  # a third of it warms up; long enough to tell, short enough to wait for
+        mean = float(prepared.column("tokens_per_row").mean())
+        batch = min(batch, max(1, round(MEASURED_TOKENS / 6 / mean)))
+    rng = np.random.default_rng(0)
+    domain = rng.integers(0, len(parts), 6 * batch)
+    row = np.array([rng.integers(0, len(parts[d])) for d in domain])
+    timed = list(zip(domain[2 * batch :], row[2 * batch :], strict=True))
+    tokens = int(sum(parts[d].lengths[r] for d, r in timed))
+    supervised = [rows.supervised_tokens for rows in parts]
+    labelled = int(sum(supervised[d][r] for d, r in timed))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        speeds = {}
+        choices = [config.proxy.dtype] if config.proxy.dtype != "auto" else ["float32"]
+        exact = config.gradients == "unrolled"  # differentiating through a training in bfloat16 would not be
+        if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
+            choices.append("bfloat16")
+        for dtype in choices:
+            model = _throw_away(config, prepared).to(device)
+            settings = TrainSettings(
+                learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
+            )
+            train(model, (domain[: 2 * batch], row[: 2 * batch]), parts, settings)
+            started = time.perf_counter()
+            train(model, (domain[2 * batch :], row[2 * batch :]), parts, settings)
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            speeds[dtype] = tokens / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    # Half as fast again before precision is given up: a choice by timing must not flip with the machine's mood.
+    chosen = "bfloat16" if speeds.get("bfloat16", 0) > 1.5 * speeds.get("float32", np.inf) else choices[0]
+    products = count_products(model)
+    flops = products.training(tokens, labelled, tokens / len(timed))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Measured(
+        speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops, trainable_parameters(model)
+    )
+
+
+def micro_batch_tokens(config: SearchConfig, device: str) -> int | None:
+    """Say how many tokens a proxy takes at a time.
+
+    Args:
+        config: the run file.
+        device: where it trains.
+
+    Returns:
+        int: fewer for a pretrained model, whose activations are large; None leaves it to the trainer.
+    """
+    if config.proxy.model is None:
+        return None
+    from ideal_proxy.proxy import STEP_TOKENS
+
+    return STEP_TOKENS.get(device.partition(":")[0], 2048)
+
+
+def _throw_away(config: SearchConfig, prepared: Prepared) -> Any:
+    """Build a proxy to measure with."""
+    if config.proxy.model is None:
+        from ideal_proxy.proxy import build_proxy
+
+        return build_proxy(config.proxy.size or "1M", prepared.vocabulary, config.proxy.context, 0)
+    from ideal_proxy.proxy import build_pretrained_proxy
+
+    return build_pretrained_proxy(
+        prepared.kept_base, lora_rank=config.proxy.lora_rank, seed=0,
+        trust_remote_code=config.proxy.trust_remote_code,
+    )  # fmt: skip
+
+
+def _probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> float:
+    """Measure every metric once; one that cannot work is found before anything is trained."""
+    model = _throw_away(config, prepared)
+    return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
+
+
+def _checked_device(name: str) -> str:
+    """Return the device that the run file names, or say that there is none."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"proxy.device is {name!r}, which PyTorch has not here; choose auto or {_device()}") from error
+    return name
+
+
+def _device() -> str:
+    """Return the best device here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _planned_device(config: SearchConfig) -> str:
+    """Return where proxies train: what the run file says, what a Ray worker gets, or the best device here."""
+    if config.proxy.device != "auto":
+        return _checked_device(config.proxy.device)
+    if config.swarm.engine == "local":
+        return _device()
+    device = "cuda" if config.swarm.gpus else "cpu"
+    if device == "cuda" and _device() != "cuda":
+        raise UsageError(
+            "swarm.gpus is set but this machine has no GPU; start the search on a machine like those of the workers, "
+            "for speed and precision are measured there"
+        )
+    return device
+
+
+def _default_workers(config: SearchConfig, device: str) -> int:
+    """Return how many workers there is room for, on the cluster or here."""
+    if config.swarm.engine == "local":
+        return _cores() if device == "cpu" else 1
+    from ideal_proxy.swarm import cluster_workers, connect
+
+    connect(config.swarm.address)
+    return max(1, cluster_workers(1, config.swarm.gpus))
+
+
+def _gpus() -> int:
+    """Return the number of GPUs here."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,408 @@
+"""From the run file to numbers and token arrays in the run directory: the first stage of a search.
+
+What it writes (`prepared/`) is everything that workers read; it is made once and never remade on resume.
+
+Legend: D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
+from ideal_proxy.data import (
+    ChatTemplate,
+    DuplicateReport,
+    Row,
+    TokenRows,
+    domain_tokenizer,
+    find_duplicates,
+    make_template,
+    read_rows,
+    read_sources,
+    row_keys,
+    source_fingerprint,
+    tokenize_rows,
+)
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import keep_index, reserve_mask, search_verify_split
+from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.terminal import Reporter
+
+if TYPE_CHECKING:
+    from ideal_proxy.proxy import Pretrained
+
+FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainFacts:
+    """What is known of one domain. Rows and tokens are full-size terms.
+
+    Attributes:
+        name: its name.
+        source: where its rows are.
+        format: their format.
+        fingerprint: SHA-256 over its rows.
+        available: rows it has.
+        base: rows of the base mixture.
+        lower: fewest rows allowed.
+        upper: most rows allowed.
+        tokens_per_row: mean.
+        supervised_per_row: mean.
+        reserved: rows kept for the warm start.
+        truncated: rows that did not fit the context and lost prompt or answer.
+        dropped: rows without a supervised token.
+        longest: tokens of the longest row, after truncation.
+    """
+
+    name: str
+    source: str
+    format: str
+    fingerprint: str
+    available: int
+    base: int
+    lower: int
+    upper: int
+    tokens_per_row: float
+    supervised_per_row: float
+    reserved: int
+    truncated: int
+    dropped: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapabilityFacts:
+    """What is known of one capability's reference rows."""
+
+    name: str
+    source: str
+    format: str
+    fingerprint: str
+    rows: int
+    search_rows: int
+    verify_rows: int
+    supervised_tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The search's problem in numbers, and where its token arrays lie.
+
+    Attributes:
+        folder: `prepared/` of the run directory.
+        domains: D domains.
+        capabilities: J capabilities.
+        health: duplicates and leaks, as counts.
+        vocabulary: number of tokens of the tokenizer.
+        template: what the mixture file says of the template.
+        base_model: of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy.
+    """
+
+    folder: Path
+    domains: tuple[DomainFacts, ...]
+    capabilities: tuple[CapabilityFacts, ...]
+    health: dict[str, Any]
+    vocabulary: int
+    template: dict[str, Any]
+    base_model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept_base(self) -> Path:
+        """Where a pretrained proxy's weights are kept, float32."""
+        return self.folder / "model"
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return one number of every domain.
+
+        Args:
+            name: an attribute of `DomainFacts`.
+
+        Returns:
+            array: shape (D,).
+        """
+        return np.array([getattr(domain, name) for domain in self.domains], dtype=float)
+
+    @property
+    def domain_names(self) -> list[str]:
+        """D names."""
+        return [domain.name for domain in self.domains]
+
+    @property
+    def capability_names(self) -> list[str]:
+        """J names."""
+        return [capability.name for capability in self.capabilities]
+
+    def domain_rows(self, index: int) -> TokenRows:
+        """Load a domain's token arrays, memory-mapped."""
+        return TokenRows.load(self.folder / f"domain-{index}")
+
+    def reference_rows(self, index: int, half: str) -> TokenRows:
+        """Load a capability's token arrays, the `search` or the `verify` half."""
+        return TokenRows.load(self.folder / f"{half}-{index}")
+
+
+def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
+    """Read, tokenise and split every source, once.
+
+    Args:
+        config: the run file.
+        folder: `prepared/` of the run directory.
+        reporter: for notes.
+
+    Returns:
+        Prepared: numbers and places.
+
+    Raises:
+        UserError: a source is wrong or too small, or changed since this run directory was begun.
+    """
+    if is_complete(folder):
+        prepared = _load(folder)
+        _refuse_changed(prepared)
+        return prepared
+    domains, references = read_sources(config)
+    base_model = _keep_base(config, folder / "model", reporter)
+    tokenizer = proxy_tokenizer(config, domains.values())
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    template = load_template(folder / "tokenizer")
+    reporter.note(
+        f"tokenizer: {len(tokenizer):,} "
+        f"{'tokens of the model' if config.proxy.model else 'byte-level BPE tokens trained on the domains'}, "
+        f"{'the plain template' if template.plain else 'its own chat template'}"
+    )
+    domain_facts = []
+    for index, entry in enumerate(config.domains):
+        rows = domains[entry.name]
+        row_format = keep_index(entry.path, entry.format, folder / "rows")  # so that `apply` need not parse them again
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {row_format} format")
+        tokens = tokenize_rows(rows, template, config.proxy.context)
+        _refuse_empty(tokens, f"domain {entry.name}", entry.path)
+        tokens.save(folder / f"domain-{index}")
+        domain_facts.append(_domain_facts(entry, rows, tokens, config))
+    capability_facts = []
+    for index, capability in enumerate(config.capabilities):
+        rows = references[capability.name]
+        tokens = tokenize_rows(rows, template, config.proxy.context)
+        _refuse_empty(tokens, f"capability {capability.name}", capability.path)
+        search = search_verify_split(tokens.keys)
+        halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
+        for half, part in halves.items():
+            if len(part) == 0:
+                raise UserError(f"capability {capability.name} has too few reference rows to split; give it at least 2")
+            part.save(folder / f"{half}-{index}")
+        if len(halves["verify"]) < FEW_REFERENCE_ROWS:
+            reporter.note(
+                f"warning: {capability.name} keeps only {len(halves['verify'])} reference rows for the verdict; "
+                f"under {FEW_REFERENCE_ROWS} it will be noisy"
+            )
+        capability_facts.append(
+            CapabilityFacts(
+                name=capability.name,
+                source=capability.path,
+                format=capability.format,
+                fingerprint=source_fingerprint(row_keys(rows)),
+                rows=len(tokens),
+                search_rows=len(halves["search"]),
+                verify_rows=len(halves["verify"]),
+                supervised_tokens=int(tokens.supervised_tokens.sum()),
+                truncated=tokens.truncated,
+            )
+        )
+    report = find_duplicates(domains, references)
+    for line in duplicate_lines(report):
+        reporter.note(f"warning: {line}")
+    prepared = Prepared(
+        folder=folder,
+        domains=tuple(domain_facts),
+        capabilities=tuple(capability_facts),
+        health={"duplicates": duplicate_lines(report), "stamps": _stamps(domain_facts, capability_facts)},
+        vocabulary=len(tokenizer),
+        template=template.to_dict(),
+        base_model=base_model,
+    )
+    atomic_write_json(folder / "facts.json", _as_json(prepared))
+    mark_complete(folder)
+    return prepared
+
+
+def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> Any:
+    """Return the proxies' tokenizer: a pretrained model's own, or one trained on the domains.
+
+    Args:
+        config: the run file.
+        domains: rows of each domain, in the run file's order.
+
+    Returns:
+        Any: a fast transformers tokenizer.
+    """
+    if config.proxy.model is None:
+        assert config.proxy.vocabulary is not None
+        return domain_tokenizer(domains, config.proxy.vocabulary)
+    from ideal_proxy.proxy import load_tokenizer
+
+    return load_tokenizer(pretrained_source(config))
+
+
+def pretrained_source(config: SearchConfig) -> Pretrained:
+    """Say where a pretrained proxy comes from.
+
+    Args:
+        config: the run file, with `proxy.model`.
+
+    Returns:
+        Pretrained: folder or hub id.
+    """
+    from ideal_proxy.proxy import Pretrained
+
+    proxy = config.proxy
+    assert proxy.model is not None
+    return Pretrained(
+        name=proxy.model, gguf=proxy.gguf, revision=proxy.revision, trust_remote_code=proxy.trust_remote_code
+    )
+
+
+def load_template(folder: Path) -> ChatTemplate:
+    """Load a saved tokenizer with its template.
+
+    Args:
+        folder: where `save_pretrained` wrote the tokenizer.
+
+    Returns:
+        ChatTemplate: checked by its self-test.
+    """
+    from transformers import AutoTokenizer
+
+    return make_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+
+
+def duplicate_lines(report: DuplicateReport) -> list[str]:
+    """Say what the duplicate search found, a sentence for each pair of places.
+
+    Args:
+        report: the counts.
+
+    Returns:
+        list: sentences; empty where nothing was found.
+    """
+    lines = [f"{name}: {count:,} rows repeat another row of it" for name, count in report.within.items() if count]
+    lines += [f"{a} and {b} share {count:,} equal rows" for (a, b), count in report.between.items() if count]
+    lines += [
+        f"{count:,} reference rows of {capability} stand in domain {domain}: its loss there is no fair judge"
+        for (capability, domain), count in report.leaks.items()
+        if count
+    ]
+    return lines
+
+
+def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Load a pretrained proxy once and keep its weights in the run directory."""
+    if config.proxy.model is None:
+        return {}
+    from ideal_proxy.proxy import keep_base, load_causal_lm
+
+    source = pretrained_source(config)
+    model = load_causal_lm(source, context=config.proxy.context, packed=False)
+    parameters = sum(p.numel() for p in model.parameters())
+    fingerprint = keep_base(model, source, folder)
+    reporter.note(f"proxy: {source.name}, {parameters / 1e6:.4g}M parameters, weights {fingerprint[:12]}…")
+    return {"fingerprint": fingerprint, "parameters": parameters}
+
+
+def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, config: SearchConfig) -> DomainFacts:
+    """Resolve a domain's base and bounds against the rows it has."""
+    available = len(rows)
+    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    cap = int(config.constraints.max_repeat * available)
+    lower = rows_of(entry.min, available, default=0, what=f"min of {entry.name}")
+    upper = rows_of(entry.max, available, default=cap, what=f"max of {entry.name}")
+    if entry.pinned:
+        lower = upper = base
+    if lower > upper and (entry.max is not None or lower <= cap):
+        raise UserError(f"domain {entry.name}: min ({lower:,} rows) is above max ({upper:,} rows); swap or drop one")
+    needed = max(base if not (entry.min or entry.max) else 0, lower)
+    if needed > cap:
+        raise UserError(
+            f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
+            f"{config.constraints.max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
+        )
+    reserved = int(reserve_mask(tokens.keys, config.proxy.warm_fraction or 0.0).sum())
+    if config.proxy.warm_fraction and not reserved:
+        raise UserError(
+            f"domain {entry.name} has no two different rows, and the warm start takes one of them; "
+            "give it more rows, or take it out"
+        )
+    return DomainFacts(
+        name=entry.name,
+        source=entry.path,
+        format=entry.format,
+        fingerprint=source_fingerprint(row_keys(rows)),
+        available=available,
+        base=base,
+        lower=lower,
+        upper=min(upper, cap) if not entry.pinned else upper,
+        tokens_per_row=float(tokens.lengths.mean()),
+        supervised_per_row=float(tokens.supervised_tokens.mean()),
+        reserved=reserved,
+        truncated=tokens.truncated,
+        dropped=tokens.dropped,
+        longest=int(tokens.lengths.max()),
+    )
+
+
+def _refuse_empty(tokens: TokenRows, what: str, source: str) -> None:
+    if len(tokens) == 0:
+        raise UserError(f"{what} has no row with an answer in {source}; every row needs a non-empty answer")
+
+
+def _stamps(*groups: Sequence[DomainFacts] | Sequence[CapabilityFacts]) -> dict[str, list[int]]:
+    """Note size and time of every plain source file, to see a change on resume."""
+    stamps = {}
+    for group in groups:
+        for entry in group:
+            path = Path(entry.source)
+            if path.is_file():
+                stamps[entry.source] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return stamps
+
+
+def _refuse_changed(prepared: Prepared) -> None:
+    """Refuse to go on with other data than the run was begun with."""
+    for source, stamp in prepared.health["stamps"].items():
+        path = Path(source)
+        if path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == stamp:
+            continue
+        if path.is_file() and path.stat().st_size == stamp[0]:
+            entries: list[DomainFacts | CapabilityFacts] = [*prepared.domains, *prepared.capabilities]
+            entry = next(e for e in entries if e.source == source)
+            if source_fingerprint(row_keys(read_rows(source, format=entry.format))) == entry.fingerprint:
+                continue
+        raise UserError(
+            f"{source} changed since {prepared.folder.parent} was begun; restore it, or start anew with another --out"
+        )
+
+
+def _as_json(prepared: Prepared) -> dict[str, Any]:
+    value = asdict(prepared)
+    del value["folder"]
+    return value
+
+
+def _load(folder: Path) -> Prepared:
+    value = read_json(folder / "facts.json")
+    return Prepared(
+        folder=folder,
+        domains=tuple(DomainFacts(**entry) for entry in value["domains"]),
+        capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
+        health=value["health"],
+        vocabulary=value["vocabulary"],
+        template=value["template"],
+        base_model=value.get("base_model", {}),
+    )

@@ -1,0 +1,498 @@
+"""From finished runs to proposed volumes: fit the response law, optimise, and say how sure both are.
+
+Legend: R runs, D domains, J capabilities, S posterior draws.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.errors import UserError
+from ideal_proxy.optimizer import (
+    Constraints,
+    Objective,
+    Optimum,
+    Problem,
+    check_linear,
+    explored_region,
+    optimize,
+    round_volumes,
+)
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.verdict import Bound, Kind, combine
+from ideal_proxy.response import ResponseModel, Responses, Yardstick
+
+Array = NDArray[np.float64]
+
+BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
+LEVEL = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTable:
+    """Finished runs in numbers.
+
+    Attributes:
+        ids: R run ids.
+        volumes: rows in full-size terms, shape (R, D).
+        losses: reference losses on the search rows, nats per supervised token, shape (R, J).
+        values: what each capability is judged by, shape (R, J): its metric, or the same loss.
+        seeds: seed of each run, shape (R,).
+    """
+
+    ids: tuple[str, ...]
+    volumes: Array
+    losses: Array
+    values: Array
+    seeds: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Z_j, what the proxies give before any SFT row.
+
+    Attributes:
+        losses: on the search rows, nats per supervised token, shape (J,).
+        values: what each capability is judged by, shape (J,).
+    """
+
+    losses: Array
+    values: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """Proposed volumes with what is expected of them.
+
+    Attributes:
+        rows: full-size rows of each domain, shape (D,).
+        active: constraints that bind, in words.
+        scope: `global optimum` or `best of k starts`, with the optimality residual.
+        ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs; for scores
+            relative as `relative` says.
+        loss_ratios: the same of the reference losses, also where a metric judges.
+        base_losses: predicted losses at base, shape (J,).
+        base_values: predicted at base, what each capability is judged by, shape (J,).
+        yardstick: what scores are measured in.
+        predicted_gain: relative gain in the objective, same interval.
+        run_noise: standard deviation of one run, relative, mean over capabilities.
+        seed_noise: the same of a seed's common shift.
+        score_noise: standard deviation of one run in the unit of what it is judged by, shape (J,).
+        notes: what the fit wants the user to know.
+        model: the fitted response of what each capability is judged by.
+        loss_model: the fitted response of the reference losses; the same where no metric judges.
+        optimum: the optimiser's own result.
+        table: the runs that were fitted.
+        constraints: as used.
+        responses: measured by gradients and given to the fit, which may have left them out; None where there are none.
+    """
+
+    rows: NDArray[np.int64]
+    active: tuple[str, ...]
+    scope: str
+    ratios: tuple[Bound, ...]
+    loss_ratios: tuple[Bound, ...]
+    base_losses: Array
+    base_values: Array
+    yardstick: Yardstick
+    predicted_gain: Bound
+    run_noise: float
+    seed_noise: float
+    score_noise: Array
+    notes: tuple[str, ...]
+    model: ResponseModel
+    loss_model: ResponseModel
+    optimum: Optimum
+    table: RunTable
+    constraints: Constraints
+    responses: tuple[Responses, ...] | None = None
+
+
+def fit_and_propose(
+    config: SearchConfig,
+    prepared: Prepared,
+    table: RunTable,
+    baseline: Baseline,
+    *,
+    seed: int,
+    pairs: int = 3,
+    responses: Sequence[Responses] | None = None,
+    yardstick: Yardstick | None = None,
+) -> Proposal:
+    """Fit the law to the runs and optimise the volumes.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        table: the runs to fit.
+        baseline: Z_j, with no SFT row.
+        seed: seed of starts and bootstrap.
+        pairs: pairs that the prediction's interval is meant for.
+        responses: measured by gradients; the fit decides how far it trusts them.
+        yardstick: of an earlier round, so that all rounds measure gains alike; None makes one.
+
+    Returns:
+        Proposal: volumes in whole rows.
+
+    Raises:
+        UserError: the constraints contradict each other, or the fit is impossible.
+    """
+    loss_model, notes = _fit(table, prepared, baseline, seed, responses)
+    base = prepared.column("base")
+    model = loss_model
+    if config.has_metrics:
+        model, notes = _fit(table, prepared, baseline, seed, None, config.kinds)
+    stick = yardstick or make_yardstick(config, model, loss_model, base)
+    problem = make_problem(prepared, config)
+    constraints = make_constraints(config, prepared, problem, table.volumes)
+    objective = make_objective(config, stick)
+    optimum = optimize(model, objective, constraints, random_state=seed)
+    rows = round_volumes(optimum.volumes, constraints)
+    weights = [c.weight for c in config.capabilities]
+    options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
+    ratios, gain = predict_ratios(model, stick, base, rows.astype(float), **options)
+    plain = Yardstick.of_losses(len(ratios))
+    loss_ratios = predict_ratios(loss_model, plain, base, rows.astype(float), **options)[0]
+    noise = np.asarray(model.residual_scale_, dtype=float)
+    shift = np.asarray(model.seed_scale_, dtype=float)
+    base_values = model.value_and_gradient(base)[0]
+    unit = stick.divisor(base_values)
+    return Proposal(
+        rows=rows,
+        active=tuple(optimum.active),
+        scope=f"{optimum.scope}, optimality residual {optimum.kkt_residual:.0e}",
+        ratios=ratios,
+        loss_ratios=loss_ratios,
+        base_losses=loss_model.value_and_gradient(base)[0],
+        base_values=base_values,
+        yardstick=stick,
+        predicted_gain=gain,
+        run_noise=float(np.mean(noise / unit)),
+        seed_noise=float(np.mean(shift / unit)),
+        score_noise=noise,
+        notes=notes,
+        model=model,
+        loss_model=loss_model,
+        optimum=optimum,
+        table=table,
+        constraints=constraints,
+        responses=None if responses is None else tuple(responses),
+    )
+
+
+def gradient_note(model: ResponseModel, method: str) -> str:
+    """Say what measured responses did to a fit, and why.
+
+    Args:
+        model: fitted with them.
+        method: how they were estimated.
+
+    Returns:
+        str: a sentence without its full stop.
+    """
+    without = [error for trust, error in model.trust_errors_.items() if np.isfinite(trust)]
+    if not np.isfinite(model.trust_):
+        why = "the changes of loss that they foretell are not those of the runs"
+        if without:
+            why = (
+                "runs left out were predicted better without them by more than a standard error (with them the error "
+                f"was {np.sqrt(min(without)):.2f} times as large at best)"
+            )
+        return f"Gradients ({method}) were left out of the fit: {why}"
+    if not without:
+        return (
+            f"Gradients ({method}) entered the fit; too few runs to leave one out and check; each may miss by "
+            f"{model.trust_:g} times their size"
+        )
+    return (
+        f"Gradients ({method}) entered the fit: error of runs left out "
+        f"{np.sqrt(model.trust_errors_[model.trust_]):.2f} times that of losses alone; each may miss by "
+        f"{model.trust_:g} times their size"
+    )
+
+
+def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: ResponseModel, base: Array) -> Yardstick:
+    """Say what a difference of each score is divided by, so that it may stand in a mean beside relative losses.
+
+    By default the replicate noise decides: one run's noise of the score counts as much as that of the capability's own
+    reference loss. A metric that is minus the loss is then judged as the loss is.
+
+    Args:
+        config: the run file.
+        model: the fitted response of what each capability is judged by.
+        loss_model: that of the reference losses.
+        base: base volumes, shape (D,).
+
+    Returns:
+        Yardstick: of the J capabilities.
+
+    Raises:
+        UserError: a score's value at base is to be its scale and is zero.
+    """
+    values, losses = (m.value_and_gradient(base)[0] for m in (model, loss_model))
+    noise, loss_noise = (np.asarray(m.residual_scale_, dtype=float) for m in (model, loss_model))
+    scale = np.full(len(values), np.nan)
+    for j, capability in enumerate(config.capabilities):
+        if capability.metric is None:
+            continue
+        given = capability.metric.scale
+        if given == "noise":
+            scale[j] = noise[j] / (loss_noise[j] / losses[j])
+        elif given == "base":
+            scale[j] = abs(values[j])
+        else:
+            scale[j] = float(given)
+        if not (np.isfinite(scale[j]) and scale[j] > 0):
+            raise UserError(
+                f"the metric of {capability.name} has no scale by {given!r} (at base it is {values[j]:.3g}, its noise "
+                f"{noise[j]:.3g}); give metric.scale a number: what counts as much as a loss doubled"
+            )
+    return Yardstick(config.kinds, scale)
+
+
+def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Problem:
+    """State the problem to the optimiser in full-size rows.
+
+    Args:
+        prepared: the problem in numbers.
+        config: says which capabilities are scores; None: all are losses.
+
+    Returns:
+        Problem: names, base, available rows, tokens a row.
+    """
+    return Problem(
+        domains=tuple(prepared.domain_names),
+        capabilities=tuple(prepared.capability_names),
+        base=prepared.column("base"),
+        available=prepared.column("available"),
+        tokens_per_row=prepared.column("tokens_per_row"),
+        kinds=config.kinds if config is not None else (),
+    )
+
+
+def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
+    """Refuse, before anything is trained, limits that no mixture can meet.
+
+    Args:
+        config: the run file.
+        prepared: bounds in rows.
+        explored: volumes that the swarm will run, shape (R, D), where they are known: the default trust region.
+
+    Raises:
+        UserError: the limits contradict each other (an irreducible set of them is named), or leave nothing to search.
+    """
+    free = [f.name for f in prepared.domains if f.upper > f.lower]
+    if len(free) < (2 if config.budget.mode == "keep" else 1):
+        moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
+        raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
+    constraints = make_constraints(config, prepared, make_problem(prepared, config), explored)
+    check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
+
+
+def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array | None) -> Constraints:
+    """Turn the run file's limits into the optimiser's.
+
+    Args:
+        config: the run file.
+        prepared: bounds in rows.
+        problem: names and base.
+        explored: volumes that the swarm ran, shape (R, D): the default trust region; None for none.
+
+    Returns:
+        Constraints: all of them.
+    """
+    trust = config.constraints.trust_region
+    options = constraint_options(config) | {
+        "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0},
+        "upper": {d.name: f"{d.upper} rows" for d in prepared.domains},
+        "trust_region": trust,
+    }
+    if trust is None and explored is not None:
+        options["trust_region"] = explored_region(explored, problem)
+    return Constraints.from_options(options, problem)
+
+
+def constraint_options(config: SearchConfig) -> dict[str, Any]:
+    """Write the run file's limits as `Constraints.from_options` takes them, without bounds in rows and trust region.
+
+    Args:
+        config: the run file.
+
+    Returns:
+        dict: texts, numbers and lists; the mixture file keeps it, so that a full-size run obeys the same limits.
+    """
+    unit = config.budget.unit
+    budget = {"keep": "keep", "at_most": "at most 100 %", "free": "free"}[config.budget.mode]
+    if config.budget.mode != "free" and config.budget.total is not None:
+        budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
+    return {
+        "budget": budget,
+        "budget_unit": unit,
+        "pinned": [entry.name for entry in config.domains if entry.pinned] or None,
+        "repeat_cap": config.constraints.max_repeat,
+        "groups": list(config.constraints.groups) or None,
+        "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
+    }
+
+
+def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:
+    """Turn the run file's objective into the optimiser's.
+
+    Args:
+        config: the run file.
+        yardstick: what scores are measured in; None where all are losses.
+
+    Returns:
+        Objective: what to minimise.
+    """
+    weights = {c.name: c.weight for c in config.capabilities} if config.objective.kind == "weighted" else None
+    return Objective(
+        kind=config.objective.kind,
+        weights=weights,
+        upper_confidence=config.objective.upper_confidence,
+        kl_penalty=config.constraints.kl,
+        scale={
+            c.name: float(x)
+            for c, x in zip(config.capabilities, yardstick.scale if yardstick else (), strict=False)
+            if np.isfinite(x)
+        }
+        or None,
+    )
+
+
+def _fit(
+    table: RunTable,
+    prepared: Prepared,
+    baseline: Baseline,
+    seed: int,
+    responses: Sequence[Responses] | None,
+    kinds: Sequence[str] | None = None,
+) -> tuple[ResponseModel, tuple[str, ...]]:
+    """Fit the response model of the losses, or with kinds of what judges; what it logs becomes notes."""
+    model = ResponseModel(
+        unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed,
+        kind="loss" if kinds is None else list(kinds),
+    )  # fmt: skip
+    with _notes() as notes:
+        _fit_rows(model, table, prepared, baseline, responses=responses)
+    return model, tuple(dict.fromkeys(notes))
+
+
+def _fit_rows(
+    model: ResponseModel,
+    table: RunTable,
+    prepared: Prepared,
+    baseline: Baseline,
+    weights: Array | None = None,
+    responses: Sequence[Responses] | None = None,
+) -> ResponseModel:
+    """Fit a model to the runs under the names that users know; one of kinds to what judges."""
+    judged = not isinstance(model.kind, str)
+    return model.fit(
+        pd.DataFrame(table.volumes, columns=prepared.domain_names),
+        pd.DataFrame(table.values if judged else table.losses, columns=prepared.capability_names),
+        run_id=np.asarray(table.ids), seed_id=table.seeds,
+        baseline_loss=baseline.values if judged else baseline.losses, sample_weight=weights,
+        responses=None if responses is None else list(responses),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[list[str]]:
+    """Collect what the fit logs instead of printing it."""
+    collected: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: collected.append(record.getMessage().rstrip("."))  # type: ignore[method-assign]
+    logger = logging.getLogger("ideal_proxy")
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield collected
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+def predict_ratios(
+    model: ResponseModel,
+    yardstick: Yardstick,
+    base: Array,
+    rows: Array,
+    *,
+    pairs: int,
+    kind: Kind,
+    weights: Sequence[float],
+) -> tuple[tuple[Bound, ...], Bound]:
+    """Predict a mixture relative to base, with the interval in which the mean of the first pairs should fall.
+
+    Args:
+        model: the fitted response.
+        yardstick: what scores are measured in.
+        base: volumes to compare with, shape (D,).
+        rows: volumes, shape (D,).
+        pairs: of runs that share a seed.
+        kind: of the objective.
+        weights: of a weighted objective, shape (J,).
+
+    Returns:
+        tuple: J relative values and the gain in the objective.
+    """
+    here, there = (model.value_and_gradient(v)[0] for v in (rows, base))
+    ratio_J = yardstick.relative(here, there)
+    draws_SJ = yardstick.relative(model.draws_value_and_gradient(rows)[0], model.draws_value_and_gradient(base)[0])
+    run_J = np.asarray(model.residual_scale_) / yardstick.divisor(there) * np.sqrt(2 / pairs)
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
+    gain = 1 - float(combine(ratio_J, kind, weights))
+    gain_sd = np.hypot(combine(draws_SJ, kind, weights).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
+    bounds = tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True))
+    return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
+
+
+def bootstrap_volumes(
+    config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline: Baseline, *, seed: int
+) -> Array:
+    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move.
+
+    Args:
+        config: the run file.
+        prepared: the problem in numbers.
+        proposal: whose volumes are questioned.
+        baseline: Z_j.
+        seed: of the weights.
+
+    Returns:
+        array: 5 % and 95 % quantile of every volume in full-size rows, shape (D, 2).
+    """
+    table, constraints = proposal.table, proposal.constraints
+    objective = make_objective(config, proposal.yardstick)
+    trust = proposal.model.trust_
+    responses = proposal.responses if np.isfinite(trust) else None
+    rng = np.random.default_rng(seed + 1)
+    moved = []
+    for draw in range(BOOTSTRAP):
+        weights = rng.dirichlet(np.ones(len(table.ids))) * len(table.ids)
+        # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
+        model = ResponseModel(
+            unit="rows", available=prepared.column("available"), base=prepared.column("base"),
+            process="never", harm=proposal.model.harm_, trust=float(trust), n_starts=1, n_draws=8,
+            random_state=seed + draw, kind=proposal.model.kind,
+        )  # fmt: skip
+        try:
+            with _notes():
+                _fit_rows(model, table, prepared, baseline, weights, responses)
+            moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
+        except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
+            moved.append(prepared.column("base"))
+    return np.quantile(np.array(moved), [0.05, 0.95], axis=0).T

@@ -1,0 +1,221 @@
+"""Pretrained causal language models, for proxies and full-size runs: a folder, a hub id or a GGUF file; LoRA.
+
+Weights come from safetensors or GGUF, never from pickles, and a model's own code runs only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.proxy.model import use_packed_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """Where a pretrained model comes from.
+
+    Attributes:
+        name: folder or hub id.
+        gguf: file name inside the folder or hub repository, of quantised weights that are read as float32.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    name: str
+    gguf: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Return what `from_pretrained` is told besides the name."""
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.gguf:
+            options["gguf_file"] = self.gguf
+        if self.revision:
+            options["revision"] = self.revision
+        return options
+
+
+def load_tokenizer(source: Pretrained) -> Any:
+    """Load the model's own tokenizer.
+
+    Args:
+        source: which model.
+
+    Returns:
+        Any: a transformers tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    return _had(lambda: AutoTokenizer.from_pretrained(source.name, **source.options()), source, "tokenizer")
+
+
+def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> Any:
+    """Load a model in float32 on the CPU.
+
+    Args:
+        source: which model.
+        context: longest row that it is to read, tokens.
+        packed: switch to packed attention where the model can.
+
+    Returns:
+        Any: a transformers causal LM.
+
+    Raises:
+        UsageError: the context is longer than the model can read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = source.options() | ({} if source.gguf else {"use_safetensors": True})
+    model = _had(
+        lambda: AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.float32, **options), source, "model"
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and context > longest:
+        raise UsageError(
+            f"the context of {context} is more than the {longest} tokens that {source.name} reads; lower it"
+        )
+    if source.gguf:
+        model = _plain(model)
+    model.config.use_cache = False
+    return use_packed_attention(model) if packed else model
+
+
+def empty_model(source: Any, *, trust_remote_code: bool = False) -> Any:
+    """Build a model without weights: parameters have shapes only, buffers that are computed are there.
+
+    Args:
+        source: its configuration, or a folder that holds one.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        Any: a transformers causal LM, to be given weights by `load_state_dict(…, assign=True)`.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_libraries():
+        config = source
+        if isinstance(source, str | Path):
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            auto: Any = AutoModelForCausalLM
+            return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _plain(model: Any) -> Any:
+    """Give a model read from GGUF, whose weights are float32 now, a configuration without quantisation."""
+    config = type(model.config).from_dict({
+        key: value for key, value in model.config.to_dict().items() if key != "quantization_config"
+    })  # fmt: skip
+    plain = empty_model(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain.eval()
+
+
+def with_lora(model: Any, rank: int, seed: int) -> Any:
+    """Freeze a model and give every linear layer but the head low-rank updates.
+
+    Args:
+        model: a transformers causal LM.
+        rank: of the updates.
+        seed: of their first weights; torch's global random state is neither read nor changed.
+
+    Returns:
+        Any: a peft wrapper.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise UserError("LoRA needs the peft package; run `pip install ideal-proxy[pretrained]`") from error
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        wrapped = get_peft_model(model, config)
+        torch.manual_seed(seed)
+        for module in wrapped.modules():  # again, now that they are float32: the first draw took the base's precision
+            if isinstance(module, LoraLayer):
+                layer: Any = module
+                layer.reset_lora_parameters("default", True)
+        return wrapped
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it.
+
+    Args:
+        model: a transformers causal LM or a peft wrapper; a wrapper is merged in place and not to be used again.
+        tokenizer: written too.
+        folder: where to.
+    """
+    with quiet_libraries():
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(str(folder / "adapter"))
+            model = model.float().merge_and_unload()  # a base kept in bfloat16 would round the updates away
+        model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' loading bars and notices about each other's future from the user.
+
+    Ours are the only bars: transformers draws its own whether or not anybody asked for quiet or sits at a terminal.
+
+    Yields:
+        None: while they are kept.
+    """
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """Hide the bar of transformers' GGUF reader, which nothing turns off."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _had(load: Callable[[], Any], source: Pretrained, what: str) -> Any:
+    """Call a loader of transformers; whatever it raises means that the model was not had."""
+    if source.name.startswith(("/", ".", "~")) and not Path(source.name).expanduser().is_dir():
+        raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
+    try:
+        with quiet_libraries(), _no_bar() if source.gguf else contextlib.nullcontext():
+            return load()
+    except ImportError as error:
+        raise UserError(
+            f"the {what} of {source.name} needs another package ({error}); install ideal-proxy[pretrained]"
+        ) from error
+    except Exception as error:  # transformers and the hub raise a dozen kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cure = "give a folder or a hub id with safetensors weights (for a GGUF file its folder, and the file)"
+        if "trust_remote_code" in str(error):
+            cure = "read that code, and set trust_remote_code if you trust it"
+        raise UserError(f"cannot load the {what} of {source.name} ({reason}); {cure}") from error

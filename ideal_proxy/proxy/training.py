@@ -1,0 +1,363 @@
+"""Train one proxy on one mixture: the loss of a step is sum over sum, the rows of a step come from the order alone.
+
+Models, losses and evaluation live in `proxy_model` and are part of this module's interface. Legend: R rows of the
+run in training order, S optimiser steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ideal_proxy.data import IGNORED, TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import domain_order, training_order
+from ideal_proxy.proxy.model import (
+    MICRO_BATCH_TOKENS,
+    SIZES,
+    ProxyShape,
+    batch_loss,
+    build_proxy,
+    collate_across,
+    evaluate,
+    is_packed,
+    label_losses,
+    micro_batches,
+    proxy_shape,
+    use_packed_attention,
+)
+from ideal_proxy.proxy.records import RowLosses, TrainLog, TrainSettings, learning_rates
+from ideal_proxy.store import atomic_write_bytes
+
+__all__ = [
+    "SIZES",
+    "ProxyShape",
+    "RowLosses",
+    "TrainLog",
+    "TrainSettings",
+    "TrainingStopped",
+    "batch_loss",
+    "build_proxy",
+    "collate_across",
+    "evaluate",
+    "is_packed",
+    "label_losses",
+    "learning_rates",
+    "load_weights",
+    "micro_batches",
+    "proxy_shape",
+    "save_weights",
+    "train",
+    "use_packed_attention",
+    "warm_start",
+]
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class TrainingStopped(Exception):
+    """The training was asked to stop; its checkpoint stands where it was given a folder."""
+
+
+def train(
+    model: Any,
+    order: tuple[NDArray[np.int64], NDArray[np.int64]],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    *,
+    every_token: bool = False,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainLog:
+    """Train a model in place on rows in a given order.
+
+    Step k takes rows k·batch_rows … of the order; its loss is Σ nll / Σ supervised tokens over all of them, however
+    they are split into micro-batches. With a checkpoint folder, an interrupted training goes on from its last
+    checkpoint and ends with the same bits.
+
+    Args:
+        model: the model, on its device.
+        order: domain (R,) and row index (R,) of each row in turn, as `mixture.training_order` gives them.
+        token_rows: one set of rows a domain.
+        settings: optimiser and batches.
+        every_token: plain language-model loss on every token.
+        checkpoint_dir: folder for the checkpoint; None keeps none.
+        checkpoint_seconds: time between checkpoints; 0 writes one after every step.
+        on_step: called with (steps done, steps in all, loss) after each step is queued; reading the loss, nats per
+            supervised token, waits for the device.
+        should_stop: asked after each step; True saves a checkpoint and ends the training.
+
+    Returns:
+        TrainLog: the losses of all steps, those before a resume included.
+
+    Raises:
+        UserError: the order is empty or a loss is not finite.
+        TrainingStopped: should_stop said so.
+    """
+    domain_R, row_R = (np.asarray(part, dtype=np.int64) for part in order)
+    if not len(domain_R):
+        raise UserError("a proxy run has no row to train on; give at least one domain a volume above 0")
+    device = next(model.parameters()).device
+    steps = -(-len(domain_R) // settings.batch_rows)
+    rates = learning_rates(settings, steps)
+    optimizer = _optimizer(model, settings)
+    checkpoint = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir is not None else None
+    identity = _identity(model, domain_R, row_R, token_rows, settings, every_token) if checkpoint else ""
+    done, losses = _resume(model, optimizer, checkpoint, identity) if checkpoint else (0, [])
+    resumed = done
+    lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
+    limit = settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    model.train()
+    started = saved = time.monotonic()
+    for step in range(done, steps):
+        here = slice(step * settings.batch_rows, (step + 1) * settings.batch_rows)
+        domains, rows = domain_R[here], row_R[here]
+        length = np.array([lengths[d][r] for d, r in zip(domains, rows, strict=True)])
+        batches = [
+            collate_across(token_rows, domains[part], rows[part], every_token=every_token)
+            for part in micro_batches(length, limit)
+        ]
+        labels = max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
+        total: Tensor | None = None
+        for batch in batches:
+            loss = batch_loss(model, batch, 1.0 / labels, device=device, autocast=autocast)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        losses.append(total)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rates[step])
+        torch.nn.utils.clip_grad_norm_(trainable, settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if on_step is not None:
+            on_step(step + 1, steps, total)
+        stop = should_stop is not None and step + 1 < steps and should_stop()
+        if checkpoint and step + 1 < steps and (stop or time.monotonic() - saved >= checkpoint_seconds):
+            _save(model, optimizer, checkpoint, identity, step + 1, losses)
+            saved = time.monotonic()
+        if stop:
+            raise TrainingStopped
+    values = _values(losses)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    length_R = drawn_values(lengths, domain_R, row_R)
+    tokens = int(length_R.sum())
+    supervised = tokens - len(length_R)  # a row's first token has no label
+    if not every_token:
+        supervised = int(drawn_values([rows.supervised_tokens for rows in token_rows], domain_R, row_R).sum())
+    return TrainLog(
+        values, rates, len(row_R), tokens, supervised, int(length_R @ length_R), time.monotonic() - started, resumed
+    )
+
+
+def drawn_values(
+    values: Sequence[NDArray[np.int64]], domain_R: NDArray[np.int64], row_R: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Look up a number of every row drawn.
+
+    Args:
+        values: for each domain (N,) one number a row.
+        domain_R: (R,) domain of each row drawn.
+        row_R: (R,) its place in the domain.
+
+    Returns:
+        (R,) the numbers, domain after domain.
+    """
+    return np.concatenate([np.asarray(part)[row_R[domain_R == d]] for d, part in enumerate(values)])
+
+
+def warm_start(
+    model: Any,
+    names: Sequence[str],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    tokens_per_domain: int | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainLog:
+    """Teach a fresh proxy the language of the domains: plain language-model loss on reserved rows, equal tokens each.
+
+    Args:
+        model: the fresh proxy, trained in place.
+        names: domain names, which enter the stable order.
+        token_rows: each domain's reserved rows.
+        settings: as for `train`.
+        seed: seed of the order.
+        tokens_per_domain: tokens wanted of every domain; default the mean that the domains have, none more than four
+            times over.
+        checkpoint_dir: as for `train`.
+        checkpoint_seconds: as for `train`.
+        on_step: as for `train`.
+        should_stop: as for `train`.
+
+    Returns:
+        TrainLog: of the warm start.
+
+    Raises:
+        UserError: a domain has no reserved row.
+    """
+    sizes = [int(rows.offsets[-1]) for rows in token_rows]
+    if min(sizes) == 0:
+        raise UserError(
+            f"domain {names[sizes.index(0)]!r} has no row reserved for the warm start; give it more rows, or a larger "
+            "warm_fraction"
+        )
+    goal = tokens_per_domain or min(sum(sizes) // len(sizes), 4 * min(sizes))
+    parts = []
+    for name, rows in zip(names, token_rows, strict=True):
+        turn = domain_order(seed, name, rows.keys)
+        passes = -(-goal // int(rows.offsets[-1]))
+        indices = np.tile(turn, passes)
+        count = int(np.searchsorted(np.cumsum(np.asarray(rows.lengths)[indices]), goal)) + 1
+        indices = indices[:count]
+        parts.append((rows.keys, indices, np.arange(len(indices)) // len(turn)))
+    order = training_order(seed, list(names), parts)
+    return train(
+        model, order, token_rows, settings,
+        every_token=True, checkpoint_dir=checkpoint_dir, checkpoint_seconds=checkpoint_seconds,
+        on_step=on_step, should_stop=should_stop,
+    )  # fmt: skip
+
+
+def save_weights(model: Any, path: str | Path) -> None:
+    """Write a proxy's weights as safetensors, atomically, tied tensors once; of a LoRA only what it trains.
+
+    Args:
+        model: the proxy.
+        path: the file.
+    """
+    from safetensors.torch import save
+
+    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in _trained(model).items()}))
+
+
+def load_weights(model: Any, path: str | Path) -> None:
+    """Read weights that `save_weights` wrote into a proxy of the same shape.
+
+    Args:
+        model: the proxy, changed in place.
+        path: the file.
+
+    Raises:
+        UserError: the file does not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path))
+    own = _trained(model)
+    if {n: tuple(t.shape) for n, t in tensors.items()} != {n: tuple(p.shape) for n, p in own.items()}:
+        raise UserError(f"{path} holds weights of another proxy; remove it and run the same command again")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Name the parameters that training changes; a frozen base is the same in every run."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW with decay on matrices only; the fused kernel, one pass over the weights, where there is one."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in {"cpu", "cuda", "mps"}
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=fused,
+    )  # fmt: skip
+
+
+def _identity(
+    model: Any,
+    domain_R: NDArray[np.int64],
+    row_R: NDArray[np.int64],
+    token_rows: Sequence[TokenRows],
+    settings: TrainSettings,
+    every_token: bool,
+) -> str:
+    """Return a fingerprint of what a training depends on, so that no other run's checkpoint is taken up.
+
+    A frozen base is left out: all runs of a folder share it, and the folder's settings hold its fingerprint.
+    """
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(settings), every_token]).encode())
+    digest.update(domain_R.tobytes())
+    digest.update(row_R.tobytes())
+    for rows in token_rows:
+        digest.update(np.ascontiguousarray(rows.keys).tobytes())
+    for parameter in _trained(model).values():
+        digest.update(parameter.detach().cpu().contiguous().float().numpy().data)
+    return digest.hexdigest()
+
+
+def _save(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str, done: int, losses: list[Tensor]) -> None:
+    """Write the state after `done` steps; safetensors, never pickle."""
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {"losses": torch.from_numpy(_values(losses))}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state[parameter]
+            tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+            tensors[f"mean.{name}"] = state["exp_avg"].cpu().contiguous()
+            tensors[f"square.{name}"] = state["exp_avg_sq"].cpu().contiguous()
+    atomic_write_bytes(path, save(tensors, metadata={"identity": identity, "done": str(done)}))
+
+
+def _resume(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str) -> tuple[int, list[Tensor]]:
+    """Take up a checkpoint of this very training; any other, or none, means starting at step 0."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return 0, []
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("identity") != identity:
+                return 0, []
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError):
+        return 0, []
+    done = int(metadata["done"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            parameter.copy_(tensors[f"weight.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(done), device=parameter.device),
+                "exp_avg": tensors[f"mean.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"square.{name}"].to(parameter.device),
+            }
+    return done, list(tensors["losses"].unbind())
+
+
+def _values(losses: list[Tensor]) -> NDArray[np.float64]:
+    """Read the losses back from the device in one go, and refuse a training that diverged."""
+    values: NDArray[np.float64] = torch.stack([loss.double().cpu() for loss in losses]).numpy()
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0]) + 1
+        raise UserError(f"the loss is not finite at step {at}; choose a smaller learning rate")
+    return values

@@ -1,0 +1,273 @@
+"""Numbers behind the figures: slices through the response, responses with errors, comparisons with base.
+
+Legend: K points of a slice, R runs, D domains, J capabilities, S posterior draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from ideal_proxy.response import ResponseModel, Yardstick
+
+Array = NDArray[np.float64]
+
+LEVEL = 0.9
+ETA_FRACTION = 0.01
+POINTS = 41
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slice:
+    """One domain's volume varied through a mixture.
+
+    Attributes:
+        domain: which.
+        volumes: its volume, (K,).
+        mixtures: all volumes, (K, D).
+        mean: predictions, (K, J).
+        lower: lower end of one new run's interval, (K, J).
+        upper: upper end, (K, J).
+    """
+
+    domain: str
+    volumes: Array
+    mixtures: Array
+    mean: Array
+    lower: Array
+    upper: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ResponseMatrix:
+    """Responses at one mixture: what one e-fold of each domain does to each capability.
+
+    Attributes:
+        values: ∂L_j/∂log v_i, (J, D), nats (scores: their unit).
+        errors: standard deviation over posterior draws, (J, D).
+        lower: 5 % quantile over posterior draws, (J, D).
+        upper: 95 % quantile, (J, D).
+    """
+
+    values: Array
+    errors: Array
+    lower: Array
+    upper: Array
+
+    @property
+    def within_noise(self) -> NDArray[np.bool_]:
+        """Whether the 90 % interval holds zero, (J, D)."""
+        return np.asarray((self.lower <= 0) & (self.upper >= 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A prediction against base: an estimate with its 90 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+def predict(model: ResponseModel, mixtures: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Predict with intervals, whatever names the model was fitted with.
+
+    Args:
+        model: the fitted response.
+        mixtures: volumes, (K, D).
+        level: of the interval for one new run.
+
+    Returns:
+        tuple: means, lower and upper ends, (K, J) each.
+    """
+    named = hasattr(model, "feature_names_in_")
+    v = pd.DataFrame(mixtures, columns=model.domain_names_) if named else np.asarray(mixtures)
+    mean, lower, upper = (np.asarray(x, dtype=float) for x in model.predict(v, return_interval=level))
+    return tuple(x.reshape(len(mixtures), -1) for x in (mean, lower, upper))  # type: ignore[return-value]
+
+
+def eta(model: ResponseModel) -> float:
+    """Give the volume that zero counts as in logarithms: 1 % of the mean base volume."""
+    return ETA_FRACTION * float(model.volumes_.scale) if model.unit == "rows" else 1e-3
+
+
+def move(model: ResponseModel, mixture: Array, domain: int, volumes: Array, *, keep: Array | None = None) -> Array:
+    """Set one domain to each of several volumes.
+
+    Args:
+        model: the fitted response, for its unit.
+        mixture: where the others start, (D,).
+        domain: index of the domain that is set.
+        volumes: its volumes, (K,).
+        keep: weights (D,), tokens a row say, whose total the other domains keep by shrinking in proportion; None
+            leaves them. Shares always keep their sum.
+
+    Returns:
+        array: mixtures, (K, D); volumes that leave the others nothing are cut.
+    """
+    weights = np.ones(len(mixture)) if model.unit == "share" else keep
+    out = np.tile(np.asarray(mixture, dtype=float), (len(volumes), 1))
+    out[:, domain] = volumes
+    if weights is None:
+        return out
+    total = float(weights @ mixture)
+    others = total - float(weights[domain] * mixture[domain])
+    room = total - weights[domain] * np.asarray(volumes, dtype=float)
+    fits = room >= 0
+    out = out[fits]
+    factor = room[fits] / others if others > 0 else np.zeros(int(fits.sum()))
+    rest = np.arange(len(mixture)) != domain
+    out[:, rest] *= factor[:, None]
+    return np.asarray(out)
+
+
+def slice_through(
+    model: ResponseModel,
+    mixture: Array,
+    domain: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    keep: Array | None = None,
+    points: int = POINTS,
+) -> Slice:
+    """Predict along one domain's volume.
+
+    Args:
+        model: the fitted response.
+        mixture: the volumes that the slice goes through, (D,).
+        domain: name of the domain that varies.
+        low: smallest volume; default a quarter of the mixture's.
+        high: largest; default four times the mixture's (shares: at most 1).
+        keep: see `move`.
+        points: K.
+
+    Returns:
+        Slice: at volumes evenly spaced in log(v + η).
+    """
+    index = list(model.domain_names_).index(domain)
+    here, small = float(mixture[index]), eta(model)
+    low = here / 4 if low is None else low
+    high = max(4 * here, 100 * small) if high is None else high
+    if model.unit == "share":
+        high = min(high, 0.999)
+    grid = np.exp(np.linspace(np.log(low + small), np.log(high + small), points)) - small
+    mixtures = move(model, mixture, index, np.maximum(grid, 0.0), keep=keep)
+    mean, lower, upper = predict(model, mixtures)
+    return Slice(domain=domain, volumes=mixtures[:, index], mixtures=mixtures, mean=mean, lower=lower, upper=upper)
+
+
+def partial_losses(
+    model: ResponseModel, mixture: Array, domain: str, volumes: Array, losses: Array, *, keep: Array | None = None
+) -> tuple[Array, Array]:
+    """Move observed runs onto a slice along the fit: the slice's value there plus what the run missed its own by.
+
+    Args:
+        model: the fitted response.
+        mixture: the volumes that the slice goes through, (D,).
+        domain: the domain that varies.
+        volumes: volumes of the runs, (R, D).
+        losses: observed, (R, J).
+        keep: see `move`.
+
+    Returns:
+        tuple: the domain's volume of each run (R,), and its partial losses (R, J), as in a partial residual plot.
+    """
+    index = list(model.domain_names_).index(domain)
+    moved = move(model, mixture, index, volumes[:, index], keep=keep)
+    if len(moved) < len(volumes):  # some volumes leave the others nothing
+        weights = np.ones(len(mixture)) if keep is None else keep
+        fits = weights[index] * volumes[:, index] <= float(weights @ mixture)
+        volumes, losses = volumes[fits], losses[fits]
+    return volumes[:, index], predict(model, moved)[0] + losses - predict(model, volumes)[0]
+
+
+def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None = None) -> ResponseMatrix:
+    """Differentiate the response at a mixture, with errors from the posterior draws.
+
+    Args:
+        model: the fitted response.
+        mixture: volumes, (D,).
+        share: each domain's share of the batch unit, (D,), for the mixing response at a fixed number of steps
+            (DESIGN §6: M = R − q · Σ_k R_k); None for the response R.
+
+    Returns:
+        ResponseMatrix: values and errors.
+    """
+    draws_SJD = model.draws_value_and_gradient(mixture)[1] * mixture
+    values_JD = model.value_and_gradient(mixture)[1] * mixture
+    if share is not None:
+        draws_SJD = draws_SJD - share * draws_SJD.sum(axis=-1, keepdims=True)
+        values_JD = values_JD - share * values_JD.sum(axis=-1, keepdims=True)
+    # The draws say how far the value may be off; they are centred on it, for the mean of draws differs a little.
+    centred = draws_SJD - np.median(draws_SJD, axis=0) + values_JD
+    lower, upper = np.quantile(centred, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return ResponseMatrix(values=values_JD, errors=draws_SJD.std(axis=0, ddof=1), lower=lower, upper=upper)
+
+
+def objective_value(ratios: Array, kind: str, weights: Array) -> Array:
+    """Reduce capabilities' ratios to base to the objective.
+
+    Args:
+        ratios: L_j(v)/L_j(v⁰), (..., J).
+        kind: `mean`, `weighted` or `worst`.
+        weights: of `weighted`, (J,).
+
+    Returns:
+        array: (...,), 1 at base.
+    """
+    if kind == "worst":
+        return np.asarray(ratios.max(axis=-1))
+    share = weights / weights.sum() if kind == "weighted" else np.full(ratios.shape[-1], 1 / ratios.shape[-1])
+    return np.asarray(ratios @ share)
+
+
+def against(
+    model: ResponseModel,
+    mixture: Array,
+    base: Array,
+    *,
+    pairs: int,
+    kind: str = "mean",
+    weights: Array | None = None,
+    yardstick: Yardstick | None = None,
+) -> tuple[list[Ratio], Ratio]:
+    """Predict a mixture against base: each capability's ratio of losses, and the relative gain in the objective.
+
+    Args:
+        model: the fitted response.
+        mixture: volumes, (D,).
+        base: volumes to compare with, (D,).
+        pairs: the intervals are for the mean over so many pairs of runs that share a seed.
+        kind: of the objective.
+        weights: of a weighted objective, (J,).
+        yardstick: what scores are measured in; None where all are losses.
+
+    Returns:
+        tuple: J ratios, and the gain (1 − objective), with 90 % intervals.
+    """
+    here, there = (model.value_and_gradient(v)[0] for v in (mixture, base))
+    stick = yardstick or Yardstick.of_losses(len(here))
+    draws_SJ = stick.relative(model.draws_value_and_gradient(mixture)[0], model.draws_value_and_gradient(base)[0])
+    ratio_J = stick.relative(here, there)
+    weights = np.ones(len(here)) if weights is None else weights
+    same = bool(np.array_equal(mixture, base))
+    run_J = (
+        np.zeros(len(here)) if same else np.asarray(model.residual_scale_) / stick.divisor(there) * np.sqrt(2 / pairs)
+    )
+    z = float(norm.ppf(0.5 + LEVEL / 2))
+    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
+    ratios = [
+        Ratio(value=float(r), lower=float(r - h), upper=float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)
+    ]
+    gain = 1 - float(objective_value(ratio_J, kind, weights))
+    share = weights / weights.sum() if kind == "weighted" else np.full(len(here), 1 / len(here))
+    if kind == "worst":
+        share = (ratio_J == ratio_J.max()).astype(float)
+    run = float(np.sqrt(((share * run_J) ** 2).sum()))
+    half = z * float(np.hypot(objective_value(draws_SJ, kind, weights).std(), run))
+    return ratios, Ratio(value=gain, lower=gain - half, upper=gain + half)

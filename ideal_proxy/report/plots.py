@@ -1,0 +1,593 @@
+"""Every figure as a function on fitted objects: `plot_*(…, ax=None)` draws on the axes given, or on new ones.
+
+New axes belong to a figure of their own (`ax.figure`), outside pyplot; in a notebook end a cell with
+`plot_volumes(run).figure`, or give `ax` from `plt.subplots()`.
+
+Legend: R runs, D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from ideal_proxy.report.curves import Array, ResponseMatrix, eta, partial_losses, predict, slice_through
+from ideal_proxy.report.plot_style import (
+    BLUE,
+    CYCLE,
+    FONT,
+    GREEN,
+    GRID,
+    INK,
+    MARKERS,
+    MUTED,
+    NOISE,
+    PAPER,
+    PURPLE,
+    VERMILLION,
+    caption,
+    dress,
+    interval,
+    label,
+    legend,
+    new_axes,
+    new_figure,
+    percent_axis,
+    rows_of_names,
+    volume_axis,
+    volume_text,
+)
+from ideal_proxy.response import ResponseModel
+
+if TYPE_CHECKING:
+    from ideal_proxy.optimizer import ParetoFront
+    from ideal_proxy.pipeline import SearchRun
+
+WIDE = 8.4
+ROW = 0.42  # inches for a row of names
+PANELS_ACROSS = 5
+MOST_ROOMY = 10  # domains up to which a matrix has room for errors in its cells
+BASE: dict[str, Any] = {
+    "linestyle": "none", "marker": "o", "markersize": 6.5, "color": BLUE, "markerfacecolor": PAPER,
+    "markeredgewidth": 1.5, "zorder": 4,
+}  # fmt: skip
+PROPOSAL: dict[str, Any] = {"linestyle": "none", "marker": "D", "markersize": 6, "color": VERMILLION, "zorder": 4}
+OBSERVED: dict[str, Any] = {"colour": GREEN}
+PREDICTED: dict[str, Any] = {"colour": MUTED, "marker": "s", "filled": False}
+ONE: dict[str, Any] = {
+    "linestyle": "none", "marker": "o", "markersize": 4.5, "color": GREEN, "markerfacecolor": PAPER,
+}  # fmt: skip
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+
+
+def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
+    """Draw the verified gain with its interval, the gain of every pair, the noise floor and the predicted gain.
+
+    Args:
+        run: a finished search.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: relative gain across.
+    """
+    ax = new_axes(WIDE, 2.2, ax)
+    verdict, predicted = run.result["verdict"], run.result["predicted_gain"]
+    gain = verdict["gain"]
+    floor = gain["value"] - gain["lower"]
+    ax.axvspan(-floor, floor, color=NOISE, alpha=0.35, linewidth=0)
+    ax.axvline(0, color=MUTED, linewidth=1)
+    least = run.config.objective.min_gain
+    ax.axvline(least, color=MUTED, linewidth=1, linestyle=":")
+    each = verdict["gains_by_seed"]
+    ax.plot(each, np.full(len(each), 0.28), **ONE)
+    interval(ax, 0, _bound(gain), **OBSERVED)
+    interval(ax, 1, _bound(predicted), **PREDICTED)
+    rows_of_names(ax, ["verified on fresh runs", "predicted (selected, so optimistic)"], 60)
+    percent_axis(ax)
+    caption(ax, x="relative gain in the objective against base")
+    marks = [
+        Line2D([], [], label="one pair", **ONE),
+        Patch(color=NOISE, alpha=0.35, label="within noise"),
+        Line2D([], [], color=MUTED, linestyle=":", label=f"smallest gain that counts ({least:.1%})"),
+    ]
+    legend(ax, marks, **ABOVE, ncols=3)
+    return ax
+
+
+CLEAR: dict[str, Any] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 0.4}  # behind a number
+VOLUMES = {  # what plot_volumes can show: base, proposal, and how the axis is named
+    "rows": ("base_rows", "proposal_rows", "rows of the full-size run"),
+    "tokens": ("base_tokens", "tokens", "tokens"),
+    "share": ("base_share", "share", "share of the tokens"),
+    "repeat": ("base_repeat", "repeat", "passes over the domain"),
+}
+
+
+def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") -> Axes:
+    """Draw every domain's volume in the base mixture and in the proposal.
+
+    Args:
+        run: a finished search.
+        ax: axes to draw on.
+        what: rows, tokens, share (of the tokens) or repeat.
+
+    Returns:
+        Axes: the volume across, a pair of bars a domain.
+    """
+    before, after, name = VOLUMES[what]
+    entries = [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in run.result["domains"]]
+    ax = new_axes(WIDE, 1.1 + 1.3 * ROW * len(entries), ax)
+    base = [entry[before] for entry in entries]
+    rows = [entry[after] for entry in entries]
+    places = np.arange(len(entries))
+    ax.barh(places - 0.19, base, height=0.34, color=BLUE, alpha=0.45, label="base")
+    ax.barh(places + 0.19, rows, height=0.34, color=VERMILLION, alpha=0.85, label="proposal")
+    longest = max([*base, *rows])
+    limits = {"rows": [entry["available"] for entry in entries], "repeat": [1.0] * len(entries)}.get(what, [])
+    near = [(place, limit) for place, limit in zip(places, limits, strict=False) if limit <= 1.5 * longest]
+    if near:
+        at, limit = (np.array(part, dtype=float) for part in zip(*near, strict=True))
+        ax.vlines(limit, at - 0.42, at + 0.42, color=INK, linewidth=1.3, label="rows available")
+        longest = max(longest, limit.max())
+    for place, entry in zip(places, entries, strict=True):
+        change = "new" if entry["change"] is None else f"{entry['change']:+.0%}"
+        more = f" ({change})" if what == "rows" else ""
+        for shift, value, colour, note in ((0.2, entry[after], INK, more), (-0.18, entry[before], MUTED, "")):
+            ax.text(value + 0.012 * longest, place + shift, _volume(value, what) + note, va="center",
+                    fontsize=FONT - 1, color=colour, bbox=CLEAR)  # fmt: skip
+    ax.set_xlim(0, (1.18 if what == "rows" else 1.3) * longest)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if what == "share" else volume_text(v))
+    rows_of_names(ax, [entry["name"] for entry in entries])
+    caption(ax, x=name)
+    legend(ax, **ABOVE, ncols=3)
+    return ax
+
+
+def figure_volumes(run: SearchRun) -> Figure:
+    """Draw tokens, shares and repeats of every domain, base and proposal, side by side.
+
+    Args:
+        run: a finished search.
+
+    Returns:
+        Figure: three panels.
+    """
+    figure = new_figure(WIDE, 1.1 + 1.1 * ROW * len(run.domains))
+    panels = figure.subplots(1, 3, sharey=True)
+    for number, (panel, what) in enumerate(zip(panels, ("tokens", "share", "repeat"), strict=True)):
+        dress(panel)
+        plot_volumes(run, panel, what=what)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.get_legend().remove()
+        panel.tick_params(axis="y", labelleft=number == 0)
+    marks = [Patch(color=BLUE, alpha=0.45, label="base"), Patch(color=VERMILLION, alpha=0.85, label="proposal")]
+    legend(figure, marks, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _volume(value: float, what: str) -> str:
+    """Write a volume beside its bar."""
+    if what == "share":
+        return f"{value:.1%}"
+    return f"{value:.2f}×" if what == "repeat" else f"{value:,}" if what == "rows" else volume_text(value)
+
+
+def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
+    """Draw every capability's predicted and verified change of loss against base, with intervals; metrics below.
+
+    Args:
+        run: a finished search.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: change of loss across; left is better.
+    """
+    entries = [*run.result["capabilities"], *(_of_metric(entry) for entry in run.result["capabilities"])]
+    entries = [entry for entry in entries if entry]
+    ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
+    ax.axvline(0, color=MUTED, linewidth=1)
+    for place, entry in enumerate(entries):
+        for key, shift, look in (("verified", -0.14, OBSERVED), ("predicted", 0.14, PREDICTED)):
+            value, low, high = (x - 1 for x in _bound(entry[key]))
+            interval(ax, place + shift, (value, low, high), name=None if place else key, **look)
+    rows_of_names(ax, [entry["name"] for entry in entries])
+    percent_axis(ax)
+    more = "; of a metric over its scale" if run.config.has_metrics else ""
+    caption(ax, x=f"change of reference loss against base{more} (left is better)")
+    legend(ax, **ABOVE, ncols=2)
+    return ax
+
+
+def plot_response(
+    model: ResponseModel,
+    capability: str,
+    domain: str,
+    *,
+    base: Array | None = None,
+    proposal: Array | None = None,
+    runs: tuple[Array, Array] | None = None,
+    keep: Array | None = None,
+    names: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one capability against one domain's volume: the fit, its band, runs, base, proposal, and where rows repeat.
+
+    Args:
+        model: the fitted response.
+        capability: what is judged.
+        domain: whose volume varies; the others stay (see `keep`).
+        base: volumes (D,) that the solid curve goes through; default the model's base.
+        proposal: volumes (D,) that a dashed curve goes through.
+        runs: volumes (R, D) and losses (R, J), drawn where the fit moves them onto the solid curve.
+        keep: weights (D,), tokens a row say, whose total the other domains keep in proportion; None leaves them.
+        names: label axes and title; False inside a grid of panels.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: volume across, loss up.
+    """
+    ax = new_axes(4.2, 3.0, ax)
+    index, j = list(model.domain_names_).index(domain), list(model.target_names_).index(capability)
+    base = _model_base(model) if base is None else np.asarray(base, dtype=float)
+    small = eta(model)
+    low, high = _range(model, index, base, proposal, runs)
+    curve = slice_through(model, base, domain, low=low, high=high, keep=keep)
+    ax.fill_between(curve.volumes, curve.lower[:, j], curve.upper[:, j], color=BLUE, alpha=0.16, linewidth=0)
+    ax.plot(curve.volumes, curve.mean[:, j], color=BLUE, linewidth=1.6)
+    if runs is not None:
+        volumes, partial = partial_losses(model, base, domain, *runs, keep=keep)
+        ax.plot(volumes, partial[:, j], linestyle="none", marker=".", markersize=4.5, color=MUTED, alpha=0.8)
+    if proposal is not None:
+        proposal = np.asarray(proposal, dtype=float)
+        other = slice_through(model, proposal, domain, low=low, high=high, keep=keep)
+        ax.plot(other.volumes, other.mean[:, j], color=VERMILLION, linewidth=1.2, linestyle="--")
+        there = predict(model, proposal[None])[0][0, j]
+        ax.plot([proposal[index]], [there], **PROPOSAL)
+    here = predict(model, base[None])[0][0, j]
+    ax.plot([base[index]], [here], **BASE)
+    volume_axis(ax, low, high, small=small, unit=model.unit, ticks=5 if names else 4)
+    available = model.volumes_.available
+    if available is not None and high > available[index]:
+        ax.axvspan(float(available[index]), ax.get_xlim()[1], color=PURPLE, alpha=0.14, linewidth=0)
+    if names:
+        unit = "share" if model.unit == "share" else "rows"
+        value = "loss, nats" if model.kinds_[j] == "loss" else "score"
+        caption(ax, x=f"{unit} of {label(domain)}", y=value, title=label(capability))
+    return ax
+
+
+def response_key(*, proposal: bool = True, runs: bool = True, repeats: bool = True) -> list[Any]:
+    """List what the marks of `plot_response` mean.
+
+    Args:
+        proposal: whether a proposal is drawn.
+        runs: whether runs are.
+        repeats: whether rows can repeat.
+
+    Returns:
+        list: handles for a legend.
+    """
+    key: list[Any] = [
+        Line2D([], [], color=BLUE, linewidth=1.6, marker="o", markerfacecolor=PAPER, label="fit through base"),
+        Patch(color=BLUE, alpha=0.16, label="90% interval of a run"),
+    ]
+    if runs:
+        key.append(Line2D([], [], linestyle="none", marker=".", color=MUTED, label="runs, moved along the fit"))
+    if proposal:
+        key.append(
+            Line2D([], [], color=VERMILLION, linestyle="--", marker="D", markersize=5.5, label="through the proposal")
+        )
+    if repeats:
+        key.append(Patch(color=PURPLE, alpha=0.14, label="rows repeat"))
+    return key
+
+
+def figure_responses(
+    model: ResponseModel,
+    capability: str,
+    *,
+    domains: Sequence[str] | None = None,
+    base: Array | None = None,
+    proposal: Array | None = None,
+    runs: tuple[Array, Array] | None = None,
+    keep: Array | None = None,
+) -> Figure:
+    """Draw one capability against every domain, a panel each on one scale.
+
+    Args:
+        model: the fitted response.
+        capability: what is judged.
+        domains: which domains; default all.
+        base: as in `plot_response`.
+        proposal: as in `plot_response`.
+        runs: as in `plot_response`.
+        keep: as in `plot_response`.
+
+    Returns:
+        Figure: the panels with one legend.
+    """
+    chosen = list(model.domain_names_) if domains is None else list(domains)
+    across = min(PANELS_ACROSS, len(chosen))
+    down = -(-len(chosen) // across)
+    figure = new_figure(max(5.5, 2.05 * across), 1.9 * down + 0.55)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    for number, panel in enumerate(panels.ravel()):
+        if number >= len(chosen):
+            panel.set_axis_off()
+            continue
+        plot_response(
+            model, capability, chosen[number], base=base, proposal=proposal, runs=runs, keep=keep, names=False, ax=panel
+        )
+        caption(panel, x=label(chosen[number], 22))
+        if number % across == 0:
+            judged = model.kinds_[list(model.target_names_).index(capability)]
+            caption(panel, y=f"{label(capability, 18)}\n{'loss, nats' if judged == 'loss' else 'score'}")
+    key = response_key(
+        proposal=proposal is not None, runs=runs is not None, repeats=model.volumes_.available is not None
+    )
+    legend(figure, key, loc="outside lower center", ncols=3 if across < 4 else 5)
+    return figure
+
+
+def plot_response_matrix(
+    matrix: ResponseMatrix,
+    domains: Sequence[str],
+    capabilities: Sequence[str],
+    *,
+    per: float = 0.1,
+    unit: str = "nats",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what more of each domain does to each capability; cells within noise are greyed.
+
+    Args:
+        matrix: responses ∂L/∂log v with errors, (J, D).
+        domains: D names.
+        capabilities: J names.
+        per: the change that cells show, as a relative increase of the volume; 0.1 shows the effect of 10 % more rows.
+        unit: of the capabilities.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: domains across, capabilities down.
+    """
+    J, D = matrix.values.shape
+    roomy = D <= MOST_ROOMY
+    ax = new_axes(max(4.0, 1.9 + (1.06 if roomy else 0.62) * D), 1.3 + (0.56 if roomy else 0.36) * J, ax)
+    factor = float(np.log1p(per))
+    values, errors = matrix.values * factor, matrix.errors * factor
+    largest = float(np.abs(values).max()) or 1.0
+    digits = max(2, int(np.ceil(-np.log10(largest))) + (2 if roomy else 1))
+    for j in range(J):
+        for i in range(D):
+            noise = bool(matrix.within_noise[j, i])
+            strength = abs(values[j, i]) / largest
+            face, alpha = (NOISE, 0.35) if noise else (BLUE if values[j, i] < 0 else VERMILLION, 0.1 + 0.5 * strength)
+            ax.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, facecolor=face, alpha=alpha, linewidth=0))
+            colour, size = MUTED if noise else INK, FONT if roomy else FONT - 2
+            up = 0.12 if roomy else 0.0
+            ax.text(i, j - up, f"{values[j, i]:+.{digits}f}", ha="center", va="center", fontsize=size, color=colour)
+            if roomy:
+                error = f"± {errors[j, i]:.{digits}f}"
+                ax.text(i, j + 0.24, error, ha="center", va="center", fontsize=FONT - 2, color=colour)
+    ax.set_xlim(-0.5, D - 0.5)
+    ax.set_xticks(range(D), [label(name, 16) for name in domains])
+    if max(len(label(name, 16)) for name in domains) > (13 if roomy else 6):
+        for tick in ax.get_xticklabels():
+            tick.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+    ax.tick_params(axis="x", length=0, labelsize=FONT)
+    rows_of_names(ax, capabilities)
+    ax.set_ylim(J - 0.5, -0.5)
+    ax.grid(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    caption(ax, x="domain", y="capability", title=f"change in {unit} from {per:.0%} more rows")
+    return ax
+
+
+def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw predictions against observations of runs that the fit did not see, relative to base.
+
+    Args:
+        held_out: as `SearchRun.held_out` gives: kind, capability, observed, predicted, base.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: predicted across, observed up, with the diagonal.
+    """
+    ax = new_axes(6.2, 4.2, ax)
+    unit = held_out.get("unit", held_out["base"])
+    scored = not np.array_equal(unit, held_out["base"])
+    x, y = (1 + (held_out[name] - held_out["base"]) / unit for name in ("predicted", "observed"))
+    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    margin = 0.04 * (high - low or 1.0)
+    ax.plot([low - margin, high + margin], [low - margin, high + margin], color=MUTED, linewidth=1)
+    names = list(dict.fromkeys(held_out["capability"]))
+    key = []
+    for n, name in enumerate(names):
+        colour, marker = CYCLE[n % len(CYCLE)], MARKERS[(n + n // len(CYCLE)) % len(MARKERS)]
+        for filled in (False, True):
+            rows = (held_out["capability"] == name) & ((held_out["kind"] != "left out") == filled)
+            ax.plot(x[rows], y[rows], linestyle="none", marker=marker, markersize=4.5, color=colour,
+                    markerfacecolor=colour if filled else PAPER, alpha=0.9)  # fmt: skip
+        key.append(Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=5, label=label(name)))
+    key.append(Line2D([], [], linestyle="none", marker="o", color=INK, markerfacecolor=PAPER, markersize=5,
+                      label="left out of the fit in turn"))  # fmt: skip
+    if (held_out["kind"] != "left out").any():
+        key.append(Line2D([], [], linestyle="none", marker="o", color=INK, markersize=5, label="never in the fit"))
+    ax.set_xlim(low - margin, high + margin)
+    ax.set_ylim(low - margin, high + margin)
+    if scored:
+        caption(ax, x="predicted, relative to prediction at base", y="observed, relative to prediction at base")
+    else:
+        caption(ax, x="predicted loss / predicted loss at base", y="observed loss / predicted loss at base")
+    legend(ax, key, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw what one group of capabilities costs the other.
+
+    Args:
+        front: from `pareto`.
+        proposal: relative loss of both groups at the proposal.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: one group across, the other up; both lower is better.
+    """
+    ax = new_axes(5.6, 3.6, ax)
+    kinds = front.optima[0].problem.kinds
+    higher = "loss" not in kinds
+    at_base = 0.0 if higher else 1.0
+    values = front.values - at_base
+    ax.axvline(0, color=GRID, linewidth=1)
+    ax.axhline(0, color=GRID, linewidth=1)
+    ax.plot(values[:, 0], values[:, 1], color=INK, linewidth=1.3, marker="s", markersize=4, label="Pareto front")
+    ax.plot([0], [0], label="base", **BASE)
+    if proposal is not None:
+        ax.plot([proposal[0] - at_base], [proposal[1] - at_base], label="proposal", **PROPOSAL)
+    if not higher:
+        for which in ("x", "y"):
+            percent_axis(ax, which)
+    what = "predicted change of loss" if set(kinds) == {"loss"} else "predicted change, scaled"
+    ax.margins(0.08)
+    caption(ax, x=f"{_group(front.first)}: {what}", y=f"{_group(front.second)}: {what}")
+    legend(ax, loc="best")
+    return ax
+
+
+def plot_movement(run: SearchRun, ax: Axes | None = None) -> Axes:
+    """Draw how far every proposed volume moves when the runs are re-weighted (Bayesian bootstrap, 90 %).
+
+    Args:
+        run: a finished search.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: rows across on a ratio scale.
+    """
+    entries = run.result["domains"]
+    ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
+    for place, entry in enumerate(entries):
+        bound = (entry["proposal_rows"], *entry["bootstrap"])
+        name = None if place else "proposal with 90% of bootstrap"
+        interval(ax, place, bound, colour=VERMILLION, marker="D", name=name)
+        ax.plot([entry["base_rows"]], [place], label=None if place else "base", **BASE)
+    every = np.array([[e["base_rows"], e["proposal_rows"], *e["bootstrap"]] for e in entries], dtype=float)
+    volume_axis(ax, float(every.min()), float(every.max()), small=eta(run.model), ticks=7)
+    rows_of_names(ax, [entry["name"] for entry in entries])
+    caption(ax, x="rows (equal steps are equal ratios)")
+    legend(ax, **ABOVE, ncols=2)
+    return ax
+
+
+def plot_cost(stages: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw where the search's training went.
+
+    Args:
+        stages: columns stage, runs, tokens, seconds.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: tokens across, a bar a stage.
+    """
+    ax = new_axes(WIDE, 0.8 + ROW * len(stages), ax)
+    places = np.arange(len(stages))
+    tokens = stages["tokens"].to_numpy(dtype=float)
+    ax.barh(places, tokens, height=0.6, color=BLUE, alpha=0.85)
+    for place, (_, row) in enumerate(stages.iterrows()):
+        runs = f"{row['runs']} run" + ("s" if row["runs"] != 1 else "")
+        ax.text(row["tokens"] + 0.01 * tokens.max(), place, f"{volume_text(row['tokens'])} tokens, {runs}", va="center",
+                fontsize=FONT - 1, color=INK)  # fmt: skip
+    ax.set_xlim(0, 1.28 * tokens.max())
+    ax.xaxis.set_major_formatter(lambda v, _: volume_text(v))
+    rows_of_names(ax, list(stages["stage"]), 40)
+    caption(ax, x="tokens trained on")
+    return ax
+
+
+def plot_repeats(model: ResponseModel, domain: str, *, most: float = 4.0, ax: Axes | None = None) -> Axes:
+    """Draw what rows of one domain are worth once they repeat.
+
+    Args:
+        model: a fitted response that knows the available rows.
+        domain: which domain.
+        most: passes over the domain shown.
+        ax: axes to draw on.
+
+    Returns:
+        Axes: passes across, passes' worth of fresh rows up.
+
+    Raises:
+        ValueError: the model was fitted without available rows.
+    """
+    available = model.volumes_.available
+    if available is None:
+        raise ValueError("the model was fitted without available rows, so nothing repeats; give available=")
+    ax = new_axes(5.0, 3.2, ax)
+    index = list(model.domain_names_).index(domain)
+    passes = np.linspace(0, most, 81)
+    mixtures = np.zeros((len(passes), len(available)))
+    mixtures[:, index] = passes * available[index]
+    worth = model.volumes_.effective(mixtures)[0][:, index] / available[index]
+    ax.plot(passes, passes, color=MUTED, linewidth=1, linestyle=":", label="if repeats were fresh rows")
+    ax.plot(passes, worth, color=BLUE, linewidth=1.8, label="what they are worth")
+    ax.axvspan(1, most, color=PURPLE, alpha=0.14, linewidth=0, label="rows repeat")
+    known = bool(model.repeat_identified_[index])
+    note = "" if known else " (not identified: no run repeats enough, this is the prior)"
+    caption(ax, x="passes over the domain", y="worth, in passes of fresh rows", title=label(domain) + note)
+    legend(ax, loc="upper left")
+    return ax
+
+
+def _of_metric(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Write a metric's differences as losses are written: over its scale, 1 is base, lower is better."""
+    if not (metric := entry.get("metric")):
+        return None
+    sign = -1.0 if metric["higher_is_better"] else 1.0
+    written: dict[str, Any] = {"name": f"{entry['name']}, by its metric"}
+    for key in ("predicted", "verified"):
+        value, *ends = (1 + sign * x / metric["scale"] for x in _bound(metric[key]))
+        written[key] = {"value": value, "lower": min(ends), "upper": max(ends)}
+    return written
+
+
+def _bound(entry: dict[str, float]) -> tuple[float, float, float]:
+    return entry["value"], entry["lower"], entry["upper"]
+
+
+def _group(names: Sequence[str]) -> str:
+    return label(names[0]) if len(names) == 1 else label(", ".join(names), 44)
+
+
+def _model_base(model: ResponseModel) -> Array:
+    """Return the base that the model was given, or the mean mixture's scale where it has none."""
+    for given in (model.base, model.available):
+        if given is not None:
+            return np.asarray(given, dtype=float)
+    D = len(model.domain_names_)
+    return np.full(D, 1 / D if model.unit == "share" else float(model.volumes_.scale))
+
+
+def _range(
+    model: ResponseModel, index: int, base: Array, proposal: Array | None, runs: tuple[Array, Array] | None
+) -> tuple[float, float]:
+    """Say which volumes of a domain a curve covers: what was run, base and proposal."""
+    seen = [float(base[index])]
+    if proposal is not None:
+        seen.append(float(proposal[index]))
+    if runs is not None:
+        seen += [float(runs[0][:, index].min()), float(runs[0][:, index].max())]
+    if len(set(seen)) == 1:
+        seen += [seen[0] / 4, max(4 * seen[0], 100 * eta(model))]
+    low, high = min(seen), max(seen)
+    return low, min(high, 0.999) if model.unit == "share" else high

@@ -1,0 +1,293 @@
+"""Results as text that fits 80 columns: the plan, the outcome of a search, what `apply` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.mixture import Applied, MixtureFile
+from ideal_proxy.proxy import money
+from ideal_proxy.terminal import duration, paragraph, table
+
+
+def result_tables(result: dict[str, Any], folder: Path) -> str:
+    """Lay out the outcome of a search.
+
+    Args:
+        result: as `run_search` returns it.
+        folder: the run directory.
+
+    Returns:
+        str: verdict, volumes, losses, how sure.
+    """
+    kept = result["verdict"]["answer"] != "improves"
+    predicted = result["predicted_gain"]
+    domains = [
+        (
+            entry["name"],
+            f"{entry['base_rows']:,}",
+            f"{entry['proposal_rows']:,}",
+            _change(entry["change"]),
+            f"{entry['share']:.1%}",
+            f"{entry['repeat']:.2f}x",
+            _moves(entry),
+        )
+        for entry in result["domains"]
+    ]
+    capabilities = [
+        (
+            entry["name"],
+            f"{entry['base_loss']:.3f}",
+            f"{entry['predicted']['value'] - 1:+.1%}",
+            f"{entry['verified']['value'] - 1:+.1%}",
+            f"[{entry['verified']['lower'] - 1:+.1%}, {entry['verified']['upper'] - 1:+.1%}]",
+        )
+        for entry in result["capabilities"]
+    ]
+    heading = "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on"
+    lines = [
+        paragraph(f"Verdict: {result['verdict']['sentence']}."),
+        *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
+        "",
+        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "moves"), domains),
+        paragraph(_unsure(result)),
+        "",
+        table(
+            "Reference loss against base, on fresh runs and unseen rows",
+            ("capability", "at base", "predicted", "verified", "interval"),
+            capabilities,
+        ),
+        *([paragraph(f"{price[0].upper()}{price[1:]}.")] if (price := who_pays(result)) else []),
+        "",
+        *_scores(result),
+        paragraph(
+            f"Predicted gain {predicted['value']:+.2%} [{predicted['lower']:+.2%}, {predicted['upper']:+.2%}] "
+            "(optimistic: it was selected). Noise of one run: "
+            f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
+        ),
+        paragraph(
+            f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
+        ),
+        *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
+        *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
+        paragraph(
+            f"{result['cost']['runs']} runs of {proxy_text(result['proxy'])}, {_passes(result['cost'])}"
+            f"{_count(result['cost']['rounds'], 'round')}, "
+            f"{duration(result['cost']['seconds'])} of training (workers added up)."
+        ),
+        f"Mixture file: {folder / 'mixture.json'}",
+        f"next: ideal-proxy report {folder}   (one page to look at and to show)",
+        *([] if kept else [f"      ideal-proxy apply {folder / 'mixture.json'} --out DIR   (the rows to train on)"]),
+    ]
+    return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def who_pays(result: dict[str, Any]) -> str:
+    """Name the capabilities that the proposal makes worse beyond doubt; a mean gain hides them.
+
+    Args:
+        result: as `run_search` returns it.
+
+    Returns:
+        str: a sentence, empty where there is none.
+    """
+    worse = [
+        f"{entry['name']} ({entry['verified']['value'] - 1:+.1%} loss, at least {entry['verified']['lower'] - 1:+.1%})"
+        for entry in result["capabilities"]
+        if entry["verified"]["lower"] > 1
+    ]
+    for entry in result["capabilities"]:
+        if metric := entry.get("metric"):
+            change, up = metric["verified"], metric["higher_is_better"]
+            least = change["upper"] if up else change["lower"]
+            if least < 0 if up else least > 0:
+                worse.append(f"{entry['name']} ({change['value']:+.3g} by its metric, at least {least:+.3g})")
+    return f"the price: {', '.join(worse)}; must_not_drop in the run file protects a capability" if worse else ""
+
+
+def _moves(entry: dict[str, Any]) -> str:
+    """Say between which volumes the bootstrap moved a domain."""
+    low, high = (f"{round(end):,}" for end in entry["bootstrap"])
+    return low if low == high else f"{low}-{high}"
+
+
+def _unsure(result: dict[str, Any]) -> str:
+    """Say how to read the bootstrap's intervals."""
+    text = "Moves: where 90% of the volumes lay when the runs were re-weighted; a constraint holds those that do not."
+    out = [
+        entry["name"]
+        for entry in result["domains"]
+        if not round(entry["bootstrap"][0]) <= entry["proposal_rows"] <= round(entry["bootstrap"][1])
+    ]
+    return text + (f" {', '.join(out)}: the proposal lies outside, so its volume is a rough one." if out else "")
+
+
+def _unit(result: dict[str, Any]) -> str:
+    return "a loss or a score's scale" if any(e.get("metric") for e in result["capabilities"]) else "the loss"
+
+
+def _scores(result: dict[str, Any]) -> list[str]:
+    """Lay out what the metrics gave, in their own units, where there are any."""
+    judged = [(entry["name"], entry["metric"]) for entry in result["capabilities"] if entry.get("metric")]
+    if not judged:
+        return []
+    rows = [
+        (
+            name, "higher" if m["higher_is_better"] else "lower", f"{m['base']:.4g}", f"{m['proposal']:.4g}",
+            f"{m['predicted']['value']:+.3g}", f"{m['verified']['value']:+.3g}",
+            f"[{m['verified']['lower']:+.3g}, {m['verified']['upper']:+.3g}]",
+        )
+        for name, m in judged
+    ]  # fmt: skip
+    header = ("capability", "better", "at base", "proposal", "predicted", "verified", "interval")
+    scales = "; ".join(f"{name}: {m['scale']:.3g}" for name, m in judged)
+    return [
+        table("Metrics, which judge instead of the loss (difference from base)", header, rows, left=2),
+        "",
+        paragraph(f"A metric's difference counts as this share of a loss: difference over scale ({scales})."),
+    ]
+
+
+def trust_text(found: dict[str, Any] | None) -> str:
+    """Say how larger proxies ranked, in all and by capability.
+
+    Args:
+        found: `trust` of a result; None where it was not checked.
+
+    Returns:
+        str: sentences without the last full stop; empty where it was not checked.
+    """
+    if not found:
+        return ""
+    if "sentence" not in found:
+        return f"Trust check: failed ({found['failed']})"
+    by_name = ", ".join(f"{e['name']} {e['agree']} of {e['pairs']}" for e in found["capabilities"])
+    return f"Trust check: {found['sentence']}. Same order by capability: {by_name}"
+
+
+def _passes(cost: dict[str, Any]) -> str:
+    """Say what gradients cost, where there were any."""
+    count = cost.get("gradient_passes", 0)
+    return f"{count} gradient passes (as much as {cost['gradient_runs']:.1f} runs), " if count else ""
+
+
+def proxy_text(proxy: dict[str, Any]) -> str:
+    """Name the proxies.
+
+    Args:
+        proxy: `parameters`, and of pretrained ones `model`, `lora_rank` and `trainable_parameters`.
+
+    Returns:
+        str: such as "a 0.84M proxy" or "SmolLM2-135M (135M parameters, LoRA of rank 8 trains 2.4M)".
+    """
+    digits = 2 if proxy["parameters"] < 1e8 else 3
+    millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
+    if not proxy.get("model"):
+        return f"a {millions} proxy"
+    rank = proxy.get("lora_rank")
+    how = f"LoRA of rank {rank} trains {proxy['trainable_parameters'] / 1e6:.2g}M" if rank else "all trained"
+    return f"{Path(proxy['model']).name} ({millions} parameters, {how})"
+
+
+def plan_tables(plan: dict[str, Any]) -> str:
+    """Lay out the plan of a search.
+
+    Args:
+        plan: as `plan_search` returns it.
+
+    Returns:
+        str: runs, steps, tokens, FLOPs, estimated time, and money where a price is known.
+    """
+    elsewhere, priced = plan.get("elsewhere"), plan["price"] is not None
+    rows = [
+        (
+            stage["name"], f"{stage['runs']}", f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['flops']:.1e}",
+            duration(stage["seconds"]), *([money(stage["cost"], "")] if priced else []),
+        )
+        for stage in plan["stages"]
+    ]  # fmt: skip
+    total, currency = plan["total"], plan["currency"]
+    header = ("stage", "runs", "steps", "tokens", "FLOPs", "time there" if elsewhere else "time here")
+    if elsewhere:
+        speed = (
+            f"{plan['devices']} device{'s' * (plan['devices'] > 1)} elsewhere at {elsewhere['utilisation']:.0%} of "
+            f"{elsewhere['device_flops']:.3g} FLOP/s"
+        )
+    else:
+        many = "s" * (plan["workers"] > 1)
+        speed = f"{plan['workers']} worker{many} ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
+    lines = [
+        paragraph(
+            f"{total['runs']} runs at most of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
+            f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
+            f"{speed}."
+        )
+    ]
+    if plan.get("metric_seconds"):
+        lines.append(paragraph(
+            f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."
+        ))  # fmt: skip
+    if priced:
+        lines.append(paragraph(
+            f"Cost: {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "
+            f"{plan['price']:g} {currency} each."
+        ))  # fmt: skip
+    if plan["worker_bytes"] and not elsewhere:
+        lines.append(paragraph(
+            f"Memory: about {plan['worker_bytes'] / 2**30:.1f} GiB for each worker, beside the token arrays, which "
+            "they share."
+        ))  # fmt: skip
+    least = f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}"
+    least += f", {money(plan['least_cost'], currency)}. " if priced else ". "
+    end = "This plan was not kept" if elsewhere else "Nothing was trained; drop --dry-run to start"
+    lines.append(paragraph(f"{least}{end}."))
+    return "\n".join([table("Plan", (*header, *([currency] if priced else [])), rows), "", *lines])
+
+
+def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
+    """Collect what `apply` wrote.
+
+    Args:
+        mixture: the mixture file.
+        applied: what was written.
+
+    Returns:
+        dict: JSON-ready.
+    """
+    return {
+        "folder": str(applied.folder),
+        "files": [path.name for path in applied.files],
+        "manifest": applied.manifest,
+        "rows": applied.rows,
+        "already_there": applied.already_there,
+        "domains": [
+            {"name": d.name, "rows": applied.domain_rows[d.name], "available": d.available, "repeat": d.repeat}
+            for d in mixture.domains
+        ],
+    }
+
+
+def applied_table(values: dict[str, Any]) -> str:
+    """Lay out what `apply` wrote.
+
+    Args:
+        values: from `applied_values`.
+
+    Returns:
+        str: rows written by domain.
+    """
+    rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in values["domains"]]
+    state = "were already there" if values["already_there"] else "written"
+    return "\n".join([
+        table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
+        f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
+        f"{', ...' if len(values['files']) > 3 else ''}, {values['manifest']})",
+    ])  # fmt: skip
+
+
+def _change(change: float | None) -> str:
+    return "new" if change is None else f"{change:+.0%}"

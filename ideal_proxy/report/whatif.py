@@ -1,0 +1,285 @@
+"""`ideal-proxy what-if`: what the fit predicts for a mixture of one's own, against base and proposal.
+
+Legend: D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ideal_proxy.config import rows_of
+from ideal_proxy.errors import UsageError
+from ideal_proxy.pipeline import SearchRun
+from ideal_proxy.report.curves import Array, Ratio, against, predict
+from ideal_proxy.terminal import paragraph, table
+
+BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
+MOVED = 0.02  # a change of the total that is worth a word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What the fit says of one capability.
+
+    Attributes:
+        name: the capability.
+        base: loss at base, nats per supervised token; of a capability that a metric judges its score, as below.
+        proposal: loss at the proposal.
+        loss: loss at the mixture asked about.
+        lower: lower end of the 90 % interval of one run's loss there.
+        upper: upper end.
+        ratio: loss over loss at base, with the 90 % interval for the mean over the check's first pairs; of a score
+            relative as `relative` says.
+        kind: loss, score (higher is better) or cost (lower is better).
+    """
+
+    name: str
+    base: float
+    proposal: float
+    loss: float
+    lower: float
+    upper: float
+    ratio: Ratio
+    kind: str = "loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """The answer.
+
+    Attributes:
+        rows: full-size rows asked about, by domain.
+        base: rows of the base mixture.
+        proposal: rows of the search's proposal.
+        repeat: passes over each domain.
+        tokens: tokens of the mixture.
+        base_tokens: tokens of the base mixture.
+        capabilities: predictions, J of them.
+        gain: relative gain in the objective against base, predicted.
+        proposal_gain: the same of the proposal.
+        cautions: why the prediction may be off, a sentence each.
+    """
+
+    rows: dict[str, int]
+    base: dict[str, int]
+    proposal: dict[str, int]
+    repeat: dict[str, float]
+    tokens: int
+    base_tokens: int
+    capabilities: tuple[Predicted, ...]
+    gain: Ratio
+    proposal_gain: Ratio
+    cautions: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the answer for a file.
+
+        Returns:
+            dict: numbers and texts only.
+        """
+        return asdict(self)
+
+
+def what_if(
+    run: SearchRun,
+    changes: Mapping[str, int | str],
+    *,
+    start: str = "base",
+    keep_total: bool = False,
+) -> WhatIf:
+    """Predict the losses of a mixture of one's own.
+
+    Args:
+        run: a finished search.
+        changes: volume by domain: rows (6000), a change ('+500', '-20%') from the start, or, as in the run file, a
+            share or multiple of the rows there are ('30%', '2x').
+        start: volumes of the domains not named: `base` or `proposal`.
+        keep_total: scale the domains not named so that the tokens stay those of the base mixture.
+
+    Returns:
+        WhatIf: predictions with intervals.
+
+    Raises:
+        UsageError: an unknown domain or start, a volume that cannot be read, or a total that cannot be kept.
+    """
+    if start not in ("base", "proposal"):
+        raise UsageError(f"the start is {start!r}; give base or proposal")
+    rows = (run.base if start == "base" else run.proposal).copy()
+    for name, value in changes.items():
+        if name not in run.domains:
+            raise UsageError(f"there is no domain {name!r}; this search has {', '.join(run.domains)}")
+        index = run.domains.index(name)
+        rows[index] = _volume(value, int(rows[index]), run.prepared.domains[index].available, name)
+    if keep_total:
+        rows = _keep_total(run, rows, set(changes))
+    if not rows.any():
+        raise UsageError("the mixture is empty; give at least one domain rows")
+    base = run.base
+    options: dict[str, Any] = {
+        "pairs": run.config.verify.pairs,
+        "kind": run.config.objective.kind,
+        "weights": np.array([capability.weight for capability in run.config.capabilities]),
+        "yardstick": run.yardstick,
+    }
+    ratios, gain = against(run.model, rows, base, **options)
+    mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal]))
+    tokens = run.prepared.column("tokens_per_row")
+    return WhatIf(
+        rows=_named(run, rows),
+        base=_named(run, base),
+        proposal=_named(run, run.proposal),
+        repeat={d.name: float(v / d.available) for d, v in zip(run.prepared.domains, rows, strict=True)},
+        tokens=round(float(rows @ tokens)),
+        base_tokens=round(float(base @ tokens)),
+        capabilities=tuple(
+            Predicted(
+                name=name,
+                base=float(mean[1, j]),
+                proposal=float(mean[2, j]),
+                loss=float(mean[0, j]),
+                lower=float(lower[0, j]),
+                upper=float(upper[0, j]),
+                ratio=ratios[j],
+                kind=run.config.kinds[j],
+            )
+            for j, name in enumerate(run.capabilities)
+        ),
+        gain=gain,
+        proposal_gain=against(run.model, run.proposal, base, **options)[1],
+        cautions=tuple(_cautions(run, rows)),
+    )
+
+
+def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:
+    """Read options of the form NAME=VOLUME.
+
+    Args:
+        given: the options.
+        domains: the names that are known; a name may hold '='.
+
+    Returns:
+        dict: volume, as text, by domain.
+
+    Raises:
+        UsageError: another form, an unknown domain, or one that stands twice.
+    """
+    changes: dict[str, str] = {}
+    for option in given:
+        fitting = [name for name in domains if option.startswith(f"{name}=")]
+        name = max(fitting, key=len, default=None)
+        if name is None:
+            before, equals, _ = option.partition("=")
+            if equals:
+                raise UsageError(f"--set {option}: there is no domain {before!r}; this search has {', '.join(domains)}")
+            raise UsageError(f"--set {option!r} must be NAME=VOLUME, such as {domains[0]}=6000 or {domains[0]}=-20%")
+        if name in changes:
+            raise UsageError(f"--set names {name} twice; give one volume a domain")
+        changes[name] = option[len(name) + 1 :]
+    return changes
+
+
+def what_if_tables(answer: WhatIf) -> str:
+    """Lay out the answer in 80 columns.
+
+    Args:
+        answer: from `what_if`.
+
+    Returns:
+        str: volumes, losses, gain, cautions.
+    """
+    domains = [
+        (
+            name, f"{answer.base[name]:,}", f"{answer.proposal[name]:,}", f"{rows:,}",
+            f"{rows / answer.base[name] - 1:+.0%}" if answer.base[name] else "new", f"{answer.repeat[name]:.2f}x",
+        )
+        for name, rows in answer.rows.items()
+    ]  # fmt: skip
+    capabilities = [
+        (
+            c.name if c.kind == "loss" else f"{c.name} ({c.kind})",
+            f"{c.base:.3f}", f"{c.proposal:.3f}", f"{c.loss:.3f}", f"{c.lower:.3f}-{c.upper:.3f}",
+            f"{c.ratio.value - 1:+.1%}", f"[{c.ratio.lower - 1:+.1%}, {c.ratio.upper - 1:+.1%}]",
+        )
+        for c in answer.capabilities
+    ]  # fmt: skip
+    gain, proposal = answer.gain, answer.proposal_gain
+    return "\n".join([
+        table("Rows", ("domain", "base", "proposal", "yours", "change", "repeat"), domains),
+        "",
+        table(
+            "Predicted loss, nats (90% of single runs; against base: 90% of means)"
+            if all(c.kind == "loss" for c in answer.capabilities)
+            else "Predicted losses, nats, and scores (90% of single runs; change: 90% of means)",
+            ("capability", "base", "proposal", "yours", "one run", "change", "interval"), capabilities,
+        ),
+        "",
+        f"Objective: {gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] against base; "
+        f"proposal {proposal.value:+.2%}.",
+        f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
+        *(["A score's change is its difference from base over its scale, worse is positive."]
+          if any(c.kind != "loss" for c in answer.capabilities) else []),
+        *(paragraph(f"Caution: {text}.") for text in answer.cautions),
+    ])  # fmt: skip
+
+
+def _volume(value: int | str, start: int, available: int, name: str) -> float:
+    text = str(value).strip()
+    if text[:1] not in ("+", "-"):
+        return float(rows_of(value, available, default=start, what=f"the volume of {name}"))
+    try:
+        rows = round(start * (1 + float(text[:-1]) / 100)) if text.endswith("%") else start + int(text)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"the volume of {name} is {value!r}; write rows (6000), a change ('+500', '-20%') or a share of the rows "
+            "there are ('30%', '2x')"
+        ) from error
+    if rows < 0:
+        raise UsageError(f"{name} has {start:,} rows at the start, so {value} leaves less than none; take fewer away")
+    return float(rows)
+
+
+def _keep_total(run: SearchRun, rows: Array, named: set[str]) -> Array:
+    """Scale the domains that were not named so that the tokens are those of base."""
+    tokens = run.prepared.column("tokens_per_row")
+    free = np.array([name not in named for name in run.domains])
+    room = float(run.base @ tokens) - float((rows * tokens)[~free].sum())
+    others = float((rows * tokens)[free].sum())
+    if room < 0 or (others == 0 and abs(room) > tokens.max()):
+        raise UsageError(
+            f"the domains named take {'more' if room < 0 else 'other'} tokens than the base mixture has, and no other "
+            "domain can make up for it; change fewer domains, or leave out --keep-total"
+        )
+    scaled = rows.copy()
+    scaled[free] = np.rint(rows[free] * (room / others)) if others else rows[free]
+    return scaled
+
+
+def _named(run: SearchRun, rows: Array) -> dict[str, int]:
+    return {name: round(float(v)) for name, v in zip(run.domains, rows, strict=True)}
+
+
+def _cautions(run: SearchRun, rows: Array) -> list[str]:
+    """Say where the prediction leaves what was run."""
+    found = []
+    ran = np.vstack([run.volumes(), run.base])
+    low, high = ran.min(axis=0), ran.max(axis=0)
+    for name, v, least, most in zip(run.domains, rows, low, high, strict=True):
+        if v * BEYOND < least or v > most * BEYOND:
+            found.append(f"{name} was run from {least:,.0f} to {most:,.0f} rows; {v:,.0f} is an extrapolation")
+    tokens = run.prepared.column("tokens_per_row")
+    totals = ran @ tokens
+    total, at_base = float(rows @ tokens), float(run.base @ tokens)
+    if total > float(totals.max()) * (1 + MOVED) or total * (1 + MOVED) < float(totals.min()):
+        found.append(
+            f"the total is {total / at_base - 1:+.1%} tokens against base and no run had such a total; "
+            "--keep-total scales the other domains"
+        )
+    for domain, v in zip(run.prepared.domains, rows, strict=True):
+        most = run.config.constraints.max_repeat
+        if v > most * domain.available:
+            found.append(f"{domain.name} repeats {v / domain.available:.1f} times, more than max_repeat {most:g}")
+    return found

@@ -1,0 +1,14 @@
+from .inputs import SHARE_TOLERANCE as SHARE_TOLERANCE
+from .law import ALPHA as ALPHA
+from .law import FIRST_A as FIRST_A
+from .law import FLOOR as FLOOR
+from .law import GAMMA as GAMMA
+from .law import SPAN as SPAN
+from .law import Volumes as Volumes
+from .law import evaluate as evaluate
+from .model import ResponseModel as ResponseModel
+from .model import Responses as Responses
+from .relative import Array as Array
+from .relative import Kind as Kind
+from .relative import Yardstick as Yardstick
+from .relative import directions as directions

@@ -1,0 +1,593 @@
+"""``ResponseModel``: how every capability answers to the volumes, fitted to proxy runs.
+
+Legend: N mixtures, R runs, D domains, J capabilities, S posterior draws, P parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from ideal_proxy.response import choice, json_form, trust
+from ideal_proxy.response.choice import LAW, LAW_PROCESS, PROCESS
+from ideal_proxy.response.diagnosis import diagnose
+from ideal_proxy.response.gradient_rows import GradientRows
+from ideal_proxy.response.inputs import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
+from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate
+from ideal_proxy.response.law_fit import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
+from ideal_proxy.response.process import Process, fit_processes
+from ideal_proxy.response.relative import directions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """Mixing responses at one mixture, measured by gradients (DESIGN §6).
+
+    Attributes:
+        volumes: (D,) the centre, in the unit of V.
+        matrix: (J, D) ∂L_j/∂log w_i in nats up to one scale a capability; NaN where there is none.
+        error: (J, D) standard errors (jackknife).
+        share: (D,) q_i, each domain's share of the batch unit.
+    """
+
+    volumes: Array
+    matrix: Array
+    error: Array
+    share: Array
+
+
+class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
+    """The response law of DESIGN §5 as a scikit-learn regressor: volumes in, losses or scores out.
+
+    Args:
+        unit: "rows", or "share" where every mixture sums to one.
+        kind: "loss" (lower is better, never below zero), "score" (higher is better, any affine scale) or "cost" (lower
+            is better, any affine scale), or one of them for each capability.
+        available: (D,) rows each domain has, so that repeats saturate; None: nothing is repeated.
+        base: (D,) base volumes, which set the scale; default ``available``, else the mean of V.
+        process: "auto" lets cross-validation mix in Gaussian processes, "never" keeps the law alone.
+        harm: "auto" (the rule of DESIGN §5), "never", "always", or (J,) booleans: which capabilities have it.
+        trust: σ_g, how far responses may miss relative to their size; "auto" lets the losses choose, inf leaves them
+            out.
+        n_starts: starts of the optimiser.
+        n_draws: posterior draws kept.
+        random_state: seed of starts, folds and draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        unit: str = "rows",
+        kind: Any = "loss",
+        available: Any = None,
+        base: Any = None,
+        process: str = "auto",
+        harm: Any = "auto",
+        trust: str | float = "auto",
+        n_starts: int = 3,
+        n_draws: int = 64,
+        random_state: int | None = 0,
+    ) -> None:
+        self.unit = unit
+        self.kind = kind
+        self.available = available
+        self.base = base
+        self.process = process
+        self.harm = harm
+        self.trust = trust
+        self.n_starts = n_starts
+        self.n_draws = n_draws
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        tags.target_tags.required = True
+        return tags
+
+    # ------------------------------------------------------------------ fit
+
+    def fit(
+        self,
+        V: Any,
+        L: Any,
+        run_id: Any = None,
+        seed_id: Any = None,
+        sample_weight: Any = None,
+        baseline_loss: Any = None,
+        responses: Responses | list[Responses] | None = None,
+    ) -> ResponseModel:
+        """Fit the law, decide by cross-validation what to add, and measure the intervals.
+
+        Args:
+            V: (N, D) volumes, in rows or shares.
+            L: (N, J) or (N,) losses in nats per supervised token, or scores; NaN where a run has none.
+            run_id: (N,) ids; rows of one run are averaged, only distinct runs are replicates.
+            seed_id: (N,) seeds; runs of one seed share a seed effect.
+            sample_weight: (N,) weights on the mean response.
+            baseline_loss: (J,) Z, the loss with no row, NaN where not measured.
+            responses: mixing responses measured by gradients.
+
+        Returns:
+            self.
+
+        Raises:
+            BadInput: input that cannot be fitted, with the cure.
+        """
+        self._check_options()
+        self.fidelity_: dict[str, dict[str, list[float]]] = {}
+        names = list(map(str, L.columns)) if isinstance(L, pd.DataFrame) else None
+        V = validate_data(self, V, dtype=np.float64)
+        if L is None:
+            raise BadInput("requires y to be passed, but the target y is None: give the losses of every run.")
+        L = check_array(L, dtype=np.float64, ensure_2d=False, ensure_all_finite=False, input_name="y")
+        if L.ndim > 2 or len(L) != len(V):
+            raise BadInput(f"V has {len(V)} rows and L shape {L.shape}: give one row of losses a row of volumes.")
+        self._one_dimensional_ = L.ndim == 1
+        L = L.reshape(len(V), -1)
+        if np.isinf(L).any() or (self._one_dimensional_ and np.isnan(L).any()):
+            raise BadInput("Input y contains infinity or, in a single column, NaN: leave those runs out.")
+        self.domain_names_ = list(map(str, getattr(self, "feature_names_in_", _numbered("domain", V.shape[1]))))
+        self.target_names_ = names or _numbered("capability", L.shape[1])
+        runs = distinct_runs(check_volumes(V, self.unit), L, run_id, seed_id, sample_weight, self.target_names_)
+        if len(runs.v_RD) < 2:
+            raise BadInput("Only 1 sample (one distinct run) was given and a fit needs at least 2: add runs.")
+        rng = np.random.default_rng(self.random_state)
+        data = self._standardise(runs, baseline_loss, responses)
+        fold_R = choice.fold_of_runs(len(runs.v_RD), rng)
+        enough = len(runs.v_RD) >= choice.LEAST_RUNS
+        fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
+        data = replace(data, volumes=fit.volumes)
+        law = choice.held_out_law(data, fit, fold_R, harm=False) if enough else None
+        self.trust_errors_: dict[float, float] = {}
+        if data.gradients:
+            chosen = trust.choose_trust(
+                data, fit, law, fold_R, rng, fixed=None if self.trust == "auto" else float(self.trust)
+            )
+            data, fit, law, self.trust_errors_ = chosen.data, chosen.fit, chosen.law, chosen.errors
+        self.trust_ = data.trust
+        self.response_scale_ = np.exp(fit.log_scale_J)
+        self.harm_ = np.zeros(len(data.y_JR), dtype=bool)
+        asked = self._harm_asked(len(data.y_JR))
+        if asked.any() if asked is not None else enough:
+            fit, law = self._try_harm(data, fit, law, fold_R, rng, asked)
+        self._keep(data, fit)
+        self._choose(data, fit, law, fold_R)
+        self._draw(data, fit, rng)
+        self.diagnostics_ = diagnose(self, data, fit)
+        return self
+
+    def _check_options(self) -> None:
+        for name, allowed in (
+            ("unit", ("rows", "share")),
+            ("process", ("auto", "never")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise BadInput(f"{name} is {getattr(self, name)!r} and must be one of {', '.join(allowed)}.")
+        check_kind(self.kind)
+        if self.trust != "auto" and not (isinstance(self.trust, (int, float)) and self.trust > 0):
+            raise BadInput(f'trust is {self.trust!r} and must be "auto" or a number above 0; inf leaves responses out.')
+
+    def _harm_asked(self, J: int) -> np.ndarray | None:
+        """Which capabilities the user gives the harm term; None where cross-validation decides."""
+        if isinstance(self.harm, str):
+            if self.harm not in {"auto", "never", "always"}:
+                raise BadInput(f"harm is {self.harm!r} and must be auto, never, always or {J} booleans.")
+            return None if self.harm == "auto" else np.full(J, self.harm == "always")
+        asked = np.asarray(self.harm)
+        if asked.shape != (J,) or asked.dtype != bool:
+            raise BadInput(f"harm must be auto, never, always or {J} booleans, one a capability; got {self.harm!r}.")
+        return asked
+
+    def _standardise(self, runs: Runs, baseline_loss: Any, responses: Any) -> LawData:
+        seen = runs.weight_JR > 0
+        J, D = len(seen), runs.v_RD.shape[1]
+        self.kinds_ = kinds_of(self.kind, J)
+        sign, plain = directions(self.kinds_), np.array([kind == "loss" for kind in self.kinds_])
+        if (runs.loss_JR[plain][seen[plain]] < 0).any():
+            log.warning('Some losses are negative: they are fitted as scores of the other sign; see kind="score".')
+        y = sign[:, None] * runs.loss_JR
+        total = runs.weight_JR.sum(axis=1)
+        mean = (runs.weight_JR * y).sum(axis=1) / total
+        spread = np.sqrt((runs.weight_JR * (y - mean[:, None]) ** 2).sum(axis=1) / total)
+        spread = np.where(spread > 1e-12 * (1.0 + np.abs(mean)), spread, np.maximum(np.abs(mean), 1.0))
+        low = np.where(seen, y, np.inf).min(axis=1)
+        width = np.maximum(np.where(seen, y, -np.inf).max(axis=1) - low, 1e-3 * spread)
+        affine = (low <= 0) | ~plain
+        self.location_ = np.where(affine, mean, 0.0)
+        self.scale_ = spread
+        self.sign_ = sign
+        floor = np.where(affine, low - 3.0 * width, 0.0)
+        bounds = np.column_stack([floor, low - 1e-3 * width])
+        bounds = (bounds - self.location_[:, None]) / spread[:, None]
+        available = None if self.available is None else np.asarray(self.available, dtype=float)
+        if available is not None and (available.shape != (D,) or not (available > 0).all()):
+            raise BadInput(f"available must be {D} positive row counts, one a domain; got {available.tolist()}.")
+        base = self.base if self.base is not None else available
+        base = runs.v_RD.mean(axis=0) if base is None else np.asarray(base, dtype=float)
+        if base.shape != (D,) or not (base > 0).any():
+            raise BadInput(f"base must be {D} volumes, one a domain, at least one positive; got {base.tolist()}.")
+        share = self.unit == "share"
+        volumes = Volumes(
+            1.0 if share else float(base[base > 0].mean()),
+            0.0 if share else 0.1 * float(base.sum()),
+            None if share else available,
+            np.full(D, RHO_PRIOR[0]),
+        )
+        baseline = np.full(J, np.nan) if baseline_loss is None else np.asarray(baseline_loss, dtype=float).reshape(-1)
+        if baseline.shape != (J,):
+            raise BadInput(f"baseline_loss has {baseline.size} values and there are {J} capabilities: give one each.")
+        y = np.where(seen, (y - self.location_[:, None]) / spread[:, None], 0.0)
+        # A score has no nats: its Z, one noisy measurement, is known to about the spread between runs.
+        unit_nats = np.where(plain, spread, BASELINE_NATS)
+        data = LawData(
+            y,
+            runs.weight_JR,
+            runs.v_RD,
+            volumes,
+            bounds,
+            unit_nats,
+            (sign * baseline - self.location_) / spread,
+            runs.seed_R,
+            1.0 if share else float(base.sum()) / volumes.scale,
+        )
+        return replace(data, gradients=self._gradient_rows(responses, volumes))
+
+    def _gradient_rows(self, responses: Any, volumes: Volumes) -> tuple[GradientRows, ...]:
+        given = [] if responses is None else responses if isinstance(responses, (list, tuple)) else [responses]
+        if given and (self.unit == "share" or set(self.kinds_) != {"loss"}):
+            raise BadInput(
+                "responses are derivatives of losses by rows and cannot enter a fit of "
+                f"{'shares' if self.unit == 'share' else 'scores'}; leave them out."
+            )
+        J, D = len(self.scale_), self.n_features_in_
+        rows = []
+        for r in given:
+            values = Responses(**r) if isinstance(r, dict) else r
+            v = np.asarray(values.volumes, dtype=float)
+            matrix, error = np.asarray(values.matrix, dtype=float), np.asarray(values.error, dtype=float)
+            share = np.asarray(values.share, dtype=float)
+            if matrix.shape != (J, D) or error.shape != (J, D) or v.shape != (D,) or share.shape != (D,):
+                raise BadInput(
+                    f"responses need a matrix and errors of shape {(J, D)}, volumes and share of shape {(D,)}; "
+                    f"got {matrix.shape}, {error.shape}, {v.shape}, {share.shape}."
+                )
+            u, du_dv, _ = volumes.effective(v[None])
+            unit = self.sign_[:, None] / self.scale_[:, None]
+            centred = matrix - share * np.nansum(matrix, axis=1, keepdims=True)
+            rows.append(GradientRows(u[0], du_dv[0] * v, share / share.sum(), centred * unit, error * abs(unit)))
+        return tuple(rows)
+
+    def _own_domain(self) -> np.ndarray:
+        """Tell which capabilities have a domain of their own, by name; all of them where names say nothing."""
+        J = len(self.target_names_)
+        names = getattr(self, "feature_names_in_", None)
+        if names is None or self.target_names_[0] == "capability 0":
+            return np.ones(J, dtype=bool)
+        domains = [str(n).lower() for n in names]
+        own = np.array([any(d in t.lower() or t.lower() in d for d in domains) for t in self.target_names_])
+        return own if own.any() else np.ones(J, dtype=bool)
+
+    def _try_harm(
+        self,
+        data: LawData,
+        fit: LawFit,
+        law: tuple[Array, Array] | None,
+        fold_R: np.ndarray,
+        rng: np.random.Generator,
+        asked: np.ndarray | None,
+    ) -> tuple[LawFit, tuple[Array, Array] | None]:
+        with_harm = fit_law(data, harm=True, starts=1, rng=rng, warm=fit, rounds=2)
+        keep = np.zeros(len(data.y_JR), dtype=bool) if asked is None else asked.copy()
+        law_harm = None
+        if law is not None:
+            law_harm = choice.held_out_law(data, with_harm, fold_R, harm=True)
+        if law is not None and law_harm is not None and asked is None:
+            y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
+            gain, error = choice.harm_pays(y, data.weight_JR, law[0], law_harm[0])
+            keep |= np.where(self._own_domain(), gain > error, gain > -error)
+            keep |= trust.response_harms(data, fit)
+        if not keep.any():
+            return fit, law
+        self.harm_ = keep
+        D = data.v_RD.shape[1]
+        theta = np.concatenate([fit.theta_JP, np.zeros((len(keep), D))], axis=1)
+        covariance = np.zeros((len(keep), theta.shape[1], theta.shape[1]))
+        covariance[:, : FIRST_A + D, : FIRST_A + D] = fit.covariance_JPP
+        theta[keep], covariance[keep] = with_harm.theta_JP[keep], with_harm.covariance_JPP[keep]
+        fit = replace(
+            fit,
+            theta_JP=theta,
+            covariance_JPP=covariance,
+            noise_J=np.where(keep, with_harm.noise_J, fit.noise_J),
+            seed_J=np.where(keep, with_harm.seed_J, fit.seed_J),
+            seed_effect_JS=np.where(keep[:, None], with_harm.seed_effect_JS, fit.seed_effect_JS),
+        )
+        if law is not None and law_harm is not None:
+            law = (
+                np.where(keep[:, None], law_harm[0], law[0]),
+                np.where(keep[:, None], law_harm[1], law[1]),
+            )
+        return fit, law
+
+    def _keep(self, data: LawData, fit: LawFit) -> None:
+        self.theta_, self.bounds_, self.volumes_ = fit.theta_JP, data.bounds_J2, data.volumes
+        self.covariance_ = fit.covariance_JPP
+        self.repeat_identified_: Any = (
+            np.zeros(data.v_RD.shape[1], dtype=bool)
+            if data.volumes.available is None
+            else (data.v_RD > 1.5 * data.volumes.available).any(axis=0)
+        )
+        self.log_rho_error_ = fit.log_rho_error_D
+
+    def _choose(self, data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray) -> None:
+        J, R = data.y_JR.shape
+        y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
+        self.weights_ = np.tile([1.0, 0.0, 0.0], (J, 1))
+        self.centre_ = (data.weight_JR * y).sum(axis=1) / data.weight_JR.sum(axis=1)
+        self.rest_: list[Process] = []
+        self.alone_: list[Process] = []
+        noise = fit.noise_J
+        self.widening_ = np.full(J, 1.2 + 2.0 / R)
+        self.held_out_ = np.full((J, R), np.nan)
+        if law is not None:
+            x = data.volumes.effective(data.v_RD)[0] / data.volumes.scale
+            mean, variance = law
+            if self.process == "auto":
+                predicted = choice.held_out(data, fit, law, fold_R)
+                self.weights_ = choice.combine(y, data.weight_JR, predicted)
+                in_sample = evaluate(fit.theta_JP, data.bounds_J2, data.volumes, x * data.volumes.scale).loss_JR
+                if self.weights_[:, LAW_PROCESS].any():
+                    self.rest_ = fit_processes(x, y - in_sample, data.weight_JR, raw=False)
+                if self.weights_[:, PROCESS].any():
+                    self.alone_ = fit_processes(x, y - self.centre_[:, None], data.weight_JR, raw=True)
+                mean = np.einsum("jc,cjr->jr", self.weights_, predicted.mean_CJR)
+                variance = np.einsum("jc,cjr->jr", self.weights_, predicted.variance_CJR)
+                noise = (self.weights_ * predicted.noise_CJ.T).sum(axis=1)
+            total = np.sqrt(variance + noise[:, None] ** 2)
+            self.widening_ = choice.widening((y - mean) / total, data.weight_JR)
+            self.held_out_ = np.where(data.weight_JR > 0, mean, np.nan)
+        self.noise_, self.seed_sd_ = noise, fit.seed_J
+        self.residual_scale_ = noise * self.scale_
+        self.seed_scale_ = fit.seed_J * self.scale_
+        self._set_convexity()
+
+    def _set_convexity(self) -> None:
+        self.is_convex_ = (self.weights_[:, LAW] == 1.0) & ~self.harm_
+
+    def _draw(self, data: LawData, fit: LawFit, rng: np.random.Generator) -> None:
+        self.theta_draws_ = posterior_draws(data, fit, self.harm_, self.n_draws, rng)
+        self.process_seed_ = int(rng.integers(2**31))
+        self._draw_processes()
+
+    def _draw_processes(self) -> None:
+        rng = np.random.default_rng(self.process_seed_)
+        self.rest_draws_ = [p.draws(self.n_draws, rng) for p in self.rest_]
+        self.alone_draws_ = [p.draws(self.n_draws, rng) for p in self.alone_]
+
+    # -------------------------------------------------------------- predict
+
+    def _volumes(self, V: Any) -> tuple[Array, Array]:
+        check_is_fitted(self, "theta_")
+        v = check_volumes(validate_data(self, V, dtype=np.float64, reset=False), self.unit)
+        return v, self.volumes_.effective(v)[0]
+
+    def _blend(self, law_JN: Array, x_ND: Array) -> Array:
+        w = self.weights_
+        y = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law_JN + (w[:, PROCESS] * self.centre_)[:, None]
+        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
+            for j, process in enumerate(processes):
+                if w[j, place]:
+                    y[j] += w[j, place] * process.mean(x_ND)
+        return np.asarray(y)
+
+    def _original(self, y_JN: Array) -> Array:
+        return np.asarray(self.sign_[:, None] * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
+
+    def predict(self, V: Any, return_interval: bool | float = False) -> Any:
+        """Predict losses or scores.
+
+        Args:
+            V: (N, D) volumes.
+            return_interval: True or a level such as 0.9: also the interval of one new run's observed value.
+
+        Returns:
+            (N, J) means ((N,) where L was one column); with an interval also lower and upper, the same shape.
+
+        Raises:
+            BadInput: a level that is not between 0 and 1.
+        """
+        _, u = self._volumes(V)
+        level = 0.9 if return_interval is True else float(return_interval)
+        evaluation = evaluate(self.theta_, self.bounds_, self.volumes_, u, by_theta=level > 0)
+        x = u / self.volumes_.scale
+        mean = self._original(self._blend(evaluation.loss_JR, x))
+        if level <= 0:
+            return mean[:, 0] if self._one_dimensional_ else mean
+        if not 0.0 < level < 1.0:
+            raise BadInput(f"return_interval is {return_interval!r}: give a level between 0 and 1, such as 0.9.")
+        by = evaluation.by_theta_JRP
+        assert by is not None
+        law = np.einsum("jrp,jrp->jr", np.matmul(by, self.covariance_), by)
+        w = self.weights_
+        variance = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law
+        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
+            for j, process in enumerate(processes):
+                if w[j, place]:
+                    variance[j] += w[j, place] * process.spread(x)
+        total = self.widening_[:, None] ** 2 * (variance + self.noise_[:, None] ** 2) + self.seed_sd_[:, None] ** 2
+        half = (norm.ppf(0.5 + level / 2.0) * self.scale_[:, None] * np.sqrt(total)).T
+        bounds = (mean, mean - half, mean + half)
+        return tuple(b[:, 0] for b in bounds) if self._one_dimensional_ else bounds
+
+    def sample(self, V: Any, n: int, *, noise: bool = True) -> Array:
+        """Draw from the predictive distribution.
+
+        Args:
+            V: (N, D) volumes.
+            n: how many draws.
+            noise: of one new run's observed value; False: of the mean response.
+
+        Returns:
+            (n, N, J) draws.
+        """
+        _, u = self._volumes(V)
+        x = u / self.volumes_.scale
+        rng = np.random.default_rng(self.random_state)
+        J, N = len(self.theta_), len(u)
+        out = np.empty((n, N, J))
+        w = self.weights_
+        for i in range(n):
+            s = i % self.n_draws
+            law = evaluate(self.theta_draws_[s], self.bounds_, self.volumes_, u).loss_JR
+            y = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law + (w[:, PROCESS] * self.centre_)[:, None]
+            for place, processes, draws in self._drawn():
+                for j, process in enumerate(processes):
+                    if w[j, place]:
+                        y[j] += w[j, place] * (process.kernel(x, process.x_RD) @ draws[j][s])
+            if noise:
+                run = (self.widening_ * self.noise_)[:, None] * rng.standard_normal((J, N))
+                y = y + run + self.seed_sd_[:, None] * rng.standard_normal((J, N))
+            out[i] = self._original(y)
+        return out
+
+    def _drawn(self) -> list[tuple[int, list[Process], list[Array]]]:
+        return [(LAW_PROCESS, self.rest_, self.rest_draws_), (PROCESS, self.alone_, self.alone_draws_)]
+
+    def gradient(self, V: Any) -> Array:
+        """Differentiate the prediction by log volume: the response R (DESIGN §2).
+
+        Args:
+            V: (N, D) volumes.
+
+        Returns:
+            (N, J, D) ∂L/∂log v in the unit of L.
+        """
+        v, _ = self._volumes(V)
+        return np.stack([self.value_and_gradient(row)[1] * row for row in v])
+
+    def value_and_gradient(self, v: Array) -> tuple[Array, Array]:
+        """Predict at one mixture, with the exact derivative by volume (not log volume).
+
+        Args:
+            v: (D,) volumes, any non-negative numbers (shares are not normalised here).
+
+        Returns:
+            (J,) predictions and (J, D) ∂L/∂v.
+        """
+        values, by = self._at(np.asarray(v, dtype=float), self.theta_[None], None)
+        return values[0], by[0]
+
+    def draws_value_and_gradient(self, v: Array) -> tuple[Array, Array]:
+        """Evaluate every posterior draw of the mean response at one mixture.
+
+        Args:
+            v: (D,) volumes.
+
+        Returns:
+            (S, J) values and (S, J, D) ∂L/∂v.
+        """
+        return self._at(np.asarray(v, dtype=float), self.theta_draws_, self._drawn())
+
+    def _at(self, v: Array, theta_SJP: Array, drawn: Any) -> tuple[Array, Array]:
+        check_is_fitted(self, "theta_")
+        u, du_dv, _ = self.volumes_.effective(v[None])
+        S, J, P = theta_SJP.shape
+        e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u, by_u=True)
+        assert e.by_u_JRD is not None
+        w = self.weights_
+        law_share = w[:, LAW] + w[:, LAW_PROCESS]
+        y = law_share * e.loss_JR.reshape(S, J) + w[:, PROCESS] * self.centre_
+        by = law_share[:, None] * e.by_u_JRD.reshape(S, J, -1)
+        x = u[0] / self.volumes_.scale
+        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
+            for j, process in enumerate(processes):
+                if not w[j, place]:
+                    continue
+                draws = process.beta_R[None] if drawn is None else drawn[place - 1][2][j]
+                y[:, j] += w[j, place] * (draws @ process.kernel(x[None], process.x_RD)[0])
+                by[:, j] += w[j, place] * (draws @ process.kernel.by_x(x, process.x_RD)) / self.volumes_.scale
+        value = self.sign_ * (self.location_ + self.scale_ * y)
+        return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
+
+    # ---------------------------------------------------------- diagnostics
+
+    def repeat_decay(self) -> dict[str, tuple[float, float] | str]:
+        """Tell how many further passes over each domain are worth having.
+
+        Returns:
+            Domain → (ρ, standard error of log ρ), or "not identified" where no run repeats more than 1.5 times.
+        """
+        check_is_fitted(self, "theta_")
+        return {
+            name: (float(self.volumes_.rho[i]), float(self.log_rho_error_[i]))
+            if self.repeat_identified_[i]
+            else "not identified"
+            for i, name in enumerate(self.domain_names_)
+        }
+
+    def score(self, V: Any, y: Any, sample_weight: Any = None) -> float:
+        """Give the coefficient of determination, the mean over capabilities, missing values left out.
+
+        Args:
+            V: (N, D) volumes.
+            y: (N, J) or (N,) observed.
+            sample_weight: (N,) weights, or None.
+
+        Returns:
+            R², at most 1.
+        """
+        observed = check_array(y, dtype=np.float64, ensure_2d=False, ensure_all_finite="allow-nan")
+        observed = observed.reshape(len(observed), -1)
+        predicted = np.asarray(self.predict(V)).reshape(observed.shape)
+        weight = np.ones(len(observed)) if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        scores = []
+        for truth, p in zip(observed.T, predicted.T, strict=True):
+            seen = np.isfinite(truth)
+            scores.append(r2_score(truth[seen], p[seen], sample_weight=weight[seen]))
+        return float(np.mean(scores))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything a prediction needs, as JSON values.
+
+        Returns:
+            Nested dicts, lists and numbers; ``json.dumps`` takes them.
+        """
+        check_is_fitted(self, "theta_")
+        return json_form.dump(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any] | str) -> ResponseModel:
+        """Restore a fitted model.
+
+        Args:
+            document: what :meth:`to_json` gave, or its text.
+
+        Returns:
+            A model whose predictions, intervals and draws equal the original's.
+
+        Raises:
+            BadInput: the document is not a fit.
+        """
+        values = json.loads(document) if isinstance(document, str) else document
+        if not isinstance(values, dict) or not isinstance(values.get("options"), dict):
+            raise BadInput("This is not a fit: give the file that `ideal-proxy fit` wrote.")
+        model = cls(**values["options"])
+        json_form.load(model, values)
+        model._draw_processes()
+        return model
+
+
+def _numbered(word: str, count: int) -> list[str]:
+    return [f"{word} {i}" for i in range(count)]

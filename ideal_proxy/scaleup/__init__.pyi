@@ -1,0 +1,11 @@
+from .model import ModelSpec as ModelSpec
+from .model import load_encoder as load_encoder
+from .model import load_model as load_model
+from .result import scale_up_tables as scale_up_tables
+from .sizes import law_across as law_across
+from .sizes import read_size as read_size
+from .source import ProxySetting as ProxySetting
+from .train import ScaleUp as ScaleUp
+from .train import scale_up as scale_up
+from .transfer import carry as carry
+from .transfer import transfer_tables as transfer_tables

@@ -1,0 +1,377 @@
+"""What every run of a swarm shares, as files: token arrays, the warm start and the settings; and what a run leaves.
+
+Numpy only. Workers map the token arrays, so a machine holds them once however many workers it runs.
+Legend: D domains, N rows of a set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.data import TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import domain_order, draw, training_order
+from ideal_proxy.proxy import MetricSpec, RowLosses, TrainSettings
+from ideal_proxy.store import atomic_write_bytes, atomic_write_json, is_complete, mark_complete, read_json
+
+SETTINGS = "settings.json"
+METRICS = "metrics.json"
+ROW_LOSSES = "row_losses.npz"
+RESPONSES = "responses.npz"
+MODEL = "model.safetensors"
+BASE = "base"
+WARM_RUN = "warm"
+TOKENIZER = "tokenizer"  # in the context's folder, where runs are judged by metrics
+ZERO_RUN = "zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One proxy run.
+
+    Attributes:
+        id: its folder's name under `runs/`.
+        rows: (D,) rows that the proxy draws of each domain, repeats counted.
+        volumes: (D,) the full-size volumes they stand for, rows.
+        seed: seed of the permutations and of the training order.
+        role: "base", "design", "verify", "sweep", "warm", ….
+        learning_rate: peak rate.
+        references: names of the reference sets to judge on; () is all of them.
+        save_model: keep the final weights as `model.safetensors`.
+        responses: "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead.
+        trained: the finished run whose weights an implicit estimate takes.
+        metrics: what else the trained proxy is judged by.
+    """
+
+    id: str
+    rows: tuple[int, ...]
+    volumes: tuple[float, ...]
+    seed: int
+    role: str
+    learning_rate: float
+    references: tuple[str, ...] = ()
+    save_model: bool = False
+    responses: str = ""
+    trained: str = ""
+    metrics: tuple[MetricSpec, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON takes it."""
+        value = dataclasses.asdict(self)
+        return {key: list(entry) if isinstance(entry, tuple) else entry for key, entry in value.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunSpec:
+        """Read what `to_json` gave.
+
+        Args:
+            value: the mapping.
+
+        Returns:
+            RunSpec: equal to the one written.
+        """
+        fields: dict[str, Any] = {k: tuple(entry) if isinstance(entry, list) else entry for k, entry in value.items()}
+        fields["metrics"] = tuple(MetricSpec(**metric) for metric in fields.get("metrics", ()))
+        return cls(**fields)
+
+
+def what_counts(spec: RunSpec) -> tuple[Any, ...]:
+    """Return the parts of a specification that its numbers depend on.
+
+    Args:
+        spec: the run.
+
+    Returns:
+        tuple: equal for runs whose results are the same.
+    """
+    metrics = tuple(metric.identity for metric in spec.metrics)
+    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses, metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a finished run left.
+
+    Attributes:
+        spec: the run.
+        losses: per reference set, the loss of every row.
+        metrics: the whole of `metrics.json` (rows, tokens, supervised_tokens, steps, seconds, …).
+        folder: the run's folder.
+    """
+
+    spec: RunSpec
+    losses: dict[str, RowLosses]
+    metrics: dict[str, Any]
+    folder: Path
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """What its metrics gave, by key."""
+        return {key: float(found["score"]) for key, found in self.metrics.get("scores", {}).items()}
+
+    @property
+    def seconds(self) -> float:
+        """What the run took of one worker: training, judging by loss, metrics."""
+        parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
+        return float(sum(self.metrics.get(part, 0.0) for part in parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmContext:
+    """The prepared files and settings that all runs of a swarm share.
+
+    Attributes:
+        folder: where they lie.
+        domains: D names.
+        references: names of the reference sets.
+        available: (D,) rows that a proxy sees of each domain, the first of its permutation (φ · available).
+        size: proxy size of the dial; "" for a pretrained proxy.
+        vocab_size: tokens of the vocabulary.
+        context: longest row, tokens.
+        train: settings of every run but for its learning rate.
+        init_seed: seed of the initial weights, the same for all runs.
+        warm: whether runs start from the warm start `runs/warm/model.safetensors`.
+        warm_learning_rate: peak rate of the warm start.
+        warm_tokens: tokens of each domain in the warm start; None takes the default.
+        threads: threads of a worker on a CPU; part of the results' last bits, so it is fixed here.
+        device: "cpu", "cuda" (workers share out the devices), "cuda:1", "mps".
+        base: fingerprint of a pretrained proxy's weights, which lie in `base/` of the folder; "" for a scratch proxy.
+        lora_rank: rank of the low-rank updates of a pretrained proxy; None trains every weight.
+        trust_remote_code: run code that came with the pretrained model.
+    """
+
+    folder: Path
+    domains: tuple[str, ...]
+    references: tuple[str, ...]
+    available: tuple[int, ...]
+    size: str
+    vocab_size: int
+    context: int
+    train: TrainSettings = field(default_factory=TrainSettings)
+    init_seed: int = 0
+    warm: bool = False
+    warm_learning_rate: float = 2e-3
+    warm_tokens: int | None = None
+    threads: int = 1
+    device: str = "cpu"
+    base: str = ""
+    lora_rank: int | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def base_folder(self) -> Path:
+        """Where a pretrained proxy's weights lie."""
+        return self.folder / BASE
+
+    def domain_rows(self) -> list[TokenRows]:
+        """Map the D domains' rows."""
+        return [TokenRows.load(self.folder / "domains" / f"{i:04d}") for i in range(len(self.domains))]
+
+    def reserved_rows(self) -> list[TokenRows]:
+        """Map the D domains' rows reserved for the warm start."""
+        return [TokenRows.load(self.folder / "reserved" / f"{i:04d}") for i in range(len(self.domains))]
+
+    def reference_rows(self, name: str) -> TokenRows:
+        """Map one reference set.
+
+        Args:
+            name: its name.
+
+        Returns:
+            TokenRows: its rows.
+        """
+        return TokenRows.load(self.folder / "references" / f"{self.references.index(name):04d}")
+
+    def fingerprint(self) -> str:
+        """Return what identifies the settings and data that a result rests on (the folder's place does not)."""
+        return hashlib.sha256(json.dumps(read_json(self.folder / SETTINGS), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def prepare_context(
+    context: SwarmContext,
+    *,
+    domains: Sequence[TokenRows],
+    references: Sequence[TokenRows],
+    reserved: Sequence[TokenRows] = (),
+) -> SwarmContext:
+    """Write a context's files; the settings come last, so that a half-written one is never used.
+
+    A context already there is kept when it is the same, so that finished runs stay valid.
+
+    Args:
+        context: the settings.
+        domains: D sets of rows that runs may draw from.
+        references: reference sets, in the order of `context.references`.
+        reserved: D sets for the warm start; () where there is none.
+
+    Returns:
+        SwarmContext: the same.
+
+    Raises:
+        UserError: the sets do not match the names, or the folder holds another context.
+    """
+    if len(domains) != len(context.domains) or len(references) != len(context.references):
+        raise UserError("a swarm context needs one set of rows for every domain and every reference name")
+    if context.warm and len(reserved) != len(context.domains):
+        raise UserError("a warm start needs reserved rows of every domain")
+    for name, rows, available in zip(context.domains, domains, context.available, strict=True):
+        if available > len(rows):
+            raise UserError(
+                f"domain {name!r}: a proxy should see {available} rows but only {len(rows)} are left beside those "
+                "reserved for the warm start; choose a smaller proxy fraction"
+            )
+    settings = {
+        key: value for key, value in dataclasses.asdict(context).items() if key != "folder"
+    }  # fmt: skip
+    settings["data"] = {
+        part: [_fingerprint(rows) for rows in sets]
+        for part, sets in (("domains", domains), ("references", references), ("reserved", reserved))
+    }
+    settings = json.loads(json.dumps(settings))
+    target = context.folder / SETTINGS
+    if target.is_file():
+        if read_json(target) != settings:
+            raise UserError(
+                f"{context.folder} was prepared from other data or settings; choose another --out or remove it"
+            )
+        return context
+    for part, sets in (("domains", domains), ("references", references), ("reserved", reserved)):
+        for index, rows in enumerate(sets):
+            rows.save(context.folder / part / f"{index:04d}")
+    atomic_write_json(target, settings)
+    return context
+
+
+def load_context(folder: str | Path) -> SwarmContext:
+    """Open a prepared context.
+
+    Args:
+        folder: as given to `prepare_context`.
+
+    Returns:
+        SwarmContext: its settings.
+    """
+    settings = read_json(Path(folder) / SETTINGS)
+    settings.pop("data")
+    train = TrainSettings(**settings.pop("train"))
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    return SwarmContext(folder=Path(folder), train=train, **fields)
+
+
+def draw_run(
+    context: SwarmContext, token_rows: Sequence[TokenRows], spec: RunSpec
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a run's rows in training order.
+
+    Args:
+        context: names and available rows.
+        token_rows: the D domains' rows.
+        spec: seed and rows of each domain.
+
+    Returns:
+        tuple: domain (R,) and row index (R,), as `proxy.train` takes them.
+
+    Raises:
+        UserError: the run names another number of domains.
+    """
+    if len(spec.rows) != len(context.domains):
+        raise UserError(f"run {spec.id!r} has {len(spec.rows)} volumes for {len(context.domains)} domains")
+    drawn = []
+    for name, rows, available, wanted in zip(context.domains, token_rows, context.available, spec.rows, strict=True):
+        order = domain_order(spec.seed, name, rows.keys)[:available]
+        drawn.append((rows.keys, *draw(order, int(wanted))))
+    return training_order(spec.seed, list(context.domains), drawn)
+
+
+def save_result(
+    folder: Path, context: SwarmContext, spec: RunSpec, losses: Mapping[str, RowLosses], metrics: Mapping[str, Any]
+) -> None:
+    """Write a run's results, the marker last.
+
+    Args:
+        folder: the run's folder.
+        context: what it rests on.
+        spec: the run.
+        losses: per reference set.
+        metrics: more numbers, JSON-ready.
+    """
+    save_row_losses(folder, losses)
+    means = {name: value.mean for name, value in losses.items()}
+    atomic_write_json(
+        folder / METRICS,
+        {"spec": spec.to_json(), "context": context.fingerprint(), "reference_loss": means, **metrics},
+    )
+    mark_complete(folder)
+
+
+def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:
+    """Write the loss of every row of the reference sets.
+
+    Args:
+        folder: the run's folder.
+        losses: per reference set.
+    """
+    arrays: dict[str, Any] = {}
+    for index, value in enumerate(losses.values()):
+        arrays[f"loss_sum_{index}"] = value.loss_sum
+        arrays[f"tokens_{index}"] = value.tokens
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write_bytes(folder / ROW_LOSSES, buffer.getvalue())
+
+
+def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
+    """Read what `save_row_losses` wrote.
+
+    Args:
+        folder: the run's folder.
+        names: of the reference sets, in their order.
+
+    Returns:
+        dict: losses by name.
+    """
+    with np.load(folder / ROW_LOSSES) as arrays:
+        return {
+            name: RowLosses(arrays[f"loss_sum_{index}"], arrays[f"tokens_{index}"]) for index, name in enumerate(names)
+        }
+
+
+def load_result(run_dir: str | Path, run_id: str) -> RunResult:
+    """Read a finished run.
+
+    Args:
+        run_dir: the run directory that holds `runs/`.
+        run_id: the run.
+
+    Returns:
+        RunResult: its losses and numbers.
+
+    Raises:
+        UserError: the run is not complete.
+    """
+    folder = Path(run_dir) / "runs" / run_id
+    if not is_complete(folder):
+        raise UserError(f"run {run_id!r} in {run_dir} is not complete; run the same search again to finish it")
+    metrics = read_json(folder / METRICS)
+    losses = load_row_losses(folder, list(metrics["reference_loss"]))
+    return RunResult(spec=RunSpec.from_json(metrics["spec"]), losses=losses, metrics=metrics, folder=folder)
+
+
+def _fingerprint(rows: TokenRows) -> str:
+    """Return a short hash of a set's token arrays."""
+    digest = hashlib.sha256()
+    for array in (rows.ids, rows.supervised, rows.offsets, rows.keys):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]

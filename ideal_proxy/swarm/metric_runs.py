@@ -1,0 +1,178 @@
+"""A run that is judged by metrics too: what its training left is put by first, so that no stop costs it twice.
+
+Once trained and judged by loss, a run's losses, numbers and model are written; then each metric is measured and its
+score written; then the run is complete and the model goes. A run that was stopped or failed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.errors import UserError
+from ideal_proxy.proxy import MetricSpec, RowLosses, export_model, measure, remove_model
+from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.swarm.context import (
+    ROW_LOSSES,
+    TOKENIZER,
+    RunSpec,
+    SwarmContext,
+    load_row_losses,
+    save_result,
+    save_row_losses,
+    what_counts,
+)
+
+TRAINED = "trained.json"
+SCORES = "scores.json"
+EXPORTED = "exported"
+
+
+def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
+    """Write the run file's metrics out.
+
+    Args:
+        config: the run file.
+        split: `search` or `verify`.
+
+    Returns:
+        tuple: one for each capability that has one.
+    """
+    return tuple(
+        MetricSpec(
+            key=f"{split}-{j}", capability=c.name, split=split, command=c.metric.command or "",
+            python=c.metric.python or "", folder=c.metric.folder or ".", timeout_seconds=c.metric.timeout_seconds,
+            keep_model=c.metric.keep_models,
+        )
+        for j, c in enumerate(config.capabilities)
+        if c.metric is not None
+    )  # fmt: skip
+
+
+def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, device: str) -> float:
+    """Measure metrics once on a throw-away model, to learn what they take and that they work at all.
+
+    Args:
+        specs: the metrics.
+        model: exported and not to be used again.
+        tokenizer_folder: where `save_pretrained` wrote the tokenizer.
+        device: as for `measure`.
+
+    Returns:
+        float: seconds of all of them, the export included.
+
+    Raises:
+        UserError: one of them fails.
+    """
+    from transformers import AutoTokenizer
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ideal-proxy-") as place:
+        exported = Path(place) / EXPORTED
+        export_model(model, AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True), exported)
+        for spec in specs:
+            measure(spec, exported, seed=0, device=device)
+    return time.monotonic() - started
+
+
+def put_by(
+    folder: Path,
+    context: SwarmContext,
+    spec: RunSpec,
+    losses: Mapping[str, RowLosses],
+    metrics: Mapping[str, Any],
+    model: Any,
+) -> None:
+    """Keep what a training gave until its metrics are measured.
+
+    Args:
+        folder: the run's folder.
+        context: what it rests on; its folder holds the tokenizer.
+        spec: the run.
+        losses: per reference set.
+        metrics: the run's numbers, JSON-ready.
+        model: the trained proxy, exported and not to be used again.
+
+    Raises:
+        UserError: there is no tokenizer, or the disk is full.
+    """
+    from transformers import AutoTokenizer
+
+    source = context.folder / TOKENIZER
+    if not source.is_dir():
+        raise UserError(f"{source} is missing, so no model can be handed to a metric; run the same search again")
+    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+    export_model(model, tokenizer, folder / EXPORTED)
+    save_row_losses(folder, losses)
+    atomic_write_json(
+        folder / TRAINED,
+        {"run": _identity(context, spec), "losses": list(losses), "metrics": dict(metrics)},
+    )
+
+
+def is_put_by(folder: Path, context: SwarmContext, spec: RunSpec) -> bool:
+    """Tell whether this run is trained and only its metrics are to be measured.
+
+    Args:
+        folder: the run's folder.
+        context: what it rests on.
+        spec: the run.
+
+    Returns:
+        bool: True where `measure_and_save` can go on.
+    """
+    path = folder / TRAINED
+    if not (spec.metrics and path.is_file() and (folder / EXPORTED).is_dir() and (folder / ROW_LOSSES).is_file()):
+        return False
+    return bool(read_json(path)["run"] == _identity(context, spec))
+
+
+def measure_and_save(
+    folder: Path, context: SwarmContext, spec: RunSpec, *, device: str, should_stop: Callable[[], bool] | None = None
+) -> None:
+    """Measure the metrics that are not measured yet, and complete the run.
+
+    Args:
+        folder: of a run that was put by.
+        context: what it rests on.
+        spec: the run.
+        device: where the proxy was trained.
+        should_stop: asked while a command runs.
+
+    Raises:
+        UserError: a metric failed; what was measured is kept.
+        MetricStopped: should_stop said so.
+    """
+    kept = read_json(folder / TRAINED)
+    scores = _scores(folder / SCORES, kept["run"])
+    for metric in spec.metrics:
+        if metric.key not in scores:
+            found = measure(metric, folder / EXPORTED, seed=spec.seed, device=device, should_stop=should_stop)
+            scores[metric.key] = dataclasses.asdict(found)
+            atomic_write_json(folder / SCORES, {"run": kept["run"], "scores": scores})
+    losses = load_row_losses(folder, kept["losses"])
+    spent = {"metric_seconds": sum(found["seconds"] for found in scores.values())}
+    save_result(folder, context, spec, losses, {**kept["metrics"], **spent, "scores": scores})
+    for name in (TRAINED, SCORES):
+        (folder / name).unlink(missing_ok=True)
+    if not any(metric.keep_model for metric in spec.metrics):
+        remove_model(folder / EXPORTED)
+
+
+def _scores(path: Path, run: Any) -> dict[str, dict[str, Any]]:
+    """Read what was measured before the run was stopped."""
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    return dict(value["scores"]) if value["run"] == run else {}
+
+
+def _identity(context: SwarmContext, spec: RunSpec) -> Any:
+    """What the put-by state depends on, as JSON gives it back."""
+    return json.loads(json.dumps([context.fingerprint(), what_counts(spec)]))

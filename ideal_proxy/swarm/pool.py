@@ -1,0 +1,73 @@
+"""What a swarm needs of the place where its runs are done: an interface that the local and the Ray engine fill.
+
+A pool knows workers by number. It hands out no run by itself, counts nothing and retries nothing: that is `swarm`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ideal_proxy.swarm.context import RunSpec
+
+Message = dict[str, Any]
+"""A worker's message; `kind` says what happened:
+
+    ready     pid, host ("" is this machine): the worker can take a run
+    started   run
+    step      run, done, steps, loss
+    finished  run: its folder is complete in the run directory
+    failed    run, message, disk_full: the run went wrong, the worker lives
+    stopped   run: on request, after a checkpoint
+    died      message, charged: the worker is gone; charged says that its run may be to blame
+    waiting   message: no worker can be had now
+"""
+
+
+class Pool(Protocol):
+    """Workers that take one run at a time.
+
+    Attributes:
+        workers: how many may work side by side.
+    """
+
+    workers: int
+
+    def hire(self, wanted: int) -> None:
+        """Start workers until there are so many, those still starting included.
+
+        Args:
+            wanted: workers to have, at most `workers`.
+        """
+
+    def idle(self) -> list[int]:
+        """Return the numbers of the workers that are ready and have no run."""
+
+    def expected(self) -> int:
+        """Return how many workers work now or will in a moment, for the estimate."""
+
+    def assign(self, number: int, spec: RunSpec, checkpoint_seconds: float) -> None:
+        """Give an idle worker a run.
+
+        Args:
+            number: the worker.
+            spec: the run.
+            checkpoint_seconds: time between its checkpoints.
+        """
+
+    def messages(self, timeout: float) -> Iterable[tuple[int, Message]]:
+        """Yield what workers say, as it comes.
+
+        Args:
+            timeout: longest wait for a first message, seconds.
+        """
+
+    def stop(self, number: int) -> None:
+        """Ask a worker to save a checkpoint and to leave its run.
+
+        Args:
+            number: the worker; it answers "stopped", or "finished" where it was that far.
+        """
+
+    def close(self) -> None:
+        """End all workers now; those without a run may end by themselves."""

@@ -1,0 +1,327 @@
+"""From a fit of published tables to a mixture file: the same optimiser, without data behind it.
+
+Legend: D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
+from ideal_proxy.optimizer import (
+    Constraints,
+    Objective,
+    Optimum,
+    Problem,
+    explored_region,
+    optimize,
+    pareto,
+    round_volumes,
+)
+from ideal_proxy.response import ResponseModel
+from ideal_proxy.store import provenance, read_json
+from ideal_proxy.tables.reading import read_available
+from ideal_proxy.terminal import table
+
+Array = NDArray[np.float64]
+
+EXPLORED = "explored"  # beside the model in fit.json: the volumes that the fitted runs cover
+NO_DATA = "0" * 64
+
+
+def with_explored(model: ResponseModel, volumes: Array) -> dict[str, Any]:
+    """Write a model for `fit.json` with the region that its runs cover.
+
+    Args:
+        model: the fitted model.
+        volumes: of the fitted runs, shape (R, D).
+
+    Returns:
+        dict: what `load_fit` reads.
+    """
+    return model.to_json() | {
+        EXPLORED: {
+            "runs": len(volumes),
+            "mean": volumes.mean(axis=0).tolist(),
+            "low": volumes.min(axis=0).tolist(),
+            "high": volumes.max(axis=0).tolist(),
+        }
+    }
+
+
+def load_fit(path: Path) -> tuple[ResponseModel, dict[str, Any]]:
+    """Read `fit.json`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        tuple: the model and the region that its runs cover (empty where the file has none).
+
+    Raises:
+        UserError: the file holds no fit.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or "format" not in document:
+        raise UserError(f"{path} holds no fit; `ideal-proxy fit` and `ideal-proxy search` write one")
+    explored = document.pop(EXPLORED, {})
+    try:
+        return ResponseModel.from_json(document), explored
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no whole fit ({error}); fit again") from error
+
+
+def table_problem(
+    model: ResponseModel, explored: Mapping[str, Any], *, base: Path | None, tokens_per_row: Path | None
+) -> Problem:
+    """State a fit of tables as a problem for the optimiser.
+
+    Args:
+        model: the fit.
+        explored: what its runs cover.
+        base: a CSV of base volumes; default the available rows, else the runs' mean.
+        tokens_per_row: a CSV of the tokens a row of each domain.
+
+    Returns:
+        Problem: names, base and unit.
+
+    Raises:
+        UsageError: there is no base to compare with.
+    """
+    names = list(model.domain_names_)
+    available = None if model.available is None else np.asarray(model.available, dtype=float)
+    if base is not None:
+        start = _read_base(base, names)
+    elif available is not None:
+        start = available
+    elif explored:
+        start = np.array(explored["mean"])
+    else:
+        raise UsageError("this fit tells no base mixture; give one with --base BASE.csv (domain, volume)")
+    if model.unit == "share":
+        start = start / start.sum()
+    return Problem(
+        domains=tuple(names),
+        capabilities=tuple(model.target_names_),
+        base=start,
+        available=available,
+        tokens_per_row=None if tokens_per_row is None else read_available(tokens_per_row, names),
+        unit=model.unit,  # type: ignore[arg-type]
+        higher_is_better=model.kind == "score",
+    )
+
+
+def _read_base(path: Path, names: Sequence[str]) -> Array:
+    """Read base volumes, a line a domain (name, volume); domains that are not named are zero."""
+    try:
+        frame = pd.read_csv(path, skipinitialspace=True)
+        lines = frame.iloc[:, :2].itertuples(index=False)
+        volumes = {str(name).removeprefix("train_"): float(value) for name, value in lines}
+    except (OSError, ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read base volumes from {path} ({error}); write columns domain, volume") from error
+    unknown = [name for name in volumes if name not in names]
+    if unknown or not sum(volumes.values()) > 0 or min(volumes.values()) < 0:
+        what = f"unknown domain {unknown[0]!r}" if unknown else "volumes must be at least 0 and not all 0"
+        raise UsageError(f"{path}: {what}; the domains are {', '.join(names)}")
+    return np.array([volumes.get(name, 0.0) for name in names])
+
+
+def table_constraints(
+    options: Mapping[str, Any], file: Path | None, problem: Problem, explored: Mapping[str, Any]
+) -> Constraints:
+    """Merge constraints from a YAML file and from options, options first.
+
+    Args:
+        options: the command's options; None where not given.
+        file: a YAML mapping of the same keys.
+        problem: names and base.
+        explored: what the runs cover: the default trust region.
+
+    Returns:
+        Constraints: all of them.
+
+    Raises:
+        UsageError: the file is no mapping, or a key or value is wrong.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        try:
+            merged = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"cannot read constraints from {file}: {error}") from error
+        if not isinstance(merged, dict):
+            raise UsageError(f"{file} must be a mapping, such as 'upper: {{coding: 40 %}}'")
+    merged |= {key: value for key, value in options.items() if value not in (None, [], ())}
+    if "trust_region" not in merged and explored:
+        region = explored_region(np.array([explored["low"], explored["high"]]), problem)
+        merged["trust_region"] = {name: bounds for name, bounds in region.items() if any(bounds)}
+    return Constraints.from_options(merged, problem)
+
+
+def optimise_table(
+    model: ResponseModel, objective: Objective, constraints: Constraints, *, seed: int = 0
+) -> tuple[Optimum, Array]:
+    """Optimise, and round to whole rows where volumes are rows.
+
+    Args:
+        model: the fit.
+        objective: what to minimise.
+        constraints: what must hold.
+        seed: of the starts.
+
+    Returns:
+        tuple: the optimum and the volumes to use, shape (D,).
+    """
+    optimum = optimize(model, objective, constraints, random_state=seed)
+    if model.unit == "share":
+        return optimum, optimum.volumes
+    return optimum, round_volumes(optimum.volumes, constraints).astype(float)
+
+
+def table_mixture(name: str, model: ResponseModel, optimum: Optimum, volumes: Array) -> MixtureFile:
+    """Write the optimum as a mixture file; it names no data, so it is for reading and `what-if`, not for `apply`.
+
+    Args:
+        name: of the mixture.
+        model: the fit.
+        optimum: the optimum.
+        volumes: to use, shape (D,).
+
+    Returns:
+        MixtureFile: volumes and predictions with intervals.
+    """
+    problem = optimum.problem
+    share = model.unit == "share"
+    weights = np.ones_like(volumes) if problem.tokens_per_row is None else problem.tokens_per_row
+    shares = volumes * weights / float((volumes * weights).sum())
+    value, lower, upper = (np.asarray(part).reshape(-1) for part in _interval(model, volumes))
+    base = model.value_and_gradient(problem.base)[0]
+    available = np.zeros_like(volumes) if problem.available is None else problem.available
+    return MixtureFile(
+        name=name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        domains=[
+            DomainVolume(
+                name=domain,
+                source="",
+                fingerprint=NO_DATA,
+                available=0 if share else int(max(available[i], volumes[i])),
+                rows=0 if share else int(volumes[i]),
+                share=float(shares[i]),
+                repeat=0.0 if share or not available[i] else float(volumes[i] / available[i]),
+                base_rows=0 if share else int(problem.base[i]),
+                change=float(volumes[i] / problem.base[i] - 1) if problem.base[i] else None,
+            )
+            for i, domain in enumerate(problem.domains)
+        ],
+        capabilities=[
+            CapabilityResult(
+                name=capability,
+                base_loss=float(base[j]),
+                predicted_loss=float(value[j]),
+                predicted_lower=float(lower[j]),
+                predicted_upper=float(upper[j]),
+            )
+            for j, capability in enumerate(problem.capabilities)
+        ],
+        constraints_active=list(optimum.active),
+        predicted_gain=float(optimum.predicted_gain),
+        provenance=provenance() | {"optimum": optimum.to_dict(), "data": "published tables; no rows behind it"},
+        law=model.to_json(),
+    )
+
+
+def _interval(model: ResponseModel, volumes: Array) -> Any:
+    """Predict one mixture with the 90 % interval of one new run."""
+    named = hasattr(model, "feature_names_in_")
+    return model.predict(
+        pd.DataFrame(volumes[None], columns=model.domain_names_) if named else volumes[None], return_interval=0.9
+    )
+
+
+def fit_table(model: ResponseModel) -> str:
+    """Say for each metric how well the fit does on runs that it did not see.
+
+    Args:
+        model: the fit.
+
+    Returns:
+        str: a table.
+    """
+    rows = []
+    for name, diagnosis in zip(model.target_names_, model.diagnostics_, strict=True):
+        weights = diagnosis.weights
+        rows.append((
+            name, f"{diagnosis.rank_correlation:.3f}", f"{diagnosis.error:.4g}", f"{diagnosis.noise:.4g}",
+            f"{weights[0]:.0%}", "check" if diagnosis.warning else "",
+        ))  # fmt: skip
+    return table(
+        "Cross-validated inside the fitted runs",
+        ("metric", "rank corr.", "error", "noise", "law alone", ""), rows,
+    )  # fmt: skip
+
+
+def optimum_table(optimum: Optimum, volumes: Array) -> str:
+    """Lay out an optimum of tables.
+
+    Args:
+        optimum: the optimum.
+        volumes: as used, shape (D,).
+
+    Returns:
+        str: volumes, predictions, optimality.
+    """
+    problem = optimum.problem
+    share = problem.unit == "share"
+
+    def show(x: float) -> str:
+        return f"{x:.1%}" if share else f"{x:,.0f}"
+
+    domains = [(name, show(problem.base[i]), show(volumes[i])) for i, name in enumerate(problem.domains)]
+    capabilities = [
+        (name, f"{optimum.base_losses[j]:.4g}", f"{optimum.losses[j]:.4g}", f"{optimum.relative[j]:.4f}")
+        for j, name in enumerate(problem.capabilities)
+    ]
+    relative = "difference / scale" if "loss" not in problem.kinds else "against base"
+    active = ", ".join(optimum.active) or "none"
+    return "\n".join([
+        table("Volumes", ("domain", "base", "optimum"), domains),
+        "",
+        table("Predicted (optimistic: it was selected)", ("capability", "base", "optimum", relative), capabilities),
+        "",
+        f"{optimum.scope}, optimality residual {optimum.kkt_residual:.1e}",
+        f"active: {active}",
+    ])  # fmt: skip
+
+
+def front_table(model: ResponseModel, constraints: Constraints, first: Sequence[str], second: Sequence[str]) -> str:
+    """Trace the Pareto front between two groups of capabilities.
+
+    Args:
+        model: the fit.
+        constraints: what must hold.
+        first: one group.
+        second: the other.
+
+    Returns:
+        str: a table of mixtures, none better than another in both.
+    """
+    front = pareto(model, constraints, first, second)
+    names = constraints.problem.domains
+    share = model.unit == "share"
+    rows = []
+    for value, optimum in zip(front.values, front.optima, strict=True):
+        largest = np.argsort(-optimum.volumes)[:3]
+        shown = ", ".join(f"{names[i]} {optimum.volumes[i]:{'.0%' if share else ',.0f'}}" for i in largest)
+        rows.append((f"{value[0]:.4f}", f"{value[1]:.4f}", shown))
+    title = f"Pareto front, loss against base: A = {' + '.join(first)}, B = {' + '.join(second)}"
+    return table(title, ("A", "B", "largest volumes"), rows, left=0)

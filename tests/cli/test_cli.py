@@ -1,0 +1,222 @@
+"""The command line: the same from a checkout and installed, light, and one sentence for a user's error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from ideal_proxy.cli.app import main
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = (
+    "init", "check", "search", "show", "status", "report", "what-if", "apply", "transfer", "export", "scale-up", "fit",
+    "predict", "optimize", "influence",
+)  # fmt: skip
+ROW = '{"instruction": "say", "input": "", "output": "it"}\n'
+PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Call the program in this process, which spares its start."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["ideal-proxy", *arguments]), mock.patch.dict(os.environ, PLAIN),
+    ):  # fmt: skip
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def start(*head: str) -> subprocess.CompletedProcess[str]:
+    """Start the program as a process of its own."""
+    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *head, "--help"], capture_output=True, text=True, env=env, check=False)
+
+
+def test_help_is_the_same_from_the_checkout_and_installed():
+    checkout, installed = start(str(ROOT / "cli.py")), start("-m", "ideal_proxy.cli")
+    assert checkout.returncode == installed.returncode == 0
+    assert checkout.stdout == installed.stdout
+    assert max(map(len, installed.stdout.splitlines())) <= 80
+    for command in COMMANDS:
+        assert f"\n  {command} " in installed.stdout
+    assert not [line for line in installed.stdout.splitlines()[1:] if line.endswith("...")], "a command's line is cut"
+    assert "Start with a folder of rows: ideal-proxy init data/" in " ".join(installed.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_line_and_an_example(command):
+    answer = run(command, "--help")
+    assert answer.returncode == 0
+    assert "Example: ideal-proxy" in answer.stdout
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+
+
+def _tight_budget(folder: Path) -> None:
+    _edit(folder, "mode: keep", "total: 50\n  mode: at_most")
+    _edit(folder, "base: 60", "base: 60\n    min: 50")
+
+
+def _one_free(folder: Path) -> None:
+    _edit(folder, 'train.jsonl"\n    base: 60\n\n', 'train.jsonl"\n    base: 60\n    pinned: true\n\n')
+
+
+def rows(path: Path, count: int, start: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n"
+        for n in range(start, start + count)
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n, name in enumerate(("code", "math")):
+        rows(tmp_path / "data" / name / "train.jsonl", 60, 1000 * n)
+        rows(tmp_path / "data" / name / "reference.jsonl", 20, 1000 * n + 500)
+    return tmp_path
+
+
+def test_init_then_check(folder):
+    answer = run("init", "data", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert "code: 60 rows (alpaca), 20 reference rows (few)" in answer.stdout
+    again = run("init", "data", cwd=folder)
+    assert again.returncode == 2
+    assert again.stderr == "error: mix.yaml exists; use --force to overwrite it or --out for another name\n"
+    checked = run("check", "mix.yaml", cwd=folder)
+    assert checked.returncode == 0, checked.stderr
+    assert "no duplicates, no leaks" in checked.stdout
+    assert max(map(len, checked.stdout.splitlines())) <= 80
+    as_json = json.loads(run("check", "mix.yaml", "--json", cwd=folder).stdout)
+    assert [entry["rows"] for entry in as_json["domains"]] == [60, 60]
+
+
+def test_check_counts_duplicates_and_leaks(folder):
+    rows(folder / "data" / "math" / "train.jsonl", 60, 1000)
+    with open(folder / "data" / "math" / "train.jsonl", "a", encoding="utf-8") as file:
+        for n in (1000, 1001, 1500, 1501, 1502, 0):
+            file.write(json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n")
+    run("init", "data", cwd=folder)
+    with open(folder / "data" / "code" / "reference.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"instruction": "say " * 600, "input": "", "output": "long"}) + "\n")
+        file.write(json.dumps({"instruction": "say", "input": "", "output": None}) + "\n")
+    found = " ".join(run("check", "mix.yaml", cwd=folder).stdout.split())
+    assert "- reference rows of code: 1 longer than 512 tokens (proxy.context): they lose prompt from the left" in found
+    assert "- reference rows of code: 1 without an answer are left out" in found
+    assert "math: 2 rows repeat another row of it" in found
+    assert "code and math share 1 equal rows" in found
+    assert "3 reference rows of math stand in domain math" in found
+
+
+def test_init_without_references_says_what_to_do(folder):
+    (folder / "data" / "math" / "reference.jsonl").unlink()
+    answer = run("init", "data", cwd=folder)
+    assert answer.returncode == 1
+    assert "no reference rows for math" in answer.stderr
+    held = run("init", "data", "--hold-out", "50", cwd=folder)
+    assert held.returncode == 0, held.stderr
+    assert "math: 45 rows (alpaca), 15 reference rows" in held.stdout
+    assert "no duplicates, no leaks" in run("check", "mix.yaml", cwd=folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says", "code"),
+    [
+        (lambda d: (d / "data/math/train.jsonl").write_text('{"instruction": "x"\n'), "train.jsonl:1", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_text('{"text": "x"}\n'), "train.jsonl", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_text(""), "math", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_bytes(b'{"instruction": "\xff", "output": "a"}\n'), "UTF-8", 1),
+        (lambda d: (d / "data/math/reference.jsonl").write_text(""), "math", 1),
+        (lambda d: (d / "data/math/train.jsonl").unlink(), "train.jsonl", 1),
+        (lambda d: _edit(d, "base: 60", "base: 600"), "max_repeat", 1),
+        (lambda d: _edit(d, "base: 60", "base: 60\n    min: 50\n    max: 10"), "min (50 rows) is above max", 1),
+        (lambda d: _edit(d, "rounds: 2", "round: 2"), "did you mean 'rounds'?", 2),
+        (_tight_budget, "budget", 1),
+        (lambda d: _edit(d, "groups: []", "groups: ['code <= 10%', 'math <= 20%']"), "code <= 10", 1),
+        (lambda d: _edit(d, "groups: []", "groups: ['cod <= 10%']"), 'did you mean "code"?', 2),
+        (lambda d: _edit(d, "size: 1M", "device: gpu"), "proxy.device is 'gpu'", 2),
+        (
+            lambda d: _edit(d, "max_repeat: 4", "max_repeat: 1\n", "base: 60", "base: 60\n    min: 2x"),
+            "max_repeat 1",
+            1,
+        ),
+        (lambda d: _edit(d, "base: 60", "base: 60\n    pinned: true"), "every domain is pinned", 2),
+        (_one_free, "only code can change", 1),
+        (lambda d: (d / "data/math/train.jsonl").write_text(ROW * 60), "no two different rows", 1),
+        (lambda d: _no_answers(d / "data/math/train.jsonl"), "math", 1),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, break_it, says, code):
+    assert run("init", "data", cwd=folder).returncode == 0
+    break_it(folder)
+    answer = run("search", "mix.yaml", "--dry-run", cwd=folder)
+    assert answer.returncode == code, answer.stderr
+    last = answer.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+
+
+def _no_answers(path: Path) -> None:
+    path.write_text('{"instruction": "say", "input": "", "output": ""}\n' * 60, encoding="utf-8")
+
+
+def _edit(folder: Path, *pairs: str) -> None:
+    path = folder / "mix.yaml"
+    text = path.read_text(encoding="utf-8")
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_another_runs_folder_is_refused(folder):
+    run("init", "data", cwd=folder)
+    assert run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder).returncode == 0
+    _edit(folder, "seed: 0", "seed: 1")
+    answer = run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder)
+    assert answer.returncode == 1
+    assert "holds another run" in answer.stderr
+    (folder / "runs" / "b").mkdir()
+    (folder / "runs" / "b" / "thesis.txt").write_text("mine")
+    answer = run("search", "mix.yaml", "--dry-run", "--out", "runs/b", cwd=folder)
+    assert answer.returncode == 1
+    assert "is not empty (thesis.txt)" in answer.stderr
+    assert (folder / "runs" / "b" / "thesis.txt").read_text() == "mine"
+    unfinished = run("show", "runs/a", cwd=folder)
+    assert unfinished.returncode == 1
+    assert "is not finished" in unfinished.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(folder, sent):
+    run("init", "data", cwd=folder)
+    command = [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml"]
+    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("tokenizer"):
+            break
+    process.send_signal(sent)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.strip().endswith("stopped; run the same command again to go on where it was")
+    assert "Traceback" not in rest

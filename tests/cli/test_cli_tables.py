@@ -1,0 +1,141 @@
+"""`fit`, `predict` and `optimize` on tables, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from test_cli import run
+
+DOMAINS = ("web", "code", "books", "math")
+METRICS = ("web_loss", "code_loss", "math_loss")
+REGMIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "regmix"
+
+
+def truth(shares: np.ndarray) -> np.ndarray:
+    """Three losses that fall with their own domain, and a little with books."""
+    own = shares[:, [0, 1, 3]]
+    return np.array([2.0, 1.5, 1.2]) + np.array([2.0, 3.0, 2.5]) * (1 + 12 * own**0.6 + 2 * shares[:, [2]]) ** -0.7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    rng = np.random.default_rng(3)
+    shares = rng.dirichlet(np.ones(4), 60)
+    losses = truth(shares) + rng.normal(0, 0.005, (60, 3))
+    ids = rng.permutation(1000)[:60]
+    ratios = pd.DataFrame(shares, columns=[f"train_{d}" for d in DOMAINS]).assign(run=ids)
+    metrics = pd.DataFrame(losses, columns=[f"metric/{m}" for m in METRICS]).assign(run=ids, name="x")
+    ratios[:40].to_csv(folder / "ratios.csv", index=False)
+    metrics[:40].sample(frac=1, random_state=1).to_csv(folder / "metrics.csv", index=False)  # another order
+    ratios[40:].to_csv(folder / "new.csv", index=False)
+    metrics[40:].to_csv(folder / "new_metrics.csv", index=False)
+    answer = run("fit", "--ratios", "ratios.csv", "--metrics", "metrics.csv", "--out", "fit.json", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+    assert "web_loss" in answer.stdout
+    return folder
+
+
+def test_predictions_rank_unseen_mixtures_and_intervals_cover(folder):
+    answer = run("predict", "fit.json", "--ratios", "new.csv", "--out", "predicted.csv", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    predicted = pd.read_csv(folder / "predicted.csv").set_index("run")
+    assert list(predicted) == [f"{m}{end}" for m in METRICS for end in ("", "_lower", "_upper")]
+    observed = pd.read_csv(folder / "new_metrics.csv").set_index("run").loc[predicted.index]
+    covered = []
+    for metric in METRICS:
+        true = observed[f"metric/{metric}"]
+        assert spearmanr(predicted[metric], true)[0] > 0.97
+        covered.append(true.between(predicted[f"{metric}_lower"], predicted[f"{metric}_upper"]).mean())
+    assert 0.8 < np.mean(covered) <= 1
+    width = predicted["code_loss_upper"] - predicted["code_loss_lower"]
+    assert width.mean() < 0.3 * observed["metric/code_loss"].std() * 3.3
+
+
+def test_predict_without_out_prints_csv(folder):
+    answer = run("predict", "fit.json", "--ratios", "new.csv", cwd=folder)
+    assert answer.stdout.startswith("run,web_loss,web_loss_lower")
+    assert len(answer.stdout.splitlines()) == 21
+
+
+def test_optimum_is_near_the_true_one_and_constraints_hold(folder):
+    answer = run(
+        "optimize", "fit.json", "--upper", "code=20 %", "--group", "web + books <= 50 %", "--out", "mixture.json",
+        "--trust-region", "none", cwd=folder,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+    mixture = json.loads((folder / "mixture.json").read_text())
+    shares = {d["name"]: d["share"] for d in mixture["domains"]}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["code"] <= 0.2 + 1e-6
+    assert shares["web"] + shares["books"] <= 0.5 + 1e-6
+    assert any("code" in name for name in mixture["constraints_active"])
+    found = truth(np.array([[shares[d] for d in DOMAINS]]))
+    base = truth(np.array([[d["share"] / (1 + d["change"]) for d in mixture["domains"]]]))
+    grid = np.random.default_rng(0).dirichlet(np.ones(4), 20_000)
+    allowed = grid[(grid[:, 1] <= 0.2) & (grid[:, 0] + grid[:, 2] <= 0.5)]
+    best = (truth(allowed) / base).mean(axis=1).min()
+    assert (found / base).mean() < best + 0.01
+
+
+def test_a_must_not_drop_and_a_front(folder):
+    answer = run(
+        "optimize", "fit.json", "--objective", "weighted", "--weight", "math_loss=1", "--must-not-drop", "web_loss",
+        "--pareto", "math_loss:web_loss", "--out", "kept.json", cwd=folder,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert "Pareto front" in answer.stdout
+    kept = {c["name"]: c for c in json.loads((folder / "kept.json").read_text())["capabilities"]}
+    assert kept["math_loss"]["predicted_loss"] < kept["math_loss"]["base_loss"]
+    assert kept["web_loss"]["predicted_loss"] <= kept["web_loss"]["base_loss"] + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--lower", "web=70 %", "--lower", "code=60 %"], "web"),
+        (["--upper", "cod=10 %"], 'did you mean "code"?'),
+        (["--weight", "math_loss=1"], "weighted"),
+        (["--objective", "best"], "choose mean, weighted or worst"),
+    ],
+)
+def test_bad_options_are_one_sentence(folder, arguments, says):
+    answer = run("optimize", "fit.json", *arguments, "--out", "bad.json", cwd=folder)
+    assert answer.returncode in {1, 2}
+    assert answer.stderr.startswith("error: ")
+    assert says in answer.stderr
+    assert not (folder / "bad.json").exists()
+
+
+def test_bad_tables_are_one_sentence(folder):
+    lost = pd.read_csv(folder / "metrics.csv").iloc[3:]
+    lost.to_csv(folder / "lost.csv", index=False)
+    answer = run("fit", "--ratios", "ratios.csv", "--metrics", "lost.csv", "--out", "x.json", cwd=folder)
+    assert answer.returncode == 1
+    assert "3 run ids are only in ratios.csv" in answer.stderr
+    (folder / "not.json").write_text("{}")
+    answer = run("predict", "not.json", "--ratios", "new.csv", cwd=folder)
+    assert "holds no fit" in answer.stderr
+
+
+@pytest.mark.skipif(not REGMIX.exists(), reason="RegMix's tables are not beside the checkout (../shared/data/regmix)")
+def test_regmix_as_published(tmp_path):
+    lines = (REGMIX / "train_mixture_1m.csv").read_text().splitlines()
+    (tmp_path / "ratios.csv").write_text("\n".join(lines[:41]) + "\n")
+    answer = run(
+        "fit", "--ratios", "ratios.csv", "--metrics", str(REGMIX / "train_pile_loss_1m.csv"), "--partial",
+        "--out", "fit.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    run("predict", "fit.json", "--ratios", str(REGMIX / "test_mixture_1m.csv"), "--out", "p.csv", cwd=tmp_path)
+    predicted = pd.read_csv(tmp_path / "p.csv").set_index("run")
+    observed = pd.read_csv(REGMIX / "test_pile_loss_1m.csv").set_index("index").loc[predicted.index]
+    ranks = [spearmanr(predicted[m.removeprefix("metric/")], observed[m])[0] for m in observed]
+    assert np.mean(ranks) > 0.96

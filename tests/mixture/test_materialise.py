@@ -1,0 +1,502 @@
+"""`apply`: the exact rows, byte for byte, in training order, in bounded memory, of unchanged data only."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from ideal_proxy.data.rows import read_rows, row_keys, scan
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture import apply as materialise
+from ideal_proxy.mixture import block_reader, row_index, shuffle
+from ideal_proxy.mixture import draws as mixture_module
+from ideal_proxy.mixture.apply import MANIFEST, apply_mixture, mixture_identity, read_back
+from ideal_proxy.mixture.draws import domain_order, draw, training_order
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+
+
+def volume(name: str, source, rows: int, format: str = "auto") -> DomainVolume:
+    info = scan(source, format=format)
+    return DomainVolume(
+        name=name, source=str(source), format=format, fingerprint=info.fingerprint, available=info.rows, rows=rows,
+        repeat=rows / info.rows,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Three domains whose lines no JSON writer would write just so; one row twice, one without an answer."""
+    a = [f'{{"instruction":"a{n}" ,  "output": "\\u00e9{n}", "id": {n}.50}}\n'.encode() for n in range(7)]
+    a[5] = a[4]
+    a.insert(2, b'{"instruction": "none", "output": ""}\n')
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(a).replace(b"a3", "ä3".encode()) + b"\n")
+    b = [
+        f'{{"messages": [{{"role":"user","content":"b{n}"}},{{"role":"assistant","content":"{n}"}}]}}' for n in range(5)
+    ]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.jsonl").write_text("\r\n".join(b[:2]))  # no line end at the end
+    (tmp_path / "b" / "2.jsonl").write_text("\n".join(b[2:]) + "\n")
+    c = "".join(json.dumps({"prompt": f"c{n}", "completion": "é"}, ensure_ascii=False) + "\n" for n in range(3))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(c.encode()))
+    return tmp_path
+
+
+@pytest.fixture
+def mixture(sources):
+    domains = [
+        volume("a", sources / "a.jsonl", 18), volume("b", sources / "b", 3),
+        volume("c", sources / "c.jsonl.gz", 4), volume("unused", sources / "c.jsonl.gz", 0),
+    ]  # fmt: skip
+    return MixtureFile(name="test", seed=9, domains=domains, verdict="improves")
+
+
+def expected_lines(mixture: MixtureFile) -> list[bytes]:
+    """The same rows by way of memory: all lines of every source, drawn and ordered by the tested functions."""
+    lines, drawn, names = [], [], []
+    for domain in mixture.domains:
+        rows = list(read_rows(domain.source, format=domain.format))
+        found = []
+        for row in rows:
+            file, _, number = row.where.rpartition(":")
+            if file and number.isdigit() and not file.endswith(".gz"):
+                line = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")[int(number) - 1]
+            else:
+                line = json.dumps(row.raw, ensure_ascii=False).encode()
+            found.append(line + b"\n")
+        keys = row_keys(rows)
+        lines.append(found)
+        names.append(domain.name)
+        drawn.append((keys, *draw(domain_order(mixture.seed, domain.name, keys), domain.rows)))
+    domain_R, row_R = training_order(mixture.seed, names, drawn)
+    return [lines[d][r] for d, r in zip(domain_R, row_R, strict=True)]
+
+
+def test_rows_are_exact_and_in_training_order_byte_for_byte(mixture, tmp_path):
+    done = apply_mixture(mixture, tmp_path / "out")
+    content = (tmp_path / "out" / "train.jsonl").read_bytes()
+    assert content == b"".join(expected_lines(mixture))
+    rows = list(read_back(done))
+    assert len(rows) == done.rows == 25
+    assert done.domain_rows == {"a": 18, "b": 3, "c": 4, "unused": 0}
+    first = Counter(row["instruction"] for row in rows if "instruction" in row)
+    assert sum(first.values()) == 18
+    assert first["a4"] in range(4, 7)  # stands twice among 7 rows, drawn 2 or 3 times each
+    assert "none" not in first
+    assert {n for k, n in first.items() if k != "a4"} <= {2, 3}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MANIFEST, "train.jsonl"]
+
+
+def test_the_manifest_counts_what_is_there(mixture, tmp_path):
+    done = apply_mixture(mixture, tmp_path / "out", shards=3)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert [f["rows"] for f in manifest["files"]] == [8, 8, 9]
+    for entry, path in zip(manifest["files"], done.files, strict=True):
+        content = path.read_bytes()
+        assert entry["name"] == path.name
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert content.count(b"\n") == entry["rows"]
+    passes = {d["name"]: (d["rows"], d["whole_passes"], d["rows_of_the_last_pass"]) for d in manifest["domains"]}
+    assert passes == {"a": (18, 2, 4), "b": (3, 0, 3), "c": (4, 1, 1), "unused": (0, 0, 0)}
+    assert (manifest["seed"], manifest["rows"], manifest["identity"]) == (9, 25, mixture_identity(mixture))
+
+
+def test_shards_follow_each_other_and_seeds_change_the_order_only_within_the_same_counts(mixture, tmp_path):
+    whole = apply_mixture(mixture, tmp_path / "one").files[0].read_bytes()
+    parts = apply_mixture(mixture, tmp_path / "many", shards=4).files
+    assert [p.name for p in parts] == [f"train-{n:05d}-of-00004.jsonl" for n in range(4)]
+    assert b"".join(p.read_bytes() for p in parts) == whole
+    other = apply_mixture(mixture.model_copy(update={"seed": 10}), tmp_path / "other").files[0].read_bytes()
+    assert other != whole
+    assert len(other.splitlines()) == len(whole.splitlines())
+
+
+def test_a_smaller_mixture_is_a_subsequence(mixture, tmp_path):
+    large = apply_mixture(mixture, tmp_path / "large").files[0].read_bytes().splitlines()
+    fewer = [d.model_copy(update={"rows": d.rows // 2}) for d in mixture.domains]
+    small = apply_mixture(mixture.model_copy(update={"domains": fewer}), tmp_path / "small").files[0]
+    rest = iter(large)
+    assert all(line in rest for line in small.read_bytes().splitlines())
+
+
+def test_chat_form_gives_every_row_one_shape_that_reads_back_the_same(mixture, tmp_path):
+    plain = apply_mixture(mixture, tmp_path / "plain")
+    chat = apply_mixture(mixture, tmp_path / "chat", row_format="chat")
+    messages = [row.messages for row in read_rows(chat.files[0])]
+    assert {tuple(row) for row in read_back(chat)} == {("messages",)}
+    kinds = {"instruction": "alpaca", "messages": "chat", "prompt": "prompt"}
+    from ideal_proxy.data.rows import to_messages
+
+    expected = [to_messages(row, kinds[next(iter(row))], "") for row in read_back(plain)]
+    assert messages == expected
+
+
+def test_data_that_changed_is_refused_and_nothing_is_written(mixture, sources, tmp_path):
+    path = sources / "b" / "2.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"b3", b"B3"))
+    with pytest.raises(UserError, match=r"domain 'b' changed .*content or order") as caught:
+        apply_mixture(mixture, tmp_path / "out")
+    assert "search again" in str(caught.value)
+    path.write_bytes(before + before.splitlines()[0] + b"\n")
+    with pytest.raises(UserError, match="it had 5 rows, now 6"):
+        apply_mixture(mixture, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    path.write_bytes(before)
+    assert apply_mixture(mixture, tmp_path / "out").rows == 25
+
+
+def test_data_that_moved_is_found_where_the_user_says(mixture, sources, tmp_path):
+    expected = b"".join(expected_lines(mixture))
+    (sources / "a.jsonl").rename(sources / "moved.jsonl")
+    with pytest.raises(UserError, match="does not exist"):
+        apply_mixture(mixture, tmp_path / "out")
+    done = apply_mixture(mixture, tmp_path / "out", sources={"a": str(sources / "moved.jsonl")})
+    assert done.files[0].read_bytes() == expected
+    with pytest.raises(UsageError, match="'z' is no domain"):
+        apply_mixture(mixture, tmp_path / "out", sources={"z": "x"})
+
+
+def test_a_finished_folder_is_left_and_another_is_refused(mixture, tmp_path):
+    first = apply_mixture(mixture, tmp_path / "out", shards=2)
+    times = [p.stat().st_mtime_ns for p in first.files]
+    again = apply_mixture(mixture, tmp_path / "out", shards=2)
+    assert again.already_there
+    assert dataclasses.replace(again, already_there=False) == first
+    assert [p.stat().st_mtime_ns for p in again.files] == times
+    for changed in ({"shards": 1}, {"row_format": "chat", "shards": 2}):
+        with pytest.raises(UserError, match="is not empty"):
+            apply_mixture(mixture, tmp_path / "out", **changed)
+    with pytest.raises(UserError, match="is not empty"):
+        apply_mixture(mixture.model_copy(update={"seed": 1}), tmp_path / "out", shards=2)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        apply_mixture(mixture, tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        apply_mixture(mixture, tmp_path / "file")
+
+
+def test_a_full_disk_and_a_stop_leave_a_folder_that_the_same_command_finishes(mixture, tmp_path, monkeypatch):
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith("00001-of-00002.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    expected = b"".join(expected_lines(mixture))
+    monkeypatch.setattr(materialise.os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device; make room"):
+        apply_mixture(mixture, tmp_path / "out", shards=2)
+    monkeypatch.undo()
+    done = apply_mixture(mixture, tmp_path / "out", shards=2)
+    assert b"".join(p.read_bytes() for p in done.files) == expected
+    spool = tmp_path / "killed" / materialise.SPOOL
+    spool.mkdir(parents=True)
+    (spool / "train.jsonl").write_text("half")
+    (tmp_path / "killed" / "train.jsonl").write_text("from before the manifest")
+    done = apply_mixture(mixture, tmp_path / "killed")
+    assert done.files[0].read_bytes() == expected
+    assert not spool.exists()
+
+
+@pytest.mark.parametrize("shards", [0, 26])
+def test_shards_outside_what_there_is_are_refused(mixture, tmp_path, shards):
+    with pytest.raises(UsageError, match="must lie in 1 to 25"):
+        apply_mixture(mixture, tmp_path / "out", shards=shards)
+
+
+def test_an_empty_mixture_is_refused(mixture, tmp_path):
+    none = [d.model_copy(update={"rows": 0}) for d in mixture.domains]
+    with pytest.raises(UsageError, match="no rows"):
+        apply_mixture(mixture.model_copy(update={"domains": none}), tmp_path / "out")
+
+
+STREAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from ideal_proxy.mixture import row_index, shuffle
+from ideal_proxy.mixture.apply import apply_mixture
+from ideal_proxy.mixture import DomainVolume, MixtureFile
+from ideal_proxy.store import provenance
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+row_index.BLOCK_BYTES = shuffle.BLOCK_BYTES = shuffle.BUCKET_BYTES = 1 << 20
+provenance()
+domain, seen = DomainVolume(**json.loads(sys.argv[2])), []
+before = peak()
+apply_mixture(MixtureFile(domains=[domain]), sys.argv[3], shards=2, progress=lambda *what: seen.append(what))
+print(json.dumps([peak() - before, seen[0], seen[-1]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    """40,000 rows of 400 bytes and 300,000; what 260,000 more rows take may not be seen (150 bytes each were 39 MB)."""
+    body, peaks, root = "x" * 350, {}, str(Path(__file__).resolve().parents[2])
+    for rows in (40_000, 300_000):
+        path = tmp_path / f"{rows}.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f'{{"prompt": "{n}", "completion": "{body}"}}\n' for n in range(rows))
+        fingerprint = row_index.open_index(str(path), "auto", keep=None, scratch=tmp_path / f"i{rows}").fingerprint
+        domain = DomainVolume(name="big", source=str(path), fingerprint=fingerprint, available=rows, rows=rows * 3 // 2)
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, root, domain.model_dump_json(), str(tmp_path / f"out{rows}")],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        peaks[rows], first, last = json.loads(done.stdout)
+        assert first[0] == "reading big"
+        assert last == ["writing", rows * 3 // 2, rows * 3 // 2]
+    assert peaks[300_000] < peaks[40_000] + 20_000
+    assert peaks[300_000] < 100_000
+    lines = [
+        line for path in sorted((tmp_path / "out40000").glob("train-*")) for line in path.read_bytes().splitlines()
+    ]
+    prompts = [int(line.split(b'"')[3]) for line in lines]
+    assert len(prompts) == 60_000
+    assert set(Counter(prompts).values()) == {1, 2}
+    assert abs(np.corrcoef(prompts, np.arange(60_000))[0, 1]) < 0.02
+
+
+def in_small_pieces(monkeypatch, processes: bool = False) -> None:
+    """Have a few rows make many blocks, ranges of keys and buckets."""
+    monkeypatch.setattr(row_index, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(row_index, "KEYS_AT_ONCE", 5)
+    monkeypatch.setattr(shuffle, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 150)
+    if processes:
+        monkeypatch.setattr(block_reader, "PROCESSES_FROM", 0)
+
+
+def weak(hashes):
+    """Hashes of 4 values only, so that nearly all are equal."""
+    return lambda *given: hashes(*given) & np.uint64(3 << 62)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_mixture_in_any_pieces_equals_the_order_in_memory(tmp_path_factory, monkeypatch, ties, data):
+    """The stream against the reference in memory: rows that repeat, passes, empty lines, blocks, buckets and shards."""
+    place = tmp_path_factory.mktemp("any")
+    with monkeypatch.context() as patch:
+        in_small_pieces(patch)
+        if ties:
+            for module in (mixture_module, shuffle):
+                for name in ("order_hashes", "training_hashes"):
+                    patch.setattr(module, name, weak(getattr(mixture_module, name)))
+        domains = []
+        for name in ("a", "b", "c")[: data.draw(st.integers(1, 3))]:
+            numbers = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+            lines = [
+                f'{{"prompt": "{n}", "completion": "{"é" * (n % 4)}{n}", "at": {at}}}\n' for at, n in enumerate(numbers)
+            ]
+            lines.insert(
+                data.draw(st.integers(0, len(lines))),
+                data.draw(st.sampled_from(["", "\n", '{"prompt": "", "completion": ""}\n'])),
+            )
+            (place / f"{name}.jsonl").write_text("".join(lines))
+            domains.append(volume(name, place / f"{name}.jsonl", data.draw(st.integers(0, 70))))
+        mixture = MixtureFile(seed=data.draw(st.integers(0, 3)), domains=domains)
+        assume(mixture.total_rows)
+        expected = expected_lines(mixture)
+        shards = data.draw(st.integers(1, min(5, mixture.total_rows)))
+        index = place / "index" if data.draw(st.booleans()) else None
+        done = apply_mixture(mixture, place / "all", shards=shards, index=index)
+        assert b"".join(path.read_bytes() for path in done.files) == b"".join(expected)
+        numbers = data.draw(st.permutations(range(shards)))
+        parts = {n: apply_mixture(mixture, place / "each", shards=shards, shard=n, index=index) for n in numbers}
+        for n, path in enumerate(done.files):
+            assert parts[n].files[0].read_bytes() == path.read_bytes()
+            assert parts[n].sha256 == done.sha256[n : n + 1]
+
+
+def test_processes_that_read_give_the_same_rows_and_the_same_errors(mixture, sources, tmp_path, monkeypatch):
+    expected = b"".join(expected_lines(mixture))
+    in_small_pieces(monkeypatch, processes=True)
+    monkeypatch.setattr(block_reader, "cores", lambda: 2)
+    assert apply_mixture(mixture, tmp_path / "out").files[0].read_bytes() == expected
+    with open(sources / "a.jsonl", "ab") as file:
+        file.write(b'{"instruction": "a"\n')
+    with pytest.raises(UserError, match=r"a\.jsonl:10 is not valid JSON"):
+        apply_mixture(mixture, tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_spool_is_emptied_while_it_is_read_and_one_file_needs_none(mixture, tmp_path, monkeypatch, shards):
+    expected, sizes, handed_on = b"".join(expected_lines(mixture)), [], shuffle.Shuffle.buckets_in_order
+    in_small_pieces(monkeypatch)
+    monkeypatch.setattr(shuffle, "MOST_FILES", 3)
+
+    def watched(self):
+        for rows in handed_on(self):
+            yield rows
+            pattern = "*/train.jsonl" if shards == 1 else "*/rows-*.spool"
+            sizes.append(sum(path.stat().st_size for path in (tmp_path / "out").glob(pattern)))
+
+    monkeypatch.setattr(shuffle.Shuffle, "buckets_in_order", watched)
+    written = apply_mixture(mixture, tmp_path / "out", shards=shards).files
+    assert b"".join(path.read_bytes() for path in written) == expected
+    assert len(sizes) > 6
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == (1 if shards == 1 else 3)
+    assert sizes[0] == len(expected)
+
+
+def kept(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*.json"))}
+
+
+def test_an_index_is_kept_used_again_and_made_anew_when_it_is_broken(mixture, tmp_path, monkeypatch):
+    expected = b"".join(expected_lines(mixture))
+    index = tmp_path / "index"
+    assert apply_mixture(mixture, tmp_path / "1", index=index).files[0].read_bytes() == expected
+    before = kept(index)
+    assert len(before) == 2  # of the two plain sources; .gz has no lines to copy
+    with monkeypatch.context() as patch:
+        patch.setattr(block_reader, "block_rows", lambda *_: pytest.fail("parsed again"))
+        assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == expected
+        chat = apply_mixture(mixture, tmp_path / "3", index=index, row_format="chat")
+    assert chat.sha256 == apply_mixture(mixture, tmp_path / "4", row_format="chat").sha256
+    assert kept(index) == before
+    for name, content in (("keys.bin", b"x" * 80), ("places.bin", b""), ("index.json", b"{"), ("index.json", b"[1]")):
+        for folder in index.iterdir():
+            (folder / name).write_bytes(content)
+        assert apply_mixture(mixture, tmp_path / f"{name}{len(content)}", index=index).files[0].read_bytes() == expected
+    assert sorted(kept(index)) == sorted(before)
+    assert {p.name for p in index.iterdir()} == {Path(p).parent.name for p in before}
+
+
+def test_a_search_leaves_the_indexes_that_apply_looks_for(sources, tmp_path, monkeypatch):
+    """So the first `apply` after a search parses nothing; keys and fingerprints are those that the search found."""
+    from ideal_proxy.config import SearchConfig
+    from ideal_proxy.pipeline.prepare import prepare
+    from ideal_proxy.terminal import Reporter
+
+    domains = [
+        {"name": name, "path": str(sources / file)}
+        for name, file in (("a", "a.jsonl"), ("b", "b"), ("c", "c.jsonl.gz"))
+    ]
+    capability = {"name": "c", "path": str(sources / "b")}
+    config = SearchConfig.model_validate({
+        "domains": domains,
+        "capabilities": [capability],
+        "proxy": {"vocabulary": 300},
+    })
+    facts = prepare(config, tmp_path / "prepared", Reporter(quiet=True)).domains
+    same = ("name", "source", "format", "fingerprint", "available")
+    mixture = MixtureFile(domains=[DomainVolume(**{key: getattr(f, key) for key in same}, rows=9) for f in facts])
+    index = materialise.index_folder(tmp_path)
+    assert index is not None
+    assert len(list(index.iterdir())) == 2
+    assert materialise.index_folder(sources / "b") is None
+    monkeypatch.setattr(block_reader, "block_rows", lambda *_: pytest.fail("parsed again"))
+    done = apply_mixture(mixture, tmp_path / "out", index=index)
+    assert done.files[0].read_bytes() == b"".join(expected_lines(mixture))
+
+
+@pytest.mark.parametrize(
+    ("shard", "shards", "numbers"), [(None, 3, (None, 3)), ("0/4", 1, (0, 4)), ("3/4", 4, (3, 4)), ("0/1", 1, (0, 1))]
+)
+def test_shard_options(shard, shards, numbers):
+    assert materialise.shard_numbers(shard, shards) == numbers
+
+
+@pytest.mark.parametrize(
+    ("shard", "shards", "words"),
+    [
+        ("4/4", 1, "I/N with I from 0"),
+        ("1", 1, "I/N"),
+        ("-1/4", 1, "I/N"),
+        ("a/b", 1, "I/N"),
+        ("0/4", 2, "leave --shards out"),
+    ],
+)
+def test_wrong_shard_options(shard, shards, words):
+    with pytest.raises(UsageError, match=words):
+        materialise.shard_numbers(shard, shards)
+
+
+def test_an_index_never_hides_that_data_changed(mixture, sources, tmp_path):
+    index, path = tmp_path / "index", sources / "b" / "2.jsonl"
+    apply_mixture(mixture, tmp_path / "1", index=index)
+    before, state = path.read_bytes(), path.stat()
+    path.write_bytes(before.replace(b"b3", b"B3"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a copy that keeps times would leave it
+    with pytest.raises(UserError, match=r"domain 'b' changed .*content or order"):
+        apply_mixture(mixture, tmp_path / "2", index=index)
+    assert not list((tmp_path / "2").iterdir())
+    path.write_bytes(before + before.splitlines()[0] + b"\n")
+    with pytest.raises(UserError, match="it had 5 rows, now 6"):
+        apply_mixture(mixture, tmp_path / "2", index=index)
+    path.write_bytes(before)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == b"".join(
+        expected_lines(mixture)
+    )
+
+
+def test_where_an_index_cannot_be_kept_it_is_done_without(mixture, tmp_path):
+    (tmp_path / "index").write_text("a file")
+    done = apply_mixture(mixture, tmp_path / "out", index=tmp_path / "index")
+    assert done.files[0].read_bytes() == b"".join(expected_lines(mixture))
+    assert (tmp_path / "index").read_text() == "a file"
+
+
+def test_readers_write_their_shards_into_one_folder(mixture, tmp_path):
+    whole = apply_mixture(mixture, tmp_path / "all", shards=4)
+    out = tmp_path / "each"
+    for n in (2, 0, 3):
+        apply_mixture(mixture, out, shards=4, shard=n)
+    (out / f"{materialise.SPOOL}-00001-of-00004").mkdir()  # a reader that was killed: half a file, and no manifest
+    (out / f"{materialise.SPOOL}-00001-of-00004" / "train-00001-of-00004.jsonl").write_text("half")
+    (out / "train-00001-of-00004.jsonl").write_text("from before its manifest")
+    again = apply_mixture(mixture, out, shards=4, shard=2)
+    assert again.already_there
+    last = apply_mixture(mixture, out, shards=4, shard=1)
+    assert (last.rows, last.already_there, last.manifest) == (6, False, "manifest-00001-of-00004.json")
+    names = [f"{kind}-0000{n}-of-00004.json" for kind in ("manifest", "train") for n in range(4)]
+    assert sorted(p.name for p in out.iterdir()) == [name + "l" * name.startswith("train") for name in names]
+    assert b"".join(p.read_bytes() for p in sorted(out.glob("train*"))) == b"".join(p.read_bytes() for p in whole.files)
+    entries = [json.loads((out / names[n]).read_text()) for n in range(4)]
+    assert [(e["shard"], e["shards"], e["first_row"], e["rows"]) for e in entries] == [
+        (0, 4, 0, 6), (1, 4, 6, 6), (2, 4, 12, 6), (3, 4, 18, 7),
+    ]  # fmt: skip
+    assert [e["files"][0]["sha256"] for e in entries] == list(whole.sha256)
+    for changed in ({"shards": 5}, {"shards": 4, "row_format": "chat"}):
+        with pytest.raises(UserError, match="is not empty"):
+            apply_mixture(mixture, out, shard=0, **changed)
+    with pytest.raises(UserError, match="is not empty"):
+        apply_mixture(mixture.model_copy(update={"seed": 1}), out, shards=4, shard=0)
+    with pytest.raises(UsageError, match="counted from 0 to 3"):
+        apply_mixture(mixture, out, shards=4, shard=4)
+
+
+def test_procedural_sources_are_made_again(tmp_path):
+    demo = pytest.importorskip("ideal_proxy.data.demo", reason="the embedded default is another module")
+    source = "demo:arithmetic?seed=1&rows=40"
+    domain = volume("sums", source, 100)
+    done = apply_mixture(MixtureFile(domains=[domain]), tmp_path / "out")
+    made = Counter(json.dumps(row, sort_keys=True) for row in demo.demo_rows(source))
+    drawn = Counter(json.dumps(row, sort_keys=True) for row in read_back(done))
+    assert drawn.total() == 100
+    assert set(drawn) == set(made)
+    assert all(2 * made[row] <= drawn[row] <= 3 * made[row] for row in made)

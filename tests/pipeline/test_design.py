@@ -1,0 +1,156 @@
+"""The design: inside its bounds, spread out, nested, the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ideal_proxy.errors import UsageError
+from ideal_proxy.pipeline.design import Design, make_design, spread_mixtures
+
+CENTRE = np.array([1000.0, 200.0, 5000.0, 800.0, 60.0])
+SEEDS = [7, 8]
+
+
+def make(**changes: Any) -> Design:
+    settings: dict[str, Any] = {
+        "centre": CENTRE, "spread": 1.2, "lower": np.zeros(5), "upper": np.full(5, 1e9), "seeds": SEEDS,
+    }  # fmt: skip
+    settings |= changes
+    return make_design(settings.pop("centre"), **settings)
+
+
+def nearest(logs: np.ndarray) -> float:
+    distance = np.linalg.norm(logs[:, None] - logs[None], axis=-1)
+    return float(distance[np.triu_indices(len(logs), 1)].min())
+
+
+def test_default_count_base_runs_replicate_and_turning_seeds() -> None:
+    design = make()
+    assert len(design) == 3 * 6
+    assert design.volumes.shape == (18, 5)
+    assert design.roles[:4] == ("base", "base", "design", "replicate")
+    assert set(design.roles[4:]) == {"design"}
+    assert design.seeds[:4] == (7, 8, 7, 8)
+    assert np.array_equal(design.volumes[:2], [CENTRE, CENTRE])
+    assert np.array_equal(design.volumes[2], design.volumes[3])
+    turns = design.seeds[4:]
+    assert abs(turns.count(7) - turns.count(8)) <= 1
+    assert len(np.unique(design.volumes, axis=0)) == 18 - 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_points_stay_inside_bounds_and_spread(seed: int) -> None:
+    lower, upper = np.array([900.0, 0, 0, 800, 0]), np.array([1100.0, 300, 1e9, 800, 1e9])
+    design = make(lower=lower, upper=upper, random_state=seed, count=40)
+    assert (design.volumes >= lower * (1 - 1e-12)).all()
+    assert (design.volumes <= upper * (1 + 1e-12)).all()
+    eta = 0.01 * CENTRE.mean()
+    change = np.log((design.volumes + eta) / (CENTRE + eta))
+    assert (np.abs(change) <= 1.2 + 1e-12).all()
+    # It uses the room it has: free domains both ways, the pinned one not at all.
+    assert change[:, 2].max() > 1.0
+    assert change[:, 2].min() < -1.0
+    assert np.ptp(design.volumes[:, 3]) == pytest.approx(0, abs=1e-9)
+
+
+def test_more_spread_out_than_chance() -> None:
+    eta = 0.01 * CENTRE.mean()
+    rng = np.random.default_rng(0)
+    random = [nearest(rng.uniform(-1.2, 1.2, (15, 5))) for _ in range(200)]
+    ours = []
+    for seed in range(10):
+        design = make(random_state=seed, seeds=[0], replicates=0, count=16)
+        ours.append(nearest(np.log((design.volumes[1:] + eta) / (CENTRE + eta))))
+    assert min(ours) > np.quantile(random, 0.9)
+
+
+def test_every_domain_is_covered_evenly() -> None:
+    design = make(count=66, seeds=[0], replicates=0)
+    eta = 0.01 * CENTRE.mean()
+    unit = np.log((design.volumes[1:] + eta) / (CENTRE + eta)) / 2.4 + 0.5
+    for column in unit.T:
+        counts, _ = np.histogram(column, bins=4, range=(0, 1))
+        assert counts.min() >= 8  # of 65; a design of corners has none in the middle
+    correlation = np.corrcoef(unit.T) - np.eye(5)
+    assert np.abs(correlation).max() < 0.35
+
+
+def test_a_shorter_design_is_the_beginning_of_a_longer_one() -> None:
+    short, long = make(count=9), make(count=37)
+    assert np.array_equal(short.volumes, long.volumes[:9])
+    assert short.seeds == long.seeds[:9]
+    fixed_short, fixed_long = make(count=9, total=7060.0), make(count=37, total=7060.0)
+    assert np.array_equal(fixed_short.volumes, fixed_long.volumes[:9])
+
+
+def test_the_same_arguments_give_the_same_design_and_another_seed_another() -> None:
+    np.random.seed(1)  # noqa: NPY002 (global state must not matter)
+    one = make()
+    np.random.seed(2)  # noqa: NPY002
+    assert np.array_equal(one.volumes, make().volumes)
+    assert not np.allclose(one.volumes[2:], make(random_state=1).volumes[2:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fixed_total_is_kept_in_its_own_unit(seed: int) -> None:
+    tokens = np.array([120.0, 300, 80, 50, 900])
+    total = float(tokens @ CENTRE)
+    design = make(weights=tokens, total=total, random_state=seed, count=30)
+    assert np.allclose(design.volumes @ tokens, total, rtol=1e-9)
+    assert np.ptp(design.volumes.sum(1)) > 100
+    eta = 0.01 * CENTRE.mean()
+    assert (np.abs(np.log((design.volumes + eta) / (CENTRE + eta))) <= 1.2 + 1e-9).all()
+    assert len(np.unique(design.volumes.round(6), axis=0)) == 28
+    free = make(weights=tokens, random_state=seed, count=30)
+    assert np.ptp(free.volumes @ tokens) > 0.5 * total
+
+
+def test_a_domain_of_base_zero_is_tried_up_to_the_others() -> None:
+    centre = np.array([1000.0, 0.0, 500.0])
+    design = make(centre=centre, lower=np.zeros(3), upper=np.full(3, 1e6), count=30)
+    tried = design.volumes[2:, 1]
+    assert (tried >= 0).all()
+    assert tried.max() > 400
+    assert tried.max() <= 750 + 1e-9
+    assert np.median(tried) > 10
+    limited = make(centre=centre, lower=np.zeros(3), upper=np.array([1e6, 50, 1e6]), count=30)
+    assert limited.volumes[:, 1].max() <= 50 + 1e-9
+
+
+def test_another_round_keeps_away_from_what_was_run() -> None:
+    first = make()
+    centre = CENTRE * 1.3
+    second = make(centre=centre, spread=0.6, existing=first.volumes, count=12, random_state=1)
+    assert np.array_equal(second.volumes[0], centre)
+    eta = 0.01 * centre.mean()
+    logs = np.log(np.vstack([np.unique(first.volumes, axis=0), second.volumes[4:]]) + eta)
+    assert nearest(logs) > 0.05
+
+
+def test_sweep_mixtures_are_far_from_base_and_each_other() -> None:
+    design = make()
+    chosen = spread_mixtures(design)
+    logs = np.log(design.volumes + 0.01 * CENTRE.mean())
+    from_base = np.linalg.norm(logs - logs[0], axis=1)
+    assert len(chosen) == 2
+    assert from_base[chosen[0]] == from_base.max()
+    assert np.linalg.norm(logs[chosen[0]] - logs[chosen[1]]) > np.median(from_base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lower": np.full(5, 10.0), "upper": np.full(5, 5.0)}, "domain 1: no volume lies between the bounds 10 and 5"),
+        ({"centre": np.zeros(5)}, "above 0 for some domain"),
+        ({"seeds": [1, 1]}, "different seeds"),
+        ({"spread": 0.0}, "spread of a design must be above 0"),
+        ({"total": 1e9}, "no mixture inside the bounds and the spread has a total"),
+        ({"lower": np.zeros(4)}, "for every domain"),
+    ],
+)
+def test_arguments_that_do_not_go_together(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        make(**changes)

@@ -1,0 +1,249 @@
+"""The main job, small: a real search end to end, killed and resumed, and a null that gains nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.status import read_status
+from ideal_proxy.store import lock_holder
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("strings", "formats", "facts")
+
+
+def small(folder: Path, **changes) -> Path:
+    """Write a run file whose search takes seconds: three demo domains, base with almost no `strings`."""
+    config = parse_config({
+        "name": "small",
+        "domains": [
+            {"name": name, "path": f"demo:{name}?rows=900", "base": "8%" if name == "strings" else "100%"}
+            for name in NAMES
+        ],
+        "capabilities": [
+            {"name": name, "path": f"demo:{name}?rows=120&split=reference"} for name in ("strings", "formats")
+        ],
+        "proxy": {
+            "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32,
+        },
+        "swarm": {"runs": 8},
+        "verify": {"pairs": 3, "max_pairs": 3},
+        "rounds": 1,
+        **changes,
+    })  # fmt: skip
+    path = folder / "mix.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    return path
+
+
+def command(folder: Path, out: str) -> list[str]:
+    return [sys.executable, "-m", "ideal_proxy.cli", "search", str(folder / "mix.yaml"), "--out", str(folder / out)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def without_times(path: Path) -> dict:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("created", "provenance"):
+        value.pop(key)
+    return value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    small(folder)
+    answer = subprocess.run(
+        command(folder, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
+    )
+    assert answer.returncode == 0, answer.stderr
+    return folder, answer
+
+
+def test_a_poor_base_is_improved_and_the_terminal_says_so(finished):
+    folder, answer = finished
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["verdict"]["answer"] == "improves"
+    assert result["verdict"]["gain"]["lower"] > 0
+    strings = result["domains"][0]
+    assert strings["proposal_rows"] > 2 * strings["base_rows"]
+    assert "Verdict: improves" in answer.stdout
+    assert all(len(line) <= 80 or str(folder) in line for line in answer.stdout.splitlines())  # but for long paths
+    assert "Warning:" not in answer.stderr
+    tokens, base = (sum(d[key] for d in result["domains"]) for key in ("tokens", "base_tokens"))
+    assert tokens == pytest.approx(base, rel=0.01)  # the budget is kept: exactly in mean tokens a row, nearly in drawn
+
+
+def test_the_files_hold_together(finished):
+    folder, _ = finished
+    mixture = json.loads((folder / "run" / "mixture.json").read_text())
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert [d["rows"] for d in mixture["domains"]] == [d["proposal_rows"] for d in result["domains"]]
+    assert mixture["verdict"] == "improves"
+    for key in ("tokens", "share", "repeat"):
+        assert [d[key] for d in mixture["domains"]] == [d[key] for d in result["domains"]]
+    frame = pd.read_parquet(folder / "run" / "runs.parquet")
+    assert set(frame["role"]) == {"warm", "sweep", "design", "verify"}
+    seen = frame.loc[frame["role"] == "design", [f"verify_loss/{n}" for n in ("strings", "formats")]]
+    assert seen.isna().to_numpy().all()
+    verify = frame[frame["role"] == "verify"]
+    assert len(verify) == 6
+    assert not set(verify["seed"]) & set(frame.loc[frame["role"] == "design", "seed"])
+    # The verified numbers can be recomputed from the runs.
+    base = verify[verify["rows/strings"] == verify["rows/strings"].min()]["verify_loss/strings"].mean()
+    assert mixture["capabilities"][0]["verified_base_loss"] == pytest.approx(base, rel=1e-9)
+
+
+def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
+    folder, answer = finished
+    started = time.monotonic()
+    for arguments in (["show", "run"], ["search", "mix.yaml", "--out", "run"]):
+        again = subprocess.run(
+            [sys.executable, "-m", "ideal_proxy.cli", *arguments],
+            capture_output=True, text=True, env=environment(), check=False, cwd=folder,
+        )  # fmt: skip
+        assert again.returncode == 0
+        assert again.stdout.splitlines()[:10] == answer.stdout.splitlines()[:10]
+    assert time.monotonic() - started < 30
+
+
+def test_apply_writes_the_exact_rows(finished):
+    folder, _ = finished
+    answer = subprocess.run(
+        [sys.executable, "-m", "ideal_proxy.cli", "apply", "run/mixture.json", "--out", "rows", "--json"],
+        capture_output=True, text=True, env=environment(), check=False, cwd=folder,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    written = json.loads(answer.stdout)
+    mixture = json.loads((folder / "run" / "mixture.json").read_text())
+    lines = [line for name in written["files"] for line in (folder / "rows" / name).read_text().splitlines()]
+    assert len(lines) == sum(d["rows"] for d in mixture["domains"])
+    upper = sum(json.loads(line)["instruction"].startswith(("upper", "first", "twice", "spell")) for line in lines)
+    assert upper == mixture["domains"][0]["rows"]
+
+
+def test_a_finished_search_takes_a_trust_check_and_a_tracker(finished, tmp_path):
+    """Added afterwards, with nothing else changed; interrupted before its end, it trains nothing twice."""
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = without_times(tmp_path / "run" / "mixture.json")
+    assert before.pop("trust") is None
+    told: list[dict] = []
+
+    def broken(event):
+        told.append(event)
+        raise RuntimeError("a tracker may do anything")
+
+    run = search(folder / "mix.yaml", tmp_path / "run", trust_check=True, on_event=broken)
+    after = without_times(tmp_path / "run" / "mixture.json")
+    trust = after.pop("trust")
+    assert after == before
+    assert trust == run.result["trust"]
+    assert (trust["sizes"], trust["pairs"]) == (["0.1M", "1M"], 6)
+    assert trust["rows"][0] == {d["name"]: pytest.approx(d["base_rows"], abs=2) for d in run.result["domains"]}
+    losses = np.array(trust["losses"]["large"])
+    assert (np.ptp(losses, axis=0) > 0.01).all()  # three different trainings
+    assert trust["agree"] >= 4  # starved of `strings` or not: any size can tell
+    runs = [event for event in told if event["event"] == "run finished"]
+    assert [event["role"] for event in runs] == ["warm", "trust", "trust", "trust"]
+    assert list(runs[-1]["loss"].values()) in losses.tolist()
+    end = told[-1]
+    assert end["event"] == "search finished"
+    assert [told[k]["event"] for k in (0, 1)] == ["round fitted", "verdict"]
+    assert told[1]["gain"] == run.result["verdict"]["gain"]["value"]
+    assert end["adopted"]
+    assert end["rows"] == {d["name"]: d["proposal_rows"] for d in run.result["domains"]}
+    (tmp_path / "run" / "trust" / "trust.json").unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    told.clear()
+    again = search(folder / "mix.yaml", tmp_path / "run", trust_check=True, on_event=told.append)
+    assert not [event for event in told if event["event"] == "run finished"]
+    assert {k: v for k, v in again.result["trust"].items() if k != "cost"} == {
+        k: v for k, v in trust.items() if k != "cost"
+    }
+
+
+def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
+    """Once in the middle of the sweep, once in the middle of the swarm."""
+    folder, _ = finished
+    runs = folder / "killed" / "runs"
+    rng = random.Random(5)
+    for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
+        process = subprocess.Popen(
+            command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        ours = f"process {process.pid} on"
+        while process.poll() is None and (
+            len(list(runs.glob("*/complete"))) < complete or not (lock_holder(folder / "killed") or "").startswith(ours)
+        ):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
+        watched = read_status(folder / "killed")
+        again = subprocess.run(
+            command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
+        )
+        assert (again.returncode, process.poll()) == (1, None)
+        assert f"is in use by process {process.pid} on" in again.stderr
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert (watched["state"], watched["stage"]) == ("running", stage)
+        assert sum(watched["complete"].values()) >= complete
+        assert watched["seconds_left"] > 0
+        stopped = read_status(folder / "killed")
+        assert (stopped["state"], stopped["ended"]) == ("stopped", None)
+    assert not (folder / "killed" / "mixture.json").exists()
+    done = subprocess.run(
+        command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_times(folder / "killed" / "mixture.json") == without_times(folder / "run" / "mixture.json")
+
+
+def test_changed_data_is_refused_on_resume(tmp_path):
+    for name in ("a", "b"):
+        rows = "".join(json.dumps({"instruction": f"{name}{n}", "output": f"o {n}"}) + "\n" for n in range(40))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    config = parse_config(
+        {
+            "domains": [{"name": n, "path": f"{n}.jsonl"} for n in ("a", "b")],
+            "capabilities": [{"name": "a", "path": "demo:facts?rows=20&split=reference"}],
+            "proxy": {"size": "0.1M", "vocabulary": 300, "context": 32},
+        },
+        folder=tmp_path,
+    )
+    (tmp_path / "mix.yaml").write_text(dump_config(config))
+    plan = [*command(tmp_path, "run"), "--dry-run"]
+    assert subprocess.run(plan, env=environment(), capture_output=True, check=False).returncode == 0
+    (tmp_path / "b.jsonl").write_text(rows.replace("o 7", "o seven"))
+    answer = subprocess.run(plan, env=environment(), capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert "b.jsonl changed since" in answer.stderr
+
+
+def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
+    small(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
+    answer = subprocess.run(
+        command(tmp_path, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
+    )
+    assert answer.returncode == 1
+    assert "No mixture can satisfy" in answer.stderr
+    assert "40 rows" in answer.stderr.replace("\n", " ")
+    assert not list((tmp_path / "run" / "runs").glob("*/complete"))
+    assert "Traceback" not in answer.stderr

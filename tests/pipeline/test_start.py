@@ -1,0 +1,157 @@
+"""`init`: whatever layout a folder has, no row that is there to judge is trained on, and nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from ideal_proxy.config import load_config
+from ideal_proxy.data.layout import look
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.start import write_run_file
+
+BOTH = ("code", "math")
+
+
+def put(path: Path, names: list[str]) -> None:
+    """Write rows whose answers are the names."""
+    rows = [{"instruction": "q", "input": "", "output": name} for name in names]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def train(domain: str, first: int = 0, last: int = 6) -> list[str]:
+    return [f"{domain} train {n}" for n in range(first, last)]
+
+
+def judge(domain: str) -> list[str]:
+    return [f"{domain} judge {n}" for n in range(4)]
+
+
+def one_file_each(root, name):
+    put(root / f"{name}.jsonl", train(name))
+    put(root / f"{name}.reference.jsonl", judge(name))
+
+
+def underscore(root, name):
+    put(root / f"{name}.parquet", train(name))
+    put(root / f"{name}_test.parquet", judge(name))
+
+
+def folder_each(root, name):
+    put(root / name / "train.jsonl", train(name))
+    put(root / name / "validation.jsonl", judge(name))
+
+
+def hub(root, name):
+    for n in range(3):
+        put(root / name / "data" / f"train-0000{n}-of-00003.parquet", train(name, 2 * n, 2 * n + 2))
+    put(root / name / "data" / "test-00000-of-00001.parquet", judge(name))
+
+
+def hub_without_train(root, name):
+    for n in range(2):
+        put(root / name / f"part-{n}.jsonl", train(name, 3 * n, 3 * n + 3))
+    put(root / name / "dev.jsonl", judge(name))
+
+
+def splits_inside(root, name):
+    put(root / name / "train" / "a.jsonl", train(name, 0, 3))
+    put(root / name / "train" / "b.jsonl", train(name, 3, 6))
+    put(root / name / "test" / "a.jsonl", judge(name))
+
+
+def splits_outside(root, name):
+    put(root / "train" / f"{name}.jsonl", train(name))
+    put(root / "eval" / f"{name}.jsonl", judge(name))
+
+
+def reference_folder(root, name):
+    put(root / name / "rows.jsonl", train(name))
+    put(root / "reference" / name / "rows.jsonl", judge(name))
+
+
+def named_files(root, name):
+    put(root / name / f"{name}.jsonl", train(name))
+    put(root / name / f"{name}_eval.jsonl", judge(name))
+
+
+LAYOUTS = [one_file_each, underscore, folder_each, hub, hub_without_train, splits_inside, splits_outside,
+           reference_folder, named_files]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_every_layout_gives_the_rows_to_train_on_and_those_to_judge_by(tmp_path, layout):
+    root = tmp_path / "data [v1]"  # a name that a glob would read as a pattern
+    for name in BOTH:
+        layout(root, name)
+    (root / "README.md").write_text("notes")
+    said = write_run_file(root, tmp_path / "mix.yaml")
+    config = load_config(tmp_path / "mix.yaml")
+    assert config.domain_names == config.capability_names == list(BOTH)
+    for domain, capability in zip(config.domains, config.capabilities, strict=True):
+        assert [row.answer for row in read_rows(domain.path)] == train(domain.name)
+        assert [row.answer for row in read_rows(capability.path)] == judge(domain.name)
+        assert domain.base == 6
+        assert f"{domain.name}: 6 rows (alpaca), 4 reference rows (few)" in said
+
+
+def test_a_name_that_ends_in_a_reference_word_is_a_domain_where_nothing_stands_beside_it(tmp_path):
+    for name in ("self_eval", "unit-test"):
+        put(tmp_path / f"{name}.jsonl", train(name))
+    assert [found.name for found in look(tmp_path).domains] == ["self_eval", "unit-test"]
+
+
+def test_what_is_not_taken_is_said(tmp_path):
+    for name in BOTH:
+        one_file_each(tmp_path / "data", name)
+    (tmp_path / "data" / "old.csv").write_text("a,b\n")
+    (tmp_path / "data" / "logs").mkdir()
+    (tmp_path / "data" / "logs" / "x.tsv").write_text("a\tb\n")
+    put(tmp_path / "data" / "lonely" / "test.jsonl", judge("lonely"))
+    said = write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
+    assert "passed over: lonely/ (it holds reference rows only)" in said
+    assert "passed over: logs/, old.csv (rows are read from" in said
+
+
+def test_one_name_for_two_sources_is_refused(tmp_path):
+    for name in BOTH:
+        one_file_each(tmp_path, name)
+    put(tmp_path / "code" / "train.jsonl", train("code"))
+    with pytest.raises(
+        UserError, match=r"code/train\.jsonl and .*code\.jsonl are both named 'code'; rename one of them"
+    ):
+        look(tmp_path)
+
+
+def test_one_domain_is_too_few(tmp_path):
+    one_file_each(tmp_path / "data", "code")
+    with pytest.raises(UsageError, match="holds one domain"):
+        write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
+
+
+def test_rows_held_out_are_a_quarter_at_most_and_never_trained_on(tmp_path):
+    sizes = {"code": 40, "math": 8}
+    for name, size in sizes.items():
+        put(tmp_path / "data" / f"{name}.jsonl", train(name, 0, size))
+    with pytest.raises(UserError, match=r"no reference rows for code, math; .*--hold-out 400"):
+        write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
+    write_run_file(tmp_path / "data", tmp_path / "mix.yaml", hold_out=6)
+    config = load_config(tmp_path / "mix.yaml")
+    for domain, capability, held in zip(config.domains, config.capabilities, (6, 2), strict=True):
+        left, kept = ([row.answer for row in read_rows(path)] for path in (domain.path, capability.path))
+        assert len(kept) == held
+        assert sorted(left + kept) == sorted(train(domain.name, 0, sizes[domain.name]))
+        assert left != train(domain.name, 0, len(left))  # not simply the last rows
+    assert (tmp_path / "data" / "code.jsonl").read_text().count("\n") == 40
+    put(tmp_path / "data" / "tiny.jsonl", train("tiny", 0, 3))
+    with pytest.raises(UserError, match="tiny has 3 rows, too few to hold any out"):
+        write_run_file(tmp_path / "data", tmp_path / "mix.yaml", hold_out=6, force=True)

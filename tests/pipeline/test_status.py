@@ -1,0 +1,156 @@
+"""`status`: empty, planned, running, stopped and finished run directories, each told apart and in 80 columns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from finished_run import folder as finished_folder
+from test_search import environment
+
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.status import read_status, status_text
+from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.store import atomic_write_json, lock, lock_holder, mark_complete
+from ideal_proxy.swarm.scheduler import SwarmEvent
+
+PLAN = [
+    {"name": "warm start", "runs": 1, "tokens": 1_000, "seconds": 10.0},
+    {"name": "learning rate", "runs": 0, "tokens": 0, "seconds": 0.0},
+    {"name": "swarm", "runs": 12, "tokens": 24_000, "seconds": 60.0},
+    {"name": "check", "runs": 16, "tokens": 32_000, "seconds": 80.0},
+    {"name": "more rounds", "runs": 40, "tokens": 80_000, "seconds": 200.0, "rounds": 2},
+]
+
+
+def event(kind: str, run: str, **changes) -> SwarmEvent:
+    settings = {"role": "design", "done": 0, "steps": 0, "runs_done": 3, "runs": 12, "fraction": 0.3}
+    return SwarmEvent(kind, run, **{**settings, "seconds_left": 42.0, **changes})
+
+
+def begin(folder: Path) -> StatusRecord:
+    """A search in its first swarm: three runs done, two under way, one failed."""
+    (folder / "config.yaml").write_text("name: x\n")
+    atomic_write_json(folder / "plan.json", {"workers": 2})
+    for n, role in enumerate(["warm", "design", "design"]):
+        done = folder / "runs" / f"done{n}"
+        metrics = {"spec": {"role": role}, "tokens": 2_000, "train_seconds": 9.0, "evaluate_seconds": 1.0}
+        atomic_write_json(done / "metrics.json", metrics)
+        mark_complete(done)
+    record = StatusRecord(folder, PLAN)
+    record.__enter__()
+    record.stage("round 1: swarm")
+    record.event(event("started", "a" * 16, pid=11, worker=0))
+    record.event(event("started", "b" * 16, pid=12, worker=1, host="node7.cluster.example"))
+    record.event(event("failed", "c" * 16, message="the loss is not finite at step 3; choose a smaller learning rate"))
+    record._written = 0.0
+    record.event(event("step", "a" * 16, worker=0, done=50, steps=250, loss=2.3456))
+    atomic_write_json(folder / "runs" / ("a" * 16) / "checkpoint.safetensors", {})
+    return record
+
+
+def test_a_running_search(tmp_path):
+    with lock(tmp_path):
+        record = begin(tmp_path)
+        found = read_status(tmp_path)
+        text = status_text(found, tmp_path.relative_to(tmp_path.parent))
+    assert found["state"] == "running"
+    assert found["holder"].startswith(f"process {os.getpid()} on")
+    first, second = found["working"]
+    assert (first["run"], first["step"], first["steps"], first["loss"]) == ("a" * 16, 50, 250, 2.3456)
+    assert (second["worker"], second["step"], second["process"]) == (1, 0, 12)
+    assert found["complete"] == {"warm": 1, "design": 2}
+    assert found["failed"][0]["message"].startswith("the loss is not finite")
+    assert found["stage_seconds_left"] == 42.0
+    # 30 s for 6,000 tokens measured, two workers: the check and both further rounds come after this stage.
+    assert found["seconds_left"] == pytest.approx(42 + (32_000 + 80_000) * 30 / 6_000 / 2)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("Look again: ")) <= 80
+    for words in (
+        "running, round 1: swarm",
+        "50 of 250",
+        "2.346",
+        "Failed twice",
+        "3 of 12 runs",
+        "3 runs of 69 at",
+        "1 node7  ",
+    ):
+        assert words in text
+    record.event(event("finished", "a" * 16, worker=0, runs_done=4))
+    assert [at["run"] for at in read_status(tmp_path)["working"]] == ["b" * 16]
+
+
+def test_later_rounds_leave_less(tmp_path):
+    record = begin(tmp_path)
+    left = []
+    for stage in ("round 1: check", "round 2: swarm", "round 2: check", "round 3: check"):
+        record.stage(stage)
+        left.append(read_status(tmp_path)["seconds_left"])
+    each = 30 / 6_000 / 2
+    assert left == pytest.approx([80_000 * each, (40_000 + 32_000) * each, 40_000 * each, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (None, "it was killed"),
+        (KeyboardInterrupt(), "by Ctrl-C"),
+        (UserError("cannot write x: No space left"), "It stopped with: cannot write x: No space left"),
+    ],
+)
+def test_a_stopped_search_says_why_and_how_to_go_on(tmp_path, error, says):
+    record = begin(tmp_path)
+    if error is not None:
+        record.__exit__(type(error), error, None)
+    found = read_status(tmp_path)
+    text = status_text(found, Path("run"))
+    assert found["state"] == "stopped"
+    assert says in text.replace("\n", " ")
+    assert "Was running" in text
+    assert [at["checkpoint"] for at in found["working"]] == [True, False]
+    assert found["next"] == f"ideal-proxy search {tmp_path / 'config.yaml'} --out {tmp_path}"
+
+
+def test_wall_time_adds_up_over_sessions(tmp_path):
+    for began, updated, before in ((1000.0, 1060.0, 0.0), (2000.0, 2030.0, 60.0)):
+        assert StatusRecord(tmp_path, PLAN).spent_seconds == pytest.approx(before, abs=0.5)
+        state = {"began": began, "updated": updated, "spent_before": before}
+        atomic_write_json(tmp_path / "status.json", state)
+    assert StatusRecord(tmp_path, PLAN).spent_seconds == pytest.approx(90.0, abs=0.5)
+
+
+def test_finished_empty_and_foreign_folders(tmp_path):
+    found = read_status(finished_folder())
+    assert found["state"] == "finished"
+    assert found["verdict"].startswith("improves")
+    assert "ideal-proxy show" in status_text(found, Path("run"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert read_status(empty)["state"] == "empty"
+    assert "no search yet" in status_text(read_status(empty), Path("empty"))
+    with pytest.raises(UserError, match="is no folder"):
+        read_status(tmp_path / "nowhere")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no search"):
+        read_status(tmp_path)
+
+
+def test_looking_never_gets_in_the_way(tmp_path):
+    with lock(tmp_path):
+        assert lock_holder(tmp_path) == lock_holder(tmp_path)
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), lock(tmp_path):
+            pass
+    assert lock_holder(tmp_path) is None
+    look = "import sys\nfrom ideal_proxy.store import lock_holder\nwhile True: lock_holder(sys.argv[1])"
+    watcher = subprocess.Popen([sys.executable, "-c", look, str(tmp_path)], env=environment())
+    try:
+        time.sleep(0.5)
+        for _ in range(20):
+            with lock(tmp_path):
+                pass
+    finally:
+        watcher.kill()
+        watcher.wait()

@@ -1,0 +1,118 @@
+"""The verdict: right answers on losses whose truth is known, and an interval that holds its level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ideal_proxy.pipeline.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedLosses, judge, planned_looks, sentence
+
+
+def pairs(gain: float, *, seeds: int, noise: float, rows: int = 300, capabilities: int = 3, seed: int = 0):
+    """Losses per row whose proposal is `gain` better, with a run effect of relative size `noise`."""
+    rng = np.random.default_rng(seed)
+    entries = []
+    for _ in range(capabilities):
+        tokens = rng.integers(5, 60, rows).astype(float)
+        row = rng.gamma(20.0, 0.05, rows)
+        base = tokens * row * (1 + noise * rng.normal(size=(seeds, 1)))
+        proposal = tokens * row * (1 - gain) * (1 + noise * rng.normal(size=(seeds, 1)))
+        entries.append(PairedLosses(base=base, proposal=proposal, tokens=tokens))
+    return entries
+
+
+def test_clear_gain_improves_and_the_interval_holds_the_truth():
+    verdict = judge(pairs(0.05, seeds=5, noise=0.003))
+    assert verdict.answer == IMPROVES
+    assert verdict.gain.lower < 0.05 < verdict.gain.upper
+    assert verdict.gain.value == pytest.approx(0.05, abs=0.006)
+    assert verdict.pairs_needed is None
+
+
+def test_swapping_base_and_proposal_turns_the_answer():
+    swapped = [
+        PairedLosses(base=e.proposal, proposal=e.base, tokens=e.tokens) for e in pairs(0.05, seeds=5, noise=0.003)
+    ]
+    assert judge(swapped).answer == NO_BETTER
+    assert judge(swapped).gain.value < -0.04
+
+
+def test_no_gain_measured_well_is_no_better_than_base():
+    verdict = judge(pairs(0.0, seeds=8, noise=0.001))
+    assert verdict.answer == NO_BETTER
+    assert verdict.gain.upper < 0.005
+
+
+def test_noise_is_not_enough_evidence_and_says_how_many_pairs_would_decide():
+    entries = pairs(0.004, seeds=3, noise=0.03, seed=2)
+    verdict = judge(entries)
+    assert verdict.answer == UNDECIDED
+    assert verdict.pairs_needed is None or verdict.pairs_needed > 3
+    assert "keep the base" in sentence(verdict, ["a", "b", "c"], min_gain=0.005)
+
+
+def test_more_looks_and_rounds_make_the_interval_wider():
+    entries = pairs(0.02, seeds=4, noise=0.004)
+    one, many = judge(entries), judge(entries, looks=3, rounds=2)
+    assert many.level > one.level
+    assert many.gain.upper - many.gain.lower > 1.5 * (one.gain.upper - one.gain.lower)
+
+
+def test_verify_row_noise_widens_the_interval():
+    few, many = (judge(_noisy_rows(rows)) for rows in (30, 3000))
+    assert few.row_noise > 5 * many.row_noise
+    assert few.gain.upper - few.gain.lower > many.gain.upper - many.gain.lower
+
+
+def _noisy_rows(rows: int):
+    rng = np.random.default_rng(1)
+    tokens = np.full(rows, 10.0)
+    base = np.tile(rng.gamma(2.0, 5.0, rows), (4, 1))
+    proposal = base * rng.gamma(4.0, 0.25, rows)
+    return [PairedLosses(base=base, proposal=proposal, tokens=tokens)]
+
+
+def test_row_bootstrap_matches_the_textbook_ratio_standard_error():
+    entry = _noisy_rows(2000)[0]
+    verdict = judge([entry])
+    base, proposal = entry.base[0], entry.proposal[0]
+    ratio = proposal.sum() / base.sum()
+    residual = proposal - ratio * base
+    expected = residual.std(ddof=1) / np.sqrt(len(base)) / base.mean()
+    assert verdict.row_noise == pytest.approx(expected, rel=0.12)
+
+
+def test_protected_capability_that_fell_blocks_the_answer():
+    good, bad = pairs(0.10, seeds=5, noise=0.002, capabilities=2)
+    bad = PairedLosses(base=bad.base, proposal=bad.base * 1.03, tokens=bad.tokens)
+    assert judge([good, bad]).answer == IMPROVES
+    verdict = judge([good, bad], tolerances=[None, 0.01])
+    assert verdict.answer == NO_BETTER
+    assert verdict.dropped == (1,)
+    assert "safety fell" in sentence(verdict, ["math", "safety"], min_gain=0.005)
+    assert judge([good, bad], tolerances=[None, 0.05]).answer == IMPROVES
+
+
+def test_worst_and_weighted_objectives():
+    good, bad = pairs(0.10, seeds=5, noise=0.001, capabilities=2)
+    bad = PairedLosses(base=bad.base, proposal=bad.base * 1.02, tokens=bad.tokens)
+    assert judge([good, bad], kind="worst").gain.value == pytest.approx(-0.02, abs=0.003)
+    weighted = judge([good, bad], kind="weighted", weights=[3, 1])
+    assert weighted.gain.value == pytest.approx(0.75 * 0.10 - 0.25 * 0.02, abs=0.003)
+
+
+def test_a_null_rarely_improves_and_the_interval_covers():
+    improved = covered = 0
+    for seed in range(200):
+        verdict = judge(pairs(0.0, seeds=3, noise=0.004, rows=60, capabilities=1, seed=seed))
+        improved += verdict.answer == IMPROVES
+        covered += verdict.gain.lower <= 0 <= verdict.gain.upper
+    assert improved <= 18  # 5 % of 200 and three standard deviations
+    assert 170 <= covered <= 199  # 90 % two-sided
+
+
+def test_looks_are_planned_between_first_and_last():
+    assert planned_looks(3, 8) == (3, 5, 8)
+    assert planned_looks(4, 4) == (4,)
+    with pytest.raises(ValueError, match="at least 2 pairs"):
+        judge(pairs(0.0, seeds=1, noise=0.1))

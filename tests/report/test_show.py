@@ -1,0 +1,73 @@
+"""What a search prints at its end: every number, who pays, what to do next, in 80 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import finished_run
+import pytest
+
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.finished import load_result
+from ideal_proxy.report.text import result_tables, who_pays
+
+RUN = Path("runs/mix")
+
+
+def changed(**verified: tuple[float, float, float]) -> dict:
+    """A result whose capabilities were verified at other ratios."""
+    result = finished_run.result()
+    for entry, name in zip(result["capabilities"], verified, strict=True):
+        entry |= {"name": name, "verified": dict(zip(("value", "lower", "upper"), verified[name], strict=True))}
+    return result
+
+
+def test_the_tables_hold_the_numbers_and_fit_80_columns():
+    result = finished_run.result()
+    text = result_tables(result, RUN)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"Verdict: {result['verdict']['sentence']}" in " ".join(text.split())
+    for domain in result["domains"]:
+        line = next(line for line in text.splitlines() if line.startswith(domain["name"]))
+        low, high = (f"{round(end):,}" for end in domain["bootstrap"])
+        for shown in (f"{domain['base_rows']:,}", f"{domain['proposal_rows']:,}", f"{domain['share']:.1%}",
+                      f"{low}-{high}"):  # fmt: skip
+            assert shown in line.split()
+    assert "next: ideal-proxy report runs/mix" in text
+    assert "ideal-proxy apply runs/mix/mixture.json" in text
+
+
+@pytest.mark.parametrize("answer", ["no better than base", "not enough evidence"])
+def test_a_proposal_that_was_not_adopted_is_not_offered(answer):
+    result = finished_run.result()
+    result["verdict"]["answer"] = answer
+    text = result_tables(result, RUN)
+    assert "not adopted: the mixture file keeps the base" in text
+    assert "ideal-proxy apply" not in text
+
+
+def test_who_pays_is_named_only_beyond_doubt():
+    assert who_pays(changed(a=(0.9, 0.8, 1.0), b=(1.03, 0.99, 1.07))) == ""
+    both = changed(a=(1.1, 1.05, 1.15), b=(1.03, 1.001, 1.07))
+    assert who_pays(both).startswith("the price: a (+10.0% loss, at least +5.0%), b (+3.0% loss, at least +0.1%);")
+    assert "The price: a (+10.0% loss, at least +5.0%), b (+3.0%" in " ".join(result_tables(both, RUN).split())
+
+
+def test_a_volume_outside_its_bootstrap_is_called_rough_and_a_held_one_is_one_number():
+    result = finished_run.result()
+    first, second, third = result["domains"]
+    first["bootstrap"] = [2000.0, 2500.2]
+    second["bootstrap"] = [899.7, 900.2]
+    third["bootstrap"] = [599.6, 601.0]
+    text = " ".join(result_tables(result, RUN).split())
+    assert f"{first['name']}: the proposal lies outside" in text
+    assert "0.90x 900 " in text
+    assert "0.20x 600-601 " in text
+
+
+def test_a_folder_without_a_result_says_which_kind_it_is(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        load_result(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="is not finished; run the same"):
+        load_result(tmp_path)
