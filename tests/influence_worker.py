@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_influence import SETTINGS, VOLUMES
-from tiny_llama import tiny_domains, tiny_llama, tiny_references
+from tiny_llama import SETTINGS, VOLUMES, tiny_domains, tiny_llama, tiny_references
 
 from ideal_proxy.data.tokens import IGNORED
 from ideal_proxy.gradients import influence

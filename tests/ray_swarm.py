@@ -16,20 +16,36 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.cluster_utils import Cluster
-from test_swarm import gone, make_context
-from test_swarm_ray import RUNS
+from builders import SPECS, gone, make_context, spec
 
 from ideal_proxy.swarm.ray_pool import RayPool
 from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, SwarmOutcome, warm_spec
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+COUNT, TRAIN, GRADIENTS = "counting_worker", "ideal_proxy.swarm.worker", "ideal_proxy.gradients.worker"
+SECONDS = 0.04  # of a counted step
+RUNS = {
+    COUNT: [
+        spec("long-a", (120, 0), learning_rate=SECONDS), spec("long-b", (0, 120), learning_rate=SECONDS),
+        *(spec(f"short-{n}", (4 + n, 3), seed=n, learning_rate=SECONDS) for n in range(6)),
+    ],
+    TRAIN: [spec("long-a", (4000, 0)), spec("long-b", (0, 4000)), *SPECS],
+    GRADIENTS: [
+        spec("base", (80, 80), save_model=True),
+        spec("implicit", (80, 80), role="gradients", responses="implicit", trained="base"),
+    ],
+}  # fmt: skip
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 def main() -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
     folder, scenario, worker, *address = Path(sys.argv[1]), *sys.argv[2:]
     report: dict[str, Any] = {}
     if address:
@@ -94,6 +110,8 @@ def stops(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict
         if event.kind == "step" and event.done >= 3:
             report["stopped"], report["stopped_at"] = event.run, event.done
             raise KeyboardInterrupt
+
+    import ray
 
     with contextlib.suppress(KeyboardInterrupt):
         drive(folder, worker, cluster.address, interrupt)

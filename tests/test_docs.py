@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import typer
 import yaml
+from builders import ROOT, environment, write_rows
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BASH = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -44,24 +44,19 @@ def commands(page: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def small_data(folder: Path) -> None:
     """Three domains of three formats and two tables of runs, as the pages suppose them."""
     for part, count, start in (("train", 80, 0), ("reference", 24, 500)):
         numbers = range(start, start + count)
-        write(
+        write_rows(
             folder / f"data/coding/{part}.jsonl",
             [{"instruction": f"add {n} to x", "input": "", "output": f"return x + {n}"} for n in numbers],
         )
         end = ".jsonl" if part == "train" else ".reference.jsonl"
         ask = [({"role": "user", "content": f"is {n} safe?"}, n) for n in numbers]
         answer = [[a, {"role": "assistant", "content": f"{n} is {'safe' if n % 2 else 'not'}"}] for a, n in ask]
-        write(folder / f"data/trust{end}", [{"messages": messages} for messages in answer])
-        write(folder / f"data/maths{end}", [{"prompt": f"{n} + {n}", "completion": str(2 * n)} for n in numbers])
+        write_rows(folder / f"data/trust{end}", [{"messages": messages} for messages in answer])
+        write_rows(folder / f"data/maths{end}", [{"prompt": f"{n} + {n}", "completion": str(2 * n)} for n in numbers])
     draw = random.Random(0)
     weights = [[draw.gammavariate(1, 1) for _ in range(3)] for _ in range(20)]
     shares = pd.DataFrame([[w / sum(row) for w in row] for row in weights], columns=["github", "arxiv", "books"])
@@ -102,10 +97,8 @@ class Shell:
         program.parent.mkdir(exist_ok=True)
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ideal_proxy.cli "$@"\n', encoding="utf-8")
         program.chmod(0o755)
-        self.env = {
-            **os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-            "COLUMNS": "80", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
+        path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+        self.env = environment(PATH=path, CUDA_VISIBLE_DEVICES="")
 
     def type(self, line: str) -> str:
         words = shlex.split(line)

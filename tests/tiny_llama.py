@@ -6,10 +6,13 @@ import numpy as np
 import torch
 
 from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.gradients.influence import InfluenceSettings
 from ideal_proxy.proxy.model import use_packed_attention
 
 NAMES = ("a", "b", "c")
 VOCABULARY = 24
+SETTINGS = InfluenceSettings(shards=4, gradient_rows=None, factor_rows=30, batch_tokens=64)
+VOLUMES = np.array([12.0, 6.0, 9.0])
 
 
 class ExactNorm(torch.nn.Module):

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
+from builders import PROGRAM, ROOT, environment, run, write_rows
 
-from ideal_proxy.cli.app import main
-
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "init", "check", "search", "show", "status", "report", "what-if", "apply", "transfer", "export", "scale-up", "fit",
     "predict", "optimize", "influence",
 )  # fmt: skip
 ROW = '{"instruction": "say", "input": "", "output": "it"}\n'
-PLAIN = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
-
-
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Call the program in this process, which spares its start."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd),
-        mock.patch.object(sys, "argv", ["ideal-proxy", *arguments]), mock.patch.dict(os.environ, PLAIN),
-    ):  # fmt: skip
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def start(*head: str) -> subprocess.CompletedProcess[str]:
     """Start the program as a process of its own."""
-    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *head, "--help"], capture_output=True, text=True, env=env, check=False)
+    command = [sys.executable, *head, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
 
 
 def test_help_is_the_same_from_the_checkout_and_installed():
@@ -74,12 +53,8 @@ def _one_free(folder: Path) -> None:
 
 
 def rows(path: Path, count: int, start: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(
-        json.dumps({"instruction": f"say {n}", "input": "", "output": f"{n} it is"}) + "\n"
-        for n in range(start, start + count)
-    )
-    path.write_text(text, encoding="utf-8")
+    numbers = range(start, start + count)
+    write_rows(path, [{"instruction": f"say {n}", "input": "", "output": f"{n} it is"} for n in numbers])
 
 
 @pytest.fixture
@@ -206,10 +181,9 @@ def test_another_runs_folder_is_refused(folder):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_how_to_go_on(folder, sent):
     run("init", "data", cwd=folder)
-    command = [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml"]
-    env = {**PLAIN, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*PROGRAM, "search", "mix.yaml"], cwd=folder, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
     )  # fmt: skip
     for line in process.stderr:

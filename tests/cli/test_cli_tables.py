@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from builders import ROOT, run
 from scipy.stats import spearmanr
-from test_cli import run
 
 DOMAINS = ("web", "code", "books", "math")
 METRICS = ("web_loss", "code_loss", "math_loss")
-REGMIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "regmix"
+REGMIX = ROOT.parent / "shared" / "data" / "regmix"
 
 
 def truth(shares: np.ndarray) -> np.ndarray:

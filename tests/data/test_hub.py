@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
+from builders import write_rows
 
 from ideal_proxy.config import load_config
 from ideal_proxy.data.hub import HubSource, parse_hub
@@ -95,7 +95,7 @@ def test_rows_come_in_order_and_without_bars(here: Path, capfd: pytest.CaptureFi
 
 
 def test_the_fingerprint_is_that_of_the_same_rows_in_a_file(here: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHAT), encoding="utf-8")
+    write_rows(tmp_path / "rows.jsonl", CHAT)
     from_file, from_hub = scan(tmp_path / "rows.jsonl"), scan(f"hf:{here}/splits")
     assert from_hub.fingerprint == from_file.fingerprint != scan(f"hf:{here}/saved").fingerprint
     assert (from_hub.format, from_hub.rows, from_hub.files) == ("chat", 4, ())

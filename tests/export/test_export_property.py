@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import yaml
+from builders import write_rows
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +70,7 @@ def write(folder: Path, domains: Volumes, name: str) -> MixtureFile:
     for number, (domain, available, rows) in enumerate(domains):
         path = folder / f"{number}.jsonl"
         lines = [{"prompt": f"{number} {n} “{domain}”", "completion": f"{domain}\t{n}"} for n in range(available)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_rows(path, lines)
         keys = row_keys(list(read_rows(path)))
         parts.append(
             DomainVolume(

@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_llama import NAMES, tiny_domains, tiny_llama, tiny_references
+from builders import TESTS, environment
+from tiny_llama import NAMES, SETTINGS, VOLUMES, tiny_domains, tiny_llama, tiny_references
 from torch import Tensor
 
 from ideal_proxy.data.tokens import TokenRows
@@ -25,9 +24,6 @@ from ideal_proxy.mixture.draws import domain_order
 from ideal_proxy.proxy.model import collate_across, evaluate, label_losses
 from ideal_proxy.proxy.records import TrainSettings, learning_rates
 from ideal_proxy.proxy.training import train
-
-SETTINGS = InfluenceSettings(shards=4, gradient_rows=None, factor_rows=30, batch_tokens=64)
-VOLUMES = np.array([12.0, 6.0, 9.0])
 
 
 def mean_gradient(model, rows: TokenRows) -> Tensor:
@@ -246,16 +242,11 @@ def test_implicit_is_the_derivative_of_the_optimum():
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    code = Path(__file__).resolve().parents[1] / "influence_worker.py"
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(code.parents[1]), str(code.parent), str(Path(__file__).parent)]),
-    }
+    code = TESTS / "influence_worker.py"
     # torchrun itself, left without the interpreter's end, in which the launcher's store has aborted on a loaded machine
     launch = "import os, sys; from torch.distributed.run import main; main(sys.argv[1:]); os._exit(0)"
     command = [sys.executable, "-c", launch, "--nproc-per-node", "2", "--standalone", str(code), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
         alone = responses(tiny_llama(dtype), tiny_domains(), tiny_references(), VOLUMES, settings=SETTINGS)

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_search import command, environment, small, without_times
+from builders import SMALL, TESTS, environment, search_command, start, without_times, write_small_search
 
 from ideal_proxy.pipeline.finished import load_result, load_run
 from ideal_proxy.pipeline.status import read_status
@@ -22,7 +21,7 @@ from ideal_proxy.report.whatif import what_if, what_if_tables
 from ideal_proxy.report.write import write_report
 from ideal_proxy.store import is_complete
 
-HERE = str(Path(__file__).resolve().parents[1])
+HERE = str(TESTS)
 METRICS = {
     "strings": {"python": "metric_functions:loss_facts", "higher_is_better": False},
     "formats": {"python": "metric_functions:accuracy_formats", "scale": 1.0},
@@ -30,10 +29,10 @@ METRICS = {
 
 
 def write(folder: Path, **changes) -> None:
-    small(folder, **{
+    write_small_search(folder, **{
         "domains": [
             {"name": n, "path": f"demo:{n}?rows=500", "base": "8%" if n == "strings" else "100%"}
-            for n in ("strings", "formats", "facts")
+            for n in SMALL
         ],
         "capabilities": [
             {"name": n, "path": f"demo:{n}?rows=120&split=reference", "metric": {**metric, "folder": HERE}}
@@ -52,9 +51,7 @@ def write(folder: Path, **changes) -> None:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("metric-search")
     write(folder)
-    answer = subprocess.run(
-        command(folder, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
-    )
+    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return folder, answer
 
@@ -118,7 +115,7 @@ def test_killed_in_the_middle_of_a_metric_it_ends_with_the_same_mixture(finished
     folder, _ = finished
     slow = {**environment(), "TEST_METRIC_SLEEP": "3"}
     process = subprocess.Popen(
-        command(folder, "killed"), env=slow, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        search_command(folder, "killed"), env=slow, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 300
@@ -132,9 +129,7 @@ def test_killed_in_the_middle_of_a_metric_it_ends_with_the_same_mixture(finished
     run = kept[0].parent
     before = json.loads(kept[0].read_text())["metrics"]["train_seconds"]
     assert not is_complete(run)
-    again = subprocess.run(
-        command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
-    )
+    again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert json.loads((run / "metrics.json").read_text())["train_seconds"] == before  # not trained again
     assert not list(folder.glob("killed/runs/*/exported"))
@@ -146,14 +141,10 @@ def test_a_broken_metric_is_said_before_anything_is_trained(tmp_path):
     write(
         tmp_path, capabilities=[{"name": "formats", "path": "demo:formats?rows=60&split=reference", "metric": metric}]
     )
-    answer = subprocess.run(
-        [*command(tmp_path, "run"), "--dry-run"],
-        capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path,
-    )  # fmt: skip
+    answer = start("search", "mix.yaml", "--out", "run", "--dry-run", cwd=tmp_path)
     assert answer.returncode == 1
     last = answer.stderr.strip().splitlines()[-1]
     assert last == (
         "error: the metric of formats (metric_functions:broken) failed: ZeroDivisionError: no items were judged"
     )
     assert not (tmp_path / "run" / "runs").exists()
-    assert sys.version_info >= (3, 11)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
+from builders import capability_facts, config_of, domain_facts
 
-from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline import plan as planning
 from ideal_proxy.pipeline.plan import Measured, describe_plan, largest_fraction, make_plan
-from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.proxy.cost import Elsewhere, Products
 
 NAMES = ("code", "math", "trust")
+config = functools.partial(config_of, NAMES, ["code"])
 PRODUCTS = Products(trained=1_000_000, frozen=0, head=500_000, head_trained=True, attention=1000)
 
 
 @pytest.fixture
 def prepared(tmp_path):
     domains = tuple(
-        DomainFacts(
-            name=name, source=f"demo:{name}", format="alpaca", fingerprint="0" * 64, available=10_000, base=base,
-            lower=0, upper=40_000, tokens_per_row=tokens, supervised_per_row=40.0, reserved=reserved, truncated=0,
-            dropped=0, longest=200,
+        domain_facts(
+            name, available=10_000, base=base, upper=40_000, tokens_per_row=tokens, supervised_per_row=40.0,
+            reserved=reserved, longest=200,
         )
         for name, base, tokens, reserved in (
             ("code", 10_000, 100.0, 1400),
@@ -31,12 +32,7 @@ def prepared(tmp_path):
             ("trust", 8_000, 60.0, 1500),
         )
     )  # fmt: skip
-    capabilities = (
-        CapabilityFacts(
-            name="code", source="x", format="alpaca", fingerprint="0" * 64, rows=400, search_rows=200,
-            verify_rows=200, supervised_tokens=9000, truncated=0,
-        ),
-    )  # fmt: skip
+    capabilities = (capability_facts("code"),)
     return Prepared(
         folder=tmp_path, domains=domains, capabilities=capabilities, health={}, vocabulary=1000, template={}
     )
@@ -48,14 +44,6 @@ def speed(monkeypatch):
     monkeypatch.setattr(planning, "_measure", lambda config, prepared, device: found)
     monkeypatch.setattr(planning, "_cores", lambda: 2)
     monkeypatch.setattr(planning, "_device", lambda: "cpu")
-
-
-def config(**changes):
-    return parse_config({
-        "domains": [{"name": n, "path": f"demo:{n}"} for n in NAMES],
-        "capabilities": [{"name": "code", "path": "x"}],
-        **changes,
-    })
 
 
 def test_defaults(prepared, tmp_path):

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from builders import PROGRAM, environment, small_search
 from pretrained_folder import CONTEXT, NAMES, pretrained_folder, smollm2
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -221,12 +221,7 @@ def test_a_lora_checkpoint_holds_what_is_trained_and_resumes_with_the_same_bits(
 
 
 def config(folder: Path, **changes: object) -> dict[str, object]:
-    return {
-        "name": "small",
-        "domains": [
-            {"name": name, "path": f"demo:{name}?rows=900", "base": "8%" if name == "strings" else "100%"}
-            for name in NAMES
-        ],
+    given = {
         "capabilities": [
             {"name": name, "path": f"demo:{name}?rows=60&split=reference"} for name in ("strings", "formats")
         ],
@@ -236,9 +231,8 @@ def config(folder: Path, **changes: object) -> dict[str, object]:
         },
         "swarm": {"runs": 6, "workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2},
-        "rounds": 1,
-        **changes,
     }  # fmt: skip
+    return small_search(**{**given, **changes})
 
 
 def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: Path) -> None:
@@ -246,8 +240,7 @@ def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: P
     pytest.importorskip("peft")
     (tmp_path / "mix.yaml").write_text(dump_config(parse_config(config(folder))), encoding="utf-8")
     killed = subprocess.Popen(
-        [sys.executable, "-m", "ideal_proxy.cli", "search", "mix.yaml", "--out", "killed"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*PROGRAM, "search", "mix.yaml", "--out", "killed"], cwd=tmp_path, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     while killed.poll() is None and len(list((tmp_path / "killed" / "runs").glob("*/complete"))) < 4:

@@ -8,69 +8,24 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from builders import environment, search_command, start, without_times, write_small_search
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.pipeline.finished import search
 from ideal_proxy.pipeline.status import read_status
 from ideal_proxy.store import lock_holder
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("strings", "formats", "facts")
-
-
-def small(folder: Path, **changes) -> Path:
-    """Write a run file whose search takes seconds: three demo domains, base with almost no `strings`."""
-    config = parse_config({
-        "name": "small",
-        "domains": [
-            {"name": name, "path": f"demo:{name}?rows=900", "base": "8%" if name == "strings" else "100%"}
-            for name in NAMES
-        ],
-        "capabilities": [
-            {"name": name, "path": f"demo:{name}?rows=120&split=reference"} for name in ("strings", "formats")
-        ],
-        "proxy": {
-            "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32,
-        },
-        "swarm": {"runs": 8},
-        "verify": {"pairs": 3, "max_pairs": 3},
-        "rounds": 1,
-        **changes,
-    })  # fmt: skip
-    path = folder / "mix.yaml"
-    path.write_text(dump_config(config), encoding="utf-8")
-    return path
-
-
-def command(folder: Path, out: str) -> list[str]:
-    return [sys.executable, "-m", "ideal_proxy.cli", "search", str(folder / "mix.yaml"), "--out", str(folder / out)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-
-
-def without_times(path: Path) -> dict:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("created", "provenance"):
-        value.pop(key)
-    return value
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
-    small(folder)
-    answer = subprocess.run(
-        command(folder, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
-    )
+    write_small_search(folder)
+    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return folder, answer
 
@@ -113,10 +68,7 @@ def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
     folder, answer = finished
     started = time.monotonic()
     for arguments in (["show", "run"], ["search", "mix.yaml", "--out", "run"]):
-        again = subprocess.run(
-            [sys.executable, "-m", "ideal_proxy.cli", *arguments],
-            capture_output=True, text=True, env=environment(), check=False, cwd=folder,
-        )  # fmt: skip
+        again = start(*arguments, cwd=folder)
         assert again.returncode == 0
         assert again.stdout.splitlines()[:10] == answer.stdout.splitlines()[:10]
     assert time.monotonic() - started < 30
@@ -124,10 +76,7 @@ def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
 
 def test_apply_writes_the_exact_rows(finished):
     folder, _ = finished
-    answer = subprocess.run(
-        [sys.executable, "-m", "ideal_proxy.cli", "apply", "run/mixture.json", "--out", "rows", "--json"],
-        capture_output=True, text=True, env=environment(), check=False, cwd=folder,
-    )  # fmt: skip
+    answer = start("apply", "run/mixture.json", "--out", "rows", "--json", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     written = json.loads(answer.stdout)
     mixture = json.loads((folder / "run" / "mixture.json").read_text())
@@ -185,7 +134,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
     rng = random.Random(5)
     for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
         process = subprocess.Popen(
-            command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
+            search_command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         ours = f"process {process.pid} on"
@@ -195,9 +144,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
         watched = read_status(folder / "killed")
-        again = subprocess.run(
-            command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
-        )
+        again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
         assert (again.returncode, process.poll()) == (1, None)
         assert f"is in use by process {process.pid} on" in again.stderr
         os.killpg(process.pid, signal.SIGKILL)
@@ -209,9 +156,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
         stopped = read_status(folder / "killed")
         assert (stopped["state"], stopped["ended"]) == ("stopped", None)
     assert not (folder / "killed" / "mixture.json").exists()
-    done = subprocess.run(
-        command(folder, "killed"), capture_output=True, text=True, env=environment(), check=False, cwd=folder
-    )
+    done = start("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert without_times(folder / "killed" / "mixture.json") == without_times(folder / "run" / "mixture.json")
 
@@ -229,19 +174,17 @@ def test_changed_data_is_refused_on_resume(tmp_path):
         folder=tmp_path,
     )
     (tmp_path / "mix.yaml").write_text(dump_config(config))
-    plan = [*command(tmp_path, "run"), "--dry-run"]
-    assert subprocess.run(plan, env=environment(), capture_output=True, check=False).returncode == 0
+    plan = ["search", "mix.yaml", "--out", "run", "--dry-run"]
+    assert start(*plan, cwd=tmp_path).returncode == 0
     (tmp_path / "b.jsonl").write_text(rows.replace("o 7", "o seven"))
-    answer = subprocess.run(plan, env=environment(), capture_output=True, text=True, check=False)
+    answer = start(*plan, cwd=tmp_path)
     assert answer.returncode == 1
     assert "b.jsonl changed since" in answer.stderr
 
 
 def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
-    small(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
-    answer = subprocess.run(
-        command(tmp_path, "run"), capture_output=True, text=True, env=environment(), check=False, cwd=tmp_path
-    )
+    write_small_search(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
+    answer = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert answer.returncode == 1
     assert "No mixture can satisfy" in answer.stderr
     assert "40 rows" in answer.stderr.replace("\n", " ")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_search import NAMES, environment, small, without_times
+from builders import SMALL, start, without_times, write_small_search
 
 from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError
@@ -19,20 +17,14 @@ from ideal_proxy.pipeline.outer_loop import override
 from ideal_proxy.pipeline.plan import gradient_method
 
 CAPABILITIES = ("strings", "formats")
-
-
-def command(out: str) -> list[str]:
-    arguments = ["search", "mix.yaml", "--gradients", "implicit", "--out", out]
-    return [sys.executable, "-m", "ideal_proxy.cli", *arguments]
+SEARCH = ["search", "mix.yaml", "--gradients", "implicit", "--out"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    small(folder, swarm={"runs": 6})
-    answer = subprocess.run(
-        command("run"), capture_output=True, text=True, env=environment(), check=False, cwd=folder, timeout=300
-    )
+    write_small_search(folder, swarm={"runs": 6})
+    answer = start(*SEARCH, "run", cwd=folder, timeout=300)
     assert answer.returncode == 0, answer.stderr
     return folder, answer
 
@@ -40,9 +32,9 @@ def finished(tmp_path_factory):
 def test_responses_point_from_each_domain_to_its_own_capability(finished):
     folder, _ = finished
     found = ResponseMatrix.load(folder / "run" / "responses.npz")
-    assert (found.method, found.capabilities, found.domains) == ("implicit", CAPABILITIES, NAMES)
+    assert (found.method, found.capabilities, found.domains) == ("implicit", CAPABILITIES, SMALL)
     for j, name in enumerate(CAPABILITIES):
-        own = NAMES.index(name)
+        own = SMALL.index(name)
         assert found.M[j].argmin() == own
         assert found.M[j, own] < -2 * found.se[j, own]
         assert np.delete(found.M[j], own).max() > 0
@@ -50,7 +42,7 @@ def test_responses_point_from_each_domain_to_its_own_capability(finished):
     # They are of the proxies trained at base, not of any others, and were paid for.
     frame = pd.read_parquet(folder / "run" / "runs.parquet")
     estimates, design = frame[frame["role"] == "gradients"], frame[frame["role"] == "design"]
-    columns = [f"rows/{name}" for name in NAMES]
+    columns = [f"rows/{name}" for name in SMALL]
     base = design[(design[columns] == estimates[columns].iloc[0]).all(axis=1)]
     assert set(estimates["seed"]) == set(base["seed"])
     result = json.loads((folder / "run" / "result.json").read_text())
@@ -85,9 +77,7 @@ def test_stopped_in_the_estimates_and_resumed_it_ends_with_the_same_numbers(fini
     one = next(iter(sorted(stopped.glob("runs/*/responses.npz")))).parent
     (one / "complete").unlink()
     (one / "responses.npz").write_bytes(b"half")
-    again = subprocess.run(
-        command("stopped"), capture_output=True, text=True, env=environment(), check=False, cwd=folder, timeout=300
-    )
+    again = start(*SEARCH, "stopped", cwd=folder, timeout=300)
     assert again.returncode == 0, again.stderr
     assert (one / "complete").exists()
     found = ResponseMatrix.load(stopped / "responses.npz")

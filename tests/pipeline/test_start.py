@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+from builders import write_rows
 
 from ideal_proxy.config import load_config
 from ideal_proxy.data.layout import look
@@ -25,7 +25,7 @@ def put(path: Path, names: list[str]) -> None:
     if path.suffix == ".parquet":
         parquet.write_table(arrow.Table.from_pylist(rows), path)
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(path, rows)
 
 
 def train(domain: str, first: int = 0, last: int = 6) -> list[str]:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from builders import environment
 from finished_run import folder as finished_folder
-from test_search import environment
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.status import read_status, status_text

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from builders import config_of
 from finished_run import result
 
-from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import override
 from ideal_proxy.pipeline.plan import scratch_products
@@ -20,6 +21,8 @@ from ideal_proxy.report.text import result_tables
 NAMES = ("code", "math")
 SMALL = np.array([[2.0, 1.0], [1.8, 1.2], [1.5, 1.1]])  # base and two mixtures; three pairs a capability
 NOISE = np.array([0.01, 0.01])
+
+config = functools.partial(config_of, ("lists", "facts"), ["lists"])
 
 
 def told(large: np.ndarray, noise: np.ndarray = NOISE) -> dict:
@@ -88,14 +91,6 @@ def test_too_few_mixtures_are_told():
     few = replace(few, ids=few.ids[:3], volumes=few.volumes[:3], losses=few.losses[:3], seeds=few.seeds[:3])
     with pytest.raises(UserError, match="three mixtures run with one seed"):
         far_apart(few, np.array([100.0, 100.0]))
-
-
-def config(**changes):
-    return parse_config({
-        "domains": [{"name": n, "path": f"demo:{n}"} for n in ("lists", "facts")],
-        "capabilities": [{"name": "lists", "path": "demo:lists"}],
-        **changes,
-    })
 
 
 @pytest.mark.parametrize(("size", "larger"), [("0.1M", "1M"), ("1M", "3M"), ("3M", "10M")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import config_of
 
-from ideal_proxy.config import CostConfig, parse_config
+from ideal_proxy.config import CostConfig
 from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline.outer_loop import override
 from ideal_proxy.proxy.cost import Products, budget_hours, cost_of, count_products, money, worker_bytes
 from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, build_proxy, proxy_shape
 
 ROOT = Path(__file__).resolve().parents[2]
+
+config = functools.partial(config_of, ("lists", "facts"), ["lists"])
 
 
 def llama(**changes):
@@ -106,13 +110,6 @@ def test_budgets():
 )
 def test_money_is_written_short(amount, text):
     assert money(amount, "EUR") == text
-
-
-def config():
-    return parse_config({
-        "domains": [{"name": n, "path": f"demo:{n}"} for n in ("lists", "facts")],
-        "capabilities": [{"name": "lists", "path": "demo:lists"}],
-    })
 
 
 @pytest.mark.parametrize(

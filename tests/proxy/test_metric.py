@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from test_swarm import make_context, spec
+from builders import ROOT, TESTS, make_context, spec, write_rows
 
 from ideal_proxy.config import parse_config
 from ideal_proxy.data.template import train_tokenizer
@@ -26,7 +26,7 @@ from ideal_proxy.store import is_complete
 from ideal_proxy.swarm.context import load_result
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
 
-HERE = str(Path(__file__).resolve().parents[1])
+HERE = str(TESTS)
 COUNT = (  # reads the weights, so that only the right model gives the right answer
     "import json, os, sys; from safetensors.numpy import load_file; "
     "w = load_file(os.path.join(sys.argv[1], 'model.safetensors'))['model.norm.weight']; "
@@ -246,13 +246,12 @@ def test_the_example_of_the_faq_counts_right_answers(tmp_path):
     from ideal_proxy.proxy.records import TrainSettings
     from ideal_proxy.proxy.training import train
 
-    page = (Path(HERE).parent / "docs" / "faq.md").read_text(encoding="utf-8").partition("**Accuracy instead")[2]
+    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("**Accuracy instead")[2]
     run_file, script = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))  # type: ignore[index]
     (tmp_path / "score.py").write_text(script, encoding="utf-8")
-    (tmp_path / "data").mkdir()
     rows = [{"prompt": f"{n} + {n}", "completion": f"{2 * n}"} for n in range(12)]
     reference = tmp_path / "data" / "maths.reference.jsonl"
-    reference.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(reference, rows)
     taught = train_tokenizer([f"{n} + {n}" for n in range(24)] * 3, 270)
     tokens = tokenize_rows(list(read_rows(str(reference))), make_template(taught), 32)
     model = build_proxy("0.1M", len(taught), 32, 7)
@@ -270,7 +269,7 @@ def test_the_example_of_the_faq_counts_right_answers(tmp_path):
     # It learnt all twelve answers; the page now asks for others in some, and judges one half of them.
     for n in (0, 3, 4, 7, 9):
         rows[n]["completion"] = "none"
-    reference.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(reference, rows)
     half = [row for row in rows if hashlib.sha256(row["prompt"].encode()).digest()[0] % 2 == 1]
     right = sum(row["completion"] != "none" for row in half)
     assert 0 < right < len(half) < 12

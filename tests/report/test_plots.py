@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.front import pareto
-from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import (
     against,
@@ -32,11 +31,6 @@ from ideal_proxy.report.curves import (
 )
 from ideal_proxy.report.plot_style import NOISE, THEME, inline_svg, label, png_bytes, svg_text, volume_axis, volume_text
 from ideal_proxy.response.model import ResponseModel
-
-
-@pytest.fixture(scope="module")
-def run():
-    return load_run(finished_run.folder())
 
 
 @pytest.fixture(scope="module")

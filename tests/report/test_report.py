@@ -28,11 +28,6 @@ from ideal_proxy.report.page import DARK, escape, page
 
 
 @pytest.fixture(scope="module")
-def run():
-    return load_run(finished_run.folder())
-
-
-@pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     return report.write_report(run, out)

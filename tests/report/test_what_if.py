@@ -12,14 +12,8 @@ from finished_run import BASE, CAPABILITIES, DOMAINS, PROPOSAL, TOKENS
 
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.report.curves import predict
 from ideal_proxy.report.whatif import read_settings, what_if, what_if_tables
-
-
-@pytest.fixture(scope="module")
-def run():
-    return load_run(finished_run.folder())
 
 
 def rows(answer):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from builders import capability_facts, domain_facts
 
 from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UserError
@@ -15,7 +16,7 @@ from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses
 from ideal_proxy.optimizer.optimum import optimize
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Baseline, RunTable, fit_and_propose
 from ideal_proxy.pipeline.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedLosses, PairedScores, judge
 from ideal_proxy.response.inputs import BadInput
@@ -50,23 +51,9 @@ def settings(*metrics: dict[str, Any] | None, **changes: Any):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    domains = tuple(
-        DomainFacts(
-            name=name, source=name, format="alpaca", fingerprint="0" * 64, available=2_000, base=1_000, lower=0,
-            upper=8_000, tokens_per_row=50.0, supervised_per_row=20.0, reserved=100, truncated=0, dropped=0, longest=90,
-        )
-        for name in DOMAINS
-    )  # fmt: skip
-    capabilities = tuple(
-        CapabilityFacts(
-            name=name, source=name, format="alpaca", fingerprint="0" * 64, rows=400, search_rows=200, verify_rows=200,
-            supervised_tokens=9000, truncated=0,
-        )
-        for name in ("code", "math")
-    )  # fmt: skip
     return Prepared(
-        folder=tmp_path_factory.mktemp("prepared"), domains=domains, capabilities=capabilities, health={},
-        vocabulary=300, template={},
+        folder=tmp_path_factory.mktemp("prepared"), domains=tuple(domain_facts(name) for name in DOMAINS),
+        capabilities=tuple(capability_facts(name) for name in ("code", "math")), health={}, vocabulary=300, template={},
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import environment, write_rows
 
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.data.template import make_template
@@ -35,11 +35,6 @@ from ideal_proxy.terminal import Reporter
 
 QUIET = Reporter(quiet=True)
 TINY = ScaleUp(spec=ModelSpec(name="scratch:0.1M"), device="cpu", evaluations=2, learning_rate=5e-3)
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +361,7 @@ def test_killed_run_goes_on_with_the_same_curve(mixture: MixtureFile, tmp_path: 
     save_mixture(tmp_path / "mixture.json", mixture)
     out = tmp_path / "broken"
     command = [sys.executable, "-c", DIE_AT_STEP_8, str(tmp_path / "mixture.json"), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     run_folder = out / "runs" / "mixture-5"
     assert (run_folder / "checkpoint-6").is_dir()

@@ -11,6 +11,7 @@ import finished_run
 import numpy as np
 import pandas as pd
 import pytest
+from builders import write_rows
 from scipy.optimize import minimize
 from typer.testing import CliRunner
 
@@ -355,7 +356,7 @@ def test_other_rows_at_full_size_change_where_repeats_saturate(tmp_path: Path) -
     """The small domain has ten times the rows at full size: the law gives it more, and the file names the new rows."""
     mixture = fitted_file()
     path = tmp_path / "small.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"q{n}", "completion": f"a{n}"}) + "\n" for n in range(3000)))
+    write_rows(path, [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(3000)])
     save_mixture(tmp_path / "mixture.json", mixture)
 
     def command(*more: str) -> MixtureFile:

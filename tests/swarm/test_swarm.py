@@ -10,67 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from builders import ROOT, SPECS, VOCABULARY, gone, make_context, make_rows, same, spec
 
-from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import proxy_shape
-from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.store import is_complete
-from ideal_proxy.swarm.context import RunSpec, SwarmContext, draw_run, load_context, load_result, prepare_context
+from ideal_proxy.swarm.context import RunSpec, draw_run, load_context, load_result
 from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, run_swarm, warm_spec
-
-VOCABULARY = 48
-
-
-def make_rows(count: int, step: int, seed: int) -> TokenRows:
-    """Rows that count upwards by `step`, modulo the vocabulary."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(6, 25, count)
-    position = np.concatenate([np.arange(n) for n in lengths])
-    first = np.repeat(rng.integers(0, VOCABULARY, count), lengths)
-    return TokenRows(
-        ids=((first + step * position) % VOCABULARY).astype(np.int32), supervised=position >= 3,
-        offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        keys=rng.integers(0, 2**63, count).astype(np.uint64), source_index=np.arange(count),
-    )  # fmt: skip
-
-
-def make_context(folder: Path, **changes: Any) -> SwarmContext:
-    settings: dict[str, Any] = {
-        "folder": folder, "domains": ("twos", "fives"), "references": ("twos", "fives"), "available": (200, 200),
-        "size": "0.1M", "vocab_size": VOCABULARY, "context": 32, "warm": True, "warm_tokens": 600,
-        "train": TrainSettings(batch_rows=16),
-    }  # fmt: skip
-    return prepare_context(
-        SwarmContext(**{**settings, **changes}),
-        domains=[make_rows(220, 2, 0), make_rows(240, 5, 1)],
-        references=[make_rows(30, 2, 2), make_rows(30, 5, 3)],
-        reserved=[make_rows(60, 2, 4), make_rows(60, 5, 5)],
-    )
-
-
-def spec(run: str, rows: tuple[int, ...], seed: int = 0, **changes: Any) -> RunSpec:
-    return RunSpec(**{
-        "id": run,
-        "rows": rows,
-        "volumes": rows,
-        "seed": seed,
-        "role": "design",
-        "learning_rate": 5e-3,
-        **changes,
-    })
-
-
-SPECS = [
-    spec("few-twos", (40, 200)),
-    spec("few-fives", (320, 40)),
-    spec("again", (320, 40), seed=1),
-    spec("nothing", (0, 0)),
-]
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +57,6 @@ def test_the_products_of_a_run_are_counted_row_by_row(alone: Path) -> None:
     assert load_result(alone, "few-twos").metrics["flops"] == pytest.approx(trained + judged, rel=1e-12)
     warm = load_result(alone, "warm").metrics
     assert warm["supervised_tokens"] == warm["tokens"] - warm["rows"]  # it learns all but a row's first token
-
-
-def same(one: Path, two: Path, run: str) -> bool:
-    a, b = load_result(one, run), load_result(two, run)
-    return a.metrics["train_loss"] == b.metrics["train_loss"] and all(
-        np.array_equal(a.losses[name].loss_sum, b.losses[name].loss_sum) for name in a.losses
-    )
 
 
 def test_the_numbers_mean_something(alone: Path) -> None:
@@ -217,10 +159,9 @@ run_swarm([spec], context, sys.argv[2], workers=1, on_event=lambda e: print(e.ki
 
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     make_context(tmp_path / "context", warm=False)
-    root = str(Path(__file__).resolve().parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "context"), str(tmp_path)],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as parent:  # fmt: skip
         assert parent.stdout is not None
         line = parent.stdout.readline()
@@ -238,10 +179,9 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     make_context(tmp_path / "context", warm=False)
-    root = str(Path(__file__).resolve().parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "context"), str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as parent:  # fmt: skip
         assert parent.stdout is not None
@@ -255,16 +195,6 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGINT)
         assert parent.wait(3) != 0
     assert gone(worker)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie that nobody has reaped yet has)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/stat")
-    return status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_draws_are_nested_and_stay_in_what_a_proxy_sees(tmp_path: Path) -> None:

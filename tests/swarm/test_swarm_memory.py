@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from test_swarm import make_rows, spec
+from builders import TESTS, make_rows, spec
 
 from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.swarm.context import SwarmContext, prepare_context
@@ -36,7 +36,7 @@ def test_counting_supervised_tokens_in_blocks(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for what a process maps")
 def test_two_workers_hold_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     own: dict[int, dict[int, float]] = {}
     for tokens in (2_000, 20_000_000):  # the larger one is 100 MB on disk
         context = prepare_context(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_swarm import SPECS, make_context, same, spec
+from builders import TESTS, environment, make_context, same
+from ray_swarm import COUNT, GRADIENTS, RUNS, TRAIN
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_complete
@@ -24,34 +25,17 @@ from ideal_proxy.swarm.context import load_result
 from ideal_proxy.swarm.ray_pool import connect
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
 
-HERE = Path(__file__).resolve().parents[1]
-COUNT, TRAIN, GRADIENTS = "counting_worker", "ideal_proxy.swarm.worker", "ideal_proxy.gradients.worker"
-SECONDS = 0.04  # of a counted step
-RUNS = {
-    COUNT: [
-        spec("long-a", (120, 0), learning_rate=SECONDS), spec("long-b", (0, 120), learning_rate=SECONDS),
-        *(spec(f"short-{n}", (4 + n, 3), seed=n, learning_rate=SECONDS) for n in range(6)),
-    ],
-    TRAIN: [spec("long-a", (4000, 0)), spec("long-b", (0, 4000)), *SPECS],
-    GRADIENTS: [
-        spec("base", (80, 80), save_model=True),
-        spec("implicit", (80, 80), role="gradients", responses="implicit", trained="base"),
-    ],
-}  # fmt: skip
-
 
 def cluster(folder: Path, scenario: str, worker: str, seconds: float) -> dict[str, Any]:
     """Run a scenario of `ray_swarm.py` and return its report."""
     (folder / "cache").mkdir()
-    paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(paths), "IDEAL_PROXY_CACHE": str(folder / "cache"),
-        "COUNTED": str(folder / "counted.txt"), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
-        "RAY_raylet_start_wait_time_s": "200",  # a machine full of other work is slow, not broken
-    }  # fmt: skip
-    command = [sys.executable, str(HERE / "ray_swarm.py"), str(folder), scenario, worker]
+    env = environment(
+        IDEAL_PROXY_CACHE=str(folder / "cache"), COUNTED=str(folder / "counted.txt"), RAY_USAGE_STATS_ENABLED="0",
+        RAY_raylet_start_wait_time_s="200",  # a machine full of other work is slow, not broken
+    )  # fmt: skip
+    command = [sys.executable, str(TESTS / "ray_swarm.py"), str(folder), scenario, worker]
     with open(folder / "output.txt", "w+") as output:
-        subprocess.run(command, stdout=output, stderr=output, env=environment, timeout=seconds, check=False)
+        subprocess.run(command, stdout=output, stderr=output, env=env, timeout=seconds, check=False)
         output.seek(0)
         assert (folder / "report.json").is_file(), output.read()[-3000:]
         report: dict[str, Any] = json.loads((folder / "report.json").read_text())
@@ -61,7 +45,7 @@ def cluster(folder: Path, scenario: str, worker: str, seconds: float) -> dict[st
 
 def local(folder: Path, worker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Do the same runs with the local engine."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
     context = make_context(folder / "context")
     with Swarm(context, folder / "local", workers=1, worker=worker) as swarm:
         assert not swarm.run([warm_spec(context, 0)]).failures

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_swarm import make_context, spec
+from builders import TESTS, make_context, spec
 
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.swarm import scheduler as scheduling
@@ -163,7 +163,7 @@ def test_the_forecast_by_hand():
 
 def test_a_killed_worker_repeats_no_step_that_its_checkpoint_holds(tmp_path, monkeypatch):
     """Real processes that count: of two runs, one loses its worker to the system."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("COUNTED", str(tmp_path / "counted.txt"))
     context = make_context(tmp_path / "context")
     runs = [spec("killed", (30, 10), learning_rate=0.02), spec("spared", (10, 10), learning_rate=0.02)]
