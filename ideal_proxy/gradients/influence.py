@@ -82,7 +82,7 @@ class InfluenceSettings:
         """The same settings with rows chosen so that an implicit estimate costs a given part of a training.
 
         Counted, relative to a training's time a token: gradients 1.1, a pass for K-FAC factors 1.4, each of EK-FAC's
-        two 1.6. Measured since (`benchmarks/gradient_cost.py`) they take 1.0, and 1.3 to 1.4 for EK-FAC, so
+        two 1.6. Measured since (`benchmarks/gradients/cost.py`) they take 1.0, and 1.3 to 1.4 for EK-FAC, so
         the estimate costs a sixth less than is asked for.
 
         Args:

@@ -26,7 +26,7 @@ ACTIVE_SLACK = 1e-6
 KKT_TOLERANCE = 1e-6
 """A point with a smaller optimality residual is called solved."""
 _POLISHED = 1e-10
-_SLSQP_TOLERANCE = 1e-9  # of the objective; the last digits are Newton's, which is cheaper (benchmarks/optimizer.py)
+_SLSQP_TOLERANCE = 1e-9  # of the objective; Newton steps find the last digits (benchmarks/speed/optimizer.py)
 _FIRST_VOLUME = 0.05
 
 

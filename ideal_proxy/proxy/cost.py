@@ -129,8 +129,8 @@ def run_flops(
 UTILISATION = 0.3
 """Share of a device's peak that training is taken to reach where nothing else is said."""
 
-# Fitted on a CPU in float32 to the sizes 0.1M and 10M of `benchmarks/cost_check.py`: what a worker holds before it has
-# a model, and the bytes that a training step keeps of each token for each layer and unit of width.
+# Fitted on a CPU in float32 to the sizes 0.1M and 10M of `benchmarks/speed/cost_check.py`: what a worker holds before
+# it has a model, and the bytes that a training step keeps of each token for each layer and unit of width.
 PROCESS_BYTES = 560e6
 ACTIVATION_BYTES = 130.0
 

@@ -9,7 +9,7 @@ a_i · ∂(x_i^γ)/∂log v_i, which gives a mean for log a_i; its spread follow
 One residual more asks that the law's response along m be s_j (`scale_spread`).
 
 Entered as residuals of s · m instead, with a spread proportional to s, responses made the fit shrink all slopes: a
-small s matches any pattern (`benchmarks/results/gradient_worth_sources.md`).
+small s matches any pattern (`benchmarks/gradients/worth_sources.md`).
 """
 
 from __future__ import annotations

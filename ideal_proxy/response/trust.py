@@ -54,7 +54,7 @@ def choose_trust(
     First of all they must foretell the losses: where the factor between them, regressed on the runs, may as well be
     zero (`LEVEL`, below six runs `LEVEL_FEW`), they are left out. Else σ_g is `USUAL`, unless from six runs on another,
     or leaving them out, predicts runs left out better by more than a standard error. Where too few runs leave nothing
-    to regress, s̄ is the law's and σ_g `UNCHECKED` (`benchmarks/gradient_trust.py`).
+    to regress, s̄ is the law's and σ_g `UNCHECKED` (`benchmarks/gradients/trust.py`).
 
     Args:
         data: the runs, with gradient rows.

@@ -6,11 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from explicit_law import ExplicitLaw, random_law
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optimizer_oracles import brute_force, cvxpy_optimum
 
-from benchmarks.explicit_law import ExplicitLaw, random_law
-from benchmarks.optimizer_oracles import brute_force, cvxpy_optimum
 from ideal_proxy.amounts import parse_amount, parse_comparison
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import InfeasibleError

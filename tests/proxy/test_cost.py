@@ -131,14 +131,14 @@ def test_options_enter_the_run_file():
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_table_in_the_docs_is_what_the_command_works_out(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "speed"))
     scale_costs = importlib.import_module("scale_costs")
     options = scale_costs.parse([])
     lines = scale_costs.lay_out(scale_costs.work_out(options), options)
     assert len(lines) == 2 + 3 * 4
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert "\n".join(lines) in text
-    assert "\n".join(lines) in (ROOT / "benchmarks" / "results" / "scale_costs.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in (ROOT / "benchmarks" / "speed" / "scale_costs.md").read_text(encoding="utf-8")
 
 
 def test_the_trackers_in_the_docs_take_every_event():
