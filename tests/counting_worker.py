@@ -1,6 +1,6 @@
 """A swarm worker that counts instead of training, so that tests of the scheduling start in a moment: no torch.
 
-It speaks the protocol of `swarm_worker`. A step mixes one drawn row's key into a number that starts from the warm
+It speaks the protocol of `swarm.worker`. A step mixes one drawn row's key into a number that starts from the warm
 start's; the number is what the run is judged by, so a lost or repeated step, other rows or another start change it.
 A step takes `learning_rate` seconds. Every step goes to a checkpoint. Each step done is a line of `$COUNTED`.
 """

@@ -1,4 +1,4 @@
-"""DESIGN §5's law with known parameters, written out by hand: the model that optimiser tests and benchmarks use.
+"""The response law with known parameters, written out by hand: the model that optimiser tests and benchmarks use.
 
 Legend: R mixtures, D domains, J capabilities, S draws.
 """

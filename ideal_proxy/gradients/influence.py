@@ -86,7 +86,7 @@ class InfluenceSettings:
         the estimate costs a sixth less than is asked for.
 
         Args:
-            trainings: cost wanted, in trainings of that proxy; DESIGN's aim is at most 1.5.
+            trainings: cost wanted, in trainings of that proxy; the aim is at most 1.5.
             training_rows: rows of the training.
             sources: number of domains and capabilities together.
 

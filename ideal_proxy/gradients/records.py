@@ -51,7 +51,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class ResponseMatrix:
-    """How each capability's reference loss answers to each domain's volume, R = M + τ qᵀ (DESIGN §6).
+    """How each capability's reference loss answers to each domain's volume, R = M + τ qᵀ.
 
     Attributes:
         method: "implicit", "first-order", "unrolled" or "finite".

@@ -21,7 +21,7 @@ ScalarFunction = Callable[[FloatArray], tuple[float, FloatArray]]
 VectorFunction = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 ETA_FRACTION = 0.01
-"""η as a fraction of the mean base volume (DESIGN §7): how much a volume of zero counts in logarithms."""
+"""η as a fraction of the mean base volume: how much a volume of zero counts in logarithms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,7 +111,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Constraints:
-    """Everything a mixture must satisfy (DESIGN §7).
+    """Everything a mixture must satisfy.
 
     Attributes:
         problem: domains, capabilities, base mixture.

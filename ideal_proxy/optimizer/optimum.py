@@ -157,7 +157,7 @@ def optimize(
     n_starts: int = 8,
     starts: Iterable[FloatArray] = (),
 ) -> Optimum:
-    """Find the volumes that minimise the objective under the constraints (DESIGN §7).
+    """Find the volumes that minimise the objective under the constraints.
 
     Where the fitted problem is convex it stops at the first start that is proven optimal, else when enough starts
     agree: three where every loss is convex and only an upper bound is not, four where a loss is not.

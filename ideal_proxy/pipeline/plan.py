@@ -24,7 +24,7 @@ from ideal_proxy.swarm import metric_specs, probe, response_trainings
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
-CPU_MICRO_BATCH = 2048  # tokens; as proxy_model.MICRO_BATCH_TOKENS, which needs torch
+CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs torch
 RATES = {
     "0.1M": (3e-3, 6e-3, 1.2e-2),
     "1M": (1e-3, 2e-3, 4e-3),

@@ -1,6 +1,7 @@
 """The honest answer: does the proposal beat the base on rows and seeds that the search never saw?
 
-Legend: S fresh seeds (pairs), J capabilities, N_j verify rows of capability j. Source: DESIGN §7.
+Legend: S fresh seeds (pairs), J capabilities, N_j verify rows of capability j. Formulas:
+`docs/how-it-works.md`, section 6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train one proxy on one mixture: the loss of a step is sum over sum, the rows of a step come from the order alone.
 
-Models, losses and evaluation live in `proxy_model` and are part of this module's interface. Legend: R rows of the
+Models, losses and evaluation live in `model`. Legend: R rows of the
 run in training order, S optimiser steps.
 """
 

@@ -193,7 +193,7 @@ def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None
         model: the fitted response.
         mixture: volumes, (D,).
         share: each domain's share of the batch unit, (D,), for the mixing response at a fixed number of steps
-            (DESIGN §6: M = R − q · Σ_k R_k); None for the response R.
+            (M = R − q · Σ_k R_k); None for the response R.
 
     Returns:
         ResponseMatrix: values and errors.

@@ -1,4 +1,4 @@
-"""What responses measured by gradients tell a fit of the law (DESIGN §6): the pattern of a, and a size.
+"""What responses measured by gradients tell a fit of the law: the pattern of a, and a size.
 
 Legend: R runs, D domains, J capabilities, P parameters, G centres.
 
@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from ideal_proxy.response.law import DELTA, FIRST_A, GAMMA, Array, Volumes, sigmoid, slopes
 
 SCALE_SPREAD = 0.5
-"""Spread of log s_j about the pooled log s̄ (DESIGN §6)."""
+"""Spread of log s_j about the pooled log s̄."""
 PATTERN_SPREAD = 0.2
 """Least spread of log a about what responses say: the law is not exact either."""
 LEAST_PART = 0.05
@@ -36,7 +36,7 @@ runs a test of right responses often fails, so the second is used."""
 
 @dataclass(frozen=True, slots=True)
 class GradientRows:
-    """Responses measured by gradients at one mixture, centred (DESIGN §6).
+    """Responses measured by gradients at one mixture, centred.
 
     Attributes:
         u_D: (D,) effective volumes of the centre.

@@ -2,7 +2,7 @@
 
 Legend: R runs or mixtures, D domains, J capabilities (or any stack of fitted problems), P parameters.
 
-The law of one capability (DESIGN §5), with x = u(v)/c and δ = 1e-3::
+The law of one capability (`docs/how-it-works.md`, section 4), with x = u(v)/c and δ = 1e-3::
 
     L(v) = E + (Z − E) · s^(−α) + Σ_i b_i · u_i / (κ + Σ_k u_k)      s = 1 + Σ_i a_i [(x_i + δ)^γ − δ^γ]
 
@@ -129,7 +129,7 @@ def unpack(theta_JP: Array, bounds_J2: Array, domains: int) -> dict[str, Array]:
 def evaluate(
     theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_RD: Array, *, by_theta: bool = False, by_u: bool = False
 ) -> Evaluation:
-    """Evaluate the law of every capability at every mixture (DESIGN §5).
+    """Evaluate the law of every capability at every mixture.
 
     Args:
         theta_JP: (J, P) parameters, P = 4 + D or 4 + 2 D.

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """Mixing responses at one mixture, measured by gradients (DESIGN §6).
+    """Mixing responses at one mixture, measured by gradients.
 
     Attributes:
         volumes: (D,) the centre, in the unit of V.
@@ -48,7 +48,7 @@ class Responses:
 
 
 class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
-    """The response law of DESIGN §5 as a scikit-learn regressor: volumes in, losses or scores out.
+    """The response law as a scikit-learn regressor: volumes in, losses or scores out.
 
     Args:
         unit: "rows", or "share" where every mixture sums to one.
@@ -57,7 +57,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         available: (D,) rows each domain has, so that repeats saturate; None: nothing is repeated.
         base: (D,) base volumes, which set the scale; default ``available``, else the mean of V.
         process: "auto" lets cross-validation mix in Gaussian processes, "never" keeps the law alone.
-        harm: "auto" (the rule of DESIGN §5), "never", "always", or (J,) booleans: which capabilities have it.
+        harm: "auto" (where held-out runs ask for it), "never", "always", or (J,) booleans: which capabilities have it.
         trust: σ_g, how far responses may miss relative to their size; "auto" lets the losses choose, inf leaves them
             out.
         n_starts: starts of the optimiser.
@@ -466,7 +466,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return [(LAW_PROCESS, self.rest_, self.rest_draws_), (PROCESS, self.alone_, self.alone_draws_)]
 
     def gradient(self, V: Any) -> Array:
-        """Differentiate the prediction by log volume: the response R (DESIGN §2).
+        """Differentiate the prediction by log volume: the response R.
 
         Args:
             V: (N, D) volumes.

@@ -6,7 +6,7 @@ A value of 1 is base and lower is better, whatever the capability is judged by:
     score   1 + (S(base) − S) / scale      higher is better
     cost    1 + (S − S(base)) / scale      lower is better, any affine scale
 
-Source: DESIGN §7. Legend: J capabilities.
+Legend: J capabilities.
 """
 
 from __future__ import annotations

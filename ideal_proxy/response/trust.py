@@ -1,4 +1,4 @@
-"""How far the fit trusts responses measured by gradients (DESIGN §6).
+"""How far the fit trusts responses measured by gradients.
 
 Legend: R runs, D domains, J capabilities, P parameters.
 """

@@ -5,7 +5,7 @@
 c_j says how much of the law's response is left at this size, d_j what the law has wrong. Both are Gaussian, and
 everything observed is linear in them: the full-size runs' losses, and the model's own implicit responses (IDEAL,
 arXiv 2505.12762) once their unknown scale is set by the law, or, without one, by the runs. No number here tells whether
-the law or the gradients are to blame where they differ, so the difference is shared out evenly (DESIGN §6).
+the law or the gradients are to blame where they differ, so the difference is shared out evenly.
 
 Legend: D domains, J capabilities, S draws, A other full-size mixtures; relative responses are ∂log L/∂log v.
 """
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 DRAWS = 64
 # Prior: the gains that 0.8M proxies promised were about halved at 10M (docs/log.md), so the law's factor is 1 ± 0.5.
 FACTOR_SPREAD = 0.5
-SCALE_SPREAD = 0.5  # of log s_j around the pooled scale (DESIGN §6)
+SCALE_SPREAD = 0.5  # of log s_j around the pooled scale
 LEAST_DOUBT = 0.1  # law and gradients are never trusted closer than this part of a response
 FAR_DOUBT = 0.25  # part of a loss change over a long way that the two-term form may miss
 WEAK = 2.0  # without a law: prior spread of a response, in its own size by gradients
@@ -171,7 +171,7 @@ def fit_surface(
     told_JD = centre * _law_change(law, centre, centre, J)[1]  # ∂log L/∂log v by the law
     doubt_JDD = _law_doubt(law, centre, J)
     q = centre / centre.sum()
-    centring = np.eye(D) - np.outer(q, np.ones(D))  # rows enter at a fixed total (DESIGN §6)
+    centring = np.eye(D) - np.outer(q, np.ones(D))  # rows enter at a fixed total
     seen_JD = None if responses is None else (responses.M / level[:, None]) @ centring.T
     scale, agreement, why = _scale(told_JD @ centring.T, law is not None, seen_JD, centre, eta, observed)
     prior_mean = np.zeros((J, 1 + D))

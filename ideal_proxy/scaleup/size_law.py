@@ -1,6 +1,6 @@
 """The response law across proxy sizes and budgets: how its parameters move, and what they become at full size.
 
-Every parameter of DESIGN §5 is a line in the logarithm of the scales: θ(z) = θ_0 + Σ_k z_k · θ_k with z = log(scale /
+Every parameter of the law is a line in the logarithm of the scales: θ(z) = θ_0 + Σ_k z_k · θ_k with z = log(scale /
 reference). All runs of all sizes are fitted at once, because a single size's parameters are known only jointly (floor,
 exponent and worth trade off against each other) and lines through separate fits would magnify that.
 

@@ -2,7 +2,7 @@
 
 The parent imports no torch. It hands out one run at a time, so a worker that dies loses that run alone, and that only
 back to its last checkpoint. A run is complete when its marker stands; what is complete is never done again. Workers
-are a pool's: processes of this machine (`swarm_local`) or actors of a Ray cluster (`swarm_ray`).
+are a pool's: processes of this machine (`local`) or actors of a Ray cluster (`ray_pool`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ideal_proxy.response.solver import Prior, huber, solve
 REGMIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "regmix"
 
 EXPECTED_FAILURES = {
-    "check_fit_score_takes_y": "The arguments are named V and L, volumes and losses, as DESIGN names them.",
+    "check_fit_score_takes_y": "The arguments are named V and L, volumes and losses, as the law names them.",
     "check_sample_weight_equivalence_on_dense_data": (
         "A weight acts on the mean only: rows given twice without a run id are two runs, which a weight of two is not."
     ),
