@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.errors import UsageError
+from ideal_proxy.limits import Budget, Limits
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
 Format = Literal["auto", "alpaca", "chat", "prompt"]
@@ -308,6 +310,28 @@ class SearchConfig(Section):
                 f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _readable_limits(self) -> SearchConfig:
+        _ = self.limits
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """The limits as numbers with units, without the bounds of domains, which need the rows that there are."""
+        unit, total, mode = self.budget.unit, self.budget.total, self.budget.mode
+        amount = Amount(float(total), unit) if total is not None else Amount(1.0, "share")
+        budget = {"keep": Budget("keep"), "at_most": Budget("at most", amount), "free": Budget("free")}[mode]
+        if mode == "keep" and total is not None:
+            budget = Budget("exactly", amount)
+        return Limits(
+            budget=budget,
+            budget_unit=unit,
+            pinned={domain.name: None for domain in self.domains if domain.pinned},
+            repeat_cap=self.constraints.max_repeat,
+            groups=tuple(parse_comparison(text, self.domain_names) for text in self.constraints.groups),
+            must_not_drop={c.name: c.must_not_drop for c in self.capabilities if c.must_not_drop is not None},
+        )
 
     @property
     def has_metrics(self) -> bool:

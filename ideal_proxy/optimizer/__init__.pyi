@@ -1,9 +1,9 @@
 from .conflicts import check_linear as check_linear
 from .constraints import ETA_FRACTION as ETA_FRACTION
 from .constraints import Constraints as Constraints
+from .constraints import Limit as Limit
 from .constraints import Problem as Problem
 from .constraints import explored_region as explored_region
-from .constraints import show as show
 from .front import ParetoFront as ParetoFront
 from .front import pareto as pareto
 from .objective import Objective as Objective

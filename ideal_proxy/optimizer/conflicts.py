@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.optimizer.constraints import Atom, FloatArray, ScalarFunction, show
+from ideal_proxy.optimizer.constraints import Atom, FloatArray, Limit, ScalarFunction, show
 from ideal_proxy.optimizer.program import Program, project, solve
 
 Member = TypeVar("Member")
@@ -38,11 +38,13 @@ class NonlinearAtom:
     """One nonlinear constraint `function(v) <= 0` under the name that the user knows.
 
     Attributes:
+        kind: of limit.
         label: what the user sees.
         function: value and gradient (D,).
         convex: whether it is certified convex.
     """
 
+    kind: Limit
     label: str
     function: ScalarFunction
     convex: bool

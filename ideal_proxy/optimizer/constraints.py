@@ -5,21 +5,22 @@ Legend: D domains, J capabilities, M linear constraints. Volumes are full-size r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.amounts import Amount, Comparison, Unit, check_name, parse_amount, parse_comparison, parse_fraction
+from ideal_proxy.amounts import Amount, Comparison, Unit, check_name
 from ideal_proxy.errors import UsageError
+from ideal_proxy.limits import Budget, Limits, TrustRegion, read_limits
 from ideal_proxy.response import Kind
 
 FloatArray = NDArray[np.float64]
 ScalarFunction = Callable[[FloatArray], tuple[float, FloatArray]]
 VectorFunction = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
-TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 ETA_FRACTION = 0.01
 """η as a fraction of the mean base volume: how much a volume of zero counts in logarithms."""
 
@@ -75,11 +76,27 @@ class Problem:
             raise UsageError(f"{name} is negative or not finite for {', '.join(bad)}.")
 
 
+class Limit(StrEnum):
+    """What kind of limit a constraint is; decisions read this, never the label."""
+
+    BUDGET = "budget"
+    BOUND = "bound"
+    PIN = "pin"
+    REPEAT = "repeat"
+    TRUST_REGION = "trust region"
+    GROUP = "group"
+    PROTECTION = "protection"
+    DIVERGENCE = "divergence"
+    UNUSED = "unused"
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Atom:
     """One linear constraint, `lower <= weights · v <= upper`, under the name that the user knows.
 
     Attributes:
+        kind: of limit.
         label: what the user sees.
         weights: (D,).
         lower: -inf where there is none.
@@ -88,25 +105,13 @@ class Atom:
         unit: for the message that says by how much it is missed.
     """
 
+    kind: Limit
     label: str
     weights: FloatArray
     lower: float
     upper: float
     index: int | None = None
     unit: str = "rows"
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How large the mixture may be.
-
-    Attributes:
-        kind: `keep` the base total, `exactly` or `at most` an amount, or `free`.
-        amount: for `exactly` and `at most`; a share is one of the base total.
-    """
-
-    kind: Literal["keep", "exactly", "at most", "free"] = "keep"
-    amount: Amount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,6 +131,7 @@ class Constraints:
         confidence: one-sided level of the upper bound for `must_not_drop`; 0.5 for the point prediction.
         trust_region: largest |log((v + η)/(v⁰ + η))|, one for all or by domain; a pair bounds the decrease and
             the increase apart; None for none.
+        trust_centre: (D,) what the trust region lies around; default base.
         kl_cap: largest Kullback–Leibler divergence from base in nats; None for none.
     """
 
@@ -140,6 +146,7 @@ class Constraints:
     must_not_drop: Mapping[str, float] = field(default_factory=dict)
     confidence: float = 0.9
     trust_region: TrustRegion | None = None
+    trust_centre: FloatArray | None = None
     kl_cap: float | None = None
 
     def __post_init__(self) -> None:
@@ -175,9 +182,7 @@ class Constraints:
         """Read constraints from command-line options or a YAML mapping.
 
         Args:
-            options: keys are this class's fields; values may be texts (`budget: at most 2M tokens`,
-                `lower: {coding: 5 %}` or `["coding=5 %"]`, `must_not_drop: [safety]` or `{safety: 1 %}`,
-                `groups: ["coding + mathematics <= 60 %"]`, `pinned: [safety]`). None means not given.
+            options: keys are this class's fields, values as `read_limits` takes them.
             problem: the domains and capabilities.
 
         Returns:
@@ -186,28 +191,13 @@ class Constraints:
         Raises:
             UsageError: an unknown key, domain or capability, or a value that cannot be read.
         """
-        known = [f.name for f in fields(cls) if f.name != "problem"]
-        read: dict[str, Callable[[Any], Any]] = {
-            "budget": _read_budget,
-            "lower": lambda x: _read_amounts(x, "lower"),
-            "upper": lambda x: _read_amounts(x, "upper"),
-            "pinned": lambda x: _read_amounts(x, "pinned", bare=True),
-            "groups": lambda x: tuple(
-                parse_comparison(text, problem.domains) for text in ([x] if isinstance(x, str) else x)
-            ),
-            "must_not_drop": lambda x: _read_tolerances(x, problem.capabilities),
-            "trust_region": _read_trust_region,
-            "repeat_cap": lambda x: _read_number(x, "repeat_cap"),
-            "kl_cap": lambda x: _read_number(x, "kl_cap"),
-            "confidence": lambda x: parse_fraction(x, where="confidence"),
-            "budget_unit": _read_unit,
-        }
-        values: dict[str, Any] = {}
-        for key, value in options.items():
-            check_name(key, known, what="constraint", where="the constraints")
-            if value is not None:
-                values[key] = read[key](value)
+        values = read_limits(options, problem.domains, problem.capabilities)
         return cls(problem=problem, **values)
+
+    @classmethod
+    def of(cls, limits: Limits, problem: Problem, **more: Any) -> Constraints:
+        """Put limits on a problem; `more` are fields that limits lack, such as the trust region."""
+        return cls(problem=problem, **{key: getattr(limits, key) for key in Limits.__slots__}, **more)
 
     @property
     def eta(self) -> float:
@@ -276,7 +266,7 @@ class Constraints:
         else:
             label = f"budget: {self.budget.kind} {show(total, unit)}"
         lower = total if self.total_is_fixed else -np.inf
-        return [Atom(label, self.unit_weights(), lower, total, unit=unit)]
+        return [Atom(Limit.BUDGET, label, self.unit_weights(), lower, total, unit=unit)]
 
     def _bound_atoms(self) -> list[Atom]:
         p, atoms = self.problem, []
@@ -289,14 +279,14 @@ class Constraints:
                 i = p.domains.index(name)
                 base = float(p.base[i])
                 label = f"pinned at base: {name} = {show(base, p.unit)}"
-                atoms.append(Atom(label, _unit_vector(i, len(p.domains)), base, base, i, p.unit))
+                atoms.append(Atom(Limit.PIN, label, _unit_vector(i, len(p.domains)), base, base, i, p.unit))
             else:
                 atoms.append(self._amount_atom(name, pin, "=="))
         if self.repeat_cap is not None and p.available is not None:
             for i, name in enumerate(p.domains):
                 label = f"repeat cap: {name} <= {self.repeat_cap:g} × {show(p.available[i], 'available rows')}"
                 cap = self.repeat_cap * float(p.available[i])
-                atoms.append(Atom(label, _unit_vector(i, len(p.domains)), -np.inf, cap, i))
+                atoms.append(Atom(Limit.REPEAT, label, _unit_vector(i, len(p.domains)), -np.inf, cap, i))
         return atoms
 
     def _amount_atom(self, name: str, amount: Amount, sense: Literal["<=", ">=", "=="]) -> Atom:
@@ -305,14 +295,18 @@ class Constraints:
             if unit in {"rows", "tokens"}:
                 raise UsageError(f"The fit is in shares; give the bound on {name} as a share, not in {unit}.")
             unit = None
+        kind = Limit.PIN if sense == "==" else Limit.BOUND
         words = {"<=": "upper bound: {} <= {}", ">=": "lower bound: {} >= {}", "==": "pinned: {} = {}"}
         shown = show(amount.value, unit or self.problem.unit, amount.of)
         if unit == "share":
             text = words[sense].format(name, shown)
-            return self._comparison_atom(Comparison(text, sense, {name: 1.0}, amount.value, unit, amount.of), text)
+            return self._comparison_atom(
+                kind, Comparison(text, sense, {name: 1.0}, amount.value, unit, amount.of), text
+            )
         per_row = float(self.unit_weights(unit or "rows")[i])
         value = amount.value / per_row
         return Atom(
+            kind,
             words[sense].format(name, shown),
             _unit_vector(i, len(self.problem.domains)),
             -np.inf if sense == "<=" else value,
@@ -323,22 +317,23 @@ class Constraints:
 
     def _trust_atoms(self) -> list[Atom]:
         p, eta, atoms = self.problem, self.eta, []
+        centre = p.base if self.trust_centre is None else self.trust_centre
         for name, (down, up) in self._trust_map().items():
             i = p.domains.index(name)
             unit_vector = _unit_vector(i, len(p.domains))
-            high = (p.base[i] + eta) * np.exp(up) - eta
-            low = max(0.0, (p.base[i] + eta) * np.exp(-down) - eta)
+            high = (centre[i] + eta) * np.exp(up) - eta
+            low = max(0.0, (centre[i] + eta) * np.exp(-down) - eta)
             if low > 0:
                 label = f"trust region: {name} >= {show(low, p.unit)} (log-ratio {-down:.3g})"
-                atoms.append(Atom(label, unit_vector, float(low), np.inf, i, p.unit))
+                atoms.append(Atom(Limit.TRUST_REGION, label, unit_vector, float(low), np.inf, i, p.unit))
             label = f"trust region: {name} <= {show(high, p.unit)} (log-ratio {up:.3g})"
-            atoms.append(Atom(label, unit_vector, -np.inf, float(high), i, p.unit))
+            atoms.append(Atom(Limit.TRUST_REGION, label, unit_vector, -np.inf, float(high), i, p.unit))
         return atoms
 
     def _group_atoms(self) -> list[Atom]:
-        return [self._comparison_atom(group, f"group: {group.text}") for group in self.groups]
+        return [self._comparison_atom(Limit.GROUP, group, f"group: {group.text}") for group in self.groups]
 
-    def _comparison_atom(self, group: Comparison, label: str) -> Atom:
+    def _comparison_atom(self, kind: Limit, group: Comparison, label: str) -> Atom:
         unit: str | None = group.unit
         if self.problem.unit == "share":
             if unit in {"rows", "tokens"} or group.of:
@@ -346,8 +341,8 @@ class Constraints:
             unit = None
         elif unit is None and group.constant:
             raise UsageError(f'"{group.text}" needs a unit: "60 %", "5000 rows" or "2M tokens" after the number.')
-        kind = group.of if unit == "share" else unit
-        per_row = self.unit_weights(kind)
+        counted = group.of if unit == "share" else unit
+        per_row = self.unit_weights(counted)
         weights = np.zeros(len(self.problem.domains))
         for name, factor in group.weights.items():
             i = self.problem.domains.index(name)
@@ -357,7 +352,7 @@ class Constraints:
             weights, constant = weights - constant * per_row, 0.0
         lower = -np.inf if group.sense == "<=" else constant
         upper = np.inf if group.sense == ">=" else constant
-        return Atom(label, weights, lower, upper, unit=str(kind or self.budget_unit))
+        return Atom(kind, label, weights, lower, upper, unit=str(counted or self.budget_unit))
 
 
 def explored_region(volumes: FloatArray, problem: Problem) -> dict[str, tuple[float, float]]:
@@ -398,83 +393,3 @@ def _unit_vector(index: int, size: int) -> FloatArray:
     vector = np.zeros(size)
     vector[index] = 1.0
     return vector
-
-
-def _pairs(value: Any, where: str, *, bare: bool) -> dict[str, Any]:
-    """Read a mapping, or a list of `name=amount`, into a mapping; bare names get None."""
-    if isinstance(value, Mapping):
-        return {str(k): v for k, v in value.items()}
-    items: Sequence[Any] = [value] if isinstance(value, str) else list(value)
-    result: dict[str, Any] = {}
-    for item in items:
-        name, sign, amount = str(item).rpartition("=")
-        if not sign:
-            name, amount = str(item), None  # type: ignore[assignment]
-            if not bare:
-                raise UsageError(f'{where}: cannot read "{item}"; write name=amount, like "coding=5000 rows".')
-        if name.strip() in result:
-            raise UsageError(f'{where} names "{name.strip()}" twice; keep one.')
-        result[name.strip()] = amount
-    return result
-
-
-def _read_amounts(value: Any, where: str, *, bare: bool = False) -> dict[str, Amount | None]:
-    pairs = _pairs(value, where, bare=bare)
-    return {
-        name: None if bare and amount is None else parse_amount(amount, where=f"{where} of {name}")
-        for name, amount in pairs.items()
-    }
-
-
-def _read_tolerances(value: Any, capabilities: Sequence[str]) -> dict[str, float]:
-    if value in ("all", ["all"]):
-        return dict.fromkeys(capabilities, 0.0)
-    pairs = _pairs(value, "must_not_drop", bare=True)
-    return {
-        name: 0.0 if tol is None else parse_fraction(tol, where=f"must_not_drop of {name}")
-        for name, tol in pairs.items()
-    }
-
-
-def _read_trust_region(value: Any) -> TrustRegion | None:
-    if isinstance(value, Mapping):
-        return {str(k): _read_trust_bound(v, f"trust_region of {k}") for k, v in value.items()}
-    return _read_number(value, "trust_region")
-
-
-def _read_number(value: Any, where: str) -> float | None:
-    if value in ("none", "off"):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f'{where} is {value!r}; it must be a number, or "none" to switch it off.') from None
-
-
-def _read_unit(value: Any) -> str:
-    if value not in ("tokens", "rows", "share"):
-        raise UsageError(f'budget_unit is {value!r}; it must be "tokens" or "rows".')
-    return str(value)
-
-
-def _read_budget(value: Any) -> Budget:
-    if isinstance(value, Budget):
-        return value
-    text = str(value).strip()
-    if text == "keep":
-        return Budget("keep")
-    if text == "free":
-        return Budget("free")
-    kind: Literal["exactly", "at most"] = "exactly" if text.startswith("exactly") else "at most"
-    amount = parse_amount(text.removeprefix(kind).strip(), where="budget")
-    if amount.of:
-        raise UsageError(f"budget: write {text!r} without its last words; use budget_unit to choose the unit.")
-    return Budget(kind, amount)
-
-
-def _read_trust_bound(value: Any, where: str) -> float | tuple[float, float]:
-    if isinstance(value, list | tuple):
-        if len(value) != 2:
-            raise UsageError(f"{where} has {len(value)} numbers; give one, or two: largest decrease, largest increase.")
-        return (_read_number(value[0], where) or 0.0, _read_number(value[1], where) or 0.0)
-    return _read_number(value, where) or 0.0

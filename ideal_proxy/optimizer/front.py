@@ -13,7 +13,7 @@ import numpy as np
 from ideal_proxy.amounts import check_name
 from ideal_proxy.errors import UsageError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom
-from ideal_proxy.optimizer.constraints import Constraints, FloatArray
+from ideal_proxy.optimizer.constraints import Constraints, FloatArray, Limit
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses, ResponseSurface, weighted_function
 from ideal_proxy.optimizer.optimum import Optimum, at_most, prepare, run
 
@@ -103,7 +103,8 @@ def pareto(
     convex = upper_confidence is None and all(is_convex[known.index(name)] for name in groups[1])
     optima = [ends[0]]
     for limit in np.linspace(worst_second, best_second, points)[1:-1]:
-        atom = NonlinearAtom(f"{' and '.join(groups[1])} at most {limit:.6g}", at_most(mean[1], float(limit)), convex)
+        label = f"{' and '.join(groups[1])} at most {limit:.6g}"
+        atom = NonlinearAtom(Limit.OTHER, label, at_most(mean[1], float(limit)), convex)
         # The neighbour and the far end bracket the answer.
         optima.append(solve(tied[0], [atom], [optima[-1].volumes, ends[1].volumes]))
     optima.append(ends[1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom, box, check_linear, check_nonlinear
-from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray, Problem, ScalarFunction, show
+from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray, Limit, Problem, ScalarFunction, show
 from ideal_proxy.optimizer.objective import (
     Objective,
     RelativeLosses,
@@ -67,6 +67,7 @@ class Optimum:
         relative: L_j(v)/L_j(v⁰) (J,); for scores the signed difference over the scale.
         relative_upper: one-sided 90 % upper bounds of `relative` (J,).
         active: constraints that hold with equality, as users know them.
+        binding: kinds of the active constraints.
         kkt_residual: optimality residual from the derivatives at the point alone.
         gap: the optimum is at most this far below `objective`; None where the problem is not convex.
         convex: whether the fitted problem is certified convex.
@@ -83,6 +84,7 @@ class Optimum:
     relative: FloatArray
     relative_upper: FloatArray
     active: tuple[str, ...]
+    binding: frozenset[Limit]
     kkt_residual: float
     gap: float | None
     convex: bool
@@ -298,9 +300,11 @@ def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints
             weighted_function(losses, np.eye(len(losses.base_losses_J))[j], level), losses.allowance(tolerance, j)
         )
         # An upper bound adds a standard deviation, which is not convex in general.
-        atoms.append(NonlinearAtom(label, function, bool(model.is_convex_[j]) and level <= 0.5))
+        atoms.append(NonlinearAtom(Limit.PROTECTION, label, function, bool(model.is_convex_[j]) and level <= 0.5))
     if (cap := constraints.kl_cap) is not None:
-        atoms.append(NonlinearAtom(f"KL from base <= {cap:g} nats", kl_excess(constraints, cap), True))
+        atoms.append(
+            NonlinearAtom(Limit.DIVERGENCE, f"KL from base <= {cap:g} nats", kl_excess(constraints, cap), True)
+        )
     return atoms
 
 
@@ -440,6 +444,7 @@ def _report(task: Task, solution: Solution, starts: int) -> Optimum:
         message = Message.GLOBAL_BASE if no_gain else Message.GLOBAL
     else:
         message = Message.LOCAL_BASE if no_gain else Message.LOCAL
+    active = list(_active(task, v))
     return Optimum(
         problem=problem,
         volumes=v,
@@ -449,7 +454,8 @@ def _report(task: Task, solution: Solution, starts: int) -> Optimum:
         base_losses=losses.base_losses_J,
         relative=relative,
         relative_upper=upper,
-        active=tuple(_active(task, v)),
+        active=tuple(label for _, label in active),
+        binding=frozenset(kind for kind, _ in active),
         kkt_residual=certificate.residual,
         gap=certificate.gap if task.convex else None,
         convex=task.convex,
@@ -458,15 +464,15 @@ def _report(task: Task, solution: Solution, starts: int) -> Optimum:
     )
 
 
-def _active(task: Task, v: FloatArray) -> Iterable[str]:
+def _active(task: Task, v: FloatArray) -> Iterable[tuple[Limit, str]]:
     problem, scale = task.constraints.problem, task.program.scale
     for atom in task.atoms:
         norm = float(np.linalg.norm(atom.weights * scale))
         value = float(atom.weights @ v)
         if min(atom.upper - value, value - atom.lower) <= _TIGHT * norm:
-            yield atom.label
+            yield atom.kind, atom.label
     for hard in task.nonlinear:
         if hard.function(v)[0] >= -_TIGHT:
-            yield hard.label
+            yield hard.kind, hard.label
     for i in np.flatnonzero(v <= _TIGHT * scale):
-        yield f"not used: {problem.domains[i]} = {show(0.0, problem.unit)}"
+        yield Limit.UNUSED, f"not used: {problem.domains[i]} = {show(0.0, problem.unit)}"

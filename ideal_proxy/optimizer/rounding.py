@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray
+from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray, Limit
 
 IntArray = NDArray[np.int64]
 _ROUNDING = 1e-6
@@ -42,7 +42,7 @@ def round_volumes(volumes: FloatArray, constraints: Constraints) -> IntArray:
     in_rows = constraints.budget_unit == "rows"
     rows = _rows_to_total(v, lower, upper, constraints) if in_rows else _tokens_to_total(v, lower, upper, constraints)
     # The budget is the greedy pass's own business; what may break is a constraint on several volumes.
-    groups = [a for a in atoms if a.index is None and not a.label.startswith("budget")]
+    groups = [a for a in atoms if a.index is None and a.kind is not Limit.BUDGET]
     if all(_holds(a, rows) for a in groups):
         return rows
     for slack in (0.0, 1.0):

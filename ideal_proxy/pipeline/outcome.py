@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
+from ideal_proxy.limits import Limits
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, constraint_options, gradient_note
+from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, gradient_note
 from ideal_proxy.pipeline.verdict import IMPROVES, Bound, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.response import directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
@@ -330,21 +332,22 @@ def _mixture(
                 "upper_confidence": config.objective.upper_confidence,
                 "kl": config.constraints.kl,
             },
-            "constraints": constraint_options(config)
-            | {
-                "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0} or None,
-                "upper": {
-                    d.name: f"{d.upper} rows"
-                    for d, entry in zip(prepared.domains, config.domains, strict=True)
-                    if entry.max is not None
-                }
-                or None,
-            },
+            "constraints": _limits(config, prepared).to_json(),
         },
         law=law,
         proxy_fraction=plan.fraction,
         template=prepared.template,
         trust=result["trust"],
+    )
+
+
+def _limits(config: SearchConfig, prepared: Prepared) -> Limits:
+    """Give the limits that a full-size run obeys too: bounds of domains where the run file sets them."""
+    both = list(zip(prepared.domains, config.domains, strict=True))
+    return replace(
+        config.limits,
+        lower={d.name: Amount(float(d.lower), "rows") for d, _ in both if d.lower > 0},
+        upper={d.name: Amount(float(d.upper), "rows") for d, entry in both if entry.max is not None},
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, load_tracker
+from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
@@ -301,7 +302,7 @@ def _again(proposal: Proposal, verdict: Verdict) -> str | None:
     low, high = proposal.predicted_gain.lower, proposal.predicted_gain.upper
     if verdict.gain.upper < low or verdict.gain.lower > high:
         return "the verification missed the prediction"
-    if any("trust region" in name for name in proposal.active):
+    if Limit.TRUST_REGION in proposal.optimum.binding:
         return "the proposal sits on the edge of what the swarm explored"
     if verdict.answer == UNDECIDED:
         return "the check did not decide"

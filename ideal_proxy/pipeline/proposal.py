@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
+from ideal_proxy.limits import TrustRegion
 from ideal_proxy.optimizer import (
     Constraints,
     Objective,
@@ -311,38 +313,15 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
     Returns:
         Constraints: all of them.
     """
-    trust = config.constraints.trust_region
-    options = constraint_options(config) | {
-        "lower": {d.name: f"{d.lower} rows" for d in prepared.domains if d.lower > 0},
-        "upper": {d.name: f"{d.upper} rows" for d in prepared.domains},
-        "trust_region": trust,
-    }
+    trust: TrustRegion | None = config.constraints.trust_region
     if trust is None and explored is not None:
-        options["trust_region"] = explored_region(explored, problem)
-    return Constraints.from_options(options, problem)
-
-
-def constraint_options(config: SearchConfig) -> dict[str, Any]:
-    """Write the run file's limits as `Constraints.from_options` takes them, without bounds in rows and trust region.
-
-    Args:
-        config: the run file.
-
-    Returns:
-        dict: texts, numbers and lists; the mixture file keeps it, so that a full-size run obeys the same limits.
-    """
-    unit = config.budget.unit
-    budget = {"keep": "keep", "at_most": "at most 100 %", "free": "free"}[config.budget.mode]
-    if config.budget.mode != "free" and config.budget.total is not None:
-        budget = f"{'at most' if config.budget.mode == 'at_most' else 'exactly'} {config.budget.total} {unit}"
-    return {
-        "budget": budget,
-        "budget_unit": unit,
-        "pinned": [entry.name for entry in config.domains if entry.pinned] or None,
-        "repeat_cap": config.constraints.max_repeat,
-        "groups": list(config.constraints.groups) or None,
-        "must_not_drop": {c.name: c.must_not_drop for c in config.capabilities if c.must_not_drop is not None} or None,
-    }
+        trust = explored_region(explored, problem)
+    limits = replace(
+        config.limits,
+        lower={d.name: Amount(float(d.lower), "rows") for d in prepared.domains if d.lower > 0},
+        upper={d.name: Amount(float(d.upper), "rows") for d in prepared.domains},
+    )
+    return Constraints.of(limits, problem, trust_region=trust)
 
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:

@@ -5,18 +5,18 @@ Legend: D domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.amounts import Unit
+from ideal_proxy.limits import Budget, Limits
 from ideal_proxy.mixture import MixtureFile
 from ideal_proxy.optimizer import Constraints, Objective, Problem
 
 Array = NDArray[np.float64]
-KEPT = ("pinned", "repeat_cap", "groups", "must_not_drop", "lower", "upper")
 
 
 def file_objective(mixture: MixtureFile) -> Objective:
@@ -39,75 +39,39 @@ def file_objective(mixture: MixtureFile) -> Objective:
     )
 
 
-def budget_kind(mixture: MixtureFile) -> str:
-    """Tell how the search's budget was meant.
-
-    Args:
-        mixture: the file.
-
-    Returns:
-        str: as in the run file: `free`, `at most …`, `exactly …` or `keep` (also where the file does not say).
-    """
+def file_limits(mixture: MixtureFile) -> Limits:
+    """Read the run file's limits; without them only the default repeat cap holds."""
     found = mixture.provenance.get("constraints")
-    return str(found.get("budget") or "keep") if isinstance(found, dict) else "keep"
+    if not isinstance(found, dict):
+        return Limits()
+    return Limits.from_json(found, [d.name for d in mixture.domains], [c.name for c in mixture.capabilities])
 
 
-def token_unit(mixture: MixtureFile) -> bool:
-    """Tell whether the search counted its budget and its shares in tokens.
-
-    Args:
-        mixture: the file.
-
-    Returns:
-        bool: False for rows, and where the file does not say.
-    """
-    found = mixture.provenance.get("constraints")
-    return isinstance(found, dict) and found.get("budget_unit") == "tokens"
-
-
-def file_constraints(
-    mixture: MixtureFile,
-    problem: Problem,
-    *,
-    budget: str,
-    unit: str,
-    more: Mapping[str, Mapping[str, str]] | None = None,
-) -> Constraints:
-    """Read the run file's limits from a mixture file: pins, repeats, groups, bounds, and what must not drop.
+def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, unit: Unit, **more: Any) -> Constraints:
+    """Put the run file's limits on a full-size problem, whose base is what must-not-drop and pins refer to.
 
     Args:
-        mixture: the file; `provenance.constraints` holds them, without them only the default repeat cap holds.
-        problem: the full-size problem; its base is what must-not-drop, pins and the trust region refer to.
-        budget: the full-size budget, as `Constraints.from_options` takes it.
+        mixture: the file; its limits hold, but for the budget.
+        problem: the full-size problem.
+        budget: at full size.
         unit: of the budget, `rows` or `tokens`.
-        more: further `lower` and `upper` bounds by domain, in rows; the tighter one holds.
+        **more: further fields of `Constraints`, such as a trust region.
 
     Returns:
-        Constraints: without a trust region of their own.
+        Constraints: all of them.
     """
-    found = mixture.provenance.get("constraints")
-    kept: dict[str, Any] = {key: found[key] for key in KEPT if found.get(key)} if isinstance(found, dict) else {}
-    if "must_not_drop" in kept:  # a tolerance of a score says nothing of a loss, by which full-size runs are judged
-        scores = {c.name for c in mixture.capabilities if c.metric is not None}
-        kept["must_not_drop"] = {n: t for n, t in kept["must_not_drop"].items() if n not in scores} or None
-    options = {**kept, "budget": budget, "budget_unit": unit}
-    for key, tighter in (("lower", max), ("upper", min)):
-        bounds = dict(kept.get(key) or {})
-        for name, text in ((more or {}).get(key) or {}).items():
-            old = bounds.get(name)
-            bounds[name] = text if old is None else f"{tighter(_rows(old), _rows(text))} rows"
-        options[key] = bounds or None
-    constraints = Constraints.from_options(options, problem)
+    limits = file_limits(mixture)
+    # A tolerance of a score says nothing of a loss, by which full-size runs are judged.
+    scores = {c.name for c in mixture.capabilities if c.metric is not None}
     # A share without a unit of its own is one of the search's budget, whatever unit the full-size total is given in.
-    of: Literal["rows", "tokens"] = "tokens" if token_unit(mixture) and problem.tokens_per_row is not None else "rows"
-    groups = tuple(
-        replace(group, of=of) if group.unit == "share" and group.of is None else group for group in constraints.groups
-    )
-    return replace(constraints, groups=groups)
-
-
-def _rows(text: str) -> float:
-    return float(str(text).removesuffix(" rows"))
+    tokens = limits.budget_unit == "tokens" and problem.tokens_per_row is not None
+    of: Literal["rows", "tokens"] = "tokens" if tokens else "rows"
+    limits = replace(
+        limits, budget=budget, budget_unit=unit,
+        must_not_drop={name: told for name, told in limits.must_not_drop.items() if name not in scores},
+        groups=tuple(replace(g, of=of) if g.unit == "share" and g.of is None else g for g in limits.groups),
+    )  # fmt: skip
+    return Constraints.of(limits, problem, **more)
 
 
 def tokens_per_row(mixture: MixtureFile, measured: Array | None = None) -> Array | None:

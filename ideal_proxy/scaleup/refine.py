@@ -16,20 +16,22 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ideal_proxy.amounts import Amount
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_seeds, one_step, processes, responses
+from ideal_proxy.limits import Budget
 from ideal_proxy.mixture import MixtureFile, load_mixture, save_mixture
-from ideal_proxy.optimizer import Problem, optimize, round_volumes, show
+from ideal_proxy.optimizer import Problem, optimize, round_volumes
 from ideal_proxy.pipeline import Kind, combine
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
-from ideal_proxy.scaleup.limits import budget_kind, file_constraints, file_objective, token_unit, tokens_per_row
+from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
 from ideal_proxy.scaleup.result import gain_over, mean_loss
 from ideal_proxy.scaleup.run import RunLosses, RunSettings
@@ -291,8 +293,8 @@ class Refiner:
             tokens_per_row=self._tokens(),
         )
         constraints = file_constraints(
-            self.mixture, problem, budget=self._budget(problem, start), unit=self._unit(problem),
-            more=_around(self.data.names, start, step.radius, surface.eta),
+            self.mixture, problem, self._budget(problem, start), self._unit(problem),
+            trust_region=step.radius, trust_centre=start,
         )  # fmt: skip
         objective, seed, rows = file_objective(self.mixture), self.mixture.seed, parent.volumes
         active: tuple[str, ...] = ()
@@ -300,9 +302,7 @@ class Refiner:
             found = optimize(surface, objective, constraints, random_state=seed, starts=[start])
             how = f"{found.scope}, optimality residual {found.kkt_residual:.0e}"
             rows = round_volumes(found.volumes, constraints)
-            active = tuple(
-                _trust_label(text, self.data.names, start, step.radius, surface.eta) for text in found.active
-            )
+            active = found.active
         except UserError as error:  # the limits cannot be met this close to the parent: it stands
             how = f"the limits cannot be met inside the trust region ({error})"
         gain, ratios = self._promise(surface, rows.astype(float), start, len(parent.runs))
@@ -406,18 +406,22 @@ class Refiner:
         lengths = [float(np.asarray(rows.lengths).mean()) if len(rows) else 1.0 for rows in self.data.domains]
         return tokens_per_row(self.mixture, np.array(lengths))
 
-    def _unit(self, problem: Problem) -> str:
-        return "tokens" if token_unit(self.mixture) and problem.tokens_per_row is not None else "rows"
+    def _unit(self, problem: Problem) -> Literal["rows", "tokens"]:
+        return (
+            "tokens"
+            if file_limits(self.mixture).budget_unit == "tokens" and problem.tokens_per_row is not None
+            else "rows"
+        )
 
-    def _budget(self, problem: Problem, start: Array) -> str:
+    def _budget(self, problem: Problem, start: Array) -> Budget:
         """Keep the parent's total, so that iterations are compared at one budget, unless the search's was open."""
-        kind = budget_kind(self.mixture)
-        if kind == "free" or (kind.startswith("at most") and "transfer" not in self.mixture.provenance):
-            return kind
+        budget = file_limits(self.mixture).budget
+        if budget.kind == "free" or (budget.kind == "at most" and "transfer" not in self.mixture.provenance):
+            return budget
         unit = self._unit(problem)
         weights = problem.tokens_per_row if unit == "tokens" else np.ones(len(start))
         assert weights is not None
-        return f"exactly {float(weights @ start):.6f} {unit}"
+        return Budget("exactly", Amount(float(weights @ start), unit))
 
     # -------------------------------------------------------------- observed
 
@@ -459,30 +463,6 @@ def _spread(log_ratios: Sequence[Array]) -> Array:
     if len(log_ratios[0]) < 2:
         return np.zeros(log_ratios[0].shape[1])
     return np.asarray(np.sqrt(np.mean([r.var(axis=0, ddof=1) for r in log_ratios], axis=0)))
-
-
-def _box(start: Array, radius: float, eta: float) -> tuple[Array, Array]:
-    """Fewest and most rows (D,) of the trust region around a mixture."""
-    low = np.maximum((start + eta) * np.exp(-radius) - eta, 0.0)
-    return low, (start + eta) * np.exp(radius) - eta
-
-
-def _trust_label(text: str, names: Sequence[str], start: Array, radius: float, eta: float) -> str:
-    """Call a bound that the trust region set by its name."""
-    for word, sense, bounds in zip(("lower", "upper"), (">=", "<="), _box(start, radius, eta), strict=True):
-        for name, bound in zip(names, bounds, strict=True):
-            if text == f"{word} bound: {name} {sense} {show(bound, 'rows')}":
-                return f"trust region: {name} {sense} {show(bound, 'rows')}"
-    return text
-
-
-def _around(names: Sequence[str], start: Array, radius: float, eta: float) -> dict[str, dict[str, str]]:
-    """Bounds in rows of the trust region, as `file_constraints` takes them."""
-    low, high = _box(start, radius, eta)
-    return {
-        "lower": {name: f"{x:.6f} rows" for name, x in zip(names, low, strict=True) if x > 0},
-        "upper": {name: f"{x:.6f} rows" for name, x in zip(names, high, strict=True)},
-    }
 
 
 def _sentence(result: dict[str, Any]) -> str:

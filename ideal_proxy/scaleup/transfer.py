@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from ideal_proxy.amounts import Amount
 from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.limits import Budget
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
-from ideal_proxy.scaleup.limits import file_constraints, file_objective, tokens_per_row
+from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.source import resolve
 from ideal_proxy.terminal import Reporter, table
 
@@ -131,8 +133,7 @@ def transfer_volumes(
         if limits is not None:
             constraints = limits(problem, size)
         else:
-            options: dict[str, Any] = {"budget": f"exactly {size} rows", "budget_unit": "rows"}
-            constraints = Constraints.from_options(options | {"repeat_cap": repeat_cap}, problem)
+            constraints = Constraints(problem=problem, budget=_exactly(size), budget_unit="rows", repeat_cap=repeat_cap)
         starts = [rows * size / rows.sum()] if rows.sum() > 0 else []
         best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
         found = round_volumes(best.volumes, constraints)
@@ -155,6 +156,10 @@ def transfer_volumes(
         mode=mode, rows=found, base_rows=base_rows, ratio=ratio, lower=ratio - half, upper=ratio + half,  # type: ignore[arg-type]
         base_losses=base_losses, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _exactly(rows: int) -> Budget:
+    return Budget("exactly", Amount(float(rows), "rows"))
 
 
 def predict_ratio(law: ResponseSurface, v: Array, base: Array) -> tuple[Array, Array, Array]:
@@ -204,8 +209,7 @@ def transfer_mixture(
     full = column["available"] if full_available is None else np.asarray(full_available, dtype=float)
     if law is None and mixture.law is not None:
         law = file_law(mixture, full)
-    limits = mixture.provenance.get("constraints")
-    cap = limits.get("repeat_cap") if isinstance(limits, dict) else None
+    cap = file_limits(mixture).repeat_cap
     moved = transfer_volumes(
         mode,
         domains=[d.name for d in mixture.domains],
@@ -217,7 +221,7 @@ def transfer_mixture(
         full_available=full,
         law=law,
         objective=file_objective(mixture),
-        limits=lambda problem, size: file_constraints(mixture, problem, budget=f"exactly {size} rows", unit="rows"),
+        limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
         tokens=tokens_per_row(mixture),
         repeat_cap=float(cap) if cap else 4.0,
         random_state=mixture.seed,

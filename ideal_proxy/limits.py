@@ -1,0 +1,200 @@
+"""What a mixture must satisfy, as numbers with units; texts are read here once, at the edge of the program.
+
+The run file, the options of a command and a mixture file say it; the optimiser takes it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ideal_proxy.amounts import Amount, Comparison, Unit, check_name, parse_amount, parse_comparison, parse_fraction
+from ideal_proxy.errors import UsageError
+
+TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How large the mixture may be.
+
+    Attributes:
+        kind: `keep` the base total, `exactly` or `at most` an amount, or `free`.
+        amount: for `exactly` and `at most`; a share is one of the base total.
+    """
+
+    kind: Literal["keep", "exactly", "at most", "free"] = "keep"
+    amount: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of a search, whatever is optimised under them; `Constraints` puts them on a problem.
+
+    Attributes:
+        budget: size of the mixture.
+        budget_unit: `tokens`, `rows` or `share`; None where nothing says it.
+        lower: least volume of a domain.
+        upper: largest volume of a domain.
+        pinned: domains that do not move: at the amount, or at base where it is None.
+        repeat_cap: largest repeat; None for none.
+        groups: linear constraints.
+        must_not_drop: tolerance of each protected capability, relative to base.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    budget_unit: Unit | None = None
+    lower: Mapping[str, Amount] = field(default_factory=dict)
+    upper: Mapping[str, Amount] = field(default_factory=dict)
+    pinned: Mapping[str, Amount | None] = field(default_factory=dict)
+    repeat_cap: float | None = 4.0
+    groups: tuple[Comparison, ...] = ()
+    must_not_drop: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return numbers with their units, as a mixture file keeps them; `from_json` gives equal limits."""
+        return asdict(self) | {"groups": [asdict(group) for group in self.groups]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], domains: Sequence[str], capabilities: Sequence[str]) -> Limits:
+        """Read what a mixture file keeps, also the texts of earlier versions."""
+        known = {key: value[key] for key in cls.__slots__ if value.get(key) is not None}
+        read = read_limits(known, domains, capabilities)
+        if isinstance(value.get("budget"), Mapping) and value.get("repeat_cap") is None:
+            read["repeat_cap"] = None  # said, not left out as in the files of earlier versions
+        return cls(**read)
+
+
+def read_limits(options: Mapping[str, Any], domains: Sequence[str], capabilities: Sequence[str]) -> dict[str, Any]:
+    """Read limits from options, a YAML mapping or a mixture file into numbers with units.
+
+    Args:
+        options: values may be texts (`budget: at most 2M tokens`, `lower: {coding: 5 %}` or `["coding=5 %"]`,
+            `must_not_drop: [safety]` or `{safety: 1 %}`, `groups: ["coding + mathematics <= 60 %"]`,
+            `pinned: [safety]`), or what was read already. None means not given.
+        domains: known names.
+        capabilities: known names.
+
+    Returns:
+        dict: by the same keys: those of `Limits`, `trust_region`, `kl_cap` and `confidence`.
+
+    Raises:
+        UsageError: an unknown key, domain or capability, or a value that cannot be read.
+    """
+    read: dict[str, Callable[[Any], Any]] = {
+        "budget": _read_budget,
+        "budget_unit": _read_unit,
+        "lower": lambda x: _read_amounts(x, "lower"),
+        "upper": lambda x: _read_amounts(x, "upper"),
+        "pinned": lambda x: _read_amounts(x, "pinned", bare=True),
+        "repeat_cap": lambda x: _read_number(x, "repeat_cap"),
+        "groups": lambda x: tuple(_read_group(group, domains) for group in ([x] if isinstance(x, str) else x)),
+        "must_not_drop": lambda x: _read_tolerances(x, capabilities),
+        "confidence": lambda x: parse_fraction(x, where="confidence"),
+        "trust_region": _read_trust_region,
+        "kl_cap": lambda x: _read_number(x, "kl_cap"),
+    }
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        check_name(key, list(read), what="constraint", where="the constraints")
+        if value is not None:
+            values[key] = read[key](value)
+    return values
+
+
+def _read_group(value: Any, domains: Sequence[str]) -> Comparison:
+    if isinstance(value, Comparison):
+        return value
+    if not isinstance(value, Mapping):
+        return parse_comparison(str(value), domains)
+    for name in value["weights"]:
+        check_name(name, domains, what="domain", where=f'the group constraint "{value["text"]}"')
+    return Comparison(**value)
+
+
+def _read_amount(value: Any, where: str) -> Amount:
+    return Amount(**value) if isinstance(value, Mapping) else parse_amount(value, where=where)
+
+
+def _pairs(value: Any, where: str, *, bare: bool) -> dict[str, Any]:
+    """Read a mapping, or a list of `name=amount`, into a mapping; bare names get None."""
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    items: Sequence[Any] = [value] if isinstance(value, str) else list(value)
+    result: dict[str, Any] = {}
+    for item in items:
+        name, sign, amount = str(item).rpartition("=")
+        if not sign:
+            name, amount = str(item), None  # type: ignore[assignment]
+            if not bare:
+                raise UsageError(f'{where}: cannot read "{item}"; write name=amount, like "coding=5000 rows".')
+        if name.strip() in result:
+            raise UsageError(f'{where} names "{name.strip()}" twice; keep one.')
+        result[name.strip()] = amount
+    return result
+
+
+def _read_amounts(value: Any, where: str, *, bare: bool = False) -> dict[str, Amount | None]:
+    pairs = _pairs(value, where, bare=bare)
+    return {
+        name: None if bare and amount is None else _read_amount(amount, f"{where} of {name}")
+        for name, amount in pairs.items()
+    }
+
+
+def _read_tolerances(value: Any, capabilities: Sequence[str]) -> dict[str, float]:
+    if value in ("all", ["all"]):
+        return dict.fromkeys(capabilities, 0.0)
+    pairs = _pairs(value, "must_not_drop", bare=True)
+    return {
+        name: 0.0 if tol is None else parse_fraction(tol, where=f"must_not_drop of {name}")
+        for name, tol in pairs.items()
+    }
+
+
+def _read_trust_region(value: Any) -> TrustRegion | None:
+    if isinstance(value, Mapping):
+        return {str(k): _read_trust_bound(v, f"trust_region of {k}") for k, v in value.items()}
+    return _read_number(value, "trust_region")
+
+
+def _read_number(value: Any, where: str) -> float | None:
+    if value in ("none", "off"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f'{where} is {value!r}; it must be a number, or "none" to switch it off.') from None
+
+
+def _read_unit(value: Any) -> str:
+    if value not in ("tokens", "rows", "share"):
+        raise UsageError(f'budget_unit is {value!r}; it must be "tokens" or "rows".')
+    return str(value)
+
+
+def _read_budget(value: Any) -> Budget:
+    if isinstance(value, Budget):
+        return value
+    if isinstance(value, Mapping):
+        amount = value.get("amount")
+        return Budget(value["kind"], None if amount is None else _read_amount(amount, "budget"))
+    text = str(value).strip()
+    if text == "keep":
+        return Budget("keep")
+    if text == "free":
+        return Budget("free")
+    kind: Literal["exactly", "at most"] = "exactly" if text.startswith("exactly") else "at most"
+    given = parse_amount(text.removeprefix(kind).strip(), where="budget")
+    if given.of:
+        raise UsageError(f"budget: write {text!r} without its last words; use budget_unit to choose the unit.")
+    return Budget(kind, given)
+
+
+def _read_trust_bound(value: Any, where: str) -> float | tuple[float, float]:
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise UsageError(f"{where} has {len(value)} numbers; give one, or two: largest decrease, largest increase.")
+        return (_read_number(value[0], where) or 0.0, _read_number(value[1], where) or 0.0)
+    return _read_number(value, where) or 0.0
