@@ -9,7 +9,7 @@ import contextlib
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -47,6 +47,37 @@ def duration(seconds: float) -> str:
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def money(amount: float, currency: str) -> str:
+    """Write an amount of money, such as '12.50 USD'; the currency is a label only."""
+    text = f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}" if amount >= 0.01 else "under 0.01"
+    return f"{text} {currency}".strip()
+
+
+def number_text(value: float | None, form: str) -> str:
+    """Write a number in Python's format language, as a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def interval_text(bound: Mapping[str, float], form: str = "+.2%", *, less: float = 0.0) -> str:
+    """Write an interval, such as '[+1.98%, +2.88%]'; `less` is taken from both ends: 1 turns ratios into changes."""
+    return f"[{format(bound['lower'] - less, form)}, {format(bound['upper'] - less, form)}]"
+
+
+def change_text(change: float | None) -> str:
+    """Write how much a volume changed: '+12%', or 'new' where there was none before."""
+    return "new" if change is None else f"{change:+.0%}"
+
+
+def count_text(number: int, what: str) -> str:
+    """Write a count with its noun: '1 round', '2 rounds'."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Give a text its capital letter and its full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 class Reporter:

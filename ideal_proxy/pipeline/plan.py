@@ -18,9 +18,10 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.verdict import planned_looks
-from ideal_proxy.proxy import Elsewhere, Products, budget_hours, cost_of, count_products, money, worker_bytes
+from ideal_proxy.proxy import Elsewhere, Products, budget_hours, cost_of, count_products, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import metric_specs, probe, response_trainings
+from ideal_proxy.terminal import money
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400

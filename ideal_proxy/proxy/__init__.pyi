@@ -10,7 +10,6 @@ from .cost import Products as Products
 from .cost import budget_hours as budget_hours
 from .cost import cost_of as cost_of
 from .cost import count_products as count_products
-from .cost import money as money
 from .cost import run_flops as run_flops
 from .cost import worker_bytes as worker_bytes
 from .metric import MetricSpec as MetricSpec

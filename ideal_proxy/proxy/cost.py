@@ -207,17 +207,3 @@ def cost_of(cost: CostConfig, seconds: float, devices: int) -> float | None:
         float: money; None where no price is known.
     """
     return None if cost.price is None else cost.price * devices * seconds / 3600
-
-
-def money(amount: float, currency: str) -> str:
-    """Write an amount of money.
-
-    Args:
-        amount: how much.
-        currency: its name, a label only.
-
-    Returns:
-        str: such as '12.50 USD'.
-    """
-    text = f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}" if amount >= 0.01 else "under 0.01"
-    return f"{text} {currency}".strip()

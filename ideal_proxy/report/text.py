@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.mixture import Applied, MixtureFile
-from ideal_proxy.proxy import money
-from ideal_proxy.terminal import duration, paragraph, table
+from ideal_proxy.terminal import change_text, count_text, duration, interval_text, money, paragraph, sentence, table
 
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
@@ -27,7 +26,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             entry["name"],
             f"{entry['base_rows']:,}",
             f"{entry['proposal_rows']:,}",
-            _change(entry["change"]),
+            change_text(entry["change"]),
             f"{entry['share']:.1%}",
             f"{entry['repeat']:.2f}x",
             _moves(entry),
@@ -40,7 +39,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{entry['base_loss']:.3f}",
             f"{entry['predicted']['value'] - 1:+.1%}",
             f"{entry['verified']['value'] - 1:+.1%}",
-            f"[{entry['verified']['lower'] - 1:+.1%}, {entry['verified']['upper'] - 1:+.1%}]",
+            interval_text(entry["verified"], "+.1%", less=1),
         )
         for entry in result["capabilities"]
     ]
@@ -57,11 +56,11 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             ("capability", "at base", "predicted", "verified", "interval"),
             capabilities,
         ),
-        *([paragraph(f"{price[0].upper()}{price[1:]}.")] if (price := who_pays(result)) else []),
+        *([paragraph(sentence(price))] if (price := who_pays(result)) else []),
         "",
         *_scores(result),
         paragraph(
-            f"Predicted gain {predicted['value']:+.2%} [{predicted['lower']:+.2%}, {predicted['upper']:+.2%}] "
+            f"Predicted gain {predicted['value']:+.2%} {interval_text(predicted)} "
             "(optimistic: it was selected). Noise of one run: "
             f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
@@ -72,7 +71,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
         paragraph(
             f"{result['cost']['runs']} runs of {proxy_text(result['proxy'])}, {_passes(result['cost'])}"
-            f"{_count(result['cost']['rounds'], 'round')}, "
+            f"{count_text(result['cost']['rounds'], 'round')}, "
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
         f"Mixture file: {folder / 'mixture.json'}",
@@ -80,10 +79,6 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *([] if kept else [f"      ideal-proxy apply {folder / 'mixture.json'} --out DIR   (the rows to train on)"]),
     ]
     return "\n".join(lines)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def who_pays(result: dict[str, Any]) -> str:
@@ -139,7 +134,7 @@ def _scores(result: dict[str, Any]) -> list[str]:
         (
             name, "higher" if m["higher_is_better"] else "lower", f"{m['base']:.4g}", f"{m['proposal']:.4g}",
             f"{m['predicted']['value']:+.3g}", f"{m['verified']['value']:+.3g}",
-            f"[{m['verified']['lower']:+.3g}, {m['verified']['upper']:+.3g}]",
+            interval_text(m["verified"], "+.3g"),
         )
         for name, m in judged
     ]  # fmt: skip
@@ -287,7 +282,3 @@ def applied_table(values: dict[str, Any]) -> str:
         f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
         f"{', ...' if len(values['files']) > 3 else ''}, {values['manifest']})",
     ])  # fmt: skip
-
-
-def _change(change: float | None) -> str:
-    return "new" if change is None else f"{change:+.0%}"
