@@ -74,16 +74,7 @@ class Ratio:
 
 
 def predict(model: ResponseModel, mixtures: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
-    """Predict with intervals, whatever names the model was fitted with.
-
-    Args:
-        model: the fitted response.
-        mixtures: volumes, (K, D).
-        level: of the interval for one new run.
-
-    Returns:
-        tuple: means, lower and upper ends, (K, J) each.
-    """
+    """Predict mixtures (K, D) with intervals for one new run: means, lower and upper ends, (K, J) each."""
     named = hasattr(model, "feature_names_in_")
     v = pd.DataFrame(mixtures, columns=model.domain_names_) if named else np.asarray(mixtures)
     mean, lower, upper = (np.asarray(x, dtype=float) for x in model.predict(v, return_interval=level))
@@ -189,14 +180,7 @@ def partial_losses(
 def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None = None) -> ResponseMatrix:
     """Differentiate the response at a mixture, with errors from the posterior draws.
 
-    Args:
-        model: the fitted response.
-        mixture: volumes, (D,).
-        share: each domain's share of the batch unit, (D,), for the mixing response at a fixed number of steps
-            (M = R − q · Σ_k R_k); None for the response R.
-
-    Returns:
-        ResponseMatrix: values and errors.
+    With each domain's `share` of a step (D,) it is the mixing response at a fixed number of steps, M = R − q · Σ_k R_k.
     """
     draws_SJD = model.draws_value_and_gradient(mixture)[1] * mixture
     values_JD = model.value_and_gradient(mixture)[1] * mixture
@@ -210,16 +194,7 @@ def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None
 
 
 def objective_value(ratios: Array, kind: str, weights: Array) -> Array:
-    """Reduce capabilities' ratios to base to the objective.
-
-    Args:
-        ratios: L_j(v)/L_j(v⁰), (..., J).
-        kind: `mean`, `weighted` or `worst`.
-        weights: of `weighted`, (J,).
-
-    Returns:
-        array: (...,), 1 at base.
-    """
+    """Reduce capabilities' ratios to base to the objective."""
     if kind == "worst":
         return np.asarray(ratios.max(axis=-1))
     share = weights / weights.sum() if kind == "weighted" else np.full(ratios.shape[-1], 1 / ratios.shape[-1])
@@ -236,20 +211,7 @@ def against(
     weights: Array | None = None,
     yardstick: Yardstick | None = None,
 ) -> tuple[list[Ratio], Ratio]:
-    """Predict a mixture against base: each capability's ratio of losses, and the relative gain in the objective.
-
-    Args:
-        model: the fitted response.
-        mixture: volumes, (D,).
-        base: volumes to compare with, (D,).
-        pairs: the intervals are for the mean over so many pairs of runs that share a seed.
-        kind: of the objective.
-        weights: of a weighted objective, (J,).
-        yardstick: what scores are measured in; None where all are losses.
-
-    Returns:
-        tuple: J ratios, and the gain (1 − objective), with 90 % intervals.
-    """
+    """Predict a mixture against base: each capability's ratio of losses, and the relative gain in the objective."""
     here, there = (model.value_and_gradient(v)[0] for v in (mixture, base))
     stick = yardstick or Yardstick.of_losses(len(here))
     draws_SJ = stick.relative(model.draws_value_and_gradient(mixture)[0], model.draws_value_and_gradient(base)[0])

@@ -37,16 +37,7 @@ OFTEN = 4
 
 
 def new_axes(width: float = 7.2, height: float = 3.6, ax: Axes | None = None) -> Axes:
-    """Return axes to draw on.
-
-    Args:
-        width: inches, of a new figure.
-        height: inches, of a new figure.
-        ax: axes to use instead; None makes a figure of their own.
-
-    Returns:
-        Axes: dressed in the house style.
-    """
+    """Return axes to draw on."""
     if ax is None:
         ax = new_figure(width, height).add_subplot()
     dress(ax)
@@ -54,24 +45,12 @@ def new_axes(width: float = 7.2, height: float = 3.6, ax: Axes | None = None) ->
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that no global registry knows.
-
-    Args:
-        width: inches.
-        height: inches.
-
-    Returns:
-        Figure: with a layout that keeps labels apart.
-    """
+    """Return an empty figure that no global registry knows."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
 
 
 def dress(ax: Axes) -> None:
-    """Give axes the house style: no box, quiet grid, small type.
-
-    Args:
-        ax: the axes.
-    """
+    """Give axes the house style: no box, quiet grid, small type."""
     ax.set_facecolor("none")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
@@ -84,15 +63,7 @@ def dress(ax: Axes) -> None:
 
 
 def label(text: str, longest: int = LONGEST_NAME) -> str:
-    """Make a name safe for a figure: cut in the middle, without mathematics, and kept in legends.
-
-    Args:
-        text: any name.
-        longest: characters, more are cut.
-
-    Returns:
-        str: what matplotlib shows as it stands.
-    """
+    """Make a name safe for a figure: cut in the middle, without mathematics, and kept in legends."""
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split()) or "·"
     if len(clean) > longest:  # names often differ at their ends: "wiki part 1", "wiki part 2"
         tail = (longest - 1) // 3
@@ -102,15 +73,7 @@ def label(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def volume_text(value: float, unit: str = "rows") -> str:
-    """Write a volume in few characters.
-
-    Args:
-        value: rows or a share.
-        unit: `rows` or `share`.
-
-    Returns:
-        str: such as '2.4k' or '12%'.
-    """
+    """Write a volume in few characters."""
     if unit == "share":
         return f"{value:.3g}" if 0 < value < 0.01 else f"{value:.0%}"
     for size, mark in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -122,17 +85,7 @@ def volume_text(value: float, unit: str = "rows") -> str:
 def volume_axis(
     ax: Axes, low: float, high: float, *, small: float, unit: str = "rows", ticks: int = 5, which: str = "x"
 ) -> None:
-    """Scale an axis by log(v + η), in which equal steps are equal ratios and zero has a place.
-
-    Args:
-        ax: the axes.
-        low: smallest volume shown.
-        high: largest.
-        small: η, the volume that zero counts as.
-        unit: `rows` or `share`, for the labels.
-        ticks: how many at most.
-        which: `x` or `y`.
-    """
+    """Scale an axis by log(v + η), η being `small`: equal steps are equal ratios, and zero has a place."""
     floor = -small * (1 - 1e-9)
 
     def forward(v: Any) -> Any:
@@ -173,12 +126,7 @@ def _nice_volumes(low: float, high: float, forward: Any, ticks: int) -> list[flo
 
 
 def percent_axis(ax: Axes, which: str = "x") -> None:
-    """Label an axis of relative changes in signed per cent.
-
-    Args:
-        ax: the axes.
-        which: `x` or `y`.
-    """
+    """Label an axis of relative changes in signed per cent."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda v, _: "0%" if abs(v) < 1e-9 else f"{100 * v:+.3g}%"))
 
@@ -193,20 +141,7 @@ def interval(
     filled: bool = True,
     name: str | None = None,
 ) -> Any:
-    """Draw an estimate with its interval on a horizontal line.
-
-    Args:
-        ax: the axes.
-        place: its height.
-        bound: the estimate, lower and upper end.
-        colour: of line and marker.
-        marker: its shape.
-        filled: a filled marker, or an open one.
-        name: its name in the legend.
-
-    Returns:
-        Line2D: the marker, for legends.
-    """
+    """Draw an estimate with its interval on a horizontal line."""
     value, low, high = bound
     ax.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt", alpha=0.75)
     (line,) = ax.plot(
@@ -217,13 +152,7 @@ def interval(
 
 
 def rows_of_names(ax: Axes, names: Sequence[str], longest: int = LONGEST_NAME) -> None:
-    """Write names down the left side, the first one on top.
-
-    Args:
-        ax: the axes; name k stands at height k.
-        names: what to write.
-        longest: characters of a name, more are cut.
-    """
+    """Write names down the left side, the first one on top."""
     ax.set_yticks(range(len(names)), [label(name, longest) for name in names])
     ax.set_ylim(len(names) - 0.45, -0.55)
     ax.tick_params(axis="y", length=0, labelsize=FONT)
@@ -231,14 +160,7 @@ def rows_of_names(ax: Axes, names: Sequence[str], longest: int = LONGEST_NAME) -
 
 
 def caption(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
-    """Name the axes in the house type.
-
-    Args:
-        ax: the axes.
-        x: below.
-        y: at the left.
-        title: above, aligned left.
-    """
+    """Name the axes in the house type."""
     if x:
         ax.set_xlabel(x, fontsize=FONT, color=INK)
     if y:
@@ -248,13 +170,7 @@ def caption(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 
 
 def legend(target: Axes | Figure, handles: Sequence[Any] | None = None, **options: Any) -> None:
-    """Add a legend in the house type.
-
-    Args:
-        target: axes, or a figure for one below its panels.
-        handles: what to list; default what has a label.
-        **options: of matplotlib's legend.
-    """
+    """Add a legend in the house type."""
     options = {"frameon": False, "fontsize": FONT - 0.5, "labelcolor": INK} | options
     if handles is not None:
         options["handles"] = list(handles)
@@ -262,24 +178,13 @@ def legend(target: Axes | Figure, handles: Sequence[Any] | None = None, **option
 
 
 def settle(figure: Figure) -> None:
-    """Lay a figure out once and for all, so that writing it in several formats does not repeat it.
-
-    Args:
-        figure: the figure.
-    """
+    """Lay a figure out once and for all, so that writing it in several formats does not repeat it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
 def svg_text(figure: Figure) -> str:
-    """Render a figure as SVG with text that stays text; equal figures give equal bytes.
-
-    Args:
-        figure: the figure.
-
-    Returns:
-        str: an SVG document.
-    """
+    """Render a figure as SVG with text that stays text; equal figures give equal bytes."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ideal-proxy"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -292,14 +197,7 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """Render a figure as PNG.
-
-    Args:
-        figure: the figure.
-
-    Returns:
-        bytes: a PNG file.
-    """
+    """Render a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -308,16 +206,7 @@ def png_bytes(figure: Figure) -> bytes:
 def inline_svg(text: str, name: str, title: str) -> str:
     """Turn an SVG document into an element of a page that scales, follows the theme, and is read aloud by its title.
 
-    Args:
-        text: from `svg_text`.
-        name: prefix of ids, unique on the page.
-        title: what the figure shows, already escaped for HTML.
-
-    Returns:
-        str: one `<svg>` element.
-
-    Raises:
-        ValueError: the text is no SVG document.
+    `name` begins every id, so it must be unique on the page; `title` is escaped already.
     """
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)

@@ -1,6 +1,6 @@
 """Every figure as a function on fitted objects: `plot_*(…, ax=None)` draws on the axes given, or on new ones.
 
-New axes belong to a figure of their own (`ax.figure`), outside pyplot; in a notebook end a cell with
+`run` is a finished search (`load_run`). Each returns the axes; new ones belong to a figure of their own (`ax.figure`), outside pyplot; in a notebook end a cell with
 `plot_volumes(run).figure`, or give `ax` from `plt.subplots()`.
 
 Legend: R runs, D domains, J capabilities.
@@ -69,15 +69,7 @@ ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
 
 
 def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw the verified gain with its interval, the gain of every pair, the noise floor and the predicted gain.
-
-    Args:
-        run: a finished search.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: relative gain across.
-    """
+    """Draw the verified gain with its interval, the gain of every pair, the noise floor and the predicted gain."""
     ax = new_axes(WIDE, 2.2, ax)
     verdict, predicted = run.result["verdict"], run.result["predicted_gain"]
     gain = verdict["gain"]
@@ -152,14 +144,7 @@ def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") 
 
 
 def figure_volumes(run: SearchRun) -> Figure:
-    """Draw tokens, shares and repeats of every domain, base and proposal, side by side.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        Figure: three panels.
-    """
+    """Draw tokens, shares and repeats of every domain, base and proposal, side by side."""
     figure = new_figure(WIDE, 1.1 + 1.1 * ROW * len(run.domains))
     panels = figure.subplots(1, 3, sharey=True)
     for number, (panel, what) in enumerate(zip(panels, ("tokens", "share", "repeat"), strict=True)):
@@ -181,15 +166,7 @@ def _volume(value: float, what: str) -> str:
 
 
 def plot_losses(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw every capability's predicted and verified change of loss against base, with intervals; metrics below.
-
-    Args:
-        run: a finished search.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: change of loss across; left is better.
-    """
+    """Draw every capability's predicted and verified change of loss against base, with intervals; metrics below."""
     entries = [*run.result["capabilities"], *(_of_metric(entry) for entry in run.result["capabilities"])]
     entries = [entry for entry in entries if entry]
     ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
@@ -265,16 +242,7 @@ def plot_response(
 
 
 def response_key(*, proposal: bool = True, runs: bool = True, repeats: bool = True) -> list[Any]:
-    """List what the marks of `plot_response` mean.
-
-    Args:
-        proposal: whether a proposal is drawn.
-        runs: whether runs are.
-        repeats: whether rows can repeat.
-
-    Returns:
-        list: handles for a legend.
-    """
+    """List what the marks of `plot_response` mean."""
     key: list[Any] = [
         Line2D([], [], color=BLUE, linewidth=1.6, marker="o", markerfacecolor=PAPER, label="fit through base"),
         Patch(color=BLUE, alpha=0.16, label="90% interval of a run"),
@@ -300,20 +268,7 @@ def figure_responses(
     runs: tuple[Array, Array] | None = None,
     keep: Array | None = None,
 ) -> Figure:
-    """Draw one capability against every domain, a panel each on one scale.
-
-    Args:
-        model: the fitted response.
-        capability: what is judged.
-        domains: which domains; default all.
-        base: as in `plot_response`.
-        proposal: as in `plot_response`.
-        runs: as in `plot_response`.
-        keep: as in `plot_response`.
-
-    Returns:
-        Figure: the panels with one legend.
-    """
+    """Draw one capability against every domain, a panel each on one scale; arguments as of `plot_response`."""
     chosen = list(model.domain_names_) if domains is None else list(domains)
     across = min(PANELS_ACROSS, len(chosen))
     down = -(-len(chosen) // across)
@@ -394,15 +349,7 @@ def plot_response_matrix(
 
 
 def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw predictions against observations of runs that the fit did not see, relative to base.
-
-    Args:
-        held_out: as `SearchRun.held_out` gives: kind, capability, observed, predicted, base.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: predicted across, observed up, with the diagonal.
-    """
+    """Draw predictions against observations of runs that the fit did not see (`run.held_out()`), relative to base."""
     ax = new_axes(6.2, 4.2, ax)
     unit = held_out.get("unit", held_out["base"])
     scored = not np.array_equal(unit, held_out["base"])
@@ -434,16 +381,7 @@ def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> A
 
 
 def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw what one group of capabilities costs the other.
-
-    Args:
-        front: from `pareto`.
-        proposal: relative loss of both groups at the proposal.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: one group across, the other up; both lower is better.
-    """
+    """Draw what one group of capabilities costs the other; `proposal` is its place in the front's two values."""
     ax = new_axes(5.6, 3.6, ax)
     kinds = front.optima[0].problem.kinds
     higher = "loss" not in kinds
@@ -466,15 +404,7 @@ def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = No
 
 
 def plot_movement(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw how far every proposed volume moves when the runs are re-weighted (Bayesian bootstrap, 90 %).
-
-    Args:
-        run: a finished search.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: rows across on a ratio scale.
-    """
+    """Draw how far every proposed volume moves when the runs are re-weighted (Bayesian bootstrap, 90 %)."""
     entries = run.result["domains"]
     ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
     for place, entry in enumerate(entries):
@@ -491,15 +421,7 @@ def plot_movement(run: SearchRun, ax: Axes | None = None) -> Axes:
 
 
 def plot_cost(stages: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the search's training went.
-
-    Args:
-        stages: columns stage, runs, tokens, seconds.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: tokens across, a bar a stage.
-    """
+    """Draw how many tokens each stage of the search trained on."""
     ax = new_axes(WIDE, 0.8 + ROW * len(stages), ax)
     places = np.arange(len(stages))
     tokens = stages["tokens"].to_numpy(dtype=float)
@@ -516,20 +438,7 @@ def plot_cost(stages: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def plot_repeats(model: ResponseModel, domain: str, *, most: float = 4.0, ax: Axes | None = None) -> Axes:
-    """Draw what rows of one domain are worth once they repeat.
-
-    Args:
-        model: a fitted response that knows the available rows.
-        domain: which domain.
-        most: passes over the domain shown.
-        ax: axes to draw on.
-
-    Returns:
-        Axes: passes across, passes' worth of fresh rows up.
-
-    Raises:
-        ValueError: the model was fitted without available rows.
-    """
+    """Draw what rows of one domain are worth once they repeat, up to `most` passes."""
     available = model.volumes_.available
     if available is None:
         raise ValueError("the model was fitted without available rows, so nothing repeats; give available=")

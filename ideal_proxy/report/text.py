@@ -10,15 +10,7 @@ from ideal_proxy.terminal import change_text, count_text, duration, interval_tex
 
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
-    """Lay out the outcome of a search.
-
-    Args:
-        result: as `run_search` returns it.
-        folder: the run directory.
-
-    Returns:
-        str: verdict, volumes, losses, how sure.
-    """
+    """Lay out the outcome of a search."""
     kept = result["verdict"]["answer"] != "improves"
     predicted = result["predicted_gain"]
     domains = [
@@ -82,14 +74,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
 
 
 def who_pays(result: dict[str, Any]) -> str:
-    """Name the capabilities that the proposal makes worse beyond doubt; a mean gain hides them.
-
-    Args:
-        result: as `run_search` returns it.
-
-    Returns:
-        str: a sentence, empty where there is none.
-    """
+    """Name the capabilities that the proposal makes worse beyond doubt; a mean gain hides them."""
     worse = [
         f"{entry['name']} ({entry['verified']['value'] - 1:+.1%} loss, at least {entry['verified']['lower'] - 1:+.1%})"
         for entry in result["capabilities"]
@@ -148,14 +133,7 @@ def _scores(result: dict[str, Any]) -> list[str]:
 
 
 def trust_text(found: dict[str, Any] | None) -> str:
-    """Say how larger proxies ranked, in all and by capability.
-
-    Args:
-        found: `trust` of a result; None where it was not checked.
-
-    Returns:
-        str: sentences without the last full stop; empty where it was not checked.
-    """
+    """Say how larger proxies ranked, in all and by capability."""
     if not found:
         return ""
     if "sentence" not in found:
@@ -171,14 +149,7 @@ def _passes(cost: dict[str, Any]) -> str:
 
 
 def proxy_text(proxy: dict[str, Any]) -> str:
-    """Name the proxies.
-
-    Args:
-        proxy: `parameters`, and of pretrained ones `model`, `lora_rank` and `trainable_parameters`.
-
-    Returns:
-        str: such as "a 0.84M proxy" or "SmolLM2-135M (135M parameters, LoRA of rank 8 trains 2.4M)".
-    """
+    """Name the proxies: "a 0.84M proxy", or the pretrained model with its size and how it is trained."""
     digits = 2 if proxy["parameters"] < 1e8 else 3
     millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
     if not proxy.get("model"):
@@ -189,14 +160,7 @@ def proxy_text(proxy: dict[str, Any]) -> str:
 
 
 def plan_tables(plan: dict[str, Any]) -> str:
-    """Lay out the plan of a search.
-
-    Args:
-        plan: as `plan_search` returns it.
-
-    Returns:
-        str: runs, steps, tokens, FLOPs, estimated time, and money where a price is known.
-    """
+    """Lay out the plan of a search."""
     elsewhere, priced = plan.get("elsewhere"), plan["price"] is not None
     rows = [
         (
@@ -244,15 +208,7 @@ def plan_tables(plan: dict[str, Any]) -> str:
 
 
 def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
-    """Collect what `apply` wrote.
-
-    Args:
-        mixture: the mixture file.
-        applied: what was written.
-
-    Returns:
-        dict: JSON-ready.
-    """
+    """Collect what `apply` wrote."""
     return {
         "folder": str(applied.folder),
         "files": [path.name for path in applied.files],
@@ -267,14 +223,7 @@ def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
 
 
 def applied_table(values: dict[str, Any]) -> str:
-    """Lay out what `apply` wrote.
-
-    Args:
-        values: from `applied_values`.
-
-    Returns:
-        str: rows written by domain.
-    """
+    """Lay out what `apply` wrote."""
     rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in values["domains"]]
     state = "were already there" if values["already_there"] else "written"
     return "\n".join([

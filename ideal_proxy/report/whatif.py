@@ -76,11 +76,7 @@ class WhatIf:
     cautions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the answer for a file.
-
-        Returns:
-            dict: numbers and texts only.
-        """
+        """Write the answer for a file."""
         return asdict(self)
 
 
@@ -155,18 +151,7 @@ def what_if(
 
 
 def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:
-    """Read options of the form NAME=VOLUME.
-
-    Args:
-        given: the options.
-        domains: the names that are known; a name may hold '='.
-
-    Returns:
-        dict: volume, as text, by domain.
-
-    Raises:
-        UsageError: another form, an unknown domain, or one that stands twice.
-    """
+    """Read options of the form NAME=VOLUME."""
     changes: dict[str, str] = {}
     for option in given:
         fitting = [name for name in domains if option.startswith(f"{name}=")]
@@ -183,14 +168,7 @@ def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str
 
 
 def what_if_tables(answer: WhatIf) -> str:
-    """Lay out the answer in 80 columns.
-
-    Args:
-        answer: from `what_if`.
-
-    Returns:
-        str: volumes, losses, gain, cautions.
-    """
+    """Lay out the answer in 80 columns."""
     domains = [
         (
             name, f"{answer.base[name]:,}", f"{answer.proposal[name]:,}", f"{rows:,}",

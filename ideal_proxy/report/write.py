@@ -89,14 +89,7 @@ def write_report(run: SearchRun | str | Path, out: str | Path | None = None) -> 
 
 
 def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
-    """Collect every number that the page shows.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        tuple: the numbers, JSON-ready, and the Pareto front that they come from, None where there is none.
-    """
+    """Collect every number that the page shows."""
     result, prepared = run.result, run.prepared
     gain = result["verdict"]["gain"]
     front, front_note = _front(run)
@@ -164,14 +157,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
 
 
 def cost_stages(run: SearchRun) -> pd.DataFrame:
-    """Add up the training of every stage.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        DataFrame: stage, runs, tokens, flops (NaN where a run has no count), seconds; in the order of the search.
-    """
+    """Add up the training of every stage."""
     counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
     frame = counted.assign(stage=run.runs["role"].map(STAGES).fillna(run.runs["role"]))
     grouped = frame.groupby("stage", sort=False).agg(
@@ -183,15 +169,7 @@ def cost_stages(run: SearchRun) -> pd.DataFrame:
 
 
 def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, str, Figure, bool]]:
-    """Draw every figure of the report.
-
-    Args:
-        run: a finished search.
-        front: the Pareto front, where there is one.
-
-    Yields:
-        name (of the file), title, the figure, and whether it goes on the page.
-    """
+    """Draw every figure of the report."""
     model, base = run.model, run.base
     yield "verdict", "Gain, verified and predicted", _of(plots.plot_verdict(run)), True
     yield "volumes", "Rows of each domain, base and proposal", _of(plots.plot_volumes(run)), True
@@ -239,14 +217,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
 
 
 def keep_weights(run: SearchRun) -> Array | None:
-    """Say what the search held fixed: tokens (or rows) of each row where the budget is kept, None where it is free.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        array: weights (D,), or None.
-    """
+    """Say what the search held fixed: tokens (or rows) of each row where the budget is kept, None where it is free."""
     if run.config.budget.mode != "keep":
         return None
     tokens = run.prepared.column("tokens_per_row")
@@ -254,27 +225,12 @@ def keep_weights(run: SearchRun) -> Array | None:
 
 
 def response_unit(run: SearchRun) -> str:
-    """Name what the response matrices are in: nats, or shares of base where a metric judges.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        str: for captions.
-    """
+    """Name what the response matrices are in: nats, or shares of base where a metric judges."""
     return "share of base (or of a score's scale), worse is positive" if run.config.has_metrics else "nats"
 
 
 def responses_at_base(run: SearchRun, *, share: Array | None = None) -> ResponseMatrix:
-    """Differentiate the response at base, in a unit that all capabilities share.
-
-    Args:
-        run: a finished search.
-        share: as for `response_matrix`.
-
-    Returns:
-        ResponseMatrix: in nats; where a metric judges relative to base, worse is positive.
-    """
+    """Differentiate the response at base, in a unit that all capabilities share."""
     found = response_matrix(run.model, run.base, share=share)
     if not run.config.has_metrics:
         return found
@@ -287,14 +243,7 @@ def responses_at_base(run: SearchRun, *, share: Array | None = None) -> Response
 
 
 def shown_domains(run: SearchRun) -> dict[str, list[str]]:
-    """Choose the domains whose curves go on the page: all, or of many those that each capability answers to most.
-
-    Args:
-        run: a finished search.
-
-    Returns:
-        dict: names by capability, in file order.
-    """
+    """Choose the domains whose curves go on the page: all, or of many those that each capability answers to most."""
     D, J = len(run.domains), len(run.capabilities)
     panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
     count = D if panels >= D * J else max(1, panels // J)
