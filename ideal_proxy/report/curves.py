@@ -178,10 +178,7 @@ def partial_losses(
 
 
 def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None = None) -> ResponseMatrix:
-    """Differentiate the response at a mixture, with errors from the posterior draws.
-
-    With each domain's `share` of a step (D,) it is the mixing response at a fixed number of steps, M = R − q · Σ_k R_k.
-    """
+    """Differentiate the response at a mixture; with shares q of a step, at a fixed number of steps: R − q · Σ_k R_k."""
     draws_SJD = model.draws_value_and_gradient(mixture)[1] * mixture
     values_JD = model.value_and_gradient(mixture)[1] * mixture
     if share is not None:

@@ -204,10 +204,8 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def inline_svg(text: str, name: str, title: str) -> str:
-    """Turn an SVG document into an element of a page that scales, follows the theme, and is read aloud by its title.
-
-    `name` begins every id, so it must be unique on the page; `title` is escaped already.
-    """
+    """Turn an SVG document into an element of a page that scales, follows the theme, and is read aloud by its title."""
+    # Every id begins with the name, which must be unique on the page; the title is escaped already.
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)

@@ -1,7 +1,8 @@
 """Every figure as a function on fitted objects: `plot_*(…, ax=None)` draws on the axes given, or on new ones.
 
-`run` is a finished search (`load_run`). Each returns the axes; new ones belong to a figure of their own (`ax.figure`), outside pyplot; in a notebook end a cell with
-`plot_volumes(run).figure`, or give `ax` from `plt.subplots()`.
+`run` is a finished search (`load_run`). Each function returns the axes. New axes belong to a figure of their own
+(`ax.figure`), outside pyplot: in a notebook end a cell with `plot_volumes(run).figure`, or give `ax` from
+`plt.subplots()`.
 
 Legend: R runs, D domains, J capabilities.
 """
@@ -349,7 +350,7 @@ def plot_response_matrix(
 
 
 def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw predictions against observations of runs that the fit did not see (`run.held_out()`), relative to base."""
+    """Draw predictions against observations of runs the fit did not see (`run.held_out()`), relative to base."""
     ax = new_axes(6.2, 4.2, ax)
     unit = held_out.get("unit", held_out["base"])
     scored = not np.array_equal(unit, held_out["base"])
@@ -381,7 +382,7 @@ def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> A
 
 
 def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw what one group of capabilities costs the other; `proposal` is its place in the front's two values."""
+    """Draw what one group of capabilities costs the other; `proposal` is its place in these two values."""
     ax = new_axes(5.6, 3.6, ax)
     kinds = front.optima[0].problem.kinds
     higher = "loss" not in kinds
