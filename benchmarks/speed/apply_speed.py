@@ -61,8 +61,9 @@ def write_source(path: Path, rows: int) -> None:
 
 def fingerprint(path: Path, rows: int, work: Path) -> str:
     """Read it as `search` would, row by row, where that takes seconds; else from the index."""
-    from ideal_proxy.data.rows import scan
     from ideal_proxy.mixture.row_index import open_index
+
+    from ideal_proxy.data.rows import scan
 
     if rows <= 500_000:
         return scan(path).fingerprint

@@ -5,11 +5,9 @@ from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
 from .layout import Found as Found
 from .layout import look as look
-from .rows import ROLES as ROLES
 from .rows import Row as Row
 from .rows import SourceReader as SourceReader
-from .rows import compact_text as compact_text
-from .rows import has_answer as has_answer
+from .rows import format_of as format_of
 from .rows import read_rows as read_rows
 from .rows import row_keys as row_keys
 from .rows import scan as scan

@@ -29,15 +29,15 @@ class Record(NamedTuple):
         value: the parsed record.
         where: file and line.
         line: the bytes as they stand in a plain JSONL file, None elsewhere.
-        offset: position of `line` in the file in bytes, -1 where there is none.
         path: the plain JSONL file that holds `line`, None elsewhere.
+        number: of the line in that file, from 0; -1 where there is none.
     """
 
     value: Any
     where: str
     line: bytes | None = None
-    offset: int = -1
     path: Path | None = None
+    number: int = -1
 
 
 def is_virtual(source: str | Path) -> bool:
@@ -187,14 +187,12 @@ def _is_data(path: Path, root: Path) -> bool:
 
 
 def _line_records(handle: Any, file: Path) -> Iterator[Record]:
-    offset = 0
-    for number, line in enumerate(handle, start=1):
-        where, start = f"{file}:{number}", offset
-        offset += len(line)
-        if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-            line, start = line[3:], 3
+    for number, line in enumerate(handle):
+        where = f"{file}:{number + 1}"
+        if number == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            yield Record(_parse(line, where), where, line, start, file)
+            yield Record(_parse(line, where), where, line, file, number)
 
 
 def _parse(line: bytes, where: str) -> Any:

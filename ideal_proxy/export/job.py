@@ -14,11 +14,10 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import (
     DomainVolume,
     MixtureFile,
-    StaleIndexError,
+    StaleTableError,
     apply_mixture,
-    chat_lines,
     forget,
-    open_index,
+    open_table,
     refuse_changed,
 )
 
@@ -136,18 +135,17 @@ class Job:
                 yield json.loads(line)
 
     def _lines(self, domain: DomainVolume) -> Iterator[list[bytes]]:
-        """Read a domain's rows as lines of `messages`, a block at a time."""
-        scratch = self.folder / ".index"
+        """Read a domain's rows as lines of `messages`, some at a time."""
+        scratch, source = self.folder / ".table", self.sources[domain.name]
         try:
-            index = open_index(self.sources[domain.name], domain.format, keep=self.index, scratch=scratch)
-            refuse_changed(domain, self.sources[domain.name], index)
-            for block in index.blocks:
-                yield chat_lines(index.read(block), index.format)
-        except StaleIndexError as error:
-            forget(self.index, self.sources[domain.name], domain.format)
+            table = open_table(source, domain.format, keep=self.index, scratch=scratch)
+            refuse_changed(domain, source, table)
+            for batch in table.batches(chat=True):
+                yield batch.column("text").to_pylist()
+        except StaleTableError as error:
+            forget(self.index, source, domain.format)
             raise UserError(
-                f"the data of domain {domain.name!r} changed: {self.sources[domain.name]}; bring back the old data, "
-                "or search again"
+                f"the data of domain {domain.name!r} changed: {source}; bring back the old data, or search again"
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -162,7 +160,7 @@ class Job:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             for lines in self._lines(domain):
-                file.writelines(lines)
+                file.writelines(line + b"\n" for line in lines)
 
     def write_drawn(self, folder: Path, domains: list[DomainVolume] | None = None) -> Path:
         """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`.

@@ -1,7 +1,6 @@
 from .apply import Applied as Applied
 from .apply import apply_mixture as apply_mixture
 from .apply import index_folder as index_folder
-from .apply import refuse_changed as refuse_changed
 from .apply import shard_numbers as shard_numbers
 from .draws import apportion as apportion
 from .draws import domain_order as domain_order
@@ -15,8 +14,7 @@ from .file import MetricResult as MetricResult
 from .file import MixtureFile as MixtureFile
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
-from .line_keys import chat_lines as chat_lines
-from .row_index import StaleIndexError as StaleIndexError
-from .row_index import forget as forget
-from .row_index import keep_index as keep_index
-from .row_index import open_index as open_index
+from .row_table import StaleTableError as StaleTableError
+from .row_table import forget as forget
+from .row_table import open_table as open_table
+from .row_table import refuse_changed as refuse_changed

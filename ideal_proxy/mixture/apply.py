@@ -1,31 +1,28 @@
 """Write the exact rows of a mixture file, in training order, ready for any trainer.
 
-Lines are copied byte for byte as they stand in their source. The index of a source (`row_index`) says which rows it has
-and where; the sources are then read once, block by block, and put in order in memory that does not grow with the rows
-(`shuffle`). Nothing stands under its final name before it is whole, and the manifest is written last.
+Lines are copied byte for byte as they stand in their source. The table of a source (`row_table`) says which rows it
+has; the sources are then read once and put in order in bounded memory (`order`). Nothing stands under its final name
+before it is whole, and the manifest is written last.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
-
-import numpy as np
+from typing import Any, Literal
 
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.mixture.block_reader import cores
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
-from ideal_proxy.mixture.row_index import RowIndex, StaleIndexError, forget, open_index
-from ideal_proxy.mixture.shuffle import Part, Shuffle, part_of
+from ideal_proxy.mixture.order import Ordering, Part
+from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.store import atomic_write_json, provenance, read_json
 
 MANIFEST = "manifest.json"
@@ -34,8 +31,7 @@ SPOOL = ".ideal-proxy-spool"
 RowFormat = Literal["as-is", "chat"]
 Progress = Callable[[str, int, int], None]
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
-MOST_THREADS = 4
-FLUSH_BYTES = 1 << 25
+WRITTEN_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +160,12 @@ def apply_mixture(
         try:
             _fresh(job.spool)
             return _write(job, identity, progress)
-        except StaleIndexError:  # a source was changed and its time of change was not: read it anew, and see
+        except StaleTableError:  # a source was changed and its time of change was not: read it anew, and see
             for domain in mixture.domains:
                 forget(keep, job.sources.get(domain.name, domain.source), domain.format)
             _fresh(job.spool)
             return _write(job, identity, progress)
-    except StaleIndexError as error:
+    except StaleTableError as error:
         raise UserError("the data changed while it was copied; run the same command again") from error
     except OSError as error:
         raise UserError(
@@ -230,39 +226,28 @@ def mixture_identity(mixture: MixtureFile) -> str:
 
 
 def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
-    parts = _parts(job, progress)
-    bounds, names = job.bounds, job.names
-    rows = bounds[-1] - bounds[0]
-    chat, threads = job.row_format == "chat", min(cores(), MOST_THREADS)
-    target = job.spool / names[0] if job.shards == 1 and not chat else None
-    shuffle = Shuffle(job.spool, parts, job.mixture.seed, chat=chat, threads=threads, target=target)
-    with contextlib.closing(shuffle):
-        skip = 0
-        if job.shard is not None:
-            ends = np.cumsum(shuffle.counts())
-            first = int(np.searchsorted(ends, bounds[0], side="right"))
-            shuffle.want(first, int(np.searchsorted(ends, bounds[1])) + 1)
-            skip = bounds[0] - (int(ends[first - 1]) if first else 0)
-        for done in shuffle.spread():
-            if progress:
-                progress("sorting", min(done, rows), rows)
-        written = list(_files(job, shuffle, skip, progress))
+    tell = progress or (lambda *_: None)
+    parts = _parts(job, tell)
+    rows = job.bounds[-1] - job.bounds[0]
+    with Ordering(job.spool, parts, job.mixture.seed, chat=job.row_format == "chat") as ordering:
+        batches = ordering.rows(job.bounds[0], job.bounds[-1], lambda done: tell("sorting", min(done, rows), rows))
+        with contextlib.closing(batches):
+            written = _files(job, batches, tell)
     for part in parts:
-        if part.index.changed():
+        if part.table.changed():
             raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
     try:
-        for name in names:
+        for name in job.names:
             os.replace(job.spool / name, job.folder / name)
         atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written))
     except BaseException:
-        for name in names:
+        for name in job.names:
             (job.folder / name).unlink(missing_ok=True)
         raise
-    if progress:
-        progress("writing", rows, rows)
+    tell("writing", rows, rows)
     return Applied(
         folder=job.folder,
-        files=tuple(job.folder / name for name in names),
+        files=tuple(job.folder / name for name in job.names),
         rows=rows,
         domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
         sha256=tuple(str(entry["sha256"]) for entry in written),
@@ -270,104 +255,43 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     )
 
 
-def _parts(job: _Job, progress: Progress | None) -> list[Part]:
-    """Open the index of every domain that has a volume, refuse data that changed, and say which rows are drawn."""
+def _parts(job: _Job, tell: Progress) -> list[Part]:
+    """Open the table of every domain that has a volume, refuse data that changed, and say how many rows are drawn."""
     parts = []
     for number, domain in enumerate(domain for domain in job.mixture.domains if domain.rows):
         source = job.sources.get(domain.name, domain.source)
 
         def seen(rows: int, domain: DomainVolume = domain) -> None:
-            if progress:
-                progress(f"reading {domain.name}", rows, domain.available)
+            tell(f"reading {domain.name}", rows, domain.available)
 
-        index = open_index(source, domain.format, keep=job.keep, scratch=job.spool / f"index-{number}", seen=seen)
-        refuse_changed(domain, source, index)
-        parts.append(part_of(number, job.mixture.seed, domain.name, index, domain.rows))
+        table = open_table(source, domain.format, keep=job.keep, scratch=job.spool / f"table-{number}", seen=seen)
+        refuse_changed(domain, source, table)
+        parts.append(Part(domain.name, table, domain.rows))
     return parts
 
 
-def _files(job: _Job, shuffle: Shuffle, skip: int, progress: Progress | None) -> Iterator[dict[str, Any]]:
-    """Write the rows, in order, to the files of the spool; yield every file's entry in the manifest."""
-    bounds, place = job.bounds, job.bounds[0] - skip
-    buckets = shuffle.buckets_in_order()
-    lines, ends, at = memoryview(b""), np.zeros(0, dtype=np.int64), 0  # `at`: rows of the bucket that are dealt with
-    for name, first, last in zip(job.names, bounds[:-1], bounds[1:], strict=True):
-        size = 0
-        with (
-            open(job.spool / name, "r+b" if shuffle.in_place else "wb", buffering=0) as file,
-            _Flusher(file.fileno()) as flusher,
-            _Checksum() as checksum,
-        ):
-            while place < last:
-                if at == len(ends):
-                    (lines, ends), at = next(buckets), 0
-                count = min(len(ends) - at, (first if place < first else last) - place)
-                begin, end = int(ends[at - 1]) if at else 0, int(ends[at + count - 1]) if at + count else 0
-                if place >= first:
-                    checksum.update(lines[begin:end])
-                    _write_all(file, lines[begin:end])
-                    size += end - begin
-                    flusher.written(end - begin)
-                at, place = at + count, place + count
-                if progress:
-                    progress("writing", max(place - bounds[0], 0), bounds[-1] - bounds[0])
-        yield {"name": name, "rows": last - first, "bytes": size, "sha256": checksum.sha256.hexdigest()}
+def _files(job: _Job, batches: Iterable[list[bytes]], tell: Progress) -> list[dict[str, Any]]:
+    """Write the rows, in order, to the files of the spool; return every file's entry in the manifest."""
+    lines = itertools.chain.from_iterable(batches)
+    rows, written, entries = job.bounds[-1] - job.bounds[0], 0, []
+    for name, first, last in zip(job.names, job.bounds[:-1], job.bounds[1:], strict=True):
+        digest, size = hashlib.sha256(), 0
+        with open(job.spool / name, "wb") as file:
+            for count in _cuts(last - first):
+                block = b"".join([line + b"\n" for line in itertools.islice(lines, count)])
+                digest.update(block)
+                file.write(block)
+                size, written = size + len(block), written + count
+                tell("writing", written, rows)
+            file.flush()
+            os.fsync(file.fileno())
+        entries.append({"name": name, "rows": last - first, "bytes": size, "sha256": digest.hexdigest()})
+    return entries
 
 
-class _Beside:
-    """Works beside the writing, in a thread of its own; all is done when its block ends."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        if self._last is not None:
-            self._last.result()
-
-    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
-        """Start on a piece once the last is done."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._pool.submit(work, *arguments)
-
-
-class _Checksum(_Beside):
-    """Takes the SHA-256 of what is written, one bucket at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sha256 = hashlib.sha256()
-
-    def update(self, content: memoryview) -> None:
-        self._begin(self.sha256.update, content)
-
-
-class _Flusher(_Beside):
-    """Has a file on the disk when its block ends, and begins with that while there is still something to write."""
-
-    def __init__(self, file: int) -> None:
-        super().__init__()
-        self.file, self._waiting = file, 0
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        os.fsync(self.file)
-
-    def written(self, size: int) -> None:
-        self._waiting += size
-        if self._waiting >= FLUSH_BYTES and (self._last is None or self._last.done()):
-            self._begin(os.fsync, self.file)
-            self._waiting = 0
-
-
-def _write_all(file: Any, content: memoryview) -> None:
-    while content:
-        content = content[file.write(content) :]
+def _cuts(rows: int) -> Iterator[int]:
+    for first in range(0, rows, WRITTEN_AT_ONCE):
+        yield min(WRITTEN_AT_ONCE, rows - first)
 
 
 def _fresh(folder: Path) -> None:
@@ -452,28 +376,6 @@ def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
             return bool((manifest["identity"], manifest["row_format"]) == (identity, job.row_format))
         return False
     return True
-
-
-def refuse_changed(domain: DomainVolume, source: str, index: RowIndex) -> None:
-    """Refuse a source that is not the one that the mixture was made for.
-
-    Args:
-        domain: what the mixture file says of it.
-        source: where it is now.
-        index: of what is there.
-
-    Raises:
-        UserError: a row changed, moved, came or went.
-    """
-    if index.fingerprint == domain.fingerprint and index.rows == domain.available:
-        return
-    change = f"it had {domain.available} rows, now {index.rows}"
-    if index.rows == domain.available:
-        change = "the number of rows is the same, their content or order is not"
-    raise UserError(
-        f"the data of domain {domain.name!r} changed since the search: {source} ({change}); "
-        "bring back the old data or search again"
-    )
 
 
 def read_back(applied: Applied) -> Iterator[dict[str, Any]]:

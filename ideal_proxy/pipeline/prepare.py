@@ -23,6 +23,7 @@ from ideal_proxy.data import (
     TokenRows,
     domain_tokenizer,
     find_duplicates,
+    format_of,
     make_template,
     read_rows,
     read_sources,
@@ -31,7 +32,7 @@ from ideal_proxy.data import (
     tokenize_rows,
 )
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture import keep_index, reserve_mask, search_verify_split
+from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
@@ -181,7 +182,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     domain_facts = []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name]
-        row_format = keep_index(entry.path, entry.format, folder / "rows")  # so that `apply` need not parse them again
+        row_format = format_of(entry.path, entry.format)
         reporter.note(f"domain {entry.name}: {len(rows):,} rows, {row_format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)

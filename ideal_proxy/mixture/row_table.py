@@ -1,0 +1,255 @@
+"""The rows of a source as a table: a key for every row, made once and kept, and its line, read again when it is needed.
+
+A kept table is a folder: `rows.parquet` (key, number of the file, number of the line in it) and `table.json`, written
+last: the files with size, time of change and checksum. It is used again only where size and time of change agree, and
+every reading of the lines is summed up and compared, so a source that was changed behind its time of change is refused
+all the same.
+
+Sources without lines of their own (parquet, .gz, JSON lists, demo, hub) are written out as lines first, and never kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import xxhash
+
+from ideal_proxy.data import SourceReader, is_line_file, log, source_fingerprint, to_messages
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture.file import DomainVolume
+from ideal_proxy.store import atomic_write_json, read_json
+
+FORMAT = "ideal-proxy/row-table/1"
+TABLE, ROWS, LINES = "table.json", "rows.parquet", "lines.jsonl"
+READ_BYTES = 1 << 23
+BATCH_ROWS = 1 << 16
+BOM = b"\xef\xbb\xbf"
+
+Seen = Callable[[int], None]
+
+
+class StaleTableError(Exception):
+    """A source's bytes are not those that its table was made from, though size and time of change are."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """The rows of a source, on disk.
+
+    Attributes:
+        folder: where it lies.
+        files: the files with the lines.
+        states: size and time of change of each in nanoseconds, before it was read.
+        checksums: XXH3 of 128 bits of each.
+        format: alpaca, chat or prompt.
+        rows: N, rows with an answer.
+        without_answer: rows left out.
+        fingerprint: SHA-256 over the keys, as `source_fingerprint` gives it.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    states: tuple[tuple[int, int], ...]
+    checksums: tuple[str, ...]
+    format: str
+    rows: int
+    without_answer: int
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        """The parquet file of (key, file, line)."""
+        return self.folder / ROWS
+
+    def batches(self, *, chat: bool = False) -> Iterator[arrow.RecordBatch]:
+        """Read the rows in the order of the source, as (row, text): lines without their end, or rows as `messages`."""
+        table = parquet.read_table(self.path, columns=["file", "line"])
+        file_N, line_N = table["file"].to_numpy(), table["line"].to_numpy()
+        at = 0  # number of the next row
+        for number, file in enumerate(self.files):
+            end, first = int(np.searchsorted(file_N, number, side="right")), 0  # first: number of the next line
+            for lines, checksum in _blocks(file):
+                last = first + len(lines)
+                until = at + int(np.searchsorted(line_N[at:end], last))
+                texts = [lines[n] for n in (line_N[at:until] - first).tolist()]
+                if chat:
+                    texts = [chat_line(json.loads(text), self.format) for text in texts]
+                if texts:
+                    yield arrow.record_batch([arrow.array(np.arange(at, until)), arrow.array(texts)], schema=SCHEMA)
+                first, at = last, until
+                if checksum is not None and checksum != self.checksums[number]:
+                    raise StaleTableError
+
+    def changed(self) -> bool:
+        """Tell by size and time of change whether a file was changed since it was read."""
+        try:
+            return _states(self.files) != self.states
+        except OSError:
+            return True
+
+
+SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
+
+
+def chat_line(value: dict[str, Any], format: str) -> bytes:
+    """Write a record as one line of `messages`, without a line end."""
+    messages = [{"role": role, "content": content} for role, content in to_messages(value, format, "a row")]
+    return json.dumps({"messages": messages}, ensure_ascii=False).encode()
+
+
+def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
+    """Take a source's table from the folder `keep`, or make it in `scratch`; `seen` is told how many rows were read."""
+    reader = SourceReader(source, format=format)
+    plain = _has_lines(reader)
+    if keep is not None and plain:
+        table = _load(_kept_at(keep, source, format), reader, format)
+        if table is not None:
+            return table
+    return _kept(_build(reader, scratch, plain, seen), keep if plain else None, source, format)
+
+
+def forget(keep: Path | None, source: str, format: str) -> None:
+    """Throw away the table that is kept of a source."""
+    if keep is not None:
+        shutil.rmtree(_kept_at(keep, source, format), ignore_errors=True)
+
+
+def refuse_changed(domain: DomainVolume, source: str, table: RowTable) -> None:
+    """Refuse a source that is not the one that the mixture was made for: a row changed, moved, came or went."""
+    if table.fingerprint == domain.fingerprint and table.rows == domain.available:
+        return
+    change = f"it had {domain.available} rows, now {table.rows}"
+    if table.rows == domain.available:
+        change = "the number of rows is the same, their content or order is not"
+    raise UserError(
+        f"the data of domain {domain.name!r} changed since the search: {source} ({change}); "
+        "bring back the old data or search again"
+    )
+
+
+def _kept_at(keep: Path, source: str, format: str) -> Path:
+    """Name the folder in which a source's table is kept: the same for the same source, seen from the same place."""
+    text = json.dumps([os.path.abspath(source), format])
+    return keep / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _kept(table: RowTable, keep: Path | None, source: str, asked: str) -> RowTable:
+    """Move a table to where tables are kept; where that cannot be written it stays where it is."""
+    if keep is None:
+        return table
+    place = _kept_at(keep, source, asked)
+    value = {
+        "format": FORMAT, "asked": asked, "row_format": table.format, "rows": table.rows,
+        "without_answer": table.without_answer, "fingerprint": table.fingerprint,
+        "files": [[os.path.abspath(f), *state] for f, state in zip(table.files, table.states, strict=True)],
+        "checksums": table.checksums, "keys": _checksum(table.path),
+    }  # fmt: skip
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(table.folder, fresh)
+        atomic_write_json(fresh / TABLE, value)
+        shutil.rmtree(place, ignore_errors=True)
+        os.rename(fresh, place)
+    except OSError:  # no room, or not ours to write: do without keeping it
+        return table
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return replace(table, folder=place)
+
+
+def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
+    """Return the table kept there if it is whole and the files look as they did when it was made."""
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        value = read_json(place / TABLE)
+        states = _states(reader.files)
+        files = [[os.path.abspath(f), *state] for f, state in zip(reader.files, states, strict=True)]
+        known = (value["format"], value["asked"], value["files"]) == (FORMAT, asked, files)
+        if known and _checksum(place / ROWS) == value["keys"]:
+            if value["without_answer"]:
+                _tell_left_out(reader.source, value["without_answer"])
+            return RowTable(
+                place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
+                value["without_answer"], value["fingerprint"],
+            )  # fmt: skip
+    return None
+
+
+def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -> RowTable:
+    """Read every row of a source and write its table; of a source without lines, its lines too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files = reader.files if plain else (folder / LINES,)
+    number_of: dict[Path | None, int] = {file: number for number, file in enumerate(reader.files)}
+    keys: list[int] = []
+    places: list[tuple[int, int]] = []
+    with contextlib.ExitStack() as stack:
+        states = _states(files) if plain else ()
+        spool = None if plain else stack.enter_context(open(folder / LINES, "wb"))
+        for record, row in reader:
+            if spool is None:
+                places.append((number_of[record.path], record.number))
+            else:
+                line = record.line or json.dumps(record.value, ensure_ascii=False, default=str).encode()
+                spool.write(line.removesuffix(b"\n") + b"\n")
+                places.append((0, len(keys)))
+            keys.append(row.key)
+            if seen is not None and len(keys) % BATCH_ROWS == 0:
+                seen(len(keys))
+    key_N = np.array(keys, dtype=np.uint64)
+    place_N2 = np.array(places, dtype=np.int64).reshape(-1, 2)
+    parquet.write_table(arrow.table({"key": key_N, "file": place_N2[:, 0], "line": place_N2[:, 1]}), folder / ROWS)
+    if seen is not None:
+        seen(len(keys))
+    return RowTable(
+        folder, files, states or _states(files), tuple(map(_checksum, files)), reader.format, len(keys),
+        reader.without_answer, source_fingerprint(key_N),
+    )  # fmt: skip
+
+
+def _blocks(file: Path) -> Iterator[tuple[list[bytes], str | None]]:
+    """Read a file's lines without their ends, some at a time; with the last come the checksum of all bytes."""
+    digest, rest, first = xxhash.xxh3_128(), b"", True
+    with open(file, "rb") as handle:
+        while block := handle.read(READ_BYTES):
+            digest.update(block)
+            lines = (rest + (block.removeprefix(BOM) if first else block)).split(b"\n")
+            rest, first = lines.pop(), False
+            yield lines, None
+    yield [rest] if rest else [], digest.hexdigest()
+
+
+def _checksum(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as handle:
+        while block := handle.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _states(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple((state.st_size, state.st_mtime_ns) for state in (file.stat() for file in files))
+
+
+def _has_lines(reader: SourceReader) -> bool:
+    """Tell whether all rows of a source are lines of plain files."""
+    try:
+        return bool(reader.files) and all(is_line_file(file) for file in reader.files)
+    except OSError:  # the reader will say what cannot be read
+        return False
+
+
+def _tell_left_out(source: str, rows: int) -> None:
+    log.warning("%s: %d rows without an answer are left out", source, rows)
