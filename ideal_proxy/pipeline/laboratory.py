@@ -26,6 +26,7 @@ from ideal_proxy.pipeline.design import Design, make_design, spread_mixtures
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method, micro_batch_tokens
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Baseline, RunTable
+from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
 from ideal_proxy.proxy import MetricSpec, TrainSettings
@@ -68,6 +69,7 @@ class Laboratory:
         reporter: for progress and notes.
         record: told what happens, for `ideal-proxy status`.
         tracker: the user's function, told of every finished run.
+        within: the stage that all its runs belong to, where it serves one alone.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Laboratory:
         reporter: Reporter,
         record: StatusRecord,
         tracker: Tracker | None = None,
+        within: Stage | None = None,
     ) -> None:
+        self.within = within
         self.tracker = tracker
         self.config = config
         self.prepared = prepared
@@ -113,9 +117,9 @@ class Laboratory:
 
     def warm_start(self) -> None:
         """Train the warm start that every scratch proxy begins from, or judge the pretrained one as it is; once."""
-        stage, role, start = ("warm start", "warm", warm_spec(self.context, self._seed(0)))
+        stage, role, start = (Stage.WARM_START, "warm", warm_spec(self.context, self._seed(0)))
         if not self.context.warm:
-            stage, role, start = ("zero rows", "zero", zero_spec(self.context))
+            stage, role, start = (Stage.ZERO_ROWS, "zero", zero_spec(self.context))
         self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
 
     def baseline(self) -> Baseline:
@@ -152,7 +156,7 @@ class Laboratory:
             rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate, keep=k == 0) for k in chosen]
             for rate in rates
         }
-        self._run("learning rate", [spec for group in specs.values() for spec in group], role="sweep")
+        self._run(Stage.LEARNING_RATE, [spec for group in specs.values() for spec in group], role="sweep")
         losses = {
             rate: np.array([self._search_losses(self._results[s.id]) for s in group if s.id in self._results])
             for rate, group in specs.items()
@@ -163,11 +167,10 @@ class Laboratory:
         first = whole[min(whole)]
         return {rate: float((value / first).mean()) for rate, value in whole.items()}
 
-    def explore(self, label: str, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
+    def explore(self, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
         """Run the swarm of one round.
 
         Args:
-            label: for the progress.
             centre: mixture in the middle, full-size rows, shape (D,).
             spread: half-width in log-volume.
             count: number of runs.
@@ -182,13 +185,12 @@ class Laboratory:
             distinct.setdefault(spec.id, spec)
         if len(distinct) < len(specs):
             self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
-        self._run(label, list(distinct.values()), role="design")
+        self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
 
-    def respond(self, label: str, centre: Array, rate: float, number: int) -> list[Responses] | None:
+    def respond(self, centre: Array, rate: float, number: int) -> list[Responses] | None:
         """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds.
 
         Args:
-            label: for the progress.
             centre: mixture in the middle, full-size rows, shape (D,).
             rate: learning rate.
             number: the round, from 0.
@@ -204,7 +206,7 @@ class Laboratory:
             if trained.id in self._results:
                 name = hashlib.sha256(f"{self.gradients} of {trained.id}".encode()).hexdigest()[:16]
                 specs.append(replace(trained, id=name, role="gradients", responses=self.gradients, trained=trained.id))
-        self._run(label, specs, role="gradients", needed=False)
+        self._run(Stage.GRADIENTS, specs, role="gradients", needed=False, number=number)
         done = [self._results[spec.id] for spec in specs if spec.id in self._results]
         if done:
             parts = [ResponseMatrix.load(result.folder / RESPONSES) for result in done]
@@ -214,11 +216,10 @@ class Laboratory:
             self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
         return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
 
-    def measure(self, label: str, mixtures: Array, seed: int, rate: float) -> Array:
+    def measure(self, mixtures: Array, seed: int, rate: float) -> Array:
         """Train a proxy on each of some mixtures, and say what it lost.
 
         Args:
-            label: for the progress.
             mixtures: full-size rows, shape (R, D).
             seed: of all these runs, as their specifications hold it.
             rate: learning rate.
@@ -230,9 +231,9 @@ class Laboratory:
             UserError: one of them failed.
         """
         specs = [self._spec(volumes, seed, "trust", rate) for volumes in mixtures]
-        self._run(label, specs, role="trust")
+        self._run(Stage.TRUST_CHECK, specs, role="trust")
         if lacking := [spec.id for spec in specs if spec.id not in self._results]:
-            raise UserError(f"{label}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
+            raise UserError(f"{Stage.TRUST_CHECK}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
         return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
 
     def table(self) -> RunTable:
@@ -262,12 +263,11 @@ class Laboratory:
         )
 
     def pairs(
-        self, label: str, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
+        self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
     ) -> list[PairedLosses | PairedScores]:
         """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave.
 
         Args:
-            label: for the progress.
             rows: the proposal, full-size rows, shape (D,).
             seeds: fresh seeds, counted from this search's own.
             rate: learning rate.
@@ -284,10 +284,15 @@ class Laboratory:
             (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
             for s in seeds
         ]
-        self._run(label, list({spec.id: spec for pair in specs for spec in pair}.values()), role="verify")
+        self._run(
+            Stage.CHECK, list({spec.id: spec for pair in specs for spec in pair}.values()), role="verify", number=number
+        )
         done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
         if len(done) < 2:
-            raise UserError(f"{label}: only {len(done)} pairs of runs succeeded; see the warnings above")
+            raise UserError(
+                f"{stage_text(Stage.CHECK, number + 1)}: only {len(done)} pairs of runs succeeded; "
+                "see the warnings above"
+            )
         entries: list[PairedLosses] = []
         for j in range(len(self.prepared.capabilities)):
             name = _reference(j, "verify")
@@ -462,11 +467,15 @@ class Laboratory:
         """Say what a run's proxy is judged by besides its losses; a check's run judges on the items kept for it."""
         return metric_specs(self.config, split)
 
-    def _run(self, label: str, specs: Sequence[RunSpec], *, role: str, needed: bool = True) -> None:
-        """Do the runs that are not done, with progress, and keep their results."""
+    def _run(
+        self, stage: Stage, specs: Sequence[RunSpec], *, role: str, needed: bool = True, number: int | None = None
+    ) -> None:
+        """Do the runs that are not done, with progress, and keep their results; rounds count from 0 here."""
+        stage, at = self.within or stage, None if number is None else number + 1
+        label = stage_text(stage, at)
         missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
         if missing:
-            self.record.stage(label)
+            self.record.stage(stage, at)
             with self.reporter.work(label, 1.0) as update:
 
                 def on_event(event: SwarmEvent) -> None:

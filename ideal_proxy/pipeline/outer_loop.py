@@ -26,6 +26,7 @@ from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import Prepared, prepare
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
+from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, UNDECIDED, PairedLosses, PairedScores, Verdict, judge
@@ -210,7 +211,7 @@ def run_search(
             outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
             noise = np.asarray(outcomes[-1].proposal.loss_model.residual_scale_, dtype=float)
             trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
-            record.stage("result")
+            record.stage(Stage.RESULT)
             result = write_outcome(config, prepared, plan, laboratory, outcomes, folder, trust)
     tracker.tell("search finished", **_told_result(result))
     return result
@@ -237,10 +238,10 @@ def _rounds(
     for number in range(plan.rounds):
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
-        laboratory.explore(f"round {number + 1}: swarm", centre, spread, count, rate, number)
-        laboratory.record.stage(f"round {number + 1}: fit")
+        laboratory.explore(centre, spread, count, rate, number)
         table = laboratory.table()
-        responses = laboratory.respond(f"round {number + 1}: gradients", centre, rate, number)
+        responses = laboratory.respond(centre, rate, number)
+        laboratory.record.stage(Stage.FIT, number + 1)
         proposal = fit_and_propose(
             config, prepared, table, laboratory.baseline(), seed=config.seed, responses=responses,
             yardstick=outcomes[0].proposal.yardstick if outcomes else None,
@@ -322,7 +323,7 @@ def _check(
     verdict: Verdict | None = None
     for look in plan.looks:
         seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
-        pairs = laboratory.pairs(f"round {number + 1}: check", proposal.rows, seeds, rate, number)
+        pairs = laboratory.pairs(proposal.rows, seeds, rate, number)
         verdict = judge_pairs(config, plan, pairs, proposal.yardstick)
         if verdict.answer != UNDECIDED:
             break

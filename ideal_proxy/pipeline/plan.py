@@ -17,6 +17,7 @@ import psutil
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.verdict import planned_looks
 from ideal_proxy.proxy import Elsewhere, Products, budget_hours, cost_of, count_products, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
@@ -272,40 +273,46 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     passes = config.swarm.seeds if method else 0
     trainings = response_trainings(method, len(config.capabilities))
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
-    stages: list[tuple[str, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
-        ("warm start", 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows)
+    stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
+        (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows)
         if config.proxy.model is None
-        else ("zero rows", 1, 0.0, 2 * half, 0.0),
-        ("learning rate", sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
-        ("swarm", plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
-        *([("gradients", passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
-        ("check", pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
+        else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
+        (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
+        (Stage.SWARM, plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
+        *([(Stage.GRADIENTS, passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
+        (Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
     ]
     if plan.rounds > 1:
         later = plan.rounds - 1
         more, again, estimates = plan.more_runs * later, pairs * later, trainings * passes * later
         work = (more + again + estimates) * training + (more + 2 * again) * half
-        stages.append(("more rounds", more + again, tokens * (more + again + estimates), work, (more + again) * steps))
+        stages.append((
+            Stage.MORE_ROUNDS,
+            more + again,
+            tokens * (more + again + estimates),
+            work,
+            (more + again) * steps,
+        ))
     if config.verify.larger_size is not None:
         larger = scratch_products(config.verify.larger_size, prepared.vocabulary)[1]
         work = TRUST_MIXTURES * (larger.training(tokens, labelled, length) + _judging(prepared, larger))
         work += larger.training(warm_tokens, warm_tokens, length) + 2 * _judging(prepared, larger)
         trained = TRUST_MIXTURES * tokens + warm_tokens
-        stages.append(("trust check", 1 + TRUST_MIXTURES, trained, work, TRUST_MIXTURES * steps + stages[0][4]))
+        stages.append((Stage.TRUST_CHECK, 1 + TRUST_MIXTURES, trained, work, TRUST_MIXTURES * steps + stages[0][4]))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
-        workers = 1 if name in {"warm start", "zero rows"} else plan.workers
+        workers = 1 if name.alone else plan.workers
         seconds = (work / plan.flops_per_second + runs * plan.metric_seconds) / workers
         described.append({
-            "name": name, "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
+            "name": str(name), "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
             "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
         })  # fmt: skip
-        if name == "more rounds":
+        if name is Stage.MORE_ROUNDS:
             described[-1]["rounds"] = plan.rounds - 1
     seconds = sum(stage["seconds"] for stage in described)
-    first = [stage["name"] for stage in described].index("check")
+    first = [stage["name"] for stage in described].index(Stage.CHECK)
     least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
-    least += sum(s["seconds"] for s in described if s["name"] == "trust check")
+    least += sum(s["seconds"] for s in described if s["name"] == Stage.TRUST_CHECK)
     return {
         **asdict(plan),
         "model": config.proxy.model,

@@ -357,14 +357,15 @@ def _fit(
     responses: Sequence[Responses] | None,
     kinds: Sequence[str] | None = None,
 ) -> tuple[ResponseModel, tuple[str, ...]]:
-    """Fit the response model of the losses, or with kinds of what judges; what it logs becomes notes."""
+    """Fit the response model of the losses, or with kinds of what judges; what it warns of becomes notes."""
     model = ResponseModel(
         unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed,
         kind="loss" if kinds is None else list(kinds),
     )  # fmt: skip
-    with _notes() as notes:
+    with _silent():
         _fit_rows(model, table, prepared, baseline, responses=responses)
-    return model, tuple(dict.fromkeys(notes))
+    warnings = (diagnosis.warning for diagnosis in model.diagnostics_)
+    return model, tuple(dict.fromkeys(text.rstrip(".") for text in warnings if text))
 
 
 def _fit_rows(
@@ -387,20 +388,15 @@ def _fit_rows(
 
 
 @contextlib.contextmanager
-def _notes() -> Iterator[list[str]]:
-    """Collect what the fit logs instead of printing it."""
-    collected: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: collected.append(record.getMessage().rstrip("."))  # type: ignore[method-assign]
-    logger = logging.getLogger("ideal_proxy")
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+def _silent() -> Iterator[None]:
+    """Keep a fit's warnings off the terminal; the search says them in its own words."""
+    logger = logging.getLogger("ideal_proxy.response")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        yield collected
+        yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
+        logger.setLevel(before)
 
 
 def predict_ratios(
@@ -469,7 +465,7 @@ def bootstrap_volumes(
             random_state=seed + draw, kind=proposal.model.kind,
         )  # fmt: skip
         try:
-            with _notes():
+            with _silent():
                 _fit_rows(model, table, prepared, baseline, weights, responses)
             moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base

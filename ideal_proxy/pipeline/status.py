@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.stage import Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, table
@@ -63,7 +64,7 @@ def _status(
     return {
         "state": state,
         "holder": holder,
-        "stage": record.get("stage") if live else None,
+        "stage": _stage(record) if live and record else None,
         "ended": record.get("ended"),
         "complete": dict(Counter(entry["spec"]["role"] for entry in runs)),
         "planned_runs": sum(stage["runs"] for stage in plan) or None,
@@ -74,44 +75,33 @@ def _status(
         "failed": list(record.get("failed", {}).values()),
         "seconds_spent": record["spent_before"] + since - record["began"] if record else 0.0,
         "stage_seconds_left": record.get("seconds_left") if live else None,
-        "seconds_left": _seconds_left(record, runs, workers=_workers(run)) if live and plan else None,
+        "seconds_left": _seconds_left(run, record, runs) if live and plan else None,
         "verdict": read_json(run / "result.json")["verdict"]["sentence"] if state == "finished" else None,
         "next": then,
     }
 
 
-def _workers(run: Path) -> int:
-    return int(read_json(run / "plan.json")["workers"]) if (run / "plan.json").exists() else 1
+def _stage(record: dict[str, Any]) -> str:
+    """Name the stage; what another version wrote stands as it is."""
+    stage, number = stage_at(record)
+    return str(record["stage"]) if stage is None else stage_text(stage, number)
 
 
-def _seconds_left(record: dict[str, Any], runs: list[dict[str, Any]], *, workers: int) -> float:
+def _seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, Any]]) -> float:
     """Estimate the whole search at most: what this stage needs still, and the later ones at the speed measured."""
-    planned = {stage["name"]: stage for stage in record["plan"]}
-    trained = sum(entry["tokens"] for entry in runs)
+    workers = int(read_json(run / "plan.json")["workers"]) if (run / "plan.json").exists() else 1
+    # Larger proxies and gradients cost more a token, so products are counted where the runs have them.
+    unit = "flops" if all(entry.get("flops") for entry in runs) else "tokens"
+    done = sum(entry[unit] for entry in runs)
     parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
-    seconds = sum(entry.get(part, 0.0) for entry in runs for part in parts)
-    name = record["stage"]
-    number, _, part = name.removeprefix("round ").partition(": ")
-    order = ["warm start", "zero rows", "learning rate", "swarm", "check"]
-    order = [stage for stage in order if stage in planned or stage == name]
-    here = {"fit": "swarm", "result": "check"}.get(part or name, part or name)
-    at = order.index(here) if here in order else -1
-    left = 0.0
-    for later in order[at + 1 :]:
-        left += _stage_seconds(planned[later], trained, seconds, workers)
-    rounds = planned.get("more rounds")
-    if rounds is not None:
-        begun = int(number) - 1 if part else 0  # of the further rounds, which are alike
-        share = max(0.0, 1.0 - begun / rounds["rounds"])
-        left += share * _stage_seconds(rounds, trained, seconds, workers)
-    return float(left + (record["seconds_left"] or 0.0))
-
-
-def _stage_seconds(stage: dict[str, Any], trained: int, seconds: float, workers: int) -> float:
-    """Scale a stage's planned time to the speed measured over the finished runs, where there are any."""
-    if not trained:
-        return float(stage["seconds"])
-    return float(stage["tokens"] * seconds / trained / (1 if stage["name"] in {"warm start", "zero rows"} else workers))
+    spent = sum(entry.get(part, 0.0) for entry in runs for part in parts)
+    costs = {}
+    for planned in record["plan"]:
+        at_once = 1 if Stage(planned["name"]).alone else workers
+        costs[planned["name"]] = planned[unit] * spent / done / at_once if done else float(planned["seconds"])
+    trust = next((planned["runs"] for planned in record["plan"] if planned["name"] == Stage.TRUST_CHECK), 1)
+    finished = sum(is_complete(path) for path in run.glob("trust/runs/*"))
+    return seconds_left(record, costs, min(1.0, finished / trust))
 
 
 def status_text(status: dict[str, Any], run: Path) -> str:

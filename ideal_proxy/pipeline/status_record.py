@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import SwarmEvent
 
@@ -36,7 +37,8 @@ class StatusRecord:
         now = time.time()
         self._state: dict[str, Any] = {
             "process": f"{os.getpid()} on {platform.node()}", "began": now, "updated": now,
-            "spent_before": _spent(self._path), "plan": list(plan), "stage": "preparing", "runs_done": 0, "runs": 0,
+            "spent_before": _spent(self._path), "plan": list(plan), "stage": Stage.PREPARING, "round": None,
+            "runs_done": 0, "runs": 0,
             "fraction": 0.0, "seconds_left": None, "working": {}, "retried": {}, "failed": {}, "ended": None,
         }  # fmt: skip
 
@@ -62,13 +64,17 @@ class StatusRecord:
         """Wall time of the search so far, over all sessions."""
         return float(self._state["spent_before"] + time.time() - self._state["began"])
 
-    def stage(self, name: str) -> None:
-        """Begin a stage.
-
-        Args:
-            name: such as 'round 1: swarm'.
-        """
-        self._state |= {"stage": name, "runs_done": 0, "runs": 0, "fraction": 0.0, "seconds_left": None, "working": {}}
+    def stage(self, stage: Stage, number: int | None = None) -> None:
+        """Begin a stage, of a round counted from 1."""
+        self._state |= {
+            "stage": stage,
+            "round": number,
+            "runs_done": 0,
+            "runs": 0,
+            "fraction": 0.0,
+            "seconds_left": None,
+            "working": {},
+        }
         self._write()
 
     def event(self, event: SwarmEvent) -> None:

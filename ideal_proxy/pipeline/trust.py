@@ -28,6 +28,7 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import RATES, TRUST_MIXTURES, Plan, scratch_products
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import RunTable
+from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import combine
 from ideal_proxy.store import atomic_write_json, read_json
@@ -91,9 +92,11 @@ def check_trust(
     })  # fmt: skip
     sizes = replace(plan, rates=RATES[larger], parameters=parameters, products=products)
     try:
-        with Laboratory(settings, prepared, sizes, folder / "trust", reporter, record, laboratory.tracker) as bigger:
+        with Laboratory(
+            settings, prepared, sizes, folder / "trust", reporter, record, laboratory.tracker, Stage.TRUST_CHECK
+        ) as bigger:
             bigger.warm_start()
-            losses = bigger.measure("trust check", volumes, int(table.seeds[chosen[0]]), scaled)
+            losses = bigger.measure(volumes, int(table.seeds[chosen[0]]), scaled)
             cost = bigger.cost()
     except UserError as error:
         reporter.note(f"warning: the trust check failed: {error}")

@@ -13,9 +13,10 @@ from builders import environment
 from finished_run import folder as finished_folder
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.stage import Stage, stage_at
 from ideal_proxy.pipeline.status import read_status, status_text
 from ideal_proxy.pipeline.status_record import StatusRecord
-from ideal_proxy.store import atomic_write_json, lock, lock_holder, mark_complete
+from ideal_proxy.store import atomic_write_json, lock, lock_holder, mark_complete, read_json
 from ideal_proxy.swarm.scheduler import SwarmEvent
 
 PLAN = [
@@ -43,7 +44,7 @@ def begin(folder: Path) -> StatusRecord:
         mark_complete(done)
     record = StatusRecord(folder, PLAN)
     record.__enter__()
-    record.stage("round 1: swarm")
+    record.stage(Stage.SWARM, 1)
     record.event(event("started", "a" * 16, pid=11, worker=0))
     record.event(event("started", "b" * 16, pid=12, worker=1, host="node7.cluster.example"))
     record.event(event("failed", "c" * 16, message="the loss is not finite at step 3; choose a smaller learning rate"))
@@ -86,11 +87,71 @@ def test_a_running_search(tmp_path):
 def test_later_rounds_leave_less(tmp_path):
     record = begin(tmp_path)
     left = []
-    for stage in ("round 1: check", "round 2: swarm", "round 2: check", "round 3: check"):
-        record.stage(stage)
+    for stage, number in ((Stage.CHECK, 1), (Stage.SWARM, 2), (Stage.CHECK, 2), (Stage.CHECK, 3)):
+        record.stage(stage, number)
         left.append(read_status(tmp_path)["seconds_left"])
     each = 30 / 6_000 / 2
     assert left == pytest.approx([80_000 * each, (40_000 + 32_000) * each, 40_000 * each, 0.0])
+
+
+def test_gradients_and_the_trust_check_count_too(tmp_path):
+    plan = [
+        {"name": name, "runs": runs, "tokens": tokens, "flops": 10.0 * tokens * (1 if name != "trust check" else 7),
+         "seconds": 1.0, **more}
+        for name, runs, tokens, more in (
+            ("warm start", 1, 1_000, {}), ("swarm", 10, 20_000, {}), ("gradients", 2, 8_000, {}),
+            ("check", 4, 16_000, {}), ("more rounds", 8, 40_000, {"rounds": 2}), ("trust check", 4, 5_000, {}),
+        )
+    ]  # fmt: skip
+    begin(tmp_path)
+    for metrics in tmp_path.glob("runs/*/metrics.json"):  # products counted: a token of the trust check costs 7 times
+        atomic_write_json(metrics, read_json(metrics) | {"flops": 10.0 * read_json(metrics)["tokens"]})
+    record = StatusRecord(tmp_path, plan)
+    left = {}
+    for stage, number in (
+        (Stage.SWARM, 1), (Stage.GRADIENTS, 1), (Stage.FIT, 1), (Stage.CHECK, 1), (Stage.GRADIENTS, 2),
+        (Stage.CHECK, 3), (Stage.TRUST_CHECK, None), (Stage.RESULT, None),
+    ):  # fmt: skip
+        record.stage(stage, number)
+        found = read_status(tmp_path)
+        left[found["stage"]] = found["seconds_left"]
+    each = 30 / 6_000 / 2
+    trust = 35_000 * each
+    assert left == {
+        "round 1: swarm": pytest.approx((8_000 + 16_000 + 40_000) * each + trust),
+        "round 1: gradients": pytest.approx((16_000 + 40_000) * each + trust),
+        "round 1: fit": pytest.approx((16_000 + 40_000) * each + trust),
+        "round 1: check": pytest.approx(40_000 * each + trust),
+        "round 2: gradients": pytest.approx((16_000 + 20_000) * each + trust),
+        "round 3: check": pytest.approx(trust),
+        "trust check": pytest.approx(trust),
+        "result": 0.0,
+    }
+    mark_complete_run = tmp_path / "trust" / "runs" / "warm"
+    mark_complete_run.mkdir(parents=True)
+    mark_complete(mark_complete_run)
+    record.stage(Stage.TRUST_CHECK)
+    assert read_status(tmp_path)["seconds_left"] == pytest.approx(0.75 * trust)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown", "stage"),
+    [
+        ("round 2: check", "round 2: check", (Stage.CHECK, 2)),
+        ("learning rate", "learning rate", (Stage.LEARNING_RATE, None)),
+        ("dreaming", "dreaming", (None, None)),
+    ],
+)
+def test_what_earlier_versions_wrote_is_understood(tmp_path, written, shown, stage):
+    begin(tmp_path)
+    path = tmp_path / "status.json"
+    old = read_json(path) | {"stage": written}
+    del old["round"]
+    atomic_write_json(path, old)
+    assert stage_at(old) == stage
+    found = read_status(tmp_path)
+    assert (found["stage"], found["seconds_left"] > 0) == (shown, True)
+    assert f"stopped, {shown}" in status_text(found, tmp_path)
 
 
 @pytest.mark.parametrize(

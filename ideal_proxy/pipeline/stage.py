@@ -1,0 +1,72 @@
+"""The stages of a search, by one name in its plan, its progress and its status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class Stage(StrEnum):
+    """What a search does, in this order; from SWARM to CHECK once a round."""
+
+    PREPARING = "preparing"
+    WARM_START = "warm start"
+    ZERO_ROWS = "zero rows"
+    LEARNING_RATE = "learning rate"
+    SWARM = "swarm"
+    GRADIENTS = "gradients"
+    FIT = "fit"
+    CHECK = "check"
+    MORE_ROUNDS = "more rounds"  # of a plan: all rounds after the first
+    TRUST_CHECK = "trust check"
+    RESULT = "result"
+
+    @property
+    def in_round(self) -> bool:
+        """Whether it comes once a round."""
+        return self in (Stage.SWARM, Stage.GRADIENTS, Stage.FIT, Stage.CHECK)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one run, which one worker does."""
+        return self in (Stage.WARM_START, Stage.ZERO_ROWS)
+
+
+ORDER = tuple(Stage)
+
+
+def stage_text(stage: Stage, number: int | None = None) -> str:
+    """Call a stage, with its round counted from 1: `round 1: swarm`."""
+    return str(stage) if number is None else f"round {number}: {stage}"
+
+
+def stage_at(record: Mapping[str, Any]) -> tuple[Stage | None, int | None]:
+    """Read stage and round from a status file; earlier versions wrote one text, `round 1: swarm`."""
+    number, _, name = str(record["stage"]).removeprefix("round ").rpartition(": ")
+    try:
+        return Stage(name), record.get("round") or (int(number) if number else None)
+    except ValueError:  # a stage of another version: shown as it stands
+        return None, None
+
+
+def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], trust_done: float) -> float:
+    """Estimate what a whole search takes from here at most: the rest of this stage and all later ones.
+
+    `costs` are seconds of each planned stage at the speed measured; `trust_done` is the share of the trust check's
+    runs that are finished.
+    """
+    stage, number = stage_at(record)
+    here = float(record["seconds_left"] or 0.0)
+    trust = costs.get(Stage.TRUST_CHECK, 0.0)
+    if stage is Stage.RESULT:
+        return 0.0
+    if stage is Stage.TRUST_CHECK:  # two rounds of runs: the warm start, then the mixtures
+        return max(here, (1 - trust_done) * trust)
+    passed = ORDER.index(stage) if stage is not None else 0
+    later = sum(costs.get(s, 0.0) for s in ORDER[passed + 1 : ORDER.index(Stage.MORE_ROUNDS)])
+    rounds = next((entry["rounds"] for entry in record["plan"] if entry["name"] == Stage.MORE_ROUNDS), None)
+    if rounds is not None:
+        begun = (number or 1) - 1  # of the further rounds, which are alike
+        later += max(0.0, 1.0 - begun / rounds) * costs[Stage.MORE_ROUNDS]
+    return here + later + trust
