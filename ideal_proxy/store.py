@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ideal_proxy import __version__
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError
 
 MARKER = "complete"
+MIXTURE = "mixture.json"
 LOCK = "lock"
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
@@ -111,6 +112,24 @@ def mark_complete(folder: str | Path) -> None:
         folder: the finished folder.
     """
     atomic_write_text(Path(folder) / MARKER, "")
+
+
+def run_folder(place: str | Path) -> Path:
+    """Return a run directory, whether it is named itself or by the `mixture.json` in it."""
+    place = Path(place)
+    return place.parent if place.name == MIXTURE and place.is_file() else place
+
+
+def mixture_file(place: str | Path) -> Path:
+    """Return a mixture file, whether it is named itself or by the run directory that holds it."""
+    place = Path(place)
+    if not place.is_dir():
+        return place
+    if not (place / MIXTURE).exists():
+        if (place / "config.yaml").exists():
+            raise UserError(f"the search in {place} is not finished; run the same `ideal-proxy search` again to go on")
+        raise UsageError(f"{place} holds no {MIXTURE}; give a mixture file, or the run directory of a finished search")
+    return place / MIXTURE
 
 
 def is_complete(folder: str | Path) -> bool:

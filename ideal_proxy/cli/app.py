@@ -36,7 +36,7 @@ ORDER = (  # of the list of commands: as a user needs them
 )  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `ideal-proxy search`.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
 
 
 def _called(command: Any) -> str:
@@ -152,7 +152,9 @@ def show(run: RunFolder, as_json: Json = False) -> None:
     """Print the result of a search again."""
     from ideal_proxy.pipeline import load_result
     from ideal_proxy.report import result_tables
+    from ideal_proxy.store import run_folder
 
+    run = run_folder(run)
     result = load_result(run)
     typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, run))
 
@@ -161,14 +163,16 @@ def show(run: RunFolder, as_json: Json = False) -> None:
 def status(run: RunFolder, as_json: Json = False) -> None:
     """Show what a search is at: running, done, failed, time left."""
     from ideal_proxy.pipeline import read_status, status_text
+    from ideal_proxy.store import run_folder
 
+    run = run_folder(run)
     found = read_status(run)
     typer.echo(json.dumps(found, indent=1) if as_json else status_text(found, run))
 
 
 @app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
 def apply(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")],
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")],
     out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
     shard: Annotated[
@@ -187,8 +191,10 @@ def apply(
     """Write the exact rows of a mixture, in training order."""
     from ideal_proxy.mixture import apply_mixture, index_folder, load_mixture, shard_numbers
     from ideal_proxy.report import applied_table, applied_values
+    from ideal_proxy.store import mixture_file
     from ideal_proxy.terminal import Reporter, named_paths
 
+    mixture = mixture_file(mixture)
     loaded = load_mixture(mixture)
     number, shards = shard_numbers(shard, shards)
     with Reporter(quiet=quiet or as_json).counted("apply") as progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of `ideal-proxy search`.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -32,8 +32,9 @@ def report(
     That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
     """
     from ideal_proxy.report import write_report
+    from ideal_proxy.store import run_folder
 
-    written = write_report(run, out)
+    written = write_report(run_folder(run), out)
     if as_json:
         typer.echo(written.numbers.read_text(encoding="utf-8"), nl=False)
         return

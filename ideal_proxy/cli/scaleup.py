@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file.")]
+Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -76,10 +76,12 @@ def scale_up(
     """Train the full-size model on a mixture; compare with base."""
     from ideal_proxy.errors import UsageError
     from ideal_proxy.mixture import load_mixture
+    from ideal_proxy.store import mixture_file
     from ideal_proxy.terminal import Reporter, named_paths
 
     if transfer is None and (total_rows is not None or data):
         raise UsageError("--total-rows and --data need --transfer share, repeat or law; add it, or leave them out")
+    mixture = mixture_file(mixture)
     loaded = load_mixture(mixture)
     from ideal_proxy.scaleup import ModelSpec, ScaleUp, scale_up_tables
     from ideal_proxy.scaleup import scale_up as run
@@ -135,8 +137,10 @@ def transfer(
     """Carry a mixture to a full-size budget or other rows."""
     from ideal_proxy.errors import UsageError
     from ideal_proxy.mixture import load_mixture, save_mixture
+    from ideal_proxy.store import mixture_file
     from ideal_proxy.terminal import Reporter, named_paths
 
+    mixture = mixture_file(mixture)
     loaded = load_mixture(mixture)
     named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
     if out.exists() and out.samefile(mixture):
@@ -185,6 +189,8 @@ def export(
     """Hand a mixture to another trainer, with its real counts."""
     from ideal_proxy.export import export_mixture, export_table
     from ideal_proxy.mixture import load_mixture
+    from ideal_proxy.store import mixture_file
 
+    mixture = mixture_file(mixture)
     report = export_mixture(load_mixture(mixture), to, out, strict=strict, folder=mixture.resolve().parent)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote.")]
+Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote, or the run directory of a search.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +77,7 @@ def predict(
     from ideal_proxy.store import atomic_write_text
     from ideal_proxy.tables import load_fit, predict_table, read_ratios
 
-    model, _ = load_fit(fitted)
+    model, _ = load_fit(_fit_file(fitted))
     frame = predict_table(model, read_ratios(ratios), level=level, fidelity=fidelity)
     text = frame.to_csv(index=False)
     if out is None:
@@ -129,7 +129,7 @@ def optimize(
         table_problem,
     )
 
-    model, explored = load_fit(fitted)
+    model, explored = load_fit(_fit_file(fitted))
     problem = table_problem(model, explored, base=base, tokens_per_row=tokens_per_row)
     options = {
         "budget": budget, "budget_unit": budget_unit, "lower": lower, "upper": upper, "pinned": pinned,
@@ -157,3 +157,11 @@ def optimize(
             raise UsageError(f"--pareto is {pareto!r}; write two groups of capabilities, as a,b:c")
         typer.echo("\n" + front_table(model, limits, first.split(","), second.split(",")))
     typer.echo(f"mixture file: {out}", err=True)
+
+
+def _fit_file(place: Path) -> Path:
+    """Return a fit, whether it is named itself or by the run directory, or its mixture.json, of the search it is of."""
+    from ideal_proxy.store import run_folder
+
+    folder = run_folder(place)
+    return folder / "fit.json" if folder.is_dir() else place

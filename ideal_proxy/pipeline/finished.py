@@ -20,7 +20,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import MixtureFile, load_mixture
 from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
 from ideal_proxy.response import ResponseModel, Yardstick
-from ideal_proxy.store import read_json
+from ideal_proxy.store import read_json, run_folder
 
 if TYPE_CHECKING:
     from ideal_proxy.terminal import Reporter
@@ -49,7 +49,7 @@ def load_result(run: Path) -> dict[str, Any]:
     raise UserError(f"{run} is no run directory; give the folder that `ideal-proxy search --out` made")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SearchRun:
     """Everything that a finished search left in its run directory.
 
@@ -76,6 +76,15 @@ class SearchRun:
     plan: dict[str, Any]
     rate: dict[str, Any]
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Say in one line where the search lies and what it found."""
+        gain = self.result["verdict"]["gain"]
+        return (
+            f"SearchRun({str(self.folder)!r}: {self.result['verdict']['answer']}, gain {gain['value']:+.2%} "
+            f"[{gain['lower']:+.2%}, {gain['upper']:+.2%}], {len(self.domains)} domains, "
+            f"{len(self.capabilities)} capabilities, {len(self.runs)} runs)"
+        )
 
     @property
     def domains(self) -> list[str]:
@@ -191,7 +200,7 @@ def load_run(folder: str | Path) -> SearchRun:
     """Open the run directory of a finished search.
 
     Args:
-        folder: the run directory.
+        folder: the run directory, or the `mixture.json` in it.
 
     Returns:
         SearchRun: its content.
@@ -199,7 +208,7 @@ def load_run(folder: str | Path) -> SearchRun:
     Raises:
         UserError: it is no run directory, the search is not finished, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = run_folder(folder)
     result = load_result(folder)
     try:
         return SearchRun(

@@ -8,6 +8,7 @@ Legend: R runs, D domains, J capabilities.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
-from ideal_proxy.pipeline.prepare import Prepared, prepare
+from ideal_proxy.pipeline.prepare import Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
@@ -151,7 +152,7 @@ def plan_search(
         elsewhere = Elsewhere(device_flops=device_flops, utilisation=utilisation or UTILISATION, devices=devices)
     check_gradients(config)
     with lock(folder):
-        _claim(config, folder)
+        _claim(config, folder, dry_run=True)
         prepared = prepare(config, folder / "prepared", reporter)
         check_constraints(config, prepared)
         plan = make_plan(config, prepared, folder / "plan.json", elsewhere)
@@ -395,19 +396,33 @@ def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> floa
     return rate
 
 
-def _claim(config: SearchConfig, folder: Path) -> None:
+def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     """Take a run directory for this configuration, or refuse one that holds another run."""
-    path = folder / "config.yaml"
+    path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
+    kept = {"lock", planned.name}
+    if planned.exists():  # a plan binds nobody: another one may take its place
+        before = load_config(path) if path.exists() else None
+        if before is not None and _identity(before) == _identity(config) and still_true(folder):
+            kept.add("prepared")
+        else:
+            shutil.rmtree(folder / "prepared", ignore_errors=True)
+        if before is None or dump_config(before) != text or "prepared" not in kept:
+            for name in ("plan.json", "provenance.json", path.name):
+                (folder / name).unlink(missing_ok=True)
+    if not dry_run:
+        planned.unlink(missing_ok=True)
     if path.exists():
         if _identity(load_config(path)) != _identity(config):
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
         return
-    strangers = [entry.name for entry in folder.iterdir() if entry.name != "lock"]
+    strangers = [entry.name for entry in folder.iterdir() if entry.name not in kept]
     if strangers:
         raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
+    if dry_run:
+        atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
     atomic_write_json(folder / "provenance.json", provenance())
     atomic_write_text(path, text)
 

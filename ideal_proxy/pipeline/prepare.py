@@ -374,6 +374,17 @@ def _stamps(*groups: Sequence[DomainFacts] | Sequence[CapabilityFacts]) -> dict[
     return stamps
 
 
+def still_true(run: Path) -> bool:
+    """Whether what was prepared in a run directory, if anything, is of the data as it is now."""
+    if not is_complete(run / "prepared"):
+        return True
+    try:
+        _refuse_changed(_load(run / "prepared"))
+    except UserError:
+        return False
+    return True
+
+
 def _refuse_changed(prepared: Prepared) -> None:
     """Refuse to go on with other data than the run was begun with."""
     for source, stamp in prepared.health["stamps"].items():

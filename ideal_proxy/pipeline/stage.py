@@ -51,11 +51,7 @@ def stage_at(record: Mapping[str, Any]) -> tuple[Stage | None, int | None]:
 
 
 def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], trust_done: float) -> float:
-    """Estimate what a whole search takes from here at most: the rest of this stage and all later ones.
-
-    `costs` are seconds of each planned stage at the speed measured; `trust_done` is the share of the trust check's
-    runs that are finished.
-    """
+    """Estimate seconds from here at most, from each stage's seconds at full and the share of the trust check done."""
     stage, number = stage_at(record)
     here = float(record["seconds_left"] or 0.0)
     trust = costs.get(Stage.TRUST_CHECK, 0.0)

@@ -163,6 +163,7 @@ def _edit(folder: Path, *pairs: str) -> None:
 def test_another_runs_folder_is_refused(folder):
     run("init", "data", cwd=folder)
     assert run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder).returncode == 0
+    (folder / "runs" / "a" / "dry-run").unlink()  # as a search that was begun leaves it
     _edit(folder, "seed: 0", "seed: 1")
     answer = run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder)
     assert answer.returncode == 1
@@ -176,6 +177,25 @@ def test_another_runs_folder_is_refused(folder):
     unfinished = run("show", "runs/a", cwd=folder)
     assert unfinished.returncode == 1
     assert "is not finished" in unfinished.stderr
+
+
+def test_a_dry_run_stands_in_nobodys_way(folder):
+    run("init", "data", cwd=folder)
+    plan = ("search", "mix.yaml", "--dry-run", "--out", "runs/a", "--json")
+    first = run(*plan, cwd=folder)
+    assert first.returncode == 0
+    facts = folder / "runs" / "a" / "prepared" / "facts.json"
+    kept = facts.stat().st_mtime_ns
+    again = run(*plan, "--runs", "7", cwd=folder)
+    assert json.loads(again.stdout)["runs"] == 7 != json.loads(first.stdout)["runs"], "the plan is made anew"
+    _edit(folder, "seed: 0", "seed: 1")
+    assert run(*plan, cwd=folder).returncode == 0, "another configuration takes the folder"
+    assert "seed: 1" in (folder / "runs" / "a" / "config.yaml").read_text()
+    assert facts.stat().st_mtime_ns != kept
+    kept = facts.stat().st_mtime_ns
+    assert run(*plan, cwd=folder).returncode == 0
+    assert facts.stat().st_mtime_ns == kept, "what was prepared serves the next command"
+    assert "planned, nothing trained yet" in run("status", "runs/a", cwd=folder).stdout
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

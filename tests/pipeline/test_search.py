@@ -177,6 +177,9 @@ def test_changed_data_is_refused_on_resume(tmp_path):
     plan = ["search", "mix.yaml", "--out", "run", "--dry-run"]
     assert start(*plan, cwd=tmp_path).returncode == 0
     (tmp_path / "b.jsonl").write_text(rows.replace("o 7", "o seven"))
+    assert start(*plan, cwd=tmp_path).returncode == 0, "a plan alone is made again"
+    (tmp_path / "run" / "dry-run").unlink()  # as a search that was begun leaves it
+    (tmp_path / "b.jsonl").write_text(rows)
     answer = start(*plan, cwd=tmp_path)
     assert answer.returncode == 1
     assert "b.jsonl changed since" in answer.stderr
