@@ -60,20 +60,7 @@ class Comparison:
 
 
 def check_name(name: str, known: Sequence[str], *, what: str, where: str) -> str:
-    """Return a known name, or say which known one is nearest.
-
-    Args:
-        name: what the user wrote.
-        known: the names there are.
-        what: `domain` or `capability`, for the message.
-        where: the option or text that it was found in, for the message.
-
-    Returns:
-        The name itself.
-
-    Raises:
-        UsageError: the name is not known.
-    """
+    """Return a known name, or say which known one is nearest."""
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
@@ -109,18 +96,7 @@ def parse_amount(value: Any, *, where: str) -> Amount:
 
 
 def parse_fraction(value: Any, *, where: str) -> float:
-    """Read a fraction: `0.01` or `1 %`.
-
-    Args:
-        value: a number or a text.
-        where: the option it came from, for the message.
-
-    Returns:
-        The fraction, not negative.
-
-    Raises:
-        UsageError: the value is not a fraction.
-    """
+    """Read a fraction: `0.01` or `1 %`."""
     amount = parse_amount(value, where=where)
     if amount.unit not in {None, "share"} or amount.of is not None:
         raise UsageError(f'{where}: {value!r} must be a fraction such as 0.01 or "1 %".')

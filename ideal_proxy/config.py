@@ -352,20 +352,7 @@ class SearchConfig(Section):
 
 
 def rows_of(value: int | str | None, available: int, *, default: int, what: str) -> int:
-    """Turn a volume as the run file writes it into rows.
-
-    Args:
-        value: a count, '30%' or '2x' of the available rows, or None.
-        available: rows that the domain has.
-        default: rows where value is None.
-        what: name of the setting, for the error.
-
-    Returns:
-        int: rows, at least 0.
-
-    Raises:
-        UsageError: the text is neither a count, a percentage nor a multiple, or it is negative.
-    """
+    """Turn a volume as the run file writes it into rows."""
     if value is None:
         return default
     text = str(value).strip()
@@ -450,14 +437,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
 
 
 def dump_config(config: SearchConfig) -> str:
-    """Write a configuration as YAML that `load_config` reads back to the same settings.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        str: YAML text.
-    """
+    """Write a configuration as YAML that `load_config` reads back to the same settings."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

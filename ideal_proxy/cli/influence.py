@@ -10,11 +10,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the command to an application."""
     app.command(epilog="Example: ideal-proxy influence --config mix.yaml --model my/model")(influence)
 
 

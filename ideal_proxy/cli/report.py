@@ -13,11 +13,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the commands to an application."""
     app.command(epilog="Example: ideal-proxy report runs/mix")(report)
     app.command(epilog="Example: ideal-proxy what-if runs/mix --set coding=6000 --set trust=-20%")(what_if)
 
@@ -27,10 +23,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default the run directory.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one page, figures and all numbers of a search.
-
-    That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
-    """
+    """Write one page, figures and all numbers of a search."""
+    # That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
     from ideal_proxy.report import write_report
     from ideal_proxy.store import run_folder
 

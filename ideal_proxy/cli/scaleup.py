@@ -23,11 +23,7 @@ Data = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the commands to an application."""
     app.command(
         "scale-up", epilog="Example: ideal-proxy scale-up runs/mix/mixture.json --model my/model --baseline --seeds 3"
     )(scale_up)

@@ -13,11 +13,7 @@ Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote,
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the commands to an application."""
     app.command(epilog="Example: ideal-proxy fit --ratios mixtures.csv --metrics losses.csv --out fit.json")(fit)
     app.command(epilog="Example: ideal-proxy predict fit.json --ratios new.csv --out predicted.csv")(predict)
     app.command(epilog="Example: ideal-proxy optimize fit.json --upper 'github=30 %' --out mixture.json")(optimize)

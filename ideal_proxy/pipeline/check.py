@@ -13,14 +13,7 @@ from ideal_proxy.terminal import paragraph, table
 
 
 def check_sources(config: SearchConfig) -> dict[str, Any]:
-    """Read and tokenise every source and collect its health.
-
-    Args:
-        config: the run file.
-
-    Returns:
-        dict: JSON-ready; `domains`, `capabilities` and `findings`.
-    """
+    """Read and tokenise every source and collect its health."""
     domains, references = read_sources(config)
     template = make_template(proxy_tokenizer(config, domains.values()))
     health: dict[str, Any] = {
@@ -66,14 +59,7 @@ def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
 
 
 def health_tables(health: dict[str, Any]) -> str:
-    """Lay out the health of the data.
-
-    Args:
-        health: as `check_sources` returns it.
-
-    Returns:
-        str: a line for each domain and capability, then what was found.
-    """
+    """Lay out the health of the data."""
     header = ("rows", "tokens", "supervised", "median", "longest", "cut")
     lines = []
     for title, kind, more in (("Domains", "domains", ("base",)), ("Capabilities", "capabilities", ())):

@@ -59,31 +59,9 @@ def make_design(
     replicates: int = 1,
     random_state: int = 0,
 ) -> Design:
-    """Lay out the runs of one round.
-
-    First the centre with every seed, then a first point with every seed (so the noise that seeds share and the noise
-    of one run can be told apart), then new points with the seeds in turn.
-
-    Args:
-        centre: (D,) mixture in the middle, rows; the base mixture in the first round.
-        spread: half-width in log-volume, above 0. A domain that is zero at the centre is tried from zero up to the
-            mean volume of the others.
-        lower: (D,) fewest rows.
-        upper: (D,) most rows.
-        seeds: S seeds, at least one.
-        count: R; default 3(D + 1).
-        weights: (D,) tokens of a row, the unit of `total`; default 1.
-        total: keep Σ weights · volumes of every point at this; None leaves the total free.
-        existing: (P, D) mixtures that were run already, from which new points keep away.
-        replicates: points done with every seed, besides the centre.
-        random_state: seed of the scrambling.
-
-    Returns:
-        Design: the same for the same arguments, whatever the machine.
-
-    Raises:
-        UsageError: shapes, bounds, seeds or total do not go together.
-    """
+    """Lay out the runs of one round."""
+    # First the centre with every seed, then a first point with every seed (so the noise that seeds share and the
+    # noise of one run can be told apart), then new points with the seeds in turn.
     middle, low, high = (np.asarray(x, dtype=np.float64) for x in (centre, lower, upper))
     per_row = np.ones_like(middle) if weights is None else np.asarray(weights, dtype=np.float64)
     _check(middle, low, high, per_row, seeds, spread, total)
@@ -106,15 +84,7 @@ def make_design(
 
 
 def spread_mixtures(design: Design, count: int = 2) -> list[int]:
-    """Choose runs whose mixtures lie far from the centre and from each other, for a learning-rate sweep.
-
-    Args:
-        design: its first run is the centre.
-        count: how many, besides the centre.
-
-    Returns:
-        list: indices of runs, fewer where the design has fewer distinct mixtures.
-    """
+    """Choose runs whose mixtures lie far from the centre and from each other, for a learning-rate sweep."""
     logs = np.log(design.volumes + max(ETA_FRACTION * design.volumes[0].mean(), 1e-12))
     chosen = [0]
     while len(chosen) <= count:

@@ -29,17 +29,7 @@ Array = NDArray[np.float64]
 
 
 def load_result(run: Path) -> dict[str, Any]:
-    """Read the result of a finished search.
-
-    Args:
-        run: the run directory.
-
-    Returns:
-        dict: as `run_search` returned it.
-
-    Raises:
-        UserError: the search is not finished, or the folder holds none.
-    """
+    """Read the result of a finished search."""
     path = run / "result.json"
     if path.exists():
         result: dict[str, Any] = read_json(path)

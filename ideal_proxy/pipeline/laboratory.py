@@ -59,18 +59,7 @@ CHECKPOINT_SECONDS, CHECKPOINT_RATE = 30.0, 1e6
 
 
 class Laboratory:
-    """Runs proxies for one search and remembers what they measured.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        plan: the sizes.
-        folder: the run directory.
-        reporter: for progress and notes.
-        record: told what happens, for `ideal-proxy status`.
-        tracker: the user's function, told of every finished run.
-        within: the stage that all its runs belong to, where it serves one alone.
-    """
+    """Runs proxies for one search and remembers what they measured."""
 
     def __init__(
         self,
@@ -123,11 +112,7 @@ class Laboratory:
         self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
 
     def baseline(self) -> Baseline:
-        """Return Z_j, what the proxies give before any SFT row.
-
-        Returns:
-            Baseline: losses on the search rows, and what each capability is judged by.
-        """
+        """Return Z_j, what the proxies give before any SFT row."""
         start = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
         return Baseline(losses=self._search_losses(start), values=self._values(start))
 
@@ -139,17 +124,7 @@ class Laboratory:
         return self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
-        """Train base and two spread mixtures at every rate.
-
-        Args:
-            rates: learning rates, rising.
-
-        Returns:
-            dict: mean over mixtures and capabilities of the loss relative to the first rate.
-
-        Raises:
-            UserError: no rate trained.
-        """
+        """Train base and two spread mixtures at every rate."""
         design = self._first_design()
         chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
         specs = {
@@ -168,15 +143,7 @@ class Laboratory:
         return {rate: float((value / first).mean()) for rate, value in whole.items()}
 
     def explore(self, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
-        """Run the swarm of one round.
-
-        Args:
-            centre: mixture in the middle, full-size rows, shape (D,).
-            spread: half-width in log-volume.
-            count: number of runs.
-            rate: learning rate.
-            number: the round, from 0.
-        """
+        """Run the swarm of one round."""
         design = self._design(centre, spread, count, number)
         points = zip(design.volumes, design.seeds, design.roles, strict=True)
         specs = [self._spec(volumes, seed, "design", rate, keep=at == "base") for volumes, seed, at in points]
@@ -188,16 +155,7 @@ class Laboratory:
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
 
     def respond(self, centre: Array, rate: float, number: int) -> list[Responses] | None:
-        """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds.
-
-        Args:
-            centre: mixture in the middle, full-size rows, shape (D,).
-            rate: learning rate.
-            number: the round, from 0.
-
-        Returns:
-            list: what the fit takes, for all centres so far; None where this search estimates none.
-        """
+        """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds."""
         if not self.gradients:
             return None
         specs = []
@@ -217,19 +175,7 @@ class Laboratory:
         return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
 
     def measure(self, mixtures: Array, seed: int, rate: float) -> Array:
-        """Train a proxy on each of some mixtures, and say what it lost.
-
-        Args:
-            mixtures: full-size rows, shape (R, D).
-            seed: of all these runs, as their specifications hold it.
-            rate: learning rate.
-
-        Returns:
-            array: nats per supervised token on the search rows, shape (R, J).
-
-        Raises:
-            UserError: one of them failed.
-        """
+        """Train a proxy on each of some mixtures, and say what it lost."""
         specs = [self._spec(volumes, seed, "trust", rate) for volumes in mixtures]
         self._run(Stage.TRUST_CHECK, specs, role="trust")
         if lacking := [spec.id for spec in specs if spec.id not in self._results]:
@@ -237,14 +183,7 @@ class Laboratory:
         return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
 
     def table(self) -> RunTable:
-        """Collect the runs that the fit may use: the swarm's, not the check's.
-
-        Returns:
-            RunTable: volumes, search losses, what each capability is judged by, and seeds.
-
-        Raises:
-            UserError: a metric gave the same score in every run.
-        """
+        """Collect the runs that the fit may use: the swarm's, not the check's."""
         kept = [run for run in self._results if self._roles[run] == "design"]
         results = [self._results[run] for run in kept]
         values = np.array([self._values(result) for result in results]).reshape(len(results), -1)
@@ -265,20 +204,7 @@ class Laboratory:
     def pairs(
         self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
     ) -> list[PairedLosses | PairedScores]:
-        """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave.
-
-        Args:
-            rows: the proposal, full-size rows, shape (D,).
-            seeds: fresh seeds, counted from this search's own.
-            rate: learning rate.
-            number: the round, from 0.
-
-        Returns:
-            list: one entry for each capability, what it is judged by; shapes (S, N_j) or (S,).
-
-        Raises:
-            UserError: fewer than two pairs succeeded.
-        """
+        """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave."""
         base = self.prepared.column("base")
         specs = [
             (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
@@ -314,33 +240,15 @@ class Laboratory:
         return [scores.get(j, entry) for j, entry in enumerate(entries)]
 
     def paired_losses(self, number: int) -> list[PairedLosses]:
-        """Return each capability's verify losses of all pairs of a round.
-
-        Args:
-            number: the round, from 0.
-
-        Returns:
-            list: J entries, also of capabilities that a metric judges.
-        """
+        """Return each capability's verify losses of all pairs of a round."""
         return self._pairs[number]
 
     def paired_scores(self, number: int) -> dict[int, PairedScores]:
-        """Return what the metrics gave in all pairs of a round.
-
-        Args:
-            number: the round, from 0.
-
-        Returns:
-            dict: by index of the capability.
-        """
+        """Return what the metrics gave in all pairs of a round."""
         return self._paired_scores[number]
 
     def scripts(self) -> dict[str, set[str]]:
-        """Say which versions of each metric's script were seen.
-
-        Returns:
-            dict: short hashes, by capability.
-        """
+        """Say which versions of each metric's script were seen."""
         found: dict[str, set[str]] = {}
         for result in self._results.values():
             for key, entry in result.metrics.get("scores", {}).items():
@@ -349,14 +257,7 @@ class Laboratory:
         return found
 
     def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Count the tokens that full-size volumes really draw.
-
-        Args:
-            rows: full-size rows, shape (D,).
-
-        Returns:
-            list: tokens and supervised tokens of each domain, in the proxies' tokenizer.
-        """
+        """Count the tokens that full-size volumes really draw."""
         counts = []
         for index, name in enumerate(self.prepared.domain_names):
             tokens = self.prepared.domain_rows(index)
@@ -365,11 +266,7 @@ class Laboratory:
         return counts
 
     def frame(self) -> pd.DataFrame:
-        """Return a table of all runs: role, seed, rate, volumes, losses, cost.
-
-        Returns:
-            DataFrame: one row a run.
-        """
+        """Return a table of all runs: role, seed, rate, volumes, losses, cost."""
         lines = []
         for run, result in self._results.items():
             line: dict[str, Any] = {
@@ -393,12 +290,7 @@ class Laboratory:
         return pd.DataFrame(lines)
 
     def cost(self) -> dict[str, Any]:
-        """Add up what the search trained.
-
-        Returns:
-            dict: runs, tokens and seconds of training (of one worker each); where responses were estimated also how
-            often, and what that cost in mean runs of the swarm (tokens and seconds hold it already).
-        """
+        """Add up what the search trained."""
         frame = self.frame()
         estimates = frame["role"] == "gradients"
         cost = {
@@ -411,11 +303,7 @@ class Laboratory:
         return cost | {"gradient_passes": int(estimates.sum()), "gradient_runs": float(share)}
 
     def failures(self) -> list[str]:
-        """Say which runs failed for good.
-
-        Returns:
-            list: a sentence for each.
-        """
+        """Say which runs failed for good."""
         return [f"run {run} failed twice and was left out: {message}" for run, message in self._failures.items()]
 
     def _seed(self, number: int) -> int:
@@ -545,19 +433,8 @@ def _reference(capability: int, half: str) -> str:
 
 
 def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
-    """Split every domain into what warms the proxies up and what their mixtures draw, and write both.
-
-    Pretrained proxies need no warm start: every row may be drawn.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        plan: the sizes.
-        folder: where to write.
-
-    Returns:
-        SwarmContext: what every run shares.
-    """
+    """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
+    # Pretrained proxies need no warm start: every row may be drawn.
     scratch = config.proxy.model is None
     pools, reserved, available = [], [], []
     for index, domain in enumerate(prepared.domains):

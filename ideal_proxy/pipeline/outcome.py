@@ -35,14 +35,7 @@ class RoundOutcome:
 
 
 def best_round(outcomes: list[RoundOutcome]) -> RoundOutcome:
-    """Choose the round that the search stands by.
-
-    Args:
-        outcomes: all rounds, at least one.
-
-    Returns:
-        RoundOutcome: of those that improve, the one with the highest lower bound; else the last.
-    """
+    """Choose the round that the search stands by."""
     improving = [outcome for outcome in outcomes if outcome.verdict.answer == IMPROVES]
     return max(improving, key=lambda outcome: outcome.verdict.gain.lower) if improving else outcomes[-1]
 
@@ -56,20 +49,7 @@ def write_outcome(
     folder: Path,
     trust: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the result files; `result.json` last, it marks the search as finished.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        plan: the sizes.
-        laboratory: the runs.
-        outcomes: all rounds.
-        folder: the run directory.
-        trust: what the trust check found, where there was one.
-
-    Returns:
-        dict: the content of `result.json`.
-    """
+    """Write the result files; `result.json` last, it marks the search as finished."""
     chosen = best_round(outcomes)
     result = _result(config, prepared, plan, laboratory, outcomes, chosen) | {"trust": trust}
     frame = laboratory.frame()

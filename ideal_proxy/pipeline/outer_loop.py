@@ -58,28 +58,7 @@ def override(
     max_cost: float | None = None,
     trust_check: bool = False,
 ) -> SearchConfig:
-    """Apply command-line options to a run file.
-
-    Args:
-        config: the run file.
-        rounds: most rounds.
-        runs: proxies of the first round.
-        max_hours: compute budget.
-        seed: seed of data order and design.
-        workers: processes side by side.
-        engine: local or ray.
-        gradients: auto, implicit, unrolled or none.
-        price: of one hour of one device.
-        max_cost: most money.
-        trust_check: train three spread mixtures at the next size of the dial, where the run file names none.
-
-    Returns:
-        SearchConfig: with what was given.
-
-    Raises:
-        UsageError: engine or gradients is none of these, or a capability is judged by a metric and has none; an amount
-            of money is not above 0, or there is most money and no price; no size lies above the proxies'.
-    """
+    """Apply command-line options to a run file."""
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
         if amount is not None and not amount > 0:
             raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
@@ -127,21 +106,7 @@ def plan_search(
     device_flops: float | None = None,
     utilisation: float | None = None,
 ) -> dict[str, Any]:
-    """Prepare the data and say what the search would cost.
-
-    Args:
-        config: the run file.
-        folder: the run directory; what is prepared there serves the search itself.
-        reporter: for notes.
-        device_flops: peak of one device of another machine, FLOPs a second, to plan for that one.
-        utilisation: share of the peak that training reaches there; default `UTILISATION`.
-
-    Returns:
-        dict: see `describe_plan`; `elsewhere` says for which other machine.
-
-    Raises:
-        UsageError: a utilisation without a device, or beyond 1.
-    """
+    """Prepare the data and say what the search would cost."""
     if utilisation is not None and device_flops is None:
         raise UsageError("--utilisation is a share of --device-flops; give both, or neither for this machine")
     if utilisation is not None and not 0 < utilisation <= 1:
@@ -162,21 +127,7 @@ def plan_search(
 def run_search(
     config: SearchConfig, folder: Path, reporter: Reporter, on_event: OnEvent | None = None
 ) -> dict[str, Any]:
-    """Run the whole search, or go on with one that was interrupted.
-
-    Args:
-        config: the run file.
-        folder: the run directory.
-        reporter: for progress and notes.
-        on_event: called with a dict as the search goes on, see `tracker`; default the run file's tracker.
-
-    Returns:
-        dict: the result, as `result.json` holds it; `mixture.json` lies beside it.
-
-    Raises:
-        UserError: the folder holds another run, the data is wrong, too many proxies failed, or the run file's tracker
-            cannot be imported.
-    """
+    """Run the whole search, or go on with one that was interrupted."""
     check_gradients(config)
     if on_event is None and config.tracker is not None:
         on_event = load_tracker(config.tracker)
@@ -337,17 +288,7 @@ def _check(
 def judge_pairs(
     config: SearchConfig, plan: Plan, pairs: Sequence[PairedLosses | PairedScores], yardstick: Yardstick
 ) -> Verdict:
-    """Apply the run file's objective and tolerances to paired runs.
-
-    Args:
-        config: the run file.
-        plan: for the looks and rounds that the level is divided over.
-        pairs: one entry a capability.
-        yardstick: what scores are measured in.
-
-    Returns:
-        Verdict: the answer.
-    """
+    """Apply the run file's objective and tolerances to paired runs."""
     return judge(
         pairs,
         yardstick=yardstick,

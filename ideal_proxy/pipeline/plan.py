@@ -104,22 +104,7 @@ class Measured:
 
 
 def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
-    """Choose the sizes of a search, or read those chosen before.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        path: `plan.json` of the run directory.
-        elsewhere: another machine to plan for; the file is then neither read nor written.
-
-    Returns:
-        Plan: also written to the file; of one made before only the number of workers may be changed.
-
-    Raises:
-        UserError: a metric fails on an untrained proxy.
-        UsageError: the compute budget is below the least that can give an answer, gradients are unrolled in
-            bfloat16, or they are asked of pretrained proxies.
-    """
+    """Choose the sizes of a search, or read those chosen before."""
     if path.exists() and elsewhere is None:
         plan = read_plan(path)
         return replace(plan, workers=config.swarm.workers or plan.workers)
@@ -159,17 +144,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan that was made before.
-
-    Args:
-        path: `plan.json` of the run directory.
-
-    Returns:
-        Plan: as it was written.
-
-    Raises:
-        UserError: another version of ideal-proxy wrote it.
-    """
+    """Read a plan that was made before."""
     raw: dict[str, Any] = read_json(path)
     try:
         return Plan(**(raw | {
@@ -183,28 +158,14 @@ def read_plan(path: Path) -> Plan:
 
 
 def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
-    """Say which learning rates the sweep tries first.
-
-    Args:
-        config: the run file.
-
-    Returns:
-        tuple: rising.
-    """
+    """Say which learning rates the sweep tries first."""
     if config.proxy.model is None:
         return RATES[config.proxy.size or "1M"]
     return FULL_RATES if config.proxy.lora_rank is None else LORA_RATES
 
 
 def check_gradients(config: SearchConfig) -> None:
-    """Refuse gradients of pretrained proxies, before anything is loaded.
-
-    Args:
-        config: the run file.
-
-    Raises:
-        UsageError: gradients are asked of pretrained proxies.
-    """
+    """Refuse gradients of pretrained proxies, before anything is loaded."""
     if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
         raise UsageError(
             f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
@@ -213,29 +174,12 @@ def check_gradients(config: SearchConfig) -> None:
 
 
 def workers_that_fit(workers: int, each: float | None, free: float) -> int:
-    """Take no more workers than memory holds.
-
-    Args:
-        workers: one a core.
-        each: bytes that one needs at most; None where that is not known.
-        free: bytes of memory that nobody uses.
-
-    Returns:
-        int: at least 1; a fifth of the memory is left.
-    """
+    """Take no more workers than memory holds."""
     return workers if each is None else max(1, min(workers, int(0.8 * free / each)))
 
 
 def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
-    """Say which responses a search estimates from its trained proxies.
-
-    Args:
-        config: the run file.
-        runs: proxies of the first round.
-
-    Returns:
-        tuple: "implicit", "unrolled" or "" for none, and the reason in words where the choice was `auto`.
-    """
+    """Say which responses a search estimates from its trained proxies."""
     if config.gradients != "auto":
         return ("" if config.gradients == "none" else config.gradients), ""
     if config.has_metrics:
@@ -249,16 +193,7 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
 
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
-    """Work out runs, steps, tokens and time of every stage.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        plan: the sizes.
-
-    Returns:
-        dict: JSON-ready; `stages`, `total` and the plan's own numbers. Times are upper bounds: every round, every pair.
-    """
+    """Work out runs, steps, tokens and time of every stage."""
     base = prepared.column("base") * plan.fraction
     length_D, labelled_D = prepared.column("tokens_per_row"), prepared.column("supervised_per_row")
     tokens, labelled = float(base @ length_D), float(base @ labelled_D)
@@ -359,15 +294,7 @@ def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float
 
 
 def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
-    """Count a scratch proxy without building it.
-
-    Args:
-        size: of the dial.
-        vocabulary: tokens.
-
-    Returns:
-        tuple: parameters, and the multiply-adds of its products.
-    """
+    """Count a scratch proxy without building it."""
     from ideal_proxy.proxy import proxy_shape
 
     shape = proxy_shape(size, vocabulary)
@@ -379,14 +306,7 @@ def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
 
 
 def largest_fraction(prepared: Prepared) -> float:
-    """Return the largest φ for which φ·U_i rows are left beside the warm start's, in every domain.
-
-    Args:
-        prepared: the problem in numbers.
-
-    Returns:
-        float: share of the full-size volumes.
-    """
+    """Return the largest φ for which φ·U_i rows are left beside the warm start's, in every domain."""
     return float(min(1 - domain.reserved / domain.available for domain in prepared.domains))
 
 
@@ -481,15 +401,7 @@ def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
 
 
 def micro_batch_tokens(config: SearchConfig, device: str) -> int | None:
-    """Say how many tokens a proxy takes at a time.
-
-    Args:
-        config: the run file.
-        device: where it trains.
-
-    Returns:
-        int: fewer for a pretrained model, whose activations are large; None leaves it to the trainer.
-    """
+    """Say how many tokens a proxy takes at a time."""
     if config.proxy.model is None:
         return None
     from ideal_proxy.proxy import STEP_TOKENS

@@ -122,14 +122,7 @@ class Prepared:
         return self.folder / "model"
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one number of every domain.
-
-        Args:
-            name: an attribute of `DomainFacts`.
-
-        Returns:
-            array: shape (D,).
-        """
+        """Return one number of every domain."""
         return np.array([getattr(domain, name) for domain in self.domains], dtype=float)
 
     @property
@@ -152,19 +145,7 @@ class Prepared:
 
 
 def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
-    """Read, tokenise and split every source, once.
-
-    Args:
-        config: the run file.
-        folder: `prepared/` of the run directory.
-        reporter: for notes.
-
-    Returns:
-        Prepared: numbers and places.
-
-    Raises:
-        UserError: a source is wrong or too small, or changed since this run directory was begun.
-    """
+    """Read, tokenise and split every source, once."""
     if is_complete(folder):
         prepared = _load(folder)
         _refuse_changed(prepared)
@@ -235,15 +216,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
 
 
 def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> Any:
-    """Return the proxies' tokenizer: a pretrained model's own, or one trained on the domains.
-
-    Args:
-        config: the run file.
-        domains: rows of each domain, in the run file's order.
-
-    Returns:
-        Any: a fast transformers tokenizer.
-    """
+    """Return the proxies' tokenizer: a pretrained model's own, or one trained on the domains."""
     if config.proxy.model is None:
         assert config.proxy.vocabulary is not None
         return domain_tokenizer(domains, config.proxy.vocabulary)
@@ -253,14 +226,7 @@ def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> A
 
 
 def pretrained_source(config: SearchConfig) -> Pretrained:
-    """Say where a pretrained proxy comes from.
-
-    Args:
-        config: the run file, with `proxy.model`.
-
-    Returns:
-        Pretrained: folder or hub id.
-    """
+    """Say where a pretrained proxy comes from."""
     from ideal_proxy.proxy import Pretrained
 
     proxy = config.proxy
@@ -271,28 +237,14 @@ def pretrained_source(config: SearchConfig) -> Pretrained:
 
 
 def load_template(folder: Path) -> ChatTemplate:
-    """Load a saved tokenizer with its template.
-
-    Args:
-        folder: where `save_pretrained` wrote the tokenizer.
-
-    Returns:
-        ChatTemplate: checked by its self-test.
-    """
+    """Load a saved tokenizer with its template."""
     from transformers import AutoTokenizer
 
     return make_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
 def duplicate_lines(report: DuplicateReport) -> list[str]:
-    """Say what the duplicate search found, a sentence for each pair of places.
-
-    Args:
-        report: the counts.
-
-    Returns:
-        list: sentences; empty where nothing was found.
-    """
+    """Say what the duplicate search found, a sentence for each pair of places."""
     lines = [f"{name}: {count:,} rows repeat another row of it" for name, count in report.within.items() if count]
     lines += [f"{a} and {b} share {count:,} equal rows" for (a, b), count in report.between.items() if count]
     lines += [

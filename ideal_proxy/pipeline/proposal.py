@@ -131,24 +131,7 @@ def fit_and_propose(
     responses: Sequence[Responses] | None = None,
     yardstick: Yardstick | None = None,
 ) -> Proposal:
-    """Fit the law to the runs and optimise the volumes.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        table: the runs to fit.
-        baseline: Z_j, with no SFT row.
-        seed: seed of starts and bootstrap.
-        pairs: pairs that the prediction's interval is meant for.
-        responses: measured by gradients; the fit decides how far it trusts them.
-        yardstick: of an earlier round, so that all rounds measure gains alike; None makes one.
-
-    Returns:
-        Proposal: volumes in whole rows.
-
-    Raises:
-        UserError: the constraints contradict each other, or the fit is impossible.
-    """
+    """Fit the law to the runs and optimise the volumes."""
     loss_model, notes = _fit(table, prepared, baseline, seed, responses)
     base = prepared.column("base")
     model = loss_model
@@ -193,15 +176,7 @@ def fit_and_propose(
 
 
 def gradient_note(model: ResponseModel, method: str) -> str:
-    """Say what measured responses did to a fit, and why.
-
-    Args:
-        model: fitted with them.
-        method: how they were estimated.
-
-    Returns:
-        str: a sentence without its full stop.
-    """
+    """Say what measured responses did to a fit, and why."""
     without = [error for trust, error in model.trust_errors_.items() if np.isfinite(trust)]
     if not np.isfinite(model.trust_):
         why = "the changes of loss that they foretell are not those of the runs"
@@ -224,23 +199,9 @@ def gradient_note(model: ResponseModel, method: str) -> str:
 
 
 def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: ResponseModel, base: Array) -> Yardstick:
-    """Say what a difference of each score is divided by, so that it may stand in a mean beside relative losses.
-
-    By default the replicate noise decides: one run's noise of the score counts as much as that of the capability's own
-    reference loss. A metric that is minus the loss is then judged as the loss is.
-
-    Args:
-        config: the run file.
-        model: the fitted response of what each capability is judged by.
-        loss_model: that of the reference losses.
-        base: base volumes, shape (D,).
-
-    Returns:
-        Yardstick: of the J capabilities.
-
-    Raises:
-        UserError: a score's value at base is to be its scale and is zero.
-    """
+    """Say what a difference of each score is divided by, so that it may stand in a mean beside relative losses."""
+    # By default the replicate noise decides: one run's noise of the score counts as much as that of the
+    # capability's own reference loss. A metric that is minus the loss is then judged as the loss is.
     values, losses = (m.value_and_gradient(base)[0] for m in (model, loss_model))
     noise, loss_noise = (np.asarray(m.residual_scale_, dtype=float) for m in (model, loss_model))
     scale = np.full(len(values), np.nan)
@@ -263,15 +224,7 @@ def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: Respo
 
 
 def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Problem:
-    """State the problem to the optimiser in full-size rows.
-
-    Args:
-        prepared: the problem in numbers.
-        config: says which capabilities are scores; None: all are losses.
-
-    Returns:
-        Problem: names, base, available rows, tokens a row.
-    """
+    """State the problem to the optimiser in full-size rows."""
     return Problem(
         domains=tuple(prepared.domain_names),
         capabilities=tuple(prepared.capability_names),
@@ -283,16 +236,7 @@ def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Prob
 
 
 def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
-    """Refuse, before anything is trained, limits that no mixture can meet.
-
-    Args:
-        config: the run file.
-        prepared: bounds in rows.
-        explored: volumes that the swarm will run, shape (R, D), where they are known: the default trust region.
-
-    Raises:
-        UserError: the limits contradict each other (an irreducible set of them is named), or leave nothing to search.
-    """
+    """Refuse, before anything is trained, limits that no mixture can meet."""
     free = [f.name for f in prepared.domains if f.upper > f.lower]
     if len(free) < (2 if config.budget.mode == "keep" else 1):
         moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
@@ -302,17 +246,7 @@ def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array 
 
 
 def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array | None) -> Constraints:
-    """Turn the run file's limits into the optimiser's.
-
-    Args:
-        config: the run file.
-        prepared: bounds in rows.
-        problem: names and base.
-        explored: volumes that the swarm ran, shape (R, D): the default trust region; None for none.
-
-    Returns:
-        Constraints: all of them.
-    """
+    """Turn the run file's limits into the optimiser's."""
     trust: TrustRegion | None = config.constraints.trust_region
     if trust is None and explored is not None:
         trust = explored_region(explored, problem)
@@ -325,15 +259,7 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
 
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:
-    """Turn the run file's objective into the optimiser's.
-
-    Args:
-        config: the run file.
-        yardstick: what scores are measured in; None where all are losses.
-
-    Returns:
-        Objective: what to minimise.
-    """
+    """Turn the run file's objective into the optimiser's."""
     weights = {c.name: c.weight for c in config.capabilities} if config.objective.kind == "weighted" else None
     return Objective(
         kind=config.objective.kind,
@@ -409,20 +335,7 @@ def predict_ratios(
     kind: Kind,
     weights: Sequence[float],
 ) -> tuple[tuple[Bound, ...], Bound]:
-    """Predict a mixture relative to base, with the interval in which the mean of the first pairs should fall.
-
-    Args:
-        model: the fitted response.
-        yardstick: what scores are measured in.
-        base: volumes to compare with, shape (D,).
-        rows: volumes, shape (D,).
-        pairs: of runs that share a seed.
-        kind: of the objective.
-        weights: of a weighted objective, shape (J,).
-
-    Returns:
-        tuple: J relative values and the gain in the objective.
-    """
+    """Predict a mixture relative to base, with the interval in which the mean of the first pairs should fall."""
     here, there = (model.value_and_gradient(v)[0] for v in (rows, base))
     ratio_J = yardstick.relative(here, there)
     draws_SJ = yardstick.relative(model.draws_value_and_gradient(rows)[0], model.draws_value_and_gradient(base)[0])
@@ -438,18 +351,7 @@ def predict_ratios(
 def bootstrap_volumes(
     config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline: Baseline, *, seed: int
 ) -> Array:
-    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        proposal: whose volumes are questioned.
-        baseline: Z_j.
-        seed: of the weights.
-
-    Returns:
-        array: 5 % and 95 % quantile of every volume in full-size rows, shape (D, 2).
-    """
+    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move."""
     table, constraints = proposal.table, proposal.constraints
     objective = make_objective(config, proposal.yardstick)
     trust = proposal.model.trust_

@@ -18,22 +18,7 @@ HELD_OUT_SHARE = 4  # never more than a quarter of a domain's rows
 
 
 def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, force: bool = False) -> str:
-    """Write a commented run file for the domains of a folder.
-
-    Args:
-        folder: the folder of rows.
-        out: the run file.
-        hold_out: rows to hold out as reference of each domain that has none, at most a quarter of it; None refuses
-            such domains.
-        force: overwrite an existing run file.
-
-    Returns:
-        str: what was found, for the user.
-
-    Raises:
-        UsageError: the run file exists, or there is only one domain.
-        UserError: the folder holds no rows, or a domain has no reference rows.
-    """
+    """Write a commented run file for the domains of a folder."""
     if out.exists() and not force:
         raise UsageError(f"{out} exists; use --force to overwrite it or --out for another name")
     layout = look(folder)

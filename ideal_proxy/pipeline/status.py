@@ -17,20 +17,7 @@ CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load t
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Find out what a search is at.
-
-    Args:
-        run: its run directory.
-
-    Returns:
-        dict: JSON-ready. `state` is "empty", "planned", "running", "stopped" or "finished"; `complete` counts finished
-            runs by role; `working` holds what runs now, or ran when the search stopped; `failed` and `retried` say
-            why; `seconds_left` is an estimate of the whole search at most, None where there is no ground for one;
-            `next` says what to do.
-
-    Raises:
-        UserError: the folder does not exist or holds something else.
-    """
+    """Find out what a search is at."""
     if not run.is_dir():
         raise UserError(f"{run} is no folder; give the run directory of `ideal-proxy search --out`")
     if not (run / "config.yaml").exists():
@@ -105,15 +92,7 @@ def _seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, Any]])
 
 
 def status_text(status: dict[str, Any], run: Path) -> str:
-    """Lay out what a search is at, in 80 columns.
-
-    Args:
-        status: from `read_status`.
-        run: the run directory.
-
-    Returns:
-        str: state, what runs, what is done, what failed, time left, and how to go on.
-    """
+    """Lay out what a search is at, in 80 columns."""
     state = status["state"]
     lines = [f"{run}: {_state(status)}"]
     if state == "empty":

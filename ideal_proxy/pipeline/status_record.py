@@ -24,12 +24,7 @@ WRITE_SECONDS = 2.0  # between two writes of mere progress
 
 
 class StatusRecord:
-    """Keeps `status.json` up to date; use as a context manager, so that it also says how the search ended.
-
-    Args:
-        folder: the run directory.
-        plan: the planned stages, as `describe_plan` gives them.
-    """
+    """Keeps `status.json` up to date; use as a context manager, so that it also says how the search ended."""
 
     def __init__(self, folder: Path, plan: Sequence[dict[str, Any]]) -> None:
         self._path = folder / STATUS
@@ -78,11 +73,7 @@ class StatusRecord:
         self._write()
 
     def event(self, event: SwarmEvent) -> None:
-        """Take in what the swarm tells.
-
-        Args:
-            event: from `Swarm.run`.
-        """
+        """Take in what the swarm tells."""
         state, first = self._state, False
         state |= {
             "runs_done": event.runs_done, "runs": event.runs, "fraction": event.fraction,

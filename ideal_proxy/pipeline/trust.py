@@ -53,25 +53,8 @@ def check_trust(
     reporter: Reporter,
     record: StatusRecord,
 ) -> dict[str, Any] | None:
-    """Train three of the swarm's mixtures at `verify.larger_size` and compare the rankings.
-
-    What is trained lies under `trust/` of the run directory; a check that was interrupted goes on there.
-
-    Args:
-        config: the run file.
-        prepared: the problem in numbers.
-        plan: the sizes.
-        laboratory: the swarm's runs.
-        noise: standard deviation of one run's loss, nats, shape (J,).
-        rate: learning rate of the search; the larger proxies' is scaled as the defaults of the two sizes are.
-        folder: the run directory.
-        reporter: for progress and notes.
-        record: told what happens.
-
-    Returns:
-        dict: JSON-ready, as `compare` gives it, with the mixtures; `failed` alone where a run failed; None where the
-        run file asks for no check.
-    """
+    """Train three of the swarm's mixtures at `verify.larger_size` and compare the rankings."""
+    # What is trained lies under `trust/` of the run directory; a check that was interrupted goes on there.
     larger = config.verify.larger_size
     if larger is None:
         return None
@@ -116,18 +99,7 @@ def check_trust(
 
 
 def far_apart(table: RunTable, base: Array) -> NDArray[np.int64]:
-    """Choose base and two mixtures far from it and from each other, all of one seed.
-
-    Args:
-        table: the swarm's runs.
-        base: the base mixture, shape (D,).
-
-    Returns:
-        array: three indices of runs, the one at base first.
-
-    Raises:
-        UserError: the swarm ran fewer than three mixtures with one seed.
-    """
+    """Choose base and two mixtures far from it and from each other, all of one seed."""
     distance = np.abs(np.log1p(table.volumes) - np.log1p(base)).max(axis=1)
     first = int(distance.argmin())
     same = np.flatnonzero(table.seeds == table.seeds[first])
@@ -150,20 +122,7 @@ def compare(
     kind: Any = "mean",
     weights: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Compare how two sizes rank the same mixtures.
-
-    Args:
-        small: reference losses of the small proxies, base first, shape (M, J).
-        large: of the larger ones, shape (M, J).
-        noise: standard deviation of one small run's loss, nats, shape (J,).
-        names: J capabilities.
-        sizes: names of the two sizes.
-        kind: objective, as the search's.
-        weights: of a weighted objective.
-
-    Returns:
-        dict: JSON-ready; pairs in the same order by capability, in all and of the objective, `answer` and `sentence`.
-    """
+    """Compare how two sizes rank the same mixtures."""
     pairs = list(combinations(range(len(small)), 2))
     relative = noise / small[0]
     entries = []

@@ -93,15 +93,7 @@ class Verdict:
 
 
 def planned_looks(pairs: int, max_pairs: int) -> tuple[int, ...]:
-    """Say after how many pairs the evidence is looked at.
-
-    Args:
-        pairs: the first look.
-        max_pairs: the last.
-
-    Returns:
-        tuple: increasing numbers of pairs, at most three.
-    """
+    """Say after how many pairs the evidence is looked at."""
     return tuple(sorted({pairs, (pairs + max_pairs) // 2, max_pairs}))
 
 
@@ -196,31 +188,14 @@ def combine(ratios: Array, kind: Kind, weights: Sequence[float] | None) -> Array
 
 
 def ratio_bounds(losses: Sequence[PairedLosses], *, level: float, seed: int = 0) -> tuple[Bound, ...]:
-    """Bound the ratios of losses by themselves, as `judge` bounds them: for losses that a metric stands before.
-
-    Args:
-        losses: one entry for each capability.
-        level: one-sided, as the verdict's.
-        seed: seed of the bootstrap over verify rows.
-
-    Returns:
-        tuple: L_j(proposal) / L_j(base) with intervals.
-    """
+    """Bound the ratios of losses by themselves, as `judge` bounds them: for losses that a metric stands before."""
     ratios_SJ = np.stack([_totals(e, "proposal") / _totals(e, "base") for e in losses], axis=1)
     noise_J = _bootstrap_ratios(losses, ratios_SJ, seed).mean(axis=1).std(axis=0, ddof=1)
     return tuple(_bound(ratios_SJ[:, j], float(noise_J[j]), level) for j in range(len(losses)))
 
 
 def score_bounds(scores: PairedScores, *, level: float) -> Bound:
-    """Bound the difference of a score, proposal less base, in its own unit.
-
-    Args:
-        scores: of the pairs.
-        level: one-sided, as the verdict's.
-
-    Returns:
-        Bound: t interval over seeds.
-    """
+    """Bound the difference of a score, proposal less base, in its own unit."""
     return _bound(scores.proposal - scores.base, 0.0, level)
 
 

@@ -83,26 +83,12 @@ class FullSizeSurface:
         return np.zeros(len(self.level), dtype=bool)
 
     def value_and_gradient(self, v: Array, /) -> tuple[Array, Array]:
-        """Predict losses and their derivatives.
-
-        Args:
-            v: (D,) rows.
-
-        Returns:
-            tuple: nats (J,) and nats a row (J, D).
-        """
+        """Predict losses and their derivatives."""
         values, by = self._at(v, self.mean[None])
         return values[0], by[0]
 
     def draws_value_and_gradient(self, v: Array, /) -> tuple[Array, Array]:
-        """Predict posterior draws of the mean losses and their derivatives.
-
-        Args:
-            v: (D,) rows.
-
-        Returns:
-            tuple: nats (S, J) and nats a row (S, J, D).
-        """
+        """Predict posterior draws of the mean losses and their derivatives."""
         return self._at(v, self.draws)
 
     def _at(self, v: Array, state_SJP: Array) -> tuple[Array, Array]:
@@ -115,16 +101,7 @@ class FullSizeSurface:
 
 
 def log_change(centre: Array, v: Array, eta: float) -> Array:
-    """Give how far volumes lie from the centre in logarithms.
-
-    Args:
-        centre: (D,) rows.
-        v: (D,) rows.
-        eta: rows that keep a volume of zero finite.
-
-    Returns:
-        array: (D,) log((v + η)/(centre + η)).
-    """
+    """Give how far volumes lie from the centre in logarithms."""
     return np.asarray(np.log((v + eta) / (centre + eta)), dtype=float)
 
 
@@ -147,24 +124,7 @@ def fit_surface(
     responses: ResponseMatrix | None = None,
     random_state: int = 0,
 ) -> FullSizeSurface:
-    """Combine the law, the full-size runs and the model's own responses.
-
-    Args:
-        law: the proxies' law; None where the mixture file has none.
-        centre: (D,) rows that the full-size model was trained on.
-        level: (J,) its losses on the search rows, nats.
-        base: (D,) base rows, which set η.
-        noise: (J,) standard deviation of one full-size run's loss, nats.
-        observed: full-size runs on other mixtures.
-        responses: implicit mixing responses at the centre; their scale does not matter.
-        random_state: of the draws.
-
-    Returns:
-        FullSizeSurface: of the full-size model.
-
-    Raises:
-        UserError: there is neither a law nor, besides gradients, a run on another mixture to set their scale.
-    """
+    """Combine the law, the full-size runs and the model's own responses."""
     J, D = len(level), len(centre)
     eta = ETA_FRACTION * float(base.mean() if base.sum() > 0 else centre.mean())
     reach = np.divide(centre, centre + eta)  # how a log change of the volume moves log(v + η)

@@ -20,14 +20,7 @@ Array = NDArray[np.float64]
 
 
 def file_objective(mixture: MixtureFile) -> Objective:
-    """Read what the search minimised; the mean where the file does not say.
-
-    Args:
-        mixture: the file; `provenance.objective` holds it.
-
-    Returns:
-        Objective: what to minimise.
-    """
+    """Read what the search minimised; the mean where the file does not say."""
     found = mixture.provenance.get("objective")
     if not isinstance(found, dict):
         return Objective()
@@ -48,18 +41,7 @@ def file_limits(mixture: MixtureFile) -> Limits:
 
 
 def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, unit: Unit, **more: Any) -> Constraints:
-    """Put the run file's limits on a full-size problem, whose base is what must-not-drop and pins refer to.
-
-    Args:
-        mixture: the file; its limits hold, but for the budget.
-        problem: the full-size problem.
-        budget: at full size.
-        unit: of the budget, `rows` or `tokens`.
-        **more: further fields of `Constraints`, such as a trust region.
-
-    Returns:
-        Constraints: all of them.
-    """
+    """Put the run file's limits on a full-size problem, whose base is what must-not-drop and pins refer to."""
     limits = file_limits(mixture)
     # A tolerance of a score says nothing of a loss, by which full-size runs are judged.
     scores = {c.name for c in mixture.capabilities if c.metric is not None}
@@ -75,15 +57,7 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
 
 
 def tokens_per_row(mixture: MixtureFile, measured: Array | None = None) -> Array | None:
-    """Give every domain's tokens a row, in the proxies' tokenizer where the file tells them.
-
-    Args:
-        mixture: the file.
-        measured: (D,) mean tokens a row by the full-size model's tokenizer, for domains without a volume.
-
-    Returns:
-        array (D,): None where a domain's tokens are not known.
-    """
+    """Give every domain's tokens a row, in the proxies' tokenizer where the file tells them."""
     told = np.array([d.tokens / d.rows if d.rows and d.tokens else np.nan for d in mixture.domains])
     missing = np.isnan(told)
     if missing.any():

@@ -63,11 +63,7 @@ class ModelSpec:
         return Pretrained(name=self.name, gguf=self.gguf)
 
     def check(self) -> None:
-        """Refuse what cannot be, before any work.
-
-        Raises:
-            UsageError: an unknown scratch size, or options that exclude each other.
-        """
+        """Refuse what cannot be, before any work."""
         if self.scratch is not None:
             if self.scratch not in SIZES:
                 raise UsageError(f"--model {self.name}: no such size; choose scratch: and one of {', '.join(SIZES)}")
@@ -79,15 +75,7 @@ class ModelSpec:
             raise UsageError(f"--lora is {self.lora}; the rank must be at least 1")
 
     def learning_rate(self, proxies: ProxySetting) -> float:
-        """Choose the peak rate where the user gives none.
-
-        Args:
-            proxies: how the proxies were trained; the very same model takes their rate, a scratch model that of scratch
-                proxies, scaled as the dial's rates are.
-
-        Returns:
-            float: peak rate.
-        """
+        """Choose the peak rate where the user gives none."""
         if proxies.learning_rate and (proxies.model, proxies.gguf, proxies.lora_rank) == (
             self.name, self.gguf, self.lora,
         ):  # fmt: skip
@@ -111,17 +99,8 @@ class Encoder:
 
 
 def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Sequence[Row]], folder: Path) -> Encoder:
-    """Return the model's own tokenizer and template; a scratch model's is trained on the domains, as the proxies' was.
-
-    Args:
-        spec: which model.
-        proxies: vocabulary of the search.
-        domains: D lists of rows, for a scratch model's tokenizer.
-        folder: where a scratch model's tokenizer is kept.
-
-    Returns:
-        Encoder: a template that passed its self-test.
-    """
+    """Return the model's own tokenizer and template."""
+    # a scratch model's is trained on the domains, as the proxies' was.
     if spec.scratch is None:
         tokenizer = load_tokenizer(spec.pretrained)
     else:
@@ -144,19 +123,7 @@ def load_model(
     packed: bool = True,
     start: Path | None = None,
 ) -> Any:
-    """Load the model in float32 on the CPU, ready to train.
-
-    Args:
-        spec: which model.
-        encoder: its tokenizer.
-        context: longest row, tokens.
-        seed: of a LoRA's first weights.
-        packed: switch to packed attention where the model can.
-        start: a scratch model's warm-started weights.
-
-    Returns:
-        Any: a transformers causal LM, or a peft wrapper of one.
-    """
+    """Load the model in float32 on the CPU, ready to train."""
     model: Any
     if spec.scratch is not None:
         model = build_proxy(spec.scratch, len(encoder.tokenizer), context, 0)
@@ -179,15 +146,7 @@ def load_model(
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
-    """Put a trained LoRA on its model again, so that its updates, and nothing else, can be trained.
-
-    Args:
-        model: the model that it was trained on.
-        folder: the adapter's.
-
-    Returns:
-        Any: a peft wrapper.
-    """
+    """Put a trained LoRA on its model again, so that its updates, and nothing else, can be trained."""
     from peft import PeftModel
 
     with quiet_libraries():
@@ -207,23 +166,7 @@ def make_start(
     dtype: str,
     on_step: Callable[[int, int, Any], None] | None = None,
 ) -> Path | None:
-    """Warm-start a scratch model once, as the proxies were; base and mixture of every seed start from it.
-
-    Args:
-        spec: which model; a pretrained one needs none.
-        encoder: its tokenizer.
-        proxies: share of the rows that is reserved, and the seed.
-        names: D names.
-        domains: D sets of token rows.
-        folder: where the weights and the checkpoint are kept.
-        context: longest row, tokens.
-        device: where to train.
-        dtype: precision of the products.
-        on_step: as for `proxy.train`.
-
-    Returns:
-        Path: the weights; None for a pretrained model.
-    """
+    """Warm-start a scratch model once, as the proxies were; base and mixture of every seed start from it."""
     if spec.scratch is None:
         return None
     place = folder / "start"

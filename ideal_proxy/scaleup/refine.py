@@ -96,22 +96,7 @@ class Step:
 
 
 class Refiner:
-    """Goes on from a mixture that was trained at full size.
-
-    Args:
-        mixture: the file that was trained.
-        data: token rows of domains and references.
-        spec: which model.
-        encoder: its tokenizer.
-        run: how it was trained.
-        settings: how the iteration goes.
-        train: trains a mixture under a name, once for every seed, or finds that done.
-        folder: where steps are kept.
-        reporter: for progress and notes.
-        judged: `kind`, `weights` and `min_gain` of the objective, as `result.compare` takes them.
-        first: a context in which the first process goes ahead of the others.
-        main: whether this is the first process, which writes the files.
-    """
+    """Goes on from a mixture that was trained at full size."""
 
     def __init__(
         self,
@@ -144,19 +129,7 @@ class Refiner:
         self.base = np.array([d.base_rows for d in mixture.domains], dtype=np.int64)
 
     def refine(self, start: Arm, base: Arm | None) -> dict[str, Any]:
-        """Iterate.
-
-        Args:
-            start: the first full-size mixture.
-            base: base beside it; None where it was not trained.
-
-        Returns:
-            dict: JSON-ready: `step`, `iterations`, `best` (0 for the first mixture) and a sentence.
-
-        Raises:
-            UsageError: the folder holds an iteration with other settings.
-            UserError: there is neither a law nor a second run to set the gradients' scale.
-        """
+        """Iterate."""
         self._freeze()
         arms, radius, best = [start], self.settings.step, 0
         entries: list[dict[str, Any]] = []  # kept and rejected steps: the history of every file

@@ -34,20 +34,7 @@ def compare(
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
 ) -> dict[str, Any]:
-    """Compare what was observed with what was predicted.
-
-    Args:
-        mixture: predictions and their intervals.
-        runs: S runs on the mixture.
-        base_runs: S runs on base with the same seeds; None where base was not trained.
-        verify: J masks (N_j,) of the rows to judge on.
-        kind: how the capabilities make one objective.
-        weights: of `weighted`, (J,).
-        min_gain: the smallest gain that counts.
-
-    Returns:
-        dict: JSON-ready; `capabilities`, and `gain` where there are at least two pairs.
-    """
+    """Compare what was observed with what was predicted."""
     names = [capability.name for capability in mixture.capabilities]
     entries = []
     for j, capability in enumerate(mixture.capabilities):
@@ -77,15 +64,7 @@ def compare(
 
 
 def mean_loss(losses: RowLosses, rows: NDArray[np.bool_]) -> float:
-    """Return a reference loss over some rows: nats per supervised token, sum over sum.
-
-    Args:
-        losses: row by row.
-        rows: (N,) which to take.
-
-    Returns:
-        float: nats.
-    """
+    """Return a reference loss over some rows: nats per supervised token, sum over sum."""
     return float(losses.loss_sum[rows].sum() / losses.tokens[rows].sum())
 
 
@@ -136,20 +115,7 @@ def gain_over(
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
 ) -> dict[str, Any]:
-    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows.
-
-    Args:
-        names: J capabilities.
-        runs: S runs.
-        base_runs: S runs with the same seeds on what is compared with.
-        verify: J masks (N_j,) of the rows to judge on.
-        kind: how the capabilities make one objective.
-        weights: of `weighted`, (J,).
-        min_gain: the smallest gain that counts.
-
-    Returns:
-        dict: JSON-ready: `value`, `lower` and `upper` (None with one seed), `pairs`, `answer`, a sentence.
-    """
+    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows."""
     paired = []
     for j, name in enumerate(names):
         rows = _judged(verify[j])
@@ -186,15 +152,7 @@ def gain_over(
 
 
 def scale_up_tables(result: dict[str, Any], folder: str) -> str:
-    """Lay out the outcome of a scale-up in 80 columns.
-
-    Args:
-        result: as `scale_up` returns it.
-        folder: where the runs are.
-
-    Returns:
-        str: losses, ratios against the prediction, gain.
-    """
+    """Lay out the outcome of a scale-up in 80 columns."""
     with_base = result["gain"] is not None
     header = ["capability", "before", "after"] + (["base", "ratio"] if with_base else []) + ["predicted", "inside"]
     rows = []

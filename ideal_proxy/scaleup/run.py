@@ -111,27 +111,7 @@ def run_training(
     label: str = "training",
     save_steps: int | None = None,
 ) -> RunLosses:
-    """Train one model on one draw, or go on from its last whole checkpoint, or return what a finished run measured.
-
-    Args:
-        folder: of this run.
-        spec: which model.
-        encoder: its tokenizer.
-        data: token rows of domains and references.
-        drawn: rows in training order.
-        settings: how.
-        reporter: for progress.
-        seed: of everything that is random in training (dropout, LoRA's first weights).
-        start: a scratch model's warm-started weights.
-        label: name in the progress line.
-        save_steps: a checkpoint every so many steps besides those by time.
-
-    Returns:
-        RunLosses: per-row losses before and after, and the curve.
-
-    Raises:
-        UserError: several GPUs are visible to one process, the disk is full, or the loss is not finite.
-    """
+    """Train one model on one draw, or go on from its last whole checkpoint, or return what a finished run measured."""
     if is_complete(folder):
         return _load(folder, data)
     references = dict(zip(data.capabilities, data.references, strict=True))

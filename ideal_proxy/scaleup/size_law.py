@@ -56,25 +56,11 @@ class SizeSurface:
         return np.ones(len(self.theta), dtype=bool)
 
     def value_and_gradient(self, v: Array, /) -> tuple[Array, Array]:
-        """Predict losses and their derivatives.
-
-        Args:
-            v: (D,) rows.
-
-        Returns:
-            tuple: nats (J,) and nats a row (J, D).
-        """
+        """Predict losses and their derivatives."""
         return self._at(self.theta, self.bounds, v)
 
     def draws_value_and_gradient(self, v: Array, /) -> tuple[Array, Array]:
-        """Predict posterior draws of the mean losses and their derivatives.
-
-        Args:
-            v: (D,) rows.
-
-        Returns:
-            tuple: nats (S, J) and nats a row (S, J, D).
-        """
+        """Predict posterior draws of the mean losses and their derivatives."""
         draws, capabilities, parameters = self.theta_draws.shape
         loss, slope = self._at(
             self.theta_draws.reshape(draws * capabilities, parameters), np.tile(self.bounds, (draws, 1)), v
@@ -89,13 +75,7 @@ class SizeSurface:
 
 
 class SizeLaw:
-    """Fits the law to runs at several proxy sizes or budgets.
-
-    Args:
-        available: (D,) rows that each domain has at full size.
-        base: (D,) base volumes, which set the unit.
-        random_state: seed of starts and draws.
-    """
+    """Fits the law to runs at several proxy sizes or budgets."""
 
     def __init__(self, *, available: Array, base: Array, random_state: int = 0) -> None:
         self.available = np.asarray(available, dtype=float)
@@ -103,19 +83,7 @@ class SizeLaw:
         self.random_state = random_state
 
     def fit(self, V: Array, L: Array, scales: Array) -> SizeLaw:
-        """Fit how the parameters move.
-
-        Args:
-            V: (R, D) full-size volumes of each run.
-            L: (R, J) losses, nats per supervised token.
-            scales: (R, K) or (R,) what each run's proxy was: parameters, rows; positive.
-
-        Returns:
-            SizeLaw: self, with `theta_` (J, (1 + K) · P), `covariance_`, `noise_` (J,), `reference_` (K,).
-
-        Raises:
-            UserError: the scales do not differ, or there are fewer than 4 runs at one of them.
-        """
+        """Fit how the parameters move."""
         V, L = np.asarray(V, dtype=float), np.asarray(L, dtype=float)
         scales = np.asarray(scales, dtype=float).reshape(len(V), -1)
         if not (scales > 0).all() or not np.isfinite(L).all():
@@ -141,15 +109,7 @@ class SizeLaw:
         return self
 
     def at(self, scale: Sequence[float] | float, *, available: Array | None = None) -> SizeSurface:
-        """Give the law at a size and budget.
-
-        Args:
-            scale: (K,) parameters, rows; beyond the fitted range the intervals widen with the distance.
-            available: (D,) rows there; default those of the fit.
-
-        Returns:
-            SizeSurface: ready for the optimiser.
-        """
+        """Give the law at a size and budget."""
         z = np.log(np.atleast_1d(np.asarray(scale, dtype=float)) / self.reference_)
         weights = np.concatenate([[1.0], z])
         parts = len(weights)
@@ -276,17 +236,7 @@ class RankAgreement:
 
 
 def rank_agreement(V: Array, L: Array, sizes: Array, *, by_laws: bool = False) -> list[RankAgreement]:
-    """Compare the ranking of equal mixtures between neighbouring sizes.
-
-    Args:
-        V: (R, D) volumes.
-        L: (R, J) losses.
-        sizes: (R,) size of each run's proxy.
-        by_laws: the losses are predictions of each size's law.
-
-    Returns:
-        list: an entry for each pair of neighbouring sizes with at least 4 mixtures in common.
-    """
+    """Compare the ranking of equal mixtures between neighbouring sizes."""
     V, L, sizes = (np.asarray(part, dtype=float) for part in (V, L, sizes))
     found = []
     distinct = np.unique(sizes)

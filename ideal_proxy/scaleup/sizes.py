@@ -37,14 +37,7 @@ class Swarms:
     notes: tuple[str, ...]
 
     def at(self, available: Array) -> SizeSurface:
-        """Give the law at full size.
-
-        Args:
-            available: (D,) rows that the domains have there.
-
-        Returns:
-            SizeSurface: ready for the optimiser.
-        """
+        """Give the law at full size."""
         return self.law.at(self.scale, available=available)
 
 
@@ -55,20 +48,7 @@ def law_across(
     parameters: float | None,
     random_state: int = 0,
 ) -> Swarms:
-    """Fit how the law moves with proxy size and budget, and carry it to the full size and all of the volumes.
-
-    Args:
-        runs: finished searches over the mixture's domains and capabilities.
-        mixture: the mixture to carry.
-        parameters: of the full-size model; needed where the searches differ in proxy size.
-        random_state: of starts and draws.
-
-    Returns:
-        Swarms: the law there, and what the sizes agree on.
-
-    Raises:
-        UsageError: the searches are not comparable, do not differ in scale, or the full size is not given.
-    """
+    """Fit how the law moves with proxy size and budget, and carry it to the full size and all of the volumes."""
     names = [d.name for d in mixture.domains]
     targets = [c.name for c in mixture.capabilities]
     for run in runs:
@@ -105,17 +85,7 @@ def law_across(
 
 
 def read_size(text: str | None) -> float | None:
-    """Read a model size such as `135M`, `0.5B` or `124000000`.
-
-    Args:
-        text: what the user wrote.
-
-    Returns:
-        float: parameters; None where nothing was given.
-
-    Raises:
-        UsageError: it is no positive number.
-    """
+    """Read a model size such as `135M`, `0.5B` or `124000000`."""
     if text is None:
         return None
     factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper())

@@ -60,14 +60,7 @@ class ProxySetting:
 
 
 def proxy_setting(mixture: MixtureFile) -> ProxySetting:
-    """Read from a mixture file how its proxies were trained.
-
-    Args:
-        mixture: the file; `provenance.proxy` holds the settings, `template` may hold context and vocabulary.
-
-    Returns:
-        ProxySetting: with defaults for what the file does not say.
-    """
+    """Read from a mixture file how its proxies were trained."""
     found: dict[str, Any] = {}
     for part in (mixture.template, mixture.provenance.get("proxy")):
         if isinstance(part, dict):
@@ -77,18 +70,7 @@ def proxy_setting(mixture: MixtureFile) -> ProxySetting:
 
 
 def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
-    """Read every domain that has a volume, or had one in the base, and refuse rows that changed.
-
-    Args:
-        mixture: names the sources and their fingerprints.
-        folder: folder that relative paths start from; None for the working directory.
-
-    Returns:
-        list: D lists of rows.
-
-    Raises:
-        UserError: a source is missing or its content is not the one that the mixture was made for.
-    """
+    """Read every domain that has a volume, or had one in the base, and refuse rows that changed."""
     domains = []
     for domain in mixture.domains:
         rows = list(read_rows(resolve(domain.source, folder), format=domain.format))
@@ -98,18 +80,7 @@ def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[
 
 
 def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
-    """Read the reference rows of every capability, and refuse rows that changed.
-
-    Args:
-        mixture: names the sources and their fingerprints.
-        folder: folder that relative paths start from.
-
-    Returns:
-        list: J lists of rows.
-
-    Raises:
-        UserError: a capability names no source, or its content changed.
-    """
+    """Read the reference rows of every capability, and refuse rows that changed."""
     references = []
     for capability in mixture.capabilities:
         if not capability.source:
@@ -125,15 +96,7 @@ def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[li
 
 
 def resolve(source: str, folder: Path | None) -> str:
-    """Take a relative path from the mixture file's folder where it is found there.
-
-    Args:
-        source: as the mixture file has it.
-        folder: the mixture file's folder.
-
-    Returns:
-        str: the source to read.
-    """
+    """Take a relative path from the mixture file's folder where it is found there."""
     if folder is None or is_virtual(source) or Path(source).is_absolute():
         return source
     beside = folder / source
@@ -177,25 +140,9 @@ def draw_rows(
     fraction: float = 1.0,
     exclude: float = 0.0,
 ) -> Drawn:
-    """Draw volumes from the domains' permutations and put them in training order.
-
-    With a fraction F below 1 each domain offers only the first F · N rows of its permutation, and F · v are drawn, so
-    that repeats stay those of the full-size run (the proxies' own scheme).
-
-    Args:
-        names: D names, which enter the hashes.
-        token_rows: D sets of rows.
-        volumes: (D,) full-size rows.
-        seed: of permutation and order.
-        fraction: F, the share of the volumes to train on.
-        exclude: share of the rows reserved for a warm start and left out; 0 where there is none.
-
-    Returns:
-        Drawn: at fraction 1 exactly the volumes.
-
-    Raises:
-        UserError: a domain with a volume has no row that fits, or the fraction leaves nothing.
-    """
+    """Draw volumes from the domains' permutations and put them in training order."""
+    # With a fraction F below 1 each domain offers only the first F · N rows of its permutation, and F · v are
+    # drawn, so that repeats stay those of the full-size run (the proxies' own scheme).
     if not 0 < fraction <= 1:
         raise UserError(f"the fraction is {fraction}; it must lie above 0 and at most at 1")
     parts = []
@@ -247,22 +194,7 @@ def tokenize_mixture(
     references: Sequence[Sequence[Row]],
     cache: Path | None = None,
 ) -> ScaleData:
-    """Tokenise the sources with the model's template: the masks of `ideal_proxy.data.tokens`, no others.
-
-    Args:
-        mixture: names the domains and capabilities.
-        template: of the model's tokenizer.
-        context: longest row, tokens.
-        domains: D lists of rows.
-        references: J lists of rows.
-        cache: folder of the token cache.
-
-    Returns:
-        ScaleData: token rows.
-
-    Raises:
-        UserError: a domain with a volume, or a capability, keeps no row with a supervised token.
-    """
+    """Tokenise the sources with the model's template: the masks of `ideal_proxy.data.tokens`, no others."""
     tokens = [tokenize_rows(rows, template, context, cache) for rows in domains]
     for domain, rows in zip(mixture.domains, tokens, strict=True):
         if (domain.rows or domain.base_rows) and not len(rows):

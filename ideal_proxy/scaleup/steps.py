@@ -40,16 +40,7 @@ class Step:
 
 
 class StepSet(Dataset[Step]):
-    """The steps of a run, in order.
-
-    Args:
-        drawn: rows in training order.
-        token_rows: D sets of rows.
-        batch_rows: rows of a step, over all processes.
-        micro_batch_tokens: most tokens of a micro-batch.
-        rank: number of this process.
-        world: number of processes.
-    """
+    """The steps of a run, in order."""
 
     def __init__(
         self,
@@ -96,15 +87,7 @@ class StepSet(Dataset[Step]):
 
 
 def deal(lengths: Ints, world: int) -> list[Ints]:
-    """Deal the rows of a step to the processes, so that all have about as many tokens.
-
-    Args:
-        lengths: (B,) tokens of each row.
-        world: number of processes.
-
-    Returns:
-        list: for every process its row numbers; one process gets them all in order.
-    """
+    """Deal the rows of a step to the processes, so that all have about as many tokens."""
     if world == 1:
         return [np.arange(len(lengths), dtype=np.int64)]
     order = np.argsort(-lengths, kind="stable")
@@ -139,20 +122,7 @@ def accumulate(
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Tensor:
-    """Add the gradient of one step: sum over sum, however the rows are split.
-
-    Args:
-        model: the model, or its distributed wrapper, which averages gradients over processes.
-        inner: the model itself.
-        step: the rows.
-        device: where to compute.
-        world: number of processes, which the average is multiplied by.
-        backward: of a loss.
-        no_sync: a context in which gradients stay in the process; entered for all micro-batches but the last.
-
-    Returns:
-        Tensor: this process's part of the step's loss times `world`, so that the mean over processes is the loss.
-    """
+    """Add the gradient of one step: sum over sum, however the rows are split."""
     total: Tensor | None = None
     seen = _Wrapped(model, inner)
     for number, batch in enumerate(step.batches):
@@ -166,15 +136,7 @@ def accumulate(
 
 
 def micro_batch_tokens(settings: TrainSettings, device: torch.device) -> int:
-    """Return the most tokens of a micro-batch.
-
-    Args:
-        settings: may name a number.
-        device: where to compute.
-
-    Returns:
-        int: tokens.
-    """
+    """Return the most tokens of a micro-batch."""
     return settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
 
 
@@ -184,15 +146,8 @@ def sharding_asked() -> bool:
 
 
 def check_sharded(model: Any, *, wanted: bool) -> None:
-    """Refuse to train on whole copies where sharding was asked for (accelerate ignores FSDP on a CPU without a word).
-
-    Args:
-        model: the prepared model.
-        wanted: whether sharding was asked for.
-
-    Raises:
-        UserError: it was, and no parameter is a DTensor.
-    """
+    """Refuse to train on whole copies where sharding was asked for."""
+    # accelerate ignores FSDP on a CPU without a word
     if not wanted:
         return
     from torch.distributed.tensor import DTensor

@@ -79,22 +79,7 @@ class ScaleUp:
 def scale_up(
     mixture: MixtureFile, wanted: ScaleUp, out: Path, reporter: Reporter, *, folder: Path | None = None
 ) -> dict[str, Any]:
-    """Train a model on a mixture at full size, with its baseline where asked, and compare with the prediction.
-
-    Args:
-        mixture: the mixture file's content; nothing else of the search is needed.
-        wanted: model and settings.
-        out: folder for runs, models and `result.json`.
-        reporter: for progress and notes.
-        folder: the mixture file's folder, which relative sources start from.
-
-    Returns:
-        dict: the content of `result.json`.
-
-    Raises:
-        UsageError: an option is wrong, or the folder holds another scale-up.
-        UserError: data changed, the model cannot be had, or training diverged.
-    """
+    """Train a model on a mixture at full size, with its baseline where asked, and compare with the prediction."""
     wanted.spec.check()
     _check(wanted, mixture)
     from transformers.utils import logging as transformers_logging

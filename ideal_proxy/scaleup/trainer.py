@@ -18,17 +18,7 @@ from ideal_proxy.scaleup.steps import Step, StepSet, accumulate, check_sharded
 
 
 class MixtureTrainer(Trainer):
-    """`Trainer` with the proxies' optimiser, schedule and loss, judged by the capabilities' reference losses.
-
-    Args:
-        model: a causal LM.
-        args: settings; one item a step and no accumulation.
-        steps: the training set.
-        settings: optimiser and schedule, the proxies' own class.
-        references: names and rows of the J capabilities.
-        callbacks: more callbacks.
-        sharded: parameters must be sharded; where they are not, the first step is an error.
-    """
+    """`Trainer` with the proxies' optimiser, schedule and loss, judged by the capabilities' reference losses."""
 
     def __init__(
         self,
@@ -120,28 +110,14 @@ class MixtureTrainer(Trainer):
         return found
 
     def row_losses(self) -> dict[str, RowLosses]:
-        """Measure every reference row of every capability.
-
-        Returns:
-            dict: by capability; every process has them all.
-        """
+        """Measure every reference row of every capability."""
         return reference_losses(self.model, self.references, self.args.device, self.settings)
 
 
 def reference_losses(
     model: Any, references: dict[str, TokenRows], device: torch.device | str, settings: TrainSettings
 ) -> dict[str, RowLosses]:
-    """Measure every reference row of every capability.
-
-    Args:
-        model: a causal LM on its device.
-        references: by capability.
-        device: where to compute.
-        settings: precision and micro-batches.
-
-    Returns:
-        dict: by capability.
-    """
+    """Measure every reference row of every capability."""
     return {
         name: evaluate(
             model,

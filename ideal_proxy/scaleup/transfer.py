@@ -73,30 +73,7 @@ def transfer_volumes(
     repeat_cap: float = 4.0,
     random_state: int = 0,
 ) -> Transfer:
-    """Carry volumes to another total or to other available rows.
-
-    Args:
-        mode: share, repeat or law.
-        domains: D names.
-        capabilities: J names.
-        rows: (D,) volumes that the search found.
-        base: (D,) base volumes.
-        available: (D,) rows that the domains had in the search.
-        total: rows of the full-size run; None keeps the sum that the mode gives (repeat), or the found total.
-        full_available: (D,) rows that the domains have at full size; default as in the search.
-        law: the response there; needed by `law`, used by the others to predict.
-        objective: what `law` minimises; default the mean of the ratios.
-        limits: makes the constraints of `law` from the full-size problem and the total; default the repeat cap alone.
-        tokens: (D,) tokens a row, where limits speak of tokens.
-        repeat_cap: `law` uses no domain more than so many times over; the other modes are told where they do.
-        random_state: of the optimiser's starts.
-
-    Returns:
-        Transfer: whole rows that sum to the total exactly.
-
-    Raises:
-        UsageError: an unknown mode, no law where one is needed, or a total that the caps make impossible.
-    """
+    """Carry volumes to another total or to other available rows."""
     if mode not in get_args(Mode):
         raise UsageError(f"--transfer is {mode!r}; it must be share, repeat or law")
     rows, base, available = (np.asarray(part, dtype=float) for part in (rows, base, available))
@@ -163,16 +140,7 @@ def _exactly(rows: int) -> Budget:
 
 
 def predict_ratio(law: ResponseSurface, v: Array, base: Array) -> tuple[Array, Array, Array]:
-    """Predict losses relative to base, with the half-width of the 90 % interval for one pair of runs.
-
-    Args:
-        law: the response.
-        v: (D,) rows.
-        base: (D,) rows.
-
-    Returns:
-        tuple: ratios (J,), half-widths (J,), and the losses at base (J,) in nats.
-    """
+    """Predict losses relative to base, with the half-width of the 90 % interval for one pair of runs."""
     here, there = law.value_and_gradient(v)[0], law.value_and_gradient(base)[0]
     draws_SJ = law.draws_value_and_gradient(v)[0] / law.draws_value_and_gradient(base)[0]
     run_J = np.asarray(law.residual_scale_, dtype=float) / there * np.sqrt(2.0)
@@ -189,22 +157,7 @@ def transfer_mixture(
     full_available: Array | None = None,
     law: ResponseSurface | None = None,
 ) -> MixtureFile:
-    """Carry a mixture file to another total or to other available rows, predictions included.
-
-    Args:
-        mixture: the file; its law and its constraints are used where it has them.
-        mode: share, repeat or law.
-        total: rows of the full-size run; None as for `transfer_volumes`.
-        reporter: for notes.
-        full_available: (D,) rows that the domains have at full size; default those of the file.
-        law: the response at full size; default the file's own, which the proxies gave.
-
-    Returns:
-        MixtureFile: with new volumes and predictions; what was verified at the old volumes is left out.
-
-    Raises:
-        UsageError: as for `transfer_volumes`, or the law is not over the file's domains.
-    """
+    """Carry a mixture file to another total or to other available rows, predictions included."""
     column = {key: np.array([getattr(d, key) for d in mixture.domains], dtype=float) for key in _COLUMNS}
     full = column["available"] if full_available is None else np.asarray(full_available, dtype=float)
     if law is None and mixture.law is not None:
@@ -247,23 +200,7 @@ def carry(
     law: Callable[[Array], ResponseSurface] | None = None,
     folder: Path | None = None,
 ) -> MixtureFile:
-    """Carry a mixture file to full size, where domains may have other rows than in the search.
-
-    Args:
-        mixture: the file.
-        mode: share, repeat or law.
-        total: rows of the full-size run.
-        reporter: for notes.
-        data: by domain, where its full-size rows lie; the others keep the search's.
-        law: gives the response at full size from the rows (D,) that domains have there; default the file's own.
-        folder: the mixture file's folder, which relative sources start from.
-
-    Returns:
-        MixtureFile: with the full-size sources, their fingerprints, volumes and predictions.
-
-    Raises:
-        UserError: a source holds no rows, or the search's rows changed.
-    """
+    """Carry a mixture file to full size, where domains may have other rows than in the search."""
     found = {}
     for name, path in (data or {}).items():
         rows = list(read_rows(resolve(path, folder), format="auto"))
@@ -279,18 +216,7 @@ def carry(
 
 
 def file_law(mixture: MixtureFile, available: Array | None = None) -> Any:
-    """Read the response law from a mixture file.
-
-    Args:
-        mixture: the file, with a law.
-        available: (D,) rows that the domains have at full size, where repeats saturate; default the search's.
-
-    Returns:
-        ResponseModel: fitted.
-
-    Raises:
-        UsageError: the law is not over the file's domains in rows, or is in another order of capabilities.
-    """
+    """Read the response law from a mixture file."""
     from ideal_proxy.response import ResponseModel
 
     assert mixture.law is not None
@@ -303,14 +229,7 @@ def file_law(mixture: MixtureFile, available: Array | None = None) -> Any:
 
 
 def usable_law(mixture: MixtureFile) -> Any:
-    """Read the response law from a mixture file where there is one that full-size runs can be compared with.
-
-    Args:
-        mixture: the file.
-
-    Returns:
-        ResponseModel: fitted; None where the file has none over its domains in rows.
-    """
+    """Read the response law from a mixture file where there is one that full-size runs can be compared with."""
     from ideal_proxy.response import ResponseModel
 
     law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
@@ -367,20 +286,7 @@ def with_volumes(
     active: Sequence[str] = (),
     provenance: dict[str, Any],
 ) -> MixtureFile:
-    """Write a mixture file with other volumes; what was verified at the old ones is left out.
-
-    Args:
-        mixture: the file to start from.
-        rows: (D,) new rows.
-        base_rows: (D,) base.
-        ratios: what is predicted; None for nothing.
-        available: (D,) rows that the domains have; default the file's.
-        active: constraints that bind.
-        provenance: keys to add.
-
-    Returns:
-        MixtureFile: the new file.
-    """
+    """Write a mixture file with other volumes; what was verified at the old ones is left out."""
     full = [d.available for d in mixture.domains] if available is None else [int(u) for u in available]
     per_row = [d.tokens / d.rows if d.rows else None for d in mixture.domains]
     known = all(rate is not None or not v for rate, v in zip(per_row, rows, strict=True))
@@ -420,15 +326,7 @@ _PREDICTED = ("base_loss", "predicted_loss", "predicted_lower", "predicted_upper
 
 
 def transfer_tables(before: MixtureFile, after: MixtureFile) -> str:
-    """Lay out a transfer in 80 columns.
-
-    Args:
-        before: the search's file.
-        after: the full-size file.
-
-    Returns:
-        str: volumes, and predictions where there are any.
-    """
+    """Lay out a transfer in 80 columns."""
     rows = [
         (old.name, f"{old.rows:,}", f"{new.rows:,}", f"{new.share:.1%}", f"{new.available:,}", f"{new.repeat:.2f}x")
         for old, new in zip(before.domains, after.domains, strict=True)
