@@ -1,4 +1,4 @@
-"""A run that is judged by metrics too: its trained weights are saved first, so that a stop never costs a second training.
+"""A run that is judged by metrics too: its trained weights are saved first, so that a stop costs no second training.
 
 Once trained and judged by loss, a run's losses, numbers and model are written; then each metric is measured and its
 score written; then the run is complete and the model goes. A run that was stopped or failed goes on where it was.
