@@ -10,7 +10,7 @@ is instant.
     what_if(run, {"coding": 6000, "trust": "-20%"}).gain
     write_report(run)
 
-The figures are in `ideal_proxy.report.plots`.
+The figures are in `ideal_proxy.report.plots`; each room (`ideal_proxy.data`, ...) lists its own public names.
 """
 
 import importlib.metadata

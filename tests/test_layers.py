@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,18 @@ def imports(path: Path) -> set[tuple[str, ...]]:
                 found |= {(*node.module.split(".")[1:], alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "ideal_proxy"}
+    return found
+
+
+def notebook_imports() -> set[tuple[str, ...]]:
+    """What the notebooks import from rooms; a user may, so it is public."""
+    found = set()
+    for path in sorted((PACKAGE.parent / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
+        for node in ast.walk(ast.parse("\n".join(line for line in lines if not line.startswith(("%", "!"))))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ideal_proxy."):
+                found |= {(*node.module.split(".")[1:], alias.name) for alias in node.names}
     return found
 
 
@@ -128,11 +141,17 @@ def test_a_room_has_a_sign_and_every_public_name_exists(room):
 
 def test_no_public_name_is_listed_in_vain():
     """A door lists what another room, the package itself or the documentation takes; the rest is private."""
-    taken = {name[:2] for path in files() for name in imports(path)}
+    taken = {name[:2] for path in files() for name in imports(path)} | notebook_imports()
     public = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
     taken |= {(n.module, a.name) for n in public.body if isinstance(n, ast.ImportFrom) and n.module for a in n.names}
     unused = {(room, name) for room in ROOMS for name in door(room)} - taken
     assert not unused - {("cli", "app")}
+
+
+def test_notebooks_come_in_by_the_doors():
+    taken = notebook_imports()
+    assert taken
+    assert not [name for name in taken if len(name) != 2 or name[1] not in door(name[0])]
 
 
 @pytest.mark.parametrize("path", files(), ids=str)

@@ -1,3 +1,4 @@
+from .demo import DOMAINS as DOMAINS
 from .demo import demo_config as demo_config
 from .duplicates import DuplicateReport as DuplicateReport
 from .duplicates import find_duplicates as find_duplicates
@@ -17,6 +18,7 @@ from .sources import domain_tokenizer as domain_tokenizer
 from .sources import read_sources as read_sources
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
+from .template import train_tokenizer as train_tokenizer
 from .tokens import IGNORED as IGNORED
 from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows

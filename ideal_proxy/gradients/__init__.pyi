@@ -5,6 +5,7 @@ from .estimate import open_folder as open_folder
 from .estimate import pick_device as pick_device
 from .estimate import read_tau as read_tau
 from .influence import InfluenceSettings as InfluenceSettings
+from .influence import finite_responses as finite_responses
 from .influence import responses as responses
 from .records import IDEAL_STEP as IDEAL_STEP
 from .records import ResponseMatrix as ResponseMatrix
@@ -12,3 +13,4 @@ from .records import mean_over_seeds as mean_over_seeds
 from .records import one_step as one_step
 from .records import plain_lists as plain_lists
 from .records import unresolved as unresolved
+from .unrolled import unrolled_responses as unrolled_responses

@@ -1,3 +1,5 @@
+from . import plots as plots
+from .curves import response_matrix as response_matrix
 from .text import applied_table as applied_table
 from .text import applied_values as applied_values
 from .text import plan_tables as plan_tables
@@ -5,4 +7,5 @@ from .text import result_tables as result_tables
 from .whatif import read_settings as read_settings
 from .whatif import what_if as what_if
 from .whatif import what_if_tables as what_if_tables
+from .write import keep_weights as keep_weights
 from .write import write_report as write_report
