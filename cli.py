@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 NEEDED = {
     "run": ("typer", "torch", "transformers", "pydantic", "yaml", "scipy", "sklearn", "pandas", "pyarrow",
-            "matplotlib", "rich", "accelerate", "psutil"),
+            "matplotlib", "rich", "accelerate", "psutil", "xxhash", "tokenizers", "safetensors", "lazy_loader"),
     "test": ("pytest", "hypothesis", "xdist"),
 }  # fmt: skip
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -46,12 +46,12 @@ def torch_requirement():
         return None, "keeping the torch that this Python has"
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
     if nvidia:
-        return ["torch>=2.12"], "NVIDIA driver found: torch with CUDA from the default index (several GB)"
+        return ["torch>=2.11"], "NVIDIA driver found: torch with CUDA from the default index (several GB)"
     if platform.system() == "Darwin":
-        return ["torch>=2.12"], "torch from the default index"
+        return ["torch>=2.11"], "torch from the default index"
     try:
         with urllib.request.urlopen(f"{CPU_INDEX}/torch/", timeout=5):
-            return ["torch>=2.12", "--index-url", CPU_INDEX], "no GPU: torch from PyTorch's CPU index (200 MB)"
+            return ["torch>=2.11", "--index-url", CPU_INDEX], "no GPU: torch from PyTorch's CPU index (200 MB)"
     except (OSError, urllib.error.URLError, ValueError):
         return [CPU_TORCH], f"no GPU, PyTorch's CPU index out of reach: {CPU_TORCH} from the default index"
 

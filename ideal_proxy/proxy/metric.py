@@ -56,7 +56,7 @@ class MetricSpec:
         split: `search` or `verify`: which half of its items the metric may judge on.
         command: program and arguments, `{model}` standing for the folder; "" where there is a function.
         python: `package.module:function`; "" where there is a command.
-        folder: where the command runs and where modules are looked for first.
+        folder: where the command runs and where modules are looked for too.
         timeout_seconds: it is ended after so long.
         keep_model: leave the exported model in the run's folder.
     """
@@ -408,7 +408,7 @@ def load_function(spec: MetricSpec) -> Callable[..., Any]:
     """
     folder = str(Path(spec.folder).resolve())
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)  # never before the standard library: a `json.py` there must not take its place
     return load_entry_point(spec.python, told=spec.told, folder=spec.folder, takes="give package.module:function")
 
 

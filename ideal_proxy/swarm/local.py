@@ -213,7 +213,7 @@ def start_worker(
         "context": str(context.resolve()), "run_dir": str(run_dir.resolve()), "worker": number, "cores": list(cores),
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", module, json.dumps(settings)],
+        [sys.executable, "-P", "-m", module, json.dumps(settings)],  # -P: no module of the current folder is run
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=_environment(threads),
         start_new_session=True,
     )  # fmt: skip
@@ -239,9 +239,12 @@ def cores() -> list[int]:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker process: this package found, and its threads bounded."""
+    """Return the environment of a worker process: this package found, and its threads bounded.
+
+    An empty part of PYTHONPATH would mean the current folder, so it is left out.
+    """
     package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1",

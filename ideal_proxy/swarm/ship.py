@@ -21,6 +21,9 @@ from ideal_proxy.store import MARKER, atomic_write_bytes
 CACHE = "IDEAL_PROXY_CACHE"
 PIECE_BYTES = 16 << 20
 SWEEP_SECONDS = 3600.0
+LOCK_END = ".ideal-proxy.lock"
+SIGN = "A folder of ideal-proxy's cache stands beside this file; it is removed when no process holds this file.\n"
+"""Only a lock that is named so and says so is ever swept: the cache may lie in a folder that others use too."""
 
 Piece = list[tuple[str, bytes]]
 """Names of files, relative, with what comes next of each; a file larger than a piece goes on in the next ones."""
@@ -166,13 +169,17 @@ def hold(folder: Path) -> IO[str]:
     """
     held = open(_lock_of(folder), "a", encoding="utf-8")  # noqa: SIM115 (the caller keeps it)
     fcntl.flock(held, fcntl.LOCK_SH)
+    if not held.tell():
+        held.write(SIGN)
+        held.flush()
     os.utime(held.fileno())
-    for lock in folder.parent.glob("*.lock"):
-        with contextlib.suppress(OSError), open(lock, "r+", encoding="utf-8") as other:
+    for lock in folder.parent.glob(f"*{LOCK_END}"):
+        with contextlib.suppress(OSError, UnicodeDecodeError), open(lock, "r+", encoding="utf-8") as other:
             # One that nobody holds just now may be about to get its next worker.
-            if lock != _lock_of(folder) and time.time() - lock.stat().st_mtime > SWEEP_SECONDS:
+            old = lock != _lock_of(folder) and time.time() - lock.stat().st_mtime > SWEEP_SECONDS
+            if old and other.read(len(SIGN)) == SIGN:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(lock.with_suffix(""))
+                remove(lock.with_name(lock.name.removesuffix(LOCK_END)))
     return held
 
 
@@ -203,4 +210,4 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
+    return folder.with_name(f"{folder.name}{LOCK_END}")

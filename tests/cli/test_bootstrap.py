@@ -51,13 +51,13 @@ def test_a_torch_that_is_there_is_kept(script, monkeypatch):
 def test_an_nvidia_driver_takes_the_default_index(script, monkeypatch):
     monkeypatch.setattr(script.shutil, "which", lambda name: "/usr/bin/nvidia-smi" if name == "nvidia-smi" else None)
     arguments, why = script.torch_requirement()
-    assert arguments == ["torch>=2.12"]
+    assert arguments == ["torch>=2.11"]
     assert "CUDA" in why
 
 
 def test_without_a_gpu_the_cpu_index_is_tried_then_the_pin(script, monkeypatch):
     monkeypatch.setattr(script.urllib.request, "urlopen", answer(True))
-    assert script.torch_requirement()[0] == ["torch>=2.12", "--index-url", "https://download.pytorch.org/whl/cpu"]
+    assert script.torch_requirement()[0] == ["torch>=2.11", "--index-url", "https://download.pytorch.org/whl/cpu"]
     monkeypatch.setattr(script.urllib.request, "urlopen", answer(False))
     arguments, why = script.torch_requirement()
     assert arguments == ["torch==2.13.0"]

@@ -17,7 +17,7 @@ from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template, train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.gradients.estimate import encode_sources, read_tau, take_step
+from ideal_proxy.gradients.estimation import encode_sources, read_tau, take_step
 from ideal_proxy.gradients.influence import InfluenceSettings, responses
 from ideal_proxy.gradients.records import ResponseMatrix, unresolved
 from ideal_proxy.mixture.apply import apply_mixture

@@ -251,7 +251,7 @@ def test_streaming_shards_hold_each_row_once_and_choose_the_counts(
 def test_interleave_script_takes_every_row_once(
     mixture: MixtureFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", minversion="4.5", reason="the script asks for datasets >= 4.5")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     report = export_mixture(mixture, "interleave", tmp_path / "out")
     table = load(tmp_path / "out" / "mixture_interleave.py").dataset()

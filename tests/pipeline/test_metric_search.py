@@ -75,7 +75,7 @@ def test_scores_stand_beside_losses_everywhere(finished):
     assert accuracy["scale"] == 1.0
     change = (accuracy["verified"]["value"] - cost["verified"]["value"] / cost["scale"]) / 2
     assert result["verdict"]["gain"]["value"] == pytest.approx(change, rel=1e-6)
-    assert result["verdict"]["row_noise"] == 0.0
+    assert result["verdict"]["row_noise"] == pytest.approx(0.0, abs=1e-12)  # both halves score the same rows
     text = result_tables(result, Path("run"))
     assert "Metrics, which judge instead of the loss" in text
     assert "by the metrics" in text or "keep the base" in text

@@ -148,14 +148,18 @@ def test_a_command_stops_when_it_is_told_to(exported):
 def test_a_function_gets_the_model_and_leaves_the_random_states_alone(exported, tmp_path):
     import torch
 
+    (tmp_path / "colorsys.py").write_text(
+        "raise ImportError('a file beside a metric took a standard module's place')\n"
+    )
+    (tmp_path / "helper.py").write_text("PART = 1000\n")
     (tmp_path / "scored.py").write_text(
-        "import random, numpy, torch\n"
+        "import colorsys, random, numpy, torch, helper\n"
         "def norm(model, tokenizer, split):\n"
         "    assert not model.training and not torch.is_grad_enabled() and tokenizer.eos_token == '<|end|>'\n"
         "    assert model.config.eos_token_id == tokenizer.eos_token_id and model.config.use_cache\n"
         "    ids = tokenizer('one two', return_tensors='pt').input_ids\n"
         "    assert model.generate(ids, max_new_tokens=2).shape[1] > ids.shape[1]\n"
-        "    return model.model.norm.weight.sum() + 1000 * (split == 'verify')\n"
+        "    return model.model.norm.weight.sum() + helper.PART * (split == 'verify')\n"
         "def draws(model, tokenizer, split):\n"
         "    return {'score': float(torch.rand(1)) + random.random() + numpy.random.rand()}\n"
     )

@@ -182,3 +182,18 @@ def test_a_killed_worker_repeats_no_step_that_its_checkpoint_holds(tmp_path, mon
     assert counted["spared"] == 20
     assert 40 <= counted["killed"] <= 41  # a step may have been done whose checkpoint was not yet there
     assert outcome.results["killed"].metrics["steps_resumed"] >= killed_at[0]
+
+
+@pytest.mark.parametrize("search_path", ["", ":"], ids=["unset", "an empty part"])
+def test_no_module_of_the_current_folder_is_run(tmp_path, monkeypatch, search_path):
+    """A user's `queue.py` or `json.py` beside the run file is data, not a part of a worker."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("json", "queue", "argparse", "torch", "numpy", "ideal_proxy"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
+    context = make_context(tmp_path / "context")
+    monkeypatch.setenv("PYTHONPATH", str(TESTS) + search_path)
+    monkeypatch.chdir(here)
+    with Swarm(context, tmp_path, workers=1, worker="counting_worker") as swarm:
+        assert not swarm.run([warm_spec(context, 0)]).failures
+    assert not (tmp_path / "ran").exists()

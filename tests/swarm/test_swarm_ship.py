@@ -68,6 +68,10 @@ def test_only_what_is_named_stays(tmp_path):
 def test_a_folder_that_nobody_holds_is_swept_after_a_while(tmp_path, monkeypatch):
     code = "import sys, pathlib\nfrom ideal_proxy.swarm.ship import hold\nheld = hold(pathlib.Path(sys.argv[1]))\n"
     wait = "print('held', flush=True)\nsys.stdin.read()\n"
+
+    def lock(name):
+        return tmp_path / f"{name}{ship.LOCK_END}"
+
     for name in ("dead", "fresh"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
     with subprocess.Popen(
@@ -77,16 +81,31 @@ def test_a_folder_that_nobody_holds_is_swept_after_a_while(tmp_path, monkeypatch
         assert other.stdout.readline() == "held\n"
         for name in ("dead", "fresh", "alive", "mine"):
             (tmp_path / name).mkdir()
-            if name != "fresh":
-                (tmp_path / f"{name}.lock").touch()
-                os.utime(tmp_path / f"{name}.lock", (0, 0))
+            if name not in {"fresh", "mine"}:
+                os.utime(lock(name), (0, 0))
         with ship.hold(tmp_path / "mine"):
             assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"fresh", "alive", "mine"}
-            assert not (tmp_path / "dead.lock").exists()
+            assert not lock("dead").exists()
         other.stdin.close()
     ship.remove(tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
-    assert not (tmp_path / "mine.lock").exists()
+    assert not lock("mine").exists()
+
+
+def test_nothing_of_other_programs_is_swept(tmp_path):
+    """The cache may be set to a folder that others use: their locks, however named, and their folders stay."""
+    for name in ("tool", "sly"):
+        (tmp_path / name / "precious").mkdir(parents=True)
+    theirs = {"tool.lock": b"", f"sly{ship.LOCK_END}": b"", f"other{ship.LOCK_END}": b"\xff\xfe", "x.lock": b"pid 7"}
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, (0, 0))
+    with ship.hold(tmp_path / "mine"):
+        assert (tmp_path / "tool" / "precious").is_dir()
+        assert (tmp_path / "sly" / "precious").is_dir()
+        assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
+    ship.remove(tmp_path / "mine")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["tool", "sly", *theirs])
 
 
 def test_the_cache_is_ones_own(tmp_path, monkeypatch):
