@@ -19,27 +19,13 @@ ROWS_OF_A_GROUP = 4096  # of parquet: what is held in memory
 
 
 def jsonl(job: Job) -> ExportReport:
-    """Write the exact rows as JSONL of `messages`, in training order.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write the exact rows as JSONL of `messages`, in training order."""
     path = write_drawn_as(job, job.folder / "train.jsonl")
     return report_of(job, "jsonl", [path.name], f"read {path.name}; rows stand in training order")
 
 
 def parquet(job: Job) -> ExportReport:
-    """Write the exact rows as parquet with a `messages` column, in training order.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write the exact rows as parquet with a `messages` column, in training order."""
     _write_parquet(job, job.folder / "train.parquet")
     return report_of(job, "parquet", ["train.parquet"], "read train.parquet; rows stand in training order")
 
@@ -153,15 +139,7 @@ def interleave(job: Job) -> ExportReport:
 
 
 def write_drawn_as(job: Job, path: Path) -> Path:
-    """Write the exact rows to one file.
-
-    Args:
-        job: mixture and folder.
-        path: the file.
-
-    Returns:
-        Path: the file.
-    """
+    """Write the exact rows to one file."""
     spool = job.folder / SPOOL
     written = job.write_drawn(spool)
     path.parent.mkdir(parents=True, exist_ok=True)

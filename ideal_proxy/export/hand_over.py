@@ -41,11 +41,7 @@ class Target:
 
 
 def targets() -> dict[str, Target]:
-    """Return the known targets.
-
-    Returns:
-        dict: by name.
-    """
+    """Return the known targets."""
     return {
         "jsonl": Target(formats.jsonl, True),
         "parquet": Target(formats.parquet, True),
@@ -116,14 +112,7 @@ def export_mixture(
 
 
 def export_table(report: ExportReport) -> str:
-    """Lay out an export in 80 columns.
-
-    Args:
-        report: what was written.
-
-    Returns:
-        str: counts, notes, and how to use it.
-    """
+    """Lay out an export in 80 columns."""
     rows = [
         (d.domain, f"{d.available:,}", f"{d.wanted:,}", f"{d.draws:,}", f"{d.draws / d.available:.2f}x")
         for d in report.draws

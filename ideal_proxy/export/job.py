@@ -66,11 +66,7 @@ class ExportReport:
     use: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report for a file.
-
-        Returns:
-            dict: JSON-ready.
-        """
+        """Return the report for a file."""
         return {
             "format": FORMAT,
             "target": self.target,
@@ -107,11 +103,7 @@ class Job:
         return [domain for domain in self.mixture.domains if domain.rows]
 
     def file_names(self) -> dict[str, str]:
-        """Give every domain a name that is safe in a path, a shell and a comma-separated list.
-
-        Returns:
-            dict: by domain name; all differ.
-        """
+        """Give every domain a name that is safe in a path, a shell and a comma-separated list."""
         names: dict[str, str] = {}
         for domain in self.domains:
             plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", domain.name).strip("._") or "domain"
@@ -122,14 +114,7 @@ class Job:
         return names
 
     def conversations(self, domain: DomainVolume) -> Iterator[dict[str, Any]]:
-        """Read a domain's rows as `messages`, in source order; rows that changed are refused before the first.
-
-        Args:
-            domain: which.
-
-        Yields:
-            dict: one row.
-        """
+        """Read a domain's rows as `messages`, in source order; rows that changed are refused before the first."""
         for lines in self._lines(domain):
             for line in lines:
                 yield json.loads(line)
@@ -151,41 +136,21 @@ class Job:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def write_whole(self, domain: DomainVolume, path: Path) -> None:
-        """Write a domain's rows once each, as JSONL of `messages`.
-
-        Args:
-            domain: which.
-            path: the file.
-        """
+        """Write a domain's rows once each, as JSONL of `messages`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             for lines in self._lines(domain):
                 file.writelines(line + b"\n" for line in lines)
 
     def write_drawn(self, folder: Path, domains: list[DomainVolume] | None = None) -> Path:
-        """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`.
-
-        Args:
-            folder: a new folder.
-            domains: which; default all.
-
-        Returns:
-            Path: the file.
-        """
+        """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`."""
         part = self.mixture.model_copy(update={"domains": domains or self.domains})
         moved = {d.name: self.sources[d.name] for d in part.domains}
         return apply_mixture(part, folder, row_format="chat", sources=moved, index=self.index).files[0]
 
 
 def line_of(row: dict[str, Any]) -> bytes:
-    """Write a row as one line of JSON.
-
-    Args:
-        row: the row.
-
-    Returns:
-        bytes: UTF-8 with a line end.
-    """
+    """Write a row as one line of JSON."""
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
@@ -200,21 +165,7 @@ def report_of(
     draws: dict[str, int] | None = None,
     notes: tuple[str, ...] = (),
 ) -> ExportReport:
-    """Compose a writer's report.
-
-    Args:
-        job: the job.
-        target: name.
-        files: written, relative to the folder.
-        use: how to use them.
-        exact: the configuration says the counts.
-        how: by domain, what it says.
-        draws: by domain, rows drawn by the target's arithmetic; default the wanted ones.
-        notes: what a user must know.
-
-    Returns:
-        ExportReport: complete.
-    """
+    """Compose a writer's report."""
     entries = tuple(
         Draw(
             domain=d.name, available=d.available, wanted=d.rows,

@@ -55,14 +55,7 @@ def llamafactory(job: Job) -> ExportReport:
 
 
 def ms_swift(job: Job) -> ExportReport:
-    """Write a script with `path#N` a set, which takes whole passes and a remainder.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write a script with `path#N` a set, which takes whole passes and a remainder."""
     names = job.file_names()
     sets = []
     for domain in job.domains:
@@ -82,14 +75,7 @@ def ms_swift(job: Job) -> ExportReport:
 
 
 def open_instruct(job: Job) -> ExportReport:
-    """Write a script with `--dataset_mixer_list PATH ROWS …`; a whole number is rows, `1.0` would be all of a set.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write a script with `--dataset_mixer_list PATH ROWS …`; a whole number is rows, `1.0` would be all of a set."""
     names = job.file_names()
     pairs = []
     for domain in job.domains:
@@ -107,14 +93,7 @@ def open_instruct(job: Job) -> ExportReport:
 
 
 def trl(job: Job) -> ExportReport:
-    """Write the exact rows and a configuration for `trl sft --config` that takes them all.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write the exact rows and a configuration for `trl sft --config` that takes them all."""
     path = write_drawn_as(job, job.folder / "train.jsonl")
     settings = {
         "datasets": [{"path": "json", "data_files": str(path.resolve()), "split": "train"}],
@@ -129,14 +108,7 @@ def trl(job: Job) -> ExportReport:
 
 
 def axolotl(job: Job) -> ExportReport:
-    """Write the exact rows and a YAML that takes them all, with de-duplication off.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write the exact rows and a YAML that takes them all, with de-duplication off."""
     path = write_drawn_as(job, job.folder / "train.jsonl")
     settings = {
         "datasets": [{
@@ -155,14 +127,7 @@ def axolotl(job: Job) -> ExportReport:
 
 
 def megatron_bridge(job: Job) -> ExportReport:
-    """Write a Python configuration with `source_weights`, the number of passes over each source.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write a Python configuration with `source_weights`, the number of passes over each source."""
     names = job.file_names()
     sources, weights = [], []
     for domain in job.domains:
@@ -195,14 +160,7 @@ def megatron_bridge(job: Job) -> ExportReport:
 
 
 def passes(domain: DomainVolume) -> float:
-    """Write a count as passes, so that it is exact whether the target rounds the remainder up or to the nearest row.
-
-    Args:
-        domain: rows and available rows.
-
-    Returns:
-        float: a whole number of passes, or a quarter of a row below the exact ratio.
-    """
+    """Write a count as passes, so that it is exact whether the target rounds the remainder up or to the nearest row."""
     whole, rest = divmod(domain.rows, domain.available)
     return float(whole) if rest == 0 else (domain.rows - 0.25) / domain.available
 

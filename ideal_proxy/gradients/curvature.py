@@ -43,26 +43,12 @@ class LabelledLogits:
     keys: Tensor
 
     def loss_sum(self, labels: Tensor | None = None) -> Tensor:
-        """Sum of negative log-likelihoods, in nats, over the batch's supervised tokens.
-
-        Args:
-            labels: (L,) other labels to score; the data's own by default.
-
-        Returns:
-            A scalar, at least float32.
-        """
+        """Sum of negative log-likelihoods, in nats, over the batch's supervised tokens."""
         logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
         return nn.functional.cross_entropy(logits, self.labels if labels is None else labels, reduction="sum")
 
     def loss_gradient(self, labels: Tensor) -> Tensor:
-        """Gradient of `loss_sum` by the logits: probabilities less 1 at the label.
-
-        Args:
-            labels: (L,) labels to score.
-
-        Returns:
-            (L, V), in the logits' own precision.
-        """
+        """Gradient of `loss_sum` by the logits: probabilities less 1 at the label."""
         logits = self.logits.detach()
         gradient = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         return gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0)).to(logits.dtype)
@@ -84,16 +70,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def check_deterministic(model: nn.Module, forward: Forward, batch: Any) -> None:
-    """Run one batch twice and refuse a model whose loss changes: factors and gradients would not be its own.
-
-    Args:
-        model: the model, in evaluation mode.
-        forward: the forward function that will be used.
-        batch: any one batch.
-
-    Raises:
-        UserError: the two losses differ by more than rounding.
-    """
+    """Run one batch twice and refuse a model whose loss changes: factors and gradients would not be its own."""
     with torch.no_grad():
         first, second = (float(forward(model, batch).loss_sum()) for _ in range(2))
     if not abs(first - second) <= 1e-5 * max(1.0, abs(first)):
@@ -104,22 +81,14 @@ def check_deterministic(model: nn.Module, forward: Forward, batch: Any) -> None:
 
 
 def processes() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) outside torch.distributed.
-
-    Returns:
-        Rank and world size.
-    """
+    """This process's rank and the number of processes; (0, 1) outside torch.distributed."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
-    """Add each tensor over all processes, in place; nothing to do in a single process.
-
-    Args:
-        *tensors: any shapes, the same on every process.
-    """
+    """Add each tensor over all processes, in place; nothing to do in a single process."""
     if processes()[1] > 1:
         for tensor in tensors:
             if dist.get_backend() == "nccl" and not tensor.is_cuda:
@@ -156,15 +125,7 @@ def hash_uniform(keys: Tensor, counters: Tensor, seed: int) -> Tensor:
 
 
 def sample_labels(output: LabelledLogits, seed: int) -> Tensor:
-    """Labels drawn from the model's own distribution: what makes an outer product of gradients the true Fisher.
-
-    Args:
-        output: one batch's logits and row keys.
-        seed: which draw.
-
-    Returns:
-        (L,) int64; the same for a row whatever batch, order or process it comes in.
-    """
+    """Labels drawn from the model's own distribution: what makes an outer product of gradients the true Fisher."""
     rows = output.label_rows
     ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     uniform = hash_uniform(output.keys[rows], ordinal, seed)
@@ -191,27 +152,12 @@ def sample_labels(output: LabelledLogits, seed: int) -> Tensor:
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Inner product of two vectors, summed in float64.
-
-    Args:
-        a: parameter name to tensor.
-        b: the same names and shapes.
-
-    Returns:
-        Σ a·b over the names of `a`.
-    """
+    """Inner product of two vectors, summed in float64."""
     return float(sum(torch.dot(a[name].flatten().double(), b[name].flatten().double()) for name in a))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients, by name; a tied parameter appears once.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Name to parameter.
-    """
+    """The parameters that require gradients, by name; a tied parameter appears once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -237,14 +183,7 @@ class GaussNewton:
         self.parameters = {name: named[name] for name in (named if parameters is None else parameters)}
 
     def __matmul__(self, vector: Mapping[str, Tensor]) -> Vector:
-        """The product G·vector, over all processes.
-
-        Args:
-            vector: parameter name to tensor of the parameter's shape.
-
-        Returns:
-            A vector of the same names and shapes.
-        """
+        """The product G·vector, over all processes."""
         names, weights = list(self.parameters), list(self.parameters.values())
         direction = [vector[name] for name in names]
         total = [torch.zeros_like(tensor) for tensor in direction]

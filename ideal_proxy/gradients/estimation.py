@@ -80,15 +80,7 @@ class Sources:
     template: dict[str, Any]
 
     def drawn(self, rows: Ints, seed: int) -> tuple[Ints, Ints]:
-        """Tokens of a mixture, of exactly the rows that would be drawn.
-
-        Args:
-            rows: (D,) rows of each domain.
-            seed: of the mixture.
-
-        Returns:
-            tuple: tokens (D,) and supervised tokens (D,).
-        """
+        """Tokens of a mixture, of exactly the rows that would be drawn."""
         totals = np.zeros((2, len(rows)), dtype=np.int64)
         for i, (name, tokens) in enumerate(self.domains.items()):
             taken = draw(domain_order(seed, name, tokens.keys), int(rows[i]))[0]
@@ -114,19 +106,7 @@ class Step:
 
 
 def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -> Sources:
-    """Read and tokenise every source of a run file with a model's own template.
-
-    Args:
-        config: the run file.
-        template: the model's.
-        context: longest row, tokens.
-
-    Returns:
-        Sources: all rows of the domains, and the search half of the references.
-
-    Raises:
-        UserError: a source is missing or empty, or has no row with an answer.
-    """
+    """Read and tokenise every source of a run file with a model's own template."""
     domain_rows, reference_rows = read_sources(config)
     domains, references = {}, {}
     for name, rows in domain_rows.items():
@@ -173,16 +153,7 @@ def _limits(entry: DomainConfig, available: int, config: SearchConfig) -> tuple[
 
 
 def take_step(matrix: ResponseMatrix, sources: Sources, names: Sequence[str]) -> Step:
-    """Propose IDEAL's one step from the base mixture, within the run file's bounds.
-
-    Args:
-        matrix: responses.
-        sources: base volumes and bounds.
-        names: D domain names.
-
-    Returns:
-        Step: whole rows.
-    """
+    """Propose IDEAL's one step from the base mixture, within the run file's bounds."""
     response, errors = _strongest(matrix)
     total = np.asarray(response.sum(0))
     wanted = np.rint(one_step(response, sources.base, IDEAL_STEP)).astype(np.int64)
@@ -204,17 +175,7 @@ def _strongest(matrix: ResponseMatrix) -> tuple[Floats, Floats]:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Find the device, and that it is there.
-
-    Args:
-        wanted: auto, cpu, cuda, cuda:1 or mps.
-
-    Returns:
-        torch.device: where to compute.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
+    """Find the device, and that it is there."""
     try:
         device = resolve_device(wanted, 0)
         torch.empty(0, device=device)
@@ -224,18 +185,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def read_tau(given: Sequence[str], capabilities: Sequence[str]) -> list[float] | None:
-    """Read options of the form CAPABILITY=NATS.
-
-    Args:
-        given: the options.
-        capabilities: J names.
-
-    Returns:
-        list: (J,) ∂L_j/∂log N at fixed shares, nats; None where none was given.
-
-    Raises:
-        UsageError: a form or name is wrong, or a capability is left out.
-    """
+    """Read options of the form CAPABILITY=NATS."""
     found = {}
     for option in given:
         name, _, text = option.rpartition("=")
@@ -252,17 +202,7 @@ def read_tau(given: Sequence[str], capabilities: Sequence[str]) -> list[float] |
 
 
 def open_folder(folder: Path) -> Path:
-    """Make the folder for the results, before any work.
-
-    Args:
-        folder: where to.
-
-    Returns:
-        Path: the folder.
-
-    Raises:
-        UserError: it cannot be made, or holds the mixture of something else.
-    """
+    """Make the folder for the results, before any work."""
     if (folder / "mixture.json").exists() and not (folder / "influence.json").exists():
         raise UserError(f"{folder} holds another mixture.json, which would be lost; choose another --out")
     try:
@@ -442,15 +382,7 @@ def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping
 
 
 def influence_tables(result: Mapping[str, Any], folder: Path) -> str:
-    """Lay out responses and proposal in 80 columns.
-
-    Args:
-        result: as `estimate` returned it.
-        folder: where the files lie.
-
-    Returns:
-        str: M, R where it is known, the proposal, the cost.
-    """
+    """Lay out responses and proposal in 80 columns."""
     first_order = result["method"] == "first-order"
     scale = "not in nats: the first-order scale is arbitrary" if first_order else "the scale is not calibrated"
     parts = [

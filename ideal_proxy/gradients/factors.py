@@ -92,15 +92,7 @@ class Block:
     values: Tensor
 
     def transform(self, vector: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> Vector:
-        """Apply a function of the matrix, given by what it does to eigenvalues, to this block of a vector.
-
-        Args:
-            vector: parameter name to tensor; leading axes beyond the parameter's own are a stack of vectors.
-            change: (l, r) eigenvalues to (l, r) multipliers.
-
-        Returns:
-            This block's parameters only.
-        """
+        """Apply a function of the matrix, given by what it does to eigenvalues, to this block of a vector."""
         weight = vector[self.layer.weight]
         device, dtype = weight.device, weight.dtype
         column = self.layer.kind == "norm"
@@ -129,19 +121,7 @@ class Block:
 def find_layers(
     model: nn.Module, select: Sequence[str] | None = None, max_dense: int = MAX_DENSE
 ) -> tuple[list[Layer], list[str]]:
-    """The blocks a model's trainable parameters fall into, and the parameters in none.
-
-    Args:
-        model: the model.
-        select: shell patterns of module paths, for example ("*mlp*",); all layers by default.
-        max_dense: longest side that gets a full factor.
-
-    Returns:
-        Layers in module order, and the names of excluded trainable parameters.
-
-    Raises:
-        UserError: the selection matches no layer, or two linear layers share one weight.
-    """
+    """The blocks a model's trainable parameters fall into, and the parameters in none."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     find_head = getattr(model, "get_output_embeddings", None)
     output = find_head() if callable(find_head) else None
@@ -221,14 +201,7 @@ class Factors:
         return tuple(name for layer in self.layers for name in layer.parameters)
 
     def block(self, name: str) -> Block:
-        """One layer's block, read from disk where it lies there.
-
-        Args:
-            name: the layer's name.
-
-        Returns:
-            The block.
-        """
+        """One layer's block, read from disk where it lies there."""
         if name in self._blocks:
             return self._blocks[name]
         assert self._folder is not None
@@ -237,25 +210,11 @@ class Factors:
         return Block(layer, saved.get("left"), saved.get("right"), saved["values"])
 
     def product(self) -> KroneckerOperator:
-        """The Fisher matrix itself: what the published release multiplies by.
-
-        Returns:
-            The operator v ↦ F v.
-        """
+        """The Fisher matrix itself: what the published release multiplies by."""
         return KroneckerOperator(self, lambda values: values)
 
     def inverse(self, damping: float = DAMPING) -> KroneckerOperator:
-        """The damped inverse (F + λI)⁻¹ with λ = damping · mean eigenvalue, layer by layer.
-
-        Args:
-            damping: relative; 0 for the plain inverse.
-
-        Returns:
-            The operator v ↦ (F + λI)⁻¹ v; zero on a layer that no loss reaches (all its eigenvalues are 0).
-
-        Raises:
-            UserError: negative damping, or none where a layer is singular.
-        """
+        """The damped inverse (F + λI)⁻¹ with λ = damping · mean eigenvalue, layer by layer."""
         if not damping >= 0:
             raise UserError(f"The damping is {damping}; give a number of at least 0 (default {DAMPING:g}).")
 
@@ -271,11 +230,7 @@ class Factors:
         return KroneckerOperator(self, invert)
 
     def put(self, block: Block) -> None:
-        """Keep a finished block: in memory, or as a file that process 0 writes.
-
-        Args:
-            block: one of `layers`' blocks.
-        """
+        """Keep a finished block: in memory, or as a file that process 0 writes."""
         if self._folder is None:
             self._blocks[block.layer.name] = block
         elif processes()[0] == 0:
@@ -315,25 +270,11 @@ class KroneckerOperator:
         self.factors, self.change = factors, change
 
     def __matmul__(self, vector: Mapping[str, Tensor]) -> Vector:
-        """Apply the operator to a vector, or to a stack of them along leading axes.
-
-        Args:
-            vector: parameter name to tensor; has every covered parameter.
-
-        Returns:
-            The covered parameters, same shapes.
-        """
+        """Apply the operator to a vector, or to a stack of them along leading axes."""
         return {name: value for part in self.layerwise(vector) for name, value in part.items()}
 
     def layerwise(self, vector: Mapping[str, Tensor]) -> Iterator[Vector]:
-        """Apply the operator one layer at a time, so that only one block and one result need memory.
-
-        Args:
-            vector: as for the product.
-
-        Yields:
-            Each layer's parameters.
-        """
+        """Apply the operator one layer at a time, so that only one block and one result need memory."""
         for layer in self.factors.layers:
             yield self.factors.block(layer.name).transform(vector, self.change)
 
@@ -343,17 +284,7 @@ def _block_path(folder: Path, name: str) -> Path:
 
 
 def load_factors(folder: Path) -> Factors:
-    """Open factors that `fit_factors` put on disk; blocks are read when they are used.
-
-    Args:
-        folder: the folder given to `fit_factors`.
-
-    Returns:
-        The factors.
-
-    Raises:
-        UserError: the folder has no finished factors.
-    """
+    """Open factors that `fit_factors` put on disk; blocks are read when they are used."""
     try:
         manifest = json.loads((folder / "factors.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

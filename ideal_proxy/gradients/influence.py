@@ -129,11 +129,7 @@ class RowBatches:
             )
 
     def tokens(self) -> int:
-        """Tokens of one pass, over all processes.
-
-        Returns:
-            Tokens.
-        """
+        """Tokens of one pass, over all processes."""
         return int(self._lengths(self.domain, self.row).sum())
 
     def _lengths(self, domain: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -184,17 +180,7 @@ def label_logits(
 def mixture_factors(
     model: nn.Module, domains: Mapping[str, TokenRows], volumes: npt.ArrayLike, settings: InfluenceSettings
 ) -> tuple[Factors, int]:
-    """Factors of the curvature of the mixture's own training loss.
-
-    Args:
-        model: the model, fine-tuned on the mixture.
-        domains: rows to take from, by domain.
-        volumes: (D,) rows of each domain in the mixture; their shares decide how many rows of each are used.
-        settings: how.
-
-    Returns:
-        The factors, and the tokens that went forward and backward.
-    """
+    """Factors of the curvature of the mixture's own training loss."""
     taken = apportion(volumes, min(settings.factor_rows, int(np.ceil(np.sum(volumes)))))
     picks = [
         draw(domain_order(settings.seed, name, rows.keys), int(count))[0]

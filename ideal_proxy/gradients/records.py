@@ -38,14 +38,7 @@ class Cost:
     seconds: float
 
     def runs(self, training_tokens: int) -> float:
-        """Cost in trainings of a proxy.
-
-        Args:
-            training_tokens: tokens one training goes through, repeats included.
-
-        Returns:
-            Proxy runs.
-        """
+        """Cost in trainings of a proxy."""
         return self.gradient_tokens / training_tokens
 
 
@@ -90,14 +83,7 @@ class ResponseMatrix:
             raise ValueError(f"q and w have shapes {self.q.shape} and {self.w.shape}; {shape[1:]} is needed")
 
     def with_tau(self, tau: npt.ArrayLike) -> ResponseMatrix:
-        """The same responses with R = M + τ qᵀ filled in.
-
-        Args:
-            tau: (J,) ∂L_j/∂log N at fixed shares, nats.
-
-        Returns:
-            A copy; R's error is M's where τ is taken as exact.
-        """
+        """The same responses with R = M + τ qᵀ filled in."""
         tau_J = np.asarray(tau, dtype=np.float64)
         return replace(self, tau=tau_J, R=self.M + np.outer(tau_J, self.q), se_R=self.se)
 
@@ -171,18 +157,7 @@ def mean_over_seeds(parts: Sequence[ResponseMatrix], capabilities: Sequence[str]
 
 
 def shares(rows: npt.ArrayLike, supervised_tokens: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """Shares of the mixture by rows (what fills a step) and by supervised tokens (what fills its loss).
-
-    Args:
-        rows: (D,) rows of each domain in the mixture.
-        supervised_tokens: (D,) their supervised tokens.
-
-    Returns:
-        q (D,) and w (D,), each summing to 1.
-
-    Raises:
-        UserError: the mixture is empty or has negative volumes.
-    """
+    """Shares of the mixture by rows (what fills a step) and by supervised tokens (what fills its loss)."""
     parts = []
     for what, value in (("rows", rows), ("supervised tokens", supervised_tokens)):
         numbers = np.asarray(value, dtype=np.float64)
@@ -193,14 +168,7 @@ def shares(rows: npt.ArrayLike, supervised_tokens: npt.ArrayLike) -> tuple[Float
 
 
 def jackknife_variance(left_out: Floats) -> Floats:
-    """Delete-one jackknife variance (Efron and Stein 1981), (S − 1)/S · Σ_s (θ_s − mean)².
-
-    Args:
-        left_out: (S, …) the estimate without each shard.
-
-    Returns:
-        (…) variance; NaN for fewer than two shards.
-    """
+    """Delete-one jackknife variance (Efron and Stein 1981), (S − 1)/S · Σ_s (θ_s − mean)²."""
     count = len(left_out)
     if count < 2:
         return np.full(left_out.shape[1:], np.nan)
@@ -211,17 +179,7 @@ def jackknife_variance(left_out: Floats) -> Floats:
 def centred_responses(
     inner_JD: Floats, w_D: Floats, domain_variance_JD: Floats, reference_left_out_SJD: Floats
 ) -> tuple[Floats, Floats]:
-    """Mixing responses M_ji = −w_i (c_ji − Σ_k w_k c_jk) and their standard errors from inner products.
-
-    Args:
-        inner_JD: c, g_ref,jᵀ (F + λI)⁻¹ g_i.
-        w_D: share of supervised tokens.
-        domain_variance_JD: variance of c from the rows of domain i, independent over domains.
-        reference_left_out_SJD: c without each shard of capability j's reference rows.
-
-    Returns:
-        M (J, D) and its standard errors (J, D).
-    """
+    """Mixing responses M_ji = −w_i (c_ji − Σ_k w_k c_jk) and their standard errors from inner products."""
 
     def mixing(inner: Floats) -> Floats:
         return np.asarray(-w_D * (inner - (inner @ w_D)[..., None]))
@@ -258,44 +216,19 @@ def one_step(response: npt.ArrayLike, volumes: npt.ArrayLike, largest: float = I
 
 
 def unresolved(values: Floats, errors: Floats) -> npt.NDArray[np.bool_]:
-    """Tell which numbers cannot be told from 0.
-
-    Args:
-        values: any shape.
-        errors: their standard errors; NaN where unknown.
-
-    Returns:
-        array: True within two standard errors of 0, and where the error is unknown.
-    """
+    """Tell which numbers cannot be told from 0."""
     return np.asarray(~(np.abs(values) > RESOLVED * errors))
 
 
 def plain_lists(values: Floats | None) -> Any:
-    """Turn an array into what JSON takes.
-
-    Args:
-        values: any shape, or None.
-
-    Returns:
-        Nested lists, None for NaN.
-    """
+    """Turn an array into what JSON takes."""
     if values is None:
         return None
     return json.loads(json.dumps(values.tolist()).replace("NaN", "null"))
 
 
 def names_of(values: Sequence[str]) -> tuple[str, ...]:
-    """Names as a tuple, refused where one stands twice.
-
-    Args:
-        values: names of domains or capabilities.
-
-    Returns:
-        The names.
-
-    Raises:
-        UserError: a name stands twice.
-    """
+    """Names as a tuple, refused where one stands twice."""
     if len(set(values)) != len(values):
         raise UserError(f"the names {list(values)} are not distinct; give each domain and capability its own")
     return tuple(values)

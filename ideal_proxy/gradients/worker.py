@@ -39,15 +39,7 @@ class GradientWorker(Worker):
     """Trains proxies, and differentiates those that are trained."""
 
     def run(self, spec: RunSpec, checkpoint_seconds: float) -> None:
-        """Do one run, a training or an estimate.
-
-        Args:
-            spec: the run.
-            checkpoint_seconds: time between checkpoints of a training; an estimate has none.
-
-        Raises:
-            UserError: the weights are missing, or the responses are not finite.
-        """
+        """Do one run, a training or an estimate."""
         if not spec.responses:
             super().run(spec, checkpoint_seconds)
             return
@@ -95,15 +87,7 @@ class GradientWorker(Worker):
 
 
 def spread_out(matrix: ResponseMatrix, domains: Sequence[str]) -> ResponseMatrix:
-    """Give a matrix a column for every domain, NaN where the mixture drew no row of it.
-
-    Args:
-        matrix: responses to some of the domains, without R.
-        domains: all D names.
-
-    Returns:
-        ResponseMatrix: (J, D); the shares of the others are 0.
-    """
+    """Give a matrix a column for every domain, NaN where the mixture drew no row of it."""
     at = [list(domains).index(name) for name in matrix.domains]
     M, se = (np.full((len(matrix.capabilities), len(domains)), np.nan) for _ in range(2))
     q, w = np.zeros(len(domains)), np.zeros(len(domains))

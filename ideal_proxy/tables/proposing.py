@@ -39,15 +39,7 @@ NO_DATA = "0" * 64
 
 
 def with_explored(model: ResponseModel, volumes: Array) -> dict[str, Any]:
-    """Write a model for `fit.json` with the region that its runs cover.
-
-    Args:
-        model: the fitted model.
-        volumes: of the fitted runs, shape (R, D).
-
-    Returns:
-        dict: what `load_fit` reads.
-    """
+    """Write a model for `fit.json` with the region that its runs cover."""
     return model.to_json() | {
         EXPLORED: {
             "runs": len(volumes),
@@ -59,17 +51,7 @@ def with_explored(model: ResponseModel, volumes: Array) -> dict[str, Any]:
 
 
 def load_fit(path: Path) -> tuple[ResponseModel, dict[str, Any]]:
-    """Read `fit.json`.
-
-    Args:
-        path: the file.
-
-    Returns:
-        tuple: the model and the region that its runs cover (empty where the file has none).
-
-    Raises:
-        UserError: the file holds no fit.
-    """
+    """Read `fit.json`."""
     document = read_json(path)
     if not isinstance(document, dict) or "format" not in document:
         raise UserError(f"{path} holds no fit; `ideal-proxy fit` and `ideal-proxy search` write one")
@@ -83,20 +65,7 @@ def load_fit(path: Path) -> tuple[ResponseModel, dict[str, Any]]:
 def table_problem(
     model: ResponseModel, explored: Mapping[str, Any], *, base: Path | None, tokens_per_row: Path | None
 ) -> Problem:
-    """State a fit of tables as a problem for the optimiser.
-
-    Args:
-        model: the fit.
-        explored: what its runs cover.
-        base: a CSV of base volumes; default the available rows, else the runs' mean.
-        tokens_per_row: a CSV of the tokens a row of each domain.
-
-    Returns:
-        Problem: names, base and unit.
-
-    Raises:
-        UsageError: there is no base to compare with.
-    """
+    """State a fit of tables as a problem for the optimiser."""
     names = list(model.domain_names_)
     available = None if model.available is None else np.asarray(model.available, dtype=float)
     if base is not None:
@@ -138,20 +107,7 @@ def _read_base(path: Path, names: Sequence[str]) -> Array:
 def table_constraints(
     options: Mapping[str, Any], file: Path | None, problem: Problem, explored: Mapping[str, Any]
 ) -> Constraints:
-    """Merge constraints from a YAML file and from options, options first.
-
-    Args:
-        options: the command's options; None where not given.
-        file: a YAML mapping of the same keys.
-        problem: names and base.
-        explored: what the runs cover: the default trust region.
-
-    Returns:
-        Constraints: all of them.
-
-    Raises:
-        UsageError: the file is no mapping, or a key or value is wrong.
-    """
+    """Merge constraints from a YAML file and from options, options first."""
     merged: dict[str, Any] = {}
     if file is not None:
         try:
@@ -170,17 +126,7 @@ def table_constraints(
 def optimise_table(
     model: ResponseModel, objective: Objective, constraints: Constraints, *, seed: int = 0
 ) -> tuple[Optimum, Array]:
-    """Optimise, and round to whole rows where volumes are rows.
-
-    Args:
-        model: the fit.
-        objective: what to minimise.
-        constraints: what must hold.
-        seed: of the starts.
-
-    Returns:
-        tuple: the optimum and the volumes to use, shape (D,).
-    """
+    """Optimise, and round to whole rows where volumes are rows."""
     optimum = optimize(model, objective, constraints, random_state=seed)
     if model.unit == "share":
         return optimum, optimum.volumes
@@ -188,17 +134,7 @@ def optimise_table(
 
 
 def table_mixture(name: str, model: ResponseModel, optimum: Optimum, volumes: Array) -> MixtureFile:
-    """Write the optimum as a mixture file; it names no data, so it is for reading and `what-if`, not for `apply`.
-
-    Args:
-        name: of the mixture.
-        model: the fit.
-        optimum: the optimum.
-        volumes: to use, shape (D,).
-
-    Returns:
-        MixtureFile: volumes and predictions with intervals.
-    """
+    """Write the optimum as a mixture file; it names no data, so it is for reading and `what-if`, not for `apply`."""
     problem = optimum.problem
     share = model.unit == "share"
     weights = np.ones_like(volumes) if problem.tokens_per_row is None else problem.tokens_per_row
@@ -249,14 +185,7 @@ def _interval(model: ResponseModel, volumes: Array) -> Any:
 
 
 def fit_table(model: ResponseModel) -> str:
-    """Say for each metric how well the fit does on runs that it did not see.
-
-    Args:
-        model: the fit.
-
-    Returns:
-        str: a table.
-    """
+    """Say for each metric how well the fit does on runs that it did not see."""
     rows = []
     for name, diagnosis in zip(model.target_names_, model.diagnostics_, strict=True):
         weights = diagnosis.weights
@@ -271,15 +200,7 @@ def fit_table(model: ResponseModel) -> str:
 
 
 def optimum_table(optimum: Optimum, volumes: Array) -> str:
-    """Lay out an optimum of tables.
-
-    Args:
-        optimum: the optimum.
-        volumes: as used, shape (D,).
-
-    Returns:
-        str: volumes, predictions, optimality.
-    """
+    """Lay out an optimum of tables."""
     problem = optimum.problem
     share = problem.unit == "share"
 
@@ -304,17 +225,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
 
 
 def front_table(model: ResponseModel, constraints: Constraints, first: Sequence[str], second: Sequence[str]) -> str:
-    """Trace the Pareto front between two groups of capabilities.
-
-    Args:
-        model: the fit.
-        constraints: what must hold.
-        first: one group.
-        second: the other.
-
-    Returns:
-        str: a table of mixtures, none better than another in both.
-    """
+    """Trace the Pareto front between two groups of capabilities."""
     front = pareto(model, constraints, first, second)
     names = constraints.problem.domains
     share = model.unit == "share"

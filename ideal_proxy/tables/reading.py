@@ -110,18 +110,7 @@ def read_metrics(path: str | Path) -> Table:
 
 
 def read_available(path: str | Path, domains: Sequence[str]) -> Array:
-    """Read how many rows each domain has: a line a domain (name, rows), or one line with a column a domain.
-
-    Args:
-        path: a CSV file.
-        domains: the domains of the ratios, whose order the answer has.
-
-    Returns:
-        (D,) rows.
-
-    Raises:
-        UserError: a domain is missing or has no positive number.
-    """
+    """Read how many rows each domain has: a line a domain (name, rows), or one line with a column a domain."""
     frame = _csv(path)
     if frame.shape[1] == 2 and not pd.api.types.is_numeric_dtype(frame.iloc[:, 0]):
         values = dict(zip(frame.iloc[:, 0].astype(str), frame.iloc[:, 1], strict=True))
@@ -137,19 +126,7 @@ def read_available(path: str | Path, domains: Sequence[str]) -> Array:
 
 
 def read_runs(path: str | Path, domains: Sequence[str], metrics: Sequence[str]) -> Joined:
-    """Read further runs from one table that holds both mixtures and metrics, for ``fit --add-runs``.
-
-    Args:
-        path: a CSV file with the columns of both tables, and optionally ``fidelity`` and ``seed``.
-        domains: the domains of the ratios.
-        metrics: the metrics already known; a run may lack some.
-
-    Returns:
-        The runs.
-
-    Raises:
-        UserError: a domain is missing, or no metric is there.
-    """
+    """Read further runs from one table that holds both mixtures and metrics, for ``fit --add-runs``."""
     table = _read(path, None, "domain or metric")
     columns = [str(c).removeprefix("train_").removeprefix("metric/") for c in table.values.columns]
     values = table.values.set_axis(columns, axis=1)
@@ -265,20 +242,7 @@ def fit_tables(
 def predict_table(
     model: ResponseModel, ratios: Table, *, level: float = 0.9, fidelity: str | None = None
 ) -> pd.DataFrame:
-    """Predict every metric of every mixture, with the interval of one new run.
-
-    Args:
-        model: a model fitted to tables.
-        ratios: the mixtures.
-        level: of the intervals.
-        fidelity: predict runs of this fidelity, one of those added; None: of the first table's.
-
-    Returns:
-        Run id, then each metric, ``<metric>_lower`` and ``<metric>_upper``.
-
-    Raises:
-        UserError: other domains than those fitted, or an unknown fidelity.
-    """
+    """Predict every metric of every mixture, with the interval of one new run."""
     names = list(model.domain_names_)
     _same_domains(names, list(map(str, ratios.values.columns)), "the fit", ratios.path)
     v = ratios.values[names]
