@@ -79,14 +79,14 @@ def one(seed: int, *, harm: bool) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(seed)
     surface = Surface(rng, harm=harm)
     bounds: dict[str, Any] = {"lower": np.zeros(DOMAINS), "upper": 4 * np.maximum(BASE, 4000), "total": BASE.sum()}
-    design = make_design(BASE, spread=1.2, seeds=[0, 1], count=RUNS, random_state=seed, **bounds)
-    where = make_design(BASE, spread=1.2, seeds=[0], count=201, random_state=seed + 10_000, **bounds).volumes[1:]
+    mixtures, seeds_R = make_design(BASE, spread=1.2, seeds=[0, 1], count=RUNS, random_state=seed, **bounds)
+    where = make_design(BASE, spread=1.2, seeds=[0], count=201, random_state=seed + 10_000, **bounds)[0][1:]
     truth, base = surface.losses(where), surface.losses(BASE[None])[0]
-    final = surface.losses(design.volumes)
+    final = surface.losses(mixtures)
     shared, rest = rng.standard_normal((2, *final.shape)) * NOISE * np.sqrt(0.5)
-    partial = surface.losses(PARTIAL * design.volumes) * (1 + shared + rng.standard_normal(final.shape) * NOISE * 0.7)
+    partial = surface.losses(PARTIAL * mixtures) * (1 + shared + rng.standard_normal(final.shape) * NOISE * 0.7)
     observed = final * (1 + shared + rest)
-    bases = np.flatnonzero([role == "base" for role in design.roles])
+    bases = np.flatnonzero((mixtures == BASE).all(axis=1))
     others = np.setdiff1d(np.arange(RUNS), bases)
     score = objective(partial, partial[bases].mean(axis=0))
     keep = RUNS // 2 - len(bases)
@@ -104,7 +104,7 @@ def one(seed: int, *, harm: bool) -> dict[str, dict[str, float]]:
         model = ResponseModel(
             available=np.maximum(BASE, 4000), base=BASE, process="never", harm="never", n_starts=2, random_state=0
         )
-        model.fit(design.volumes[runs], observed[runs], seed_id=np.array(design.seeds)[runs])
+        model.fit(mixtures[runs], observed[runs], seed_id=seeds_R[runs])
         predicted, low, high = model.predict(where, return_interval=0.9)
         told = objective(predicted, model.predict(BASE[None])[0])
         real = objective(truth, base)

@@ -11,7 +11,6 @@ Legend: R runs, P points, D domains, S seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,25 +23,6 @@ Array = NDArray[np.float64]
 ETA_FRACTION = 0.01
 CANDIDATES = 16  # Sobol points looked at for each design point
 TOTAL_TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """Runs to do, in the order to do them.
-
-    Attributes:
-        volumes: (R, D) rows of the full-size run, not rounded.
-        seeds: (R,) seed of each run.
-        roles: (R,) "base" for the centre, "replicate" for a point done again with another seed, else "design".
-    """
-
-    volumes: Array
-    seeds: tuple[int, ...]
-    roles: tuple[str, ...]
-
-    def __len__(self) -> int:
-        """Return the number of runs."""
-        return len(self.seeds)
 
 
 def make_design(
@@ -58,7 +38,7 @@ def make_design(
     existing: ArrayLike | None = None,
     replicates: int = 1,
     random_state: int = 0,
-) -> Design:
+) -> tuple[Array, NDArray[np.int64]]:
     """Lay out the runs of one round."""
     # First the centre with every seed, then a first point with every seed (so the noise that seeds share and the
     # noise of one run can be told apart), then new points with the seeds in turn.
@@ -68,24 +48,22 @@ def make_design(
     eta = ETA_FRACTION * middle.mean()
     z_low, z_high = _box(middle, low, high, spread, eta)
     runs = 3 * (len(middle) + 1) if count is None else count
-    volumes, drawn_seeds, roles = [], [], []
+    volumes, drawn_seeds = [], []
     for seed in seeds:
         volumes.append(middle)
         drawn_seeds.append(int(seed))
-        roles.append("base")
     points = _points(middle, z_low, z_high, eta, per_row, total, existing, max(0, runs), random_state)
     for number, point in enumerate(points):
         here = [seeds[(number + k) % len(seeds)] for k in range(len(seeds) if number < replicates else 1)]
-        for k, seed in enumerate(here):
+        for seed in here:
             volumes.append(point)
             drawn_seeds.append(int(seed))
-            roles.append("replicate" if k else "design")
-    return Design(np.array(volumes)[:runs], tuple(drawn_seeds[:runs]), tuple(roles[:runs]))
+    return np.array(volumes)[:runs], np.array(drawn_seeds[:runs], dtype=np.int64)
 
 
-def spread_mixtures(design: Design, count: int = 2) -> list[int]:
+def spread_mixtures(volumes: Array, count: int = 2) -> list[int]:
     """Choose runs whose mixtures lie far from the centre and from each other, for a learning-rate sweep."""
-    logs = np.log(design.volumes + max(ETA_FRACTION * design.volumes[0].mean(), 1e-12))
+    logs = np.log(volumes + max(ETA_FRACTION * volumes[0].mean(), 1e-12))
     chosen = [0]
     while len(chosen) <= count:
         distance = np.min([np.linalg.norm(logs - logs[k], axis=1) for k in chosen], axis=0)

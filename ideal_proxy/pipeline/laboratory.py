@@ -22,10 +22,10 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
 from ideal_proxy.mixture import domain_order, draw, reserve_mask
-from ideal_proxy.pipeline.design import Design, make_design, spread_mixtures
+from ideal_proxy.pipeline.design import make_design, spread_mixtures
+from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method, micro_batch_tokens
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import Baseline, RunTable
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
@@ -111,25 +111,19 @@ class Laboratory:
             stage, role, start = (Stage.ZERO_ROWS, "zero", zero_spec(self.context))
         self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
 
-    def baseline(self) -> Baseline:
-        """Return Z_j, what the proxies give before any SFT row."""
-        start = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
-        return Baseline(losses=self._search_losses(start), values=self._values(start))
-
     def first_volumes(self) -> Array:
         """Return the mixtures of the first round, full-size rows, shape (R, D); nothing is trained for it."""
-        return self._first_design().volumes
+        return self._first_design()[0]
 
-    def _first_design(self) -> Design:
+    def _first_design(self) -> tuple[Array, NDArray[np.int64]]:
         return self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
         """Train base and two spread mixtures at every rate."""
-        design = self._first_design()
-        chosen = [0, *spread_mixtures(design, SWEEP_MIXTURES - 1)]
+        mixtures, seeds = self._first_design()
+        chosen = [0, *spread_mixtures(mixtures, SWEEP_MIXTURES - 1)]
         specs = {
-            rate: [self._spec(design.volumes[k], design.seeds[k], "sweep", rate, keep=k == 0) for k in chosen]
-            for rate in rates
+            rate: [self._spec(mixtures[k], seeds[k], "sweep", rate, keep=k == 0) for k in chosen] for rate in rates
         }
         self._run(Stage.LEARNING_RATE, [spec for group in specs.values() for spec in group], role="sweep")
         losses = {
@@ -144,9 +138,9 @@ class Laboratory:
 
     def explore(self, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
         """Run the swarm of one round."""
-        design = self._design(centre, spread, count, number)
-        points = zip(design.volumes, design.seeds, design.roles, strict=True)
-        specs = [self._spec(volumes, seed, "design", rate, keep=at == "base") for volumes, seed, at in points]
+        points = zip(*self._design(centre, spread, count, number), strict=True)
+        at_centre = self.config.swarm.seeds  # the first runs: their weights are what gradients start from
+        specs = [self._spec(v, seed, "design", rate, keep=k < at_centre) for k, (v, seed) in enumerate(points)]
         distinct: dict[str, RunSpec] = {}
         for spec in specs:
             distinct.setdefault(spec.id, spec)
@@ -154,10 +148,10 @@ class Laboratory:
             self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
 
-    def respond(self, centre: Array, rate: float, number: int) -> list[Responses] | None:
+    def respond(self, centre: Array, rate: float, number: int) -> None:
         """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds."""
         if not self.gradients:
-            return None
+            return
         specs = []
         for seed in range(self.config.swarm.seeds):
             trained = self._spec(centre, self._seed(seed), "design", rate)
@@ -172,7 +166,6 @@ class Laboratory:
             mean = replace(mean, domains=tuple(self.prepared.domain_names))
             mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
             self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
-        return [Responses(volumes, found.M, found.se, found.q) for volumes, found in self.responses]
 
     def measure(self, mixtures: Array, seed: int, rate: float) -> Array:
         """Train a proxy on each of some mixtures, and say what it lost."""
@@ -182,7 +175,7 @@ class Laboratory:
             raise UserError(f"{Stage.TRUST_CHECK}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
         return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
 
-    def table(self) -> RunTable:
+    def evidence(self) -> Evidence:
         """Collect the runs that the fit may use: the swarm's, not the check's."""
         kept = [run for run in self._results if self._roles[run] == "design"]
         results = [self._results[run] for run in kept]
@@ -193,12 +186,16 @@ class Laboratory:
                     f"the metric of {capability.name} gave {values[0, j]:g} in all {len(values)} runs, so it can "
                     "tell no mixture from another; give it easier items or partial credit, or larger proxies"
                 )
-        return RunTable(
+        before = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
+        return Evidence(
             ids=tuple(kept),
             volumes=np.array([result.spec.volumes for result in results], dtype=float),
             losses=np.array([self._search_losses(result) for result in results]),
             values=values,
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
+            losses_before=self._search_losses(before),
+            values_before=self._values(before),
+            gradients=tuple(Responses(at, found.M, found.se, found.q) for at, found in self.responses),
         )
 
     def pairs(
@@ -309,7 +306,7 @@ class Laboratory:
     def _seed(self, number: int) -> int:
         return self.config.seed * SEED_STRIDE + number
 
-    def _design(self, centre: Array, spread: float, count: int, number: int) -> Design:
+    def _design(self, centre: Array, spread: float, count: int, number: int) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
         weights = self.prepared.column("tokens_per_row")
         if self.config.budget.unit == "rows":
@@ -323,7 +320,7 @@ class Laboratory:
             weights=weights,
             # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
             total=float(weights @ centre) if self.config.budget.mode == "keep" else None,
-            existing=self.table().volumes if number else None,
+            existing=self.evidence().volumes if number else None,
             replicates=0 if number else 1,
             seeds=[self._seed(s) for s in range(self.config.swarm.seeds)],
             random_state=self.config.seed + 1000 * number,

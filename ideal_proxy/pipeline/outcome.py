@@ -81,7 +81,7 @@ def _result(
     paired = laboratory.paired_losses(chosen.number)
     pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
     ratios = ratio_bounds(paired, level=verdict.level, seed=config.seed) if config.has_metrics else verdict.ratios
-    moved = bootstrap_volumes(config, prepared, proposal, laboratory.baseline(), seed=config.seed)
+    moved = bootstrap_volumes(config, prepared, proposal, seed=config.seed)
     domains = [
         {
             "name": domain.name,
@@ -182,7 +182,7 @@ def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, 
             "base_spread": float(scores.base.std(ddof=1)),
             "base": float(scores.base.mean()),
             "proposal": float(scores.proposal.mean()),
-            "before_sft": float(laboratory.baseline().values[j]),
+            "before_sft": float(proposal.evidence.values_before[j]),
             "predicted_base": float(proposal.base_values[j]),
             "predicted": asdict(Bound(sign * scale * (expected.value - 1.0), *differences)),
             "verified": asdict(score_bounds(scores, level=verdict.level)),
@@ -213,7 +213,7 @@ def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal)
     if config.gradients == "none":
         return None
     found: dict[str, Any] = {"setting": config.gradients, "method": laboratory.gradients or None}
-    if not laboratory.responses or not proposal.responses:
+    if not laboratory.responses or not proposal.evidence.gradients:
         return found | {"note": f"No gradients: {laboratory.gradients_why or 'no estimate succeeded'}"}
     model, (_, matrix) = proposal.model, laboratory.responses[0]
     used = bool(np.isfinite(model.trust_))
@@ -225,7 +225,7 @@ def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal)
             {"trust": trust if np.isfinite(trust) else None, "relative": float(np.sqrt(error))}
             for trust, error in model.trust_errors_.items()
         ],
-        "centres": len(proposal.responses),
+        "centres": len(proposal.evidence.gradients),
         "scale": model.response_scale_.tolist() if used else None,
         "M": plain_lists(matrix.M),
         "se": plain_lists(matrix.se),

@@ -191,15 +191,17 @@ def _rounds(
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
         laboratory.explore(centre, spread, count, rate, number)
-        table = laboratory.table()
-        responses = laboratory.respond(centre, rate, number)
+        laboratory.respond(centre, rate, number)
+        evidence = laboratory.evidence()
         laboratory.record.stage(Stage.FIT, number + 1)
         proposal = fit_and_propose(
-            config, prepared, table, laboratory.baseline(), seed=config.seed, responses=responses,
+            config, prepared, evidence, seed=config.seed,
             yardstick=outcomes[0].proposal.yardstick if outcomes else None,
         )  # fmt: skip
-        for line in (*proposal.notes, *([gradient_note(proposal.model, laboratory.gradients)] if responses else [])):
+        for line in proposal.notes:
             reporter.note(line)
+        if evidence.gradients:
+            reporter.note(gradient_note(proposal.model, laboratory.gradients))
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domain_names))
         verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
         tracker.tell("verdict", **_told_verdict(number, verdict))
@@ -227,7 +229,7 @@ def _told_fit(number: int, proposal: Proposal, names: list[str]) -> dict[str, An
     """Say to the tracker what a round's fit proposes."""
     gain = proposal.predicted_gain
     return {
-        "round": number + 1, "runs": len(proposal.table.ids),
+        "round": number + 1, "runs": len(proposal.evidence.ids),
         "proposal": dict(zip(names, (int(x) for x in proposal.rows), strict=True)),
         "predicted_gain": gain.value, "predicted_lower": gain.lower, "predicted_upper": gain.upper,
     }  # fmt: skip

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -30,46 +29,15 @@ from ideal_proxy.optimizer import (
     optimize,
     round_volumes,
 )
+from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.verdict import Bound, Kind, combine
-from ideal_proxy.response import ResponseModel, Responses, Yardstick
+from ideal_proxy.response import ResponseModel, Yardstick
 
 Array = NDArray[np.float64]
 
 BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
 LEVEL = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunTable:
-    """Finished runs in numbers.
-
-    Attributes:
-        ids: R run ids.
-        volumes: rows in full-size terms, shape (R, D).
-        losses: reference losses on the search rows, nats per supervised token, shape (R, J).
-        values: what each capability is judged by, shape (R, J): its metric, or the same loss.
-        seeds: seed of each run, shape (R,).
-    """
-
-    ids: tuple[str, ...]
-    volumes: Array
-    losses: Array
-    values: Array
-    seeds: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """Z_j, what the proxies give before any SFT row.
-
-    Attributes:
-        losses: on the search rows, nats per supervised token, shape (J,).
-        values: what each capability is judged by, shape (J,).
-    """
-
-    losses: Array
-    values: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +62,8 @@ class Proposal:
         model: the fitted response of what each capability is judged by.
         loss_model: the fitted response of the reference losses; the same where no metric judges.
         optimum: the optimiser's own result.
-        table: the runs that were fitted.
+        evidence: what was fitted.
         constraints: as used.
-        responses: measured by gradients and given to the fit, which may have left them out; None where there are none.
     """
 
     rows: NDArray[np.int64]
@@ -115,31 +82,28 @@ class Proposal:
     model: ResponseModel
     loss_model: ResponseModel
     optimum: Optimum
-    table: RunTable
+    evidence: Evidence
     constraints: Constraints
-    responses: tuple[Responses, ...] | None = None
 
 
 def fit_and_propose(
     config: SearchConfig,
     prepared: Prepared,
-    table: RunTable,
-    baseline: Baseline,
+    evidence: Evidence,
     *,
     seed: int,
     pairs: int = 3,
-    responses: Sequence[Responses] | None = None,
     yardstick: Yardstick | None = None,
 ) -> Proposal:
     """Fit the law to the runs and optimise the volumes."""
-    loss_model, notes = _fit(table, prepared, baseline, seed, responses)
+    loss_model, notes = _fit(evidence, prepared, seed)
     base = prepared.column("base")
     model = loss_model
     if config.has_metrics:
-        model, notes = _fit(table, prepared, baseline, seed, None, config.kinds)
+        model, notes = _fit(replace(evidence, gradients=()), prepared, seed, config.kinds)
     stick = yardstick or make_yardstick(config, model, loss_model, base)
     problem = make_problem(prepared, config)
-    constraints = make_constraints(config, prepared, problem, table.volumes)
+    constraints = make_constraints(config, prepared, problem, evidence.volumes)
     objective = make_objective(config, stick)
     optimum = optimize(model, objective, constraints, random_state=seed)
     rows = round_volumes(optimum.volumes, constraints)
@@ -169,9 +133,8 @@ def fit_and_propose(
         model=model,
         loss_model=loss_model,
         optimum=optimum,
-        table=table,
+        evidence=evidence,
         constraints=constraints,
-        responses=None if responses is None else tuple(responses),
     )
 
 
@@ -276,11 +239,9 @@ def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> 
 
 
 def _fit(
-    table: RunTable,
+    evidence: Evidence,
     prepared: Prepared,
-    baseline: Baseline,
     seed: int,
-    responses: Sequence[Responses] | None,
     kinds: Sequence[str] | None = None,
 ) -> tuple[ResponseModel, tuple[str, ...]]:
     """Fit the response model of the losses, or with kinds of what judges; what it warns of becomes notes."""
@@ -289,28 +250,9 @@ def _fit(
         kind="loss" if kinds is None else list(kinds),
     )  # fmt: skip
     with _silent():
-        _fit_rows(model, table, prepared, baseline, responses=responses)
+        evidence.fit(model, prepared)
     warnings = (diagnosis.warning for diagnosis in model.diagnostics_)
     return model, tuple(dict.fromkeys(text.rstrip(".") for text in warnings if text))
-
-
-def _fit_rows(
-    model: ResponseModel,
-    table: RunTable,
-    prepared: Prepared,
-    baseline: Baseline,
-    weights: Array | None = None,
-    responses: Sequence[Responses] | None = None,
-) -> ResponseModel:
-    """Fit a model to the runs under the names that users know; one of kinds to what judges."""
-    judged = not isinstance(model.kind, str)
-    return model.fit(
-        pd.DataFrame(table.volumes, columns=prepared.domain_names),
-        pd.DataFrame(table.values if judged else table.losses, columns=prepared.capability_names),
-        run_id=np.asarray(table.ids), seed_id=table.seeds,
-        baseline_loss=baseline.values if judged else baseline.losses, sample_weight=weights,
-        responses=None if responses is None else list(responses),
-    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -348,18 +290,17 @@ def predict_ratios(
     return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
 
 
-def bootstrap_volumes(
-    config: SearchConfig, prepared: Prepared, proposal: Proposal, baseline: Baseline, *, seed: int
-) -> Array:
+def bootstrap_volumes(config: SearchConfig, prepared: Prepared, proposal: Proposal, *, seed: int) -> Array:
     """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move."""
-    table, constraints = proposal.table, proposal.constraints
+    evidence, constraints = proposal.evidence, proposal.constraints
     objective = make_objective(config, proposal.yardstick)
     trust = proposal.model.trust_
-    responses = proposal.responses if np.isfinite(trust) else None
+    if not np.isfinite(trust):
+        evidence = replace(evidence, gradients=())
     rng = np.random.default_rng(seed + 1)
     moved = []
     for draw in range(BOOTSTRAP):
-        weights = rng.dirichlet(np.ones(len(table.ids))) * len(table.ids)
+        weights = rng.dirichlet(np.ones(len(evidence.ids))) * len(evidence.ids)
         # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
         model = ResponseModel(
             unit="rows", available=prepared.column("available"), base=prepared.column("base"),
@@ -368,7 +309,7 @@ def bootstrap_volumes(
         )  # fmt: skip
         try:
             with _silent():
-                _fit_rows(model, table, prepared, baseline, weights, responses)
+                evidence.fit(model, prepared, weights=weights)
             moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
             moved.append(prepared.column("base"))

@@ -23,11 +23,11 @@ from scipy import stats
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
-from ideal_proxy.pipeline.design import Design, spread_mixtures
+from ideal_proxy.pipeline.design import spread_mixtures
+from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import RATES, TRUST_MIXTURES, Plan, scratch_products
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import RunTable
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import combine
@@ -62,7 +62,7 @@ def check_trust(
     if path.exists():
         found: dict[str, Any] = read_json(path)
         return found
-    table = laboratory.table()
+    table = laboratory.evidence()
     chosen = far_apart(table, prepared.column("base"))
     volumes = table.volumes[chosen]
     smaller = config.proxy.size
@@ -98,15 +98,13 @@ def check_trust(
     return found
 
 
-def far_apart(table: RunTable, base: Array) -> NDArray[np.int64]:
+def far_apart(table: Evidence, base: Array) -> NDArray[np.int64]:
     """Choose base and two mixtures far from it and from each other, all of one seed."""
     distance = np.abs(np.log1p(table.volumes) - np.log1p(base)).max(axis=1)
     first = int(distance.argmin())
     same = np.flatnonzero(table.seeds == table.seeds[first])
     order = np.concatenate([[first], same[same != first]])
-    picked = spread_mixtures(
-        Design(table.volumes[order], tuple(table.seeds[order].tolist()), ("base",) * len(order)), TRUST_MIXTURES - 1
-    )
+    picked = spread_mixtures(table.volumes[order], TRUST_MIXTURES - 1)
     if len(picked) < TRUST_MIXTURES - 1:
         raise UserError("the trust check needs three mixtures run with one seed; raise swarm.runs")
     return np.asarray(order[[0, *picked]], dtype=np.int64)

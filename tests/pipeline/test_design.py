@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from ideal_proxy.errors import UsageError
-from ideal_proxy.pipeline.design import Design, make_design, spread_mixtures
+from ideal_proxy.pipeline.design import make_design, spread_mixtures
 
 CENTRE = np.array([1000.0, 200.0, 5000.0, 800.0, 60.0])
 SEEDS = [7, 8]
+
+
+class Design(NamedTuple):
+    """What `make_design` gives, by name."""
+
+    volumes: np.ndarray
+    seeds: np.ndarray
 
 
 def make(**changes: Any) -> Design:
@@ -19,7 +26,7 @@ def make(**changes: Any) -> Design:
         "centre": CENTRE, "spread": 1.2, "lower": np.zeros(5), "upper": np.full(5, 1e9), "seeds": SEEDS,
     }  # fmt: skip
     settings |= changes
-    return make_design(settings.pop("centre"), **settings)
+    return Design(*make_design(settings.pop("centre"), **settings))
 
 
 def nearest(logs: np.ndarray) -> float:
@@ -29,14 +36,11 @@ def nearest(logs: np.ndarray) -> float:
 
 def test_default_count_base_runs_replicate_and_turning_seeds() -> None:
     design = make()
-    assert len(design) == 3 * 6
     assert design.volumes.shape == (18, 5)
-    assert design.roles[:4] == ("base", "base", "design", "replicate")
-    assert set(design.roles[4:]) == {"design"}
-    assert design.seeds[:4] == (7, 8, 7, 8)
+    assert design.seeds[:4].tolist() == [7, 8, 7, 8]
     assert np.array_equal(design.volumes[:2], [CENTRE, CENTRE])
     assert np.array_equal(design.volumes[2], design.volumes[3])
-    turns = design.seeds[4:]
+    turns = design.seeds[4:].tolist()
     assert abs(turns.count(7) - turns.count(8)) <= 1
     assert len(np.unique(design.volumes, axis=0)) == 18 - 2
 
@@ -81,7 +85,7 @@ def test_every_domain_is_covered_evenly() -> None:
 def test_a_shorter_design_is_the_beginning_of_a_longer_one() -> None:
     short, long = make(count=9), make(count=37)
     assert np.array_equal(short.volumes, long.volumes[:9])
-    assert short.seeds == long.seeds[:9]
+    assert np.array_equal(short.seeds, long.seeds[:9])
     fixed_short, fixed_long = make(count=9, total=7060.0), make(count=37, total=7060.0)
     assert np.array_equal(fixed_short.volumes, fixed_long.volumes[:9])
 
@@ -132,7 +136,7 @@ def test_another_round_keeps_away_from_what_was_run() -> None:
 
 def test_sweep_mixtures_are_far_from_base_and_each_other() -> None:
     design = make()
-    chosen = spread_mixtures(design)
+    chosen = spread_mixtures(design.volumes)
     logs = np.log(design.volumes + 0.01 * CENTRE.mean())
     from_base = np.linalg.norm(logs - logs[0], axis=1)
     assert len(chosen) == 2

@@ -12,9 +12,9 @@ from builders import config_of
 from finished_run import result
 
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.outer_loop import override
 from ideal_proxy.pipeline.plan import scratch_products
-from ideal_proxy.pipeline.proposal import RunTable
 from ideal_proxy.pipeline.trust import AGREES, DISAGREES, UNCLEAR, compare, far_apart
 from ideal_proxy.report.text import result_tables
 
@@ -72,11 +72,17 @@ def test_noise_is_a_share_of_the_loss_at_the_larger_size():
     assert [e["clear"] for e in found["capabilities"]] == [e["clear"] for e in same["capabilities"]] == [2, 0]
 
 
-def table() -> RunTable:
+def table() -> Evidence:
     volumes = np.array([[100.0, 100], [300, 30], [100, 100], [110, 100], [20, 300], [330, 33], [900, 1]])
     seeds = np.array([0, 0, 1, 0, 0, 0, 1])
-    return RunTable(
-        ids=tuple("abcdefg"), volumes=volumes, losses=np.zeros((7, 2)), values=np.zeros((7, 2)), seeds=seeds
+    return Evidence(
+        ids=tuple("abcdefg"),
+        volumes=volumes,
+        losses=np.zeros((7, 2)),
+        values=np.zeros((7, 2)),
+        seeds=seeds,
+        losses_before=np.zeros(2),
+        values_before=np.zeros(2),
     )
 
 

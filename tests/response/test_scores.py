@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,10 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses
 from ideal_proxy.optimizer.optimum import optimize
+from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import Baseline, RunTable, fit_and_propose
+from ideal_proxy.pipeline.proposal import fit_and_propose
 from ideal_proxy.pipeline.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedLosses, PairedScores, judge
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.model import ResponseModel
@@ -57,22 +59,22 @@ def prepared(tmp_path_factory):
     )  # fmt: skip
 
 
-def table(values: Any = None, *, noise: float = 0.004, seed: int = 0) -> RunTable:
+def table(values: Any = None, *, noise: float = 0.004, seed: int = 0) -> Evidence:
     """Runs at a fixed total, their losses, and what judges them instead."""
     rng = np.random.default_rng(seed)
     shares = np.exp(rng.uniform(-1.2, 1.2, (16, 3)))
     volumes = np.vstack([BASE, BASE, 3000 * shares / shares.sum(axis=1, keepdims=True)])
     losses = truth(volumes) + noise * rng.standard_normal((18, 2))
-    return RunTable(
+    none = truth(np.zeros(3))[0]
+    return Evidence(
         ids=tuple(map(str, range(18))), volumes=volumes, losses=losses, seeds=np.arange(18) % 2,
-        values=losses if values is None else values(volumes, losses, rng),
+        values=losses if values is None else values(volumes, losses, rng), losses_before=none, values_before=none,
     )  # fmt: skip
 
 
-def propose(config, prepared, runs: RunTable, **changes: Any):
-    none = truth(np.zeros(3))[0]
-    baseline = Baseline(losses=none, values=np.where([k == "loss" for k in config.kinds], none, np.nan))
-    return fit_and_propose(config, prepared, runs, baseline, seed=0, **changes)
+def propose(config, prepared, runs: Evidence, **changes: Any):
+    none = np.where([kind == "loss" for kind in config.kinds], runs.losses_before, np.nan)
+    return fit_and_propose(config, prepared, replace(runs, values_before=none), seed=0, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,7 @@ def test_a_score_that_never_changes_is_refused():
         _values=lambda r: np.array([r.scores["search-0"], 1.0]), _search_losses=lambda r: np.ones(2),
     )  # fmt: skip
     with pytest.raises(UserError, match="metric of code gave 0 in all 2 runs"):
-        Laboratory.table(bench)  # type: ignore[arg-type]
+        Laboratory.evidence(bench)  # type: ignore[arg-type]
 
 
 def test_a_score_may_not_drop(prepared):

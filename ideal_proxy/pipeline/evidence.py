@@ -1,0 +1,53 @@
+"""What a fit learns from: the finished runs of a search as one table, and responses measured by gradients.
+
+Legend: R runs, D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.response import ResponseModel, Responses
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Finished runs in numbers, and gradient rows beside them.
+
+    Attributes:
+        ids: R run ids.
+        volumes: rows in full-size terms, shape (R, D).
+        losses: reference losses on the search rows, nats per supervised token, shape (R, J).
+        values: what each capability is judged by, shape (R, J): its metric, or the same loss.
+        seeds: seed of each run, shape (R,).
+        losses_before: Z_j, the losses before any SFT row, shape (J,).
+        values_before: what each capability is judged by there, shape (J,).
+        gradients: responses measured by gradients, one entry a centre; () where there are none.
+    """
+
+    ids: tuple[str, ...]
+    volumes: Array
+    losses: Array
+    values: Array
+    seeds: NDArray[np.int64]
+    losses_before: Array
+    values_before: Array
+    gradients: tuple[Responses, ...] = ()
+
+    def fit(self, model: ResponseModel, prepared: Prepared, *, weights: Array | None = None) -> ResponseModel:
+        """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
+        of_losses = isinstance(model.kind, str)
+        return model.fit(
+            pd.DataFrame(self.volumes, columns=prepared.domain_names),
+            pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names),
+            run_id=np.asarray(self.ids), seed_id=self.seeds,
+            baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,
+            responses=list(self.gradients) or None,
+        )  # fmt: skip
