@@ -13,8 +13,6 @@ from .proposal import make_problem as make_problem
 from .start import write_run_file as write_run_file
 from .status import read_status as read_status
 from .status import status_text as status_text
-from .verdict import Kind as Kind
 from .verdict import PairedLosses as PairedLosses
-from .verdict import combine as combine
 from .verdict import judge as judge
 from .verdict import sentence as sentence

@@ -20,8 +20,8 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, gradient_note
-from ideal_proxy.pipeline.verdict import IMPROVES, Bound, Verdict, ratio_bounds, score_bounds, sentence
-from ideal_proxy.response import directions
+from ideal_proxy.pipeline.verdict import IMPROVES, Verdict, ratio_bounds, score_bounds, sentence
+from ideal_proxy.response import Bound, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
@@ -31,13 +30,11 @@ from ideal_proxy.optimizer import (
 )
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.verdict import Bound, Kind, combine
-from ideal_proxy.response import ResponseModel, Yardstick
+from ideal_proxy.response import Bound, ResponseModel, Yardstick, compare
 
 Array = NDArray[np.float64]
 
 BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
-LEVEL = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +106,8 @@ def fit_and_propose(
     rows = round_volumes(optimum.volumes, constraints)
     weights = [c.weight for c in config.capabilities]
     options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
-    ratios, gain = predict_ratios(model, stick, base, rows.astype(float), **options)
-    plain = Yardstick.of_losses(len(ratios))
-    loss_ratios = predict_ratios(loss_model, plain, base, rows.astype(float), **options)[0]
+    predicted = compare(model, rows.astype(float), base, yardstick=stick, **options)
+    loss_ratios = compare(loss_model, rows.astype(float), base, **options).ratios
     noise = np.asarray(model.residual_scale_, dtype=float)
     shift = np.asarray(model.seed_scale_, dtype=float)
     base_values = model.value_and_gradient(base)[0]
@@ -120,12 +116,12 @@ def fit_and_propose(
         rows=rows,
         active=tuple(optimum.active),
         scope=f"{optimum.scope}, optimality residual {optimum.kkt_residual:.0e}",
-        ratios=ratios,
+        ratios=predicted.ratios,
         loss_ratios=loss_ratios,
         base_losses=loss_model.value_and_gradient(base)[0],
         base_values=base_values,
         yardstick=stick,
-        predicted_gain=gain,
+        predicted_gain=predicted.gain,
         run_noise=float(np.mean(noise / unit)),
         seed_noise=float(np.mean(shift / unit)),
         score_noise=noise,
@@ -265,29 +261,6 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def predict_ratios(
-    model: ResponseModel,
-    yardstick: Yardstick,
-    base: Array,
-    rows: Array,
-    *,
-    pairs: int,
-    kind: Kind,
-    weights: Sequence[float],
-) -> tuple[tuple[Bound, ...], Bound]:
-    """Predict a mixture relative to base, with the interval in which the mean of the first pairs should fall."""
-    here, there = (model.value_and_gradient(v)[0] for v in (rows, base))
-    ratio_J = yardstick.relative(here, there)
-    draws_SJ = yardstick.relative(model.draws_value_and_gradient(rows)[0], model.draws_value_and_gradient(base)[0])
-    run_J = np.asarray(model.residual_scale_) / yardstick.divisor(there) * np.sqrt(2 / pairs)
-    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
-    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
-    gain = 1 - float(combine(ratio_J, kind, weights))
-    gain_sd = np.hypot(combine(draws_SJ, kind, weights).std(), float(np.sqrt((run_J**2).mean() / len(run_J))))
-    bounds = tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True))
-    return bounds, Bound(gain, gain - z * float(gain_sd), gain + z * float(gain_sd))
 
 
 def bootstrap_volumes(config: SearchConfig, prepared: Prepared, proposal: Proposal, *, seed: int) -> Array:

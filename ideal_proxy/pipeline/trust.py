@@ -30,7 +30,7 @@ from ideal_proxy.pipeline.plan import RATES, TRUST_MIXTURES, Plan, scratch_produ
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
-from ideal_proxy.pipeline.verdict import combine
+from ideal_proxy.response import combine
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.terminal import Reporter
 

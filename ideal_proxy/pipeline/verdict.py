@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ideal_proxy.response import Yardstick
+from ideal_proxy.response import Bound, Combination, Yardstick, combine
 
 Array = NDArray[np.float64]
-Kind = Literal["mean", "weighted", "worst"]
 
 IMPROVES = "improves"
 NO_BETTER = "no better than base"
@@ -57,15 +56,6 @@ class PairedScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """An estimate with the interval that decides (its level is divided over looks and rounds)."""
-
-    value: float
-    lower: float
-    upper: float
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision and everything it rests on.
 
@@ -101,7 +91,7 @@ def judge(
     losses: Sequence[PairedLosses | PairedScores],
     *,
     yardstick: Yardstick | None = None,
-    kind: Kind = "mean",
+    kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     tolerances: Sequence[float | None] | None = None,
     min_gain: float = 0.005,
@@ -165,26 +155,6 @@ def judge(
         dropped=dropped,
         level=level,
     )
-
-
-def combine(ratios: Array, kind: Kind, weights: Sequence[float] | None) -> Array:
-    """Reduce losses relative to base to the objective.
-
-    Args:
-        ratios: L_j(v) / L_j(base), capabilities on the last axis, shape (..., J).
-        kind: `mean`, `weighted` or `worst`.
-        weights: of `weighted`, shape (J,).
-
-    Returns:
-        array: shape (...).
-    """
-    if kind == "worst":
-        return np.asarray(ratios.max(axis=-1))
-    count = ratios.shape[-1]
-    share = np.full(count, 1 / count)
-    if kind == "weighted" and weights is not None:
-        share = np.asarray(weights, dtype=float) / float(np.sum(weights))
-    return np.asarray(ratios @ share)
 
 
 def ratio_bounds(losses: Sequence[PairedLosses], *, level: float, seed: int = 0) -> tuple[Bound, ...]:

@@ -1,4 +1,4 @@
-"""Numbers behind the figures: slices through the response, responses with errors, comparisons with base.
+"""Numbers behind the figures: slices through the response, and responses with errors.
 
 Legend: K points of a slice, R runs, D domains, J capabilities, S posterior draws.
 """
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-from ideal_proxy.response import ResponseModel, Yardstick
+from ideal_proxy.response import ResponseModel
 
 Array = NDArray[np.float64]
 
@@ -62,15 +61,6 @@ class ResponseMatrix:
     def within_noise(self) -> NDArray[np.bool_]:
         """Whether the 90 % interval holds zero, (J, D)."""
         return np.asarray((self.lower <= 0) & (self.upper >= 0))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """A prediction against base: an estimate with its 90 % interval."""
-
-    value: float
-    lower: float
-    upper: float
 
 
 def predict(model: ResponseModel, mixtures: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
@@ -188,45 +178,3 @@ def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None
     centred = draws_SJD - np.median(draws_SJD, axis=0) + values_JD
     lower, upper = np.quantile(centred, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return ResponseMatrix(values=values_JD, errors=draws_SJD.std(axis=0, ddof=1), lower=lower, upper=upper)
-
-
-def objective_value(ratios: Array, kind: str, weights: Array) -> Array:
-    """Reduce capabilities' ratios to base to the objective."""
-    if kind == "worst":
-        return np.asarray(ratios.max(axis=-1))
-    share = weights / weights.sum() if kind == "weighted" else np.full(ratios.shape[-1], 1 / ratios.shape[-1])
-    return np.asarray(ratios @ share)
-
-
-def against(
-    model: ResponseModel,
-    mixture: Array,
-    base: Array,
-    *,
-    pairs: int,
-    kind: str = "mean",
-    weights: Array | None = None,
-    yardstick: Yardstick | None = None,
-) -> tuple[list[Ratio], Ratio]:
-    """Predict a mixture against base: each capability's ratio of losses, and the relative gain in the objective."""
-    here, there = (model.value_and_gradient(v)[0] for v in (mixture, base))
-    stick = yardstick or Yardstick.of_losses(len(here))
-    draws_SJ = stick.relative(model.draws_value_and_gradient(mixture)[0], model.draws_value_and_gradient(base)[0])
-    ratio_J = stick.relative(here, there)
-    weights = np.ones(len(here)) if weights is None else weights
-    same = bool(np.array_equal(mixture, base))
-    run_J = (
-        np.zeros(len(here)) if same else np.asarray(model.residual_scale_) / stick.divisor(there) * np.sqrt(2 / pairs)
-    )
-    z = float(norm.ppf(0.5 + LEVEL / 2))
-    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
-    ratios = [
-        Ratio(value=float(r), lower=float(r - h), upper=float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)
-    ]
-    gain = 1 - float(objective_value(ratio_J, kind, weights))
-    share = weights / weights.sum() if kind == "weighted" else np.full(len(here), 1 / len(here))
-    if kind == "worst":
-        share = (ratio_J == ratio_J.max()).astype(float)
-    run = float(np.sqrt(((share * run_J) ** 2).sum()))
-    half = z * float(np.hypot(objective_value(draws_SJ, kind, weights).std(), run))
-    return ratios, Ratio(value=gain, lower=gain - half, upper=gain + half)

@@ -14,7 +14,8 @@ import numpy as np
 from ideal_proxy.config import rows_of
 from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline import SearchRun
-from ideal_proxy.report.curves import Array, Ratio, against, predict
+from ideal_proxy.report.curves import Array, predict
+from ideal_proxy.response import Bound, compare
 from ideal_proxy.terminal import paragraph, table
 
 BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
@@ -43,7 +44,7 @@ class Predicted:
     loss: float
     lower: float
     upper: float
-    ratio: Ratio
+    ratio: Bound
     kind: str = "loss"
 
 
@@ -71,8 +72,8 @@ class WhatIf:
     tokens: int
     base_tokens: int
     capabilities: tuple[Predicted, ...]
-    gain: Ratio
-    proposal_gain: Ratio
+    gain: Bound
+    proposal_gain: Bound
     cautions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def what_if(
         "weights": np.array([capability.weight for capability in run.config.capabilities]),
         "yardstick": run.yardstick,
     }
-    ratios, gain = against(run.model, rows, base, **options)
+    asked = compare(run.model, rows, base, **options)
     mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal]))
     tokens = run.prepared.column("tokens_per_row")
     return WhatIf(
@@ -139,13 +140,13 @@ def what_if(
                 loss=float(mean[0, j]),
                 lower=float(lower[0, j]),
                 upper=float(upper[0, j]),
-                ratio=ratios[j],
+                ratio=asked.ratios[j],
                 kind=run.config.kinds[j],
             )
             for j, name in enumerate(run.capabilities)
         ),
-        gain=gain,
-        proposal_gain=against(run.model, run.proposal, base, **options)[1],
+        gain=asked.gain,
+        proposal_gain=compare(run.model, run.proposal, base, **options).gain,
         cautions=tuple(_cautions(run, rows)),
     )
 

@@ -20,11 +20,11 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer import ParetoFront, pareto
 from ideal_proxy.pipeline import SearchRun, load_run, make_constraints, make_problem
 from ideal_proxy.report import plots
-from ideal_proxy.report.curves import Array, ResponseMatrix, against, response_matrix, slice_through
+from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.report.text import trust_text, who_pays
-from ideal_proxy.response import directions
+from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 STAGES = {
@@ -317,7 +317,7 @@ def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
     if len(run.capabilities) < 2:
         return None, "there is only one capability"
     stick = run.yardstick
-    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick)
+    ratios = compare(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick).ratios
     scale = {name: float(x) for name, x in zip(run.capabilities, stick.scale, strict=True) if np.isfinite(x)} or None
     second = [name for name, r in zip(run.capabilities, ratios, strict=True) if r.value > 1]
     if not second or len(second) == len(ratios):
@@ -334,7 +334,7 @@ def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
 
 def _groups_at_proposal(run: SearchRun, front: ParetoFront) -> tuple[float, float]:
     stick = run.yardstick
-    ratios, _ = against(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick)
+    ratios = compare(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick).ratios
     shift = 0.0 if stick.is_loss.any() else 1.0  # a front of scores alone is told from 0
     value = {name: ratio.value - shift for name, ratio in zip(run.capabilities, ratios, strict=True)}
     first, second = (float(np.mean([value[name] for name in group])) for group in (front.first, front.second))

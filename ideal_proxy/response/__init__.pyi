@@ -8,6 +8,11 @@ from .law import Volumes as Volumes
 from .law import evaluate as evaluate
 from .model import ResponseModel as ResponseModel
 from .model import Responses as Responses
+from .prediction import Bound as Bound
+from .prediction import Combination as Combination
+from .prediction import Prediction as Prediction
+from .prediction import combine as combine
+from .prediction import compare as compare
 from .relative import Array as Array
 from .relative import Kind as Kind
 from .relative import Yardstick as Yardstick

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,21 +29,20 @@ from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_s
 from ideal_proxy.limits import Budget
 from ideal_proxy.mixture import MixtureFile, load_mixture, save_mixture
 from ideal_proxy.optimizer import Problem, optimize, round_volumes
-from ideal_proxy.pipeline import Kind, combine
+from ideal_proxy.response import Combination, Prediction, combine, compare
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
 from ideal_proxy.scaleup.result import gain_over, mean_loss
 from ideal_proxy.scaleup.run import RunLosses, RunSettings
 from ideal_proxy.scaleup.source import Drawn, ScaleData
-from ideal_proxy.scaleup.transfer import Ratios, usable_law, with_volumes
+from ideal_proxy.scaleup.transfer import usable_law, with_volumes
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 HALVED = 0.5  # the trust region after a step that did not gain
-Z90 = 1.6448536269514722
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,10 +277,10 @@ class Refiner:
             active = found.active
         except UserError as error:  # the limits cannot be met this close to the parent: it stands
             how = f"the limits cannot be met inside the trust region ({error})"
-        gain, ratios = self._promise(surface, rows.astype(float), start, len(parent.runs))
-        if gain["value"] <= 0:
+        over_parent = self._promise(surface, rows.astype(float), start, len(parent.runs))
+        if over_parent.gain.value <= 0:
             rows, how = parent.volumes, f"no allowed mixture is predicted to gain ({how})"
-        over_base, whole = self._promise(surface, rows.astype(float), origin, len(parent.runs))
+        over_base = self._promise(surface, rows.astype(float), origin, len(parent.runs))
         entry = {
             "iteration": step.number,
             "parent": {
@@ -300,17 +299,15 @@ class Refiner:
             },
             "law_factor": None if surface.law is None else surface.mean[:, 0].tolist(),
             "predicted": {
-                "gain_over_parent": gain,
-                "gain_over_base": over_base,
-                "ratios_to_parent": dict(zip(self.data.capabilities, ratios, strict=True)),
+                "gain_over_parent": asdict(over_parent.gain),
+                "gain_over_base": asdict(over_base.gain),
+                "ratios_to_parent": dict(zip(self.data.capabilities, map(asdict, over_parent.ratios), strict=True)),
             },
             "active": list(active),
             "optimum": how,
         }
-        base_losses = surface.value_and_gradient(origin)[0]
-        ratio, low, high = (np.array([part[key] for part in whole]) for key in ("value", "lower", "upper"))
         proposed = with_volumes(
-            self.mixture, rows, self.base, Ratios(base_losses, ratio, low, high), active=active,
+            self.mixture, rows, self.base, over_base, active=active,
             provenance={"refine": [*step.history, entry]},
         )  # fmt: skip
         place.mkdir(parents=True, exist_ok=True)
@@ -355,24 +352,12 @@ class Refiner:
             for run in arm.runs
         ])
 
-    def _promise(
-        self, surface: FullSizeSurface, rows: Array, against: Array, seeds: int
-    ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Predict gain and ratios against another mixture, with 90 % intervals for the seeds at hand."""
-        here, there = (surface.value_and_gradient(v)[0] for v in (rows, against))
-        draws = surface.draws_value_and_gradient(rows)[0] / surface.draws_value_and_gradient(against)[0]
-        run = surface.residual_scale_ / surface.level * np.sqrt(2 / seeds)
-        half = Z90 * np.hypot(draws.std(axis=0), run)
-        ratios = [
-            {"value": float(r), "lower": float(r - h), "upper": float(r + h)}
-            for r, h in zip(here / there, half, strict=True)
-        ]
+    def _promise(self, surface: FullSizeSurface, rows: Array, against: Array, seeds: int) -> Prediction:
+        """Predict against another mixture, with intervals for the seeds at hand."""
         kind, weights = self._kind()
-        gain = 1 - float(combine(here / there, kind, weights))
-        spread = float(np.hypot(combine(draws, kind, weights).std(), np.sqrt((run**2).mean() / len(run))))
-        return {"value": gain, "lower": gain - Z90 * spread, "upper": gain + Z90 * spread}, ratios
+        return compare(surface, rows, against, pairs=seeds, kind=kind, weights=weights)
 
-    def _kind(self) -> tuple[Kind, Sequence[float] | None]:
+    def _kind(self) -> tuple[Combination, Sequence[float] | None]:
         return self.judged.get("kind", "mean"), self.judged.get("weights")
 
     def _tokens(self) -> Array | None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
-from ideal_proxy.pipeline import Kind, PairedLosses, judge, sentence
+from ideal_proxy.pipeline import PairedLosses, judge, sentence
 from ideal_proxy.proxy import RowLosses
+from ideal_proxy.response import Combination
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.terminal import duration, paragraph, table
 
@@ -30,7 +31,7 @@ def compare(
     base_runs: Sequence[RunLosses] | None,
     verify: Sequence[NDArray[np.bool_]],
     *,
-    kind: Kind = "mean",
+    kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
 ) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def gain_over(
     base_runs: Sequence[RunLosses],
     verify: Sequence[NDArray[np.bool_]],
     *,
-    kind: Kind = "mean",
+    kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
 ) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.data import read_rows, row_keys, source_fingerprint
@@ -21,13 +20,13 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Budget
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
+from ideal_proxy.response import Prediction, compare
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.source import resolve
 from ideal_proxy.terminal import Reporter, table
 
 Mode = Literal["share", "repeat", "law"]
 Array = NDArray[np.float64]
-LEVEL = 0.9
 FAR = 4.0  # times the base total: beyond it the law is told to be extrapolating
 
 
@@ -39,20 +38,14 @@ class Transfer:
         mode: how they were found.
         rows: (D,) full-size rows.
         base_rows: (D,) the base mixture scaled to the same total.
-        ratio: (J,) predicted L_j(v)/L_j(base) there; None without a law.
-        lower: (J,) of its 90 % interval for one run.
-        upper: (J,) of the same.
-        base_losses: (J,) predicted losses of the scaled base.
+        predicted: against the scaled base, intervals for one pair of runs; None without a law.
         notes: what a user must know.
     """
 
     mode: Mode
     rows: NDArray[np.int64]
     base_rows: NDArray[np.int64]
-    ratio: Array | None = None
-    lower: Array | None = None
-    upper: Array | None = None
-    base_losses: Array | None = None
+    predicted: Prediction | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -128,24 +121,12 @@ def transfer_volumes(
         )
     if law is None:
         return Transfer(mode=mode, rows=found, base_rows=base_rows, notes=tuple(notes))  # type: ignore[arg-type]
-    ratio, half, base_losses = predict_ratio(law, found.astype(float), base_rows.astype(float))
-    return Transfer(
-        mode=mode, rows=found, base_rows=base_rows, ratio=ratio, lower=ratio - half, upper=ratio + half,  # type: ignore[arg-type]
-        base_losses=base_losses, notes=tuple(notes),
-    )  # fmt: skip
+    predicted = compare(law, found.astype(float), base_rows.astype(float), pairs=1)
+    return Transfer(mode=mode, rows=found, base_rows=base_rows, predicted=predicted, notes=tuple(notes))  # type: ignore[arg-type]
 
 
 def _exactly(rows: int) -> Budget:
     return Budget("exactly", Amount(float(rows), "rows"))
-
-
-def predict_ratio(law: ResponseSurface, v: Array, base: Array) -> tuple[Array, Array, Array]:
-    """Predict losses relative to base, with the half-width of the 90 % interval for one pair of runs."""
-    here, there = law.value_and_gradient(v)[0], law.value_and_gradient(base)[0]
-    draws_SJ = law.draws_value_and_gradient(v)[0] / law.draws_value_and_gradient(base)[0]
-    run_J = np.asarray(law.residual_scale_, dtype=float) / there * np.sqrt(2.0)
-    half = float(norm.ppf(0.5 + LEVEL / 2)) * np.hypot(draws_SJ.std(axis=0), run_J)
-    return here / there, half, there
 
 
 def transfer_mixture(
@@ -246,41 +227,20 @@ _COLUMNS = ("rows", "base_rows", "available")
 
 def _with_volumes(mixture: MixtureFile, moved: Transfer, full: Array) -> MixtureFile:
     """Put the volumes and what is predicted of them into the file."""
-    ratios = None
-    if moved.ratio is not None:
-        assert moved.lower is not None
-        assert moved.upper is not None
-        assert moved.base_losses is not None
-        ratios = Ratios(moved.base_losses, moved.ratio, moved.lower, moved.upper)
     history = {
         "mode": moved.mode, "from_rows": {d.name: d.rows for d in mixture.domains}, "total": int(moved.rows.sum()),
         "notes": list(moved.notes),
     }  # fmt: skip
-    return with_volumes(mixture, moved.rows, moved.base_rows, ratios, available=full, provenance={"transfer": history})
-
-
-@dataclass(frozen=True, slots=True)
-class Ratios:
-    """What is predicted of volumes.
-
-    Attributes:
-        base_losses: (J,) predicted at base, nats.
-        ratio: (J,) L_j(v)/L_j(base).
-        lower: (J,) of its 90 % interval for one pair of runs.
-        upper: (J,) of the same.
-    """
-
-    base_losses: Array
-    ratio: Array
-    lower: Array
-    upper: Array
+    return with_volumes(
+        mixture, moved.rows, moved.base_rows, moved.predicted, available=full, provenance={"transfer": history}
+    )
 
 
 def with_volumes(
     mixture: MixtureFile,
     rows: NDArray[np.int64],
     base_rows: NDArray[np.int64],
-    ratios: Ratios | None,
+    predicted: Prediction | None,
     *,
     available: Array | None = None,
     active: Sequence[str] = (),
@@ -307,9 +267,9 @@ def with_volumes(
         numbers: dict[str, Any] = dict.fromkeys((*_PREDICTED, *verified))
         if capability.metric is not None:
             numbers["metric"] = capability.metric.model_copy(update=dict.fromkeys(_SCORED))
-        if ratios is not None:
-            level = float(ratios.base_losses[j])
-            values = (level, *(float(part[j]) * level for part in (ratios.ratio, ratios.lower, ratios.upper)))
+        if predicted is not None:
+            level, ratio = float(predicted.other[j]), predicted.ratios[j]
+            values = (level, ratio.value * level, ratio.lower * level, ratio.upper * level)
             numbers |= dict(zip(_PREDICTED, values, strict=True))
         capabilities.append(capability.model_copy(update=numbers))
     return mixture.model_copy(

@@ -21,15 +21,14 @@ from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.front import pareto
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import (
-    against,
     move,
-    objective_value,
     partial_losses,
     predict,
     response_matrix,
     slice_through,
 )
 from ideal_proxy.report.plot_style import NOISE, THEME, inline_svg, label, png_bytes, svg_text, volume_axis, volume_text
+from ideal_proxy.response import compare
 from ideal_proxy.response.model import ResponseModel
 
 
@@ -118,25 +117,11 @@ def test_mixing_responses_sum_to_zero(run):
 
 
 def test_against_base(run):
-    ratios, gain = against(run.model, BASE, BASE, pairs=3)
-    assert [r.value for r in ratios] == pytest.approx([1, 1])
-    assert (gain.value, gain.lower, gain.upper) == pytest.approx((0, 0, 0))
-    ratios, gain = against(run.model, PROPOSAL, BASE, pairs=3)
+    found = compare(run.model, PROPOSAL, BASE, pairs=3)
     truth = finished_run.true_losses(PROPOSAL)[0] / finished_run.true_losses(BASE)[0]
-    assert all(r.lower < t < r.upper for r, t in zip(ratios, truth, strict=True))
-    assert gain.value == pytest.approx(1 - np.mean([r.value for r in ratios]))
-    assert against(run.model, PROPOSAL, BASE, pairs=12)[1].upper < gain.upper, "more pairs, narrower"
-    weighted = against(run.model, PROPOSAL, BASE, pairs=3, kind="weighted", weights=np.array([3.0, 1.0]))[1]
-    assert 1 - weighted.value == pytest.approx(0.75 * ratios[0].value + 0.25 * ratios[1].value)
-    worst = against(run.model, PROPOSAL, BASE, pairs=3, kind="worst")[1]
-    assert 1 - worst.value == pytest.approx(max(r.value for r in ratios))
-
-
-def test_objective_value():
-    ratios = np.array([[0.8, 1.2], [1.0, 0.9]])
-    assert objective_value(ratios, "mean", np.ones(2)) == pytest.approx([1.0, 0.95])
-    assert objective_value(ratios, "worst", np.ones(2)) == pytest.approx([1.2, 1.0])
-    assert objective_value(ratios, "weighted", np.array([1.0, 3.0])) == pytest.approx([1.1, 0.925])
+    assert all(r.lower < t < r.upper for r, t in zip(found.ratios, truth, strict=True))
+    assert found.gain.value == pytest.approx(1 - np.mean([r.value for r in found.ratios]))
+    assert compare(run.model, PROPOSAL, BASE, pairs=12).gain.upper < found.gain.upper, "more pairs, narrower"
 
 
 # ---------------------------------------------------------------- figures

@@ -110,9 +110,11 @@ def test_law_follows_an_optimum_that_moves_and_share_does_not() -> None:
     assert abs(regret[0]) < 1e-4
     assert regret[1] > 0.005, "0.5 % of the objective"
     np.testing.assert_allclose(kept.rows / total, small / 1000, atol=1e-3)
-    np.testing.assert_allclose(followed.ratio, law.value_and_gradient(followed.rows * 1.0)[0] / followed.base_losses)
-    assert (followed.lower < followed.ratio).all()
-    assert (followed.ratio < followed.upper).all()
+    assert followed.predicted is not None
+    ratios = followed.predicted.ratios
+    here = law.value_and_gradient(followed.rows * 1.0)[0]
+    np.testing.assert_allclose([r.value for r in ratios], here / followed.predicted.other)
+    assert all(r.lower < r.value < r.upper for r in ratios)
     assert any("extrapolated" in note for note in followed.notes)
 
 

@@ -1,0 +1,123 @@
+"""The one place that compares two mixtures: what a fitted response predicts of one against another, with intervals.
+
+One rule for every interval: the posterior draws of the ratio, and beside them the noise of the runs that would show it,
+for the mean over some pairs of runs that share a seed. Legend: D domains, J capabilities, S posterior draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from scipy.stats import norm
+
+from ideal_proxy.response.relative import Array, Yardstick
+
+LEVEL = 0.9
+NOISES = 64  # draws of the runs' noise beside each posterior draw, where the objective is not linear
+
+Combination = Literal["mean", "weighted", "worst"]
+
+
+class Surface(Protocol):
+    """What can be asked for losses at a mixture: a fitted `ResponseModel`, or its form at full size."""
+
+    def value_and_gradient(self, v: Any) -> tuple[Array, Array]:
+        """Give losses (J,) and their derivatives (J, D)."""
+
+    def draws_value_and_gradient(self, v: Any) -> tuple[Array, Array]:
+        """Give the same for every posterior draw, (S, J) and (S, J, D)."""
+
+    @property
+    def residual_scale_(self) -> Any:
+        """Standard deviation of one run, (J,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An estimate with its interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One mixture against another.
+
+    Attributes:
+        ratios: L_j(mixture)/L_j(other) of the J capabilities; of scores relative as `relative` says.
+        gain: relative gain in the objective, 1 − its value.
+        other: predicted losses at the other mixture, (J,) nats (scores: their unit).
+    """
+
+    ratios: tuple[Bound, ...]
+    gain: Bound
+    other: Array
+
+
+def combine(ratios: Array, kind: Combination = "mean", weights: Sequence[float] | Array | None = None) -> Array:
+    """Reduce losses relative to base to the objective: capabilities (J,) on the last axis, 1 at base."""
+    if kind == "worst":
+        return np.asarray(ratios.max(axis=-1))
+    return np.asarray(ratios @ _share(ratios.shape[-1], kind, weights))
+
+
+def compare(
+    surface: Surface,
+    mixture: Array,
+    other: Array,
+    *,
+    pairs: int,
+    kind: Combination = "mean",
+    weights: Sequence[float] | Array | None = None,
+    yardstick: Yardstick | None = None,
+    level: float = LEVEL,
+) -> Prediction:
+    """Predict a mixture against another.
+
+    Args:
+        surface: the fitted response.
+        mixture: volumes, (D,).
+        other: volumes to compare with, (D,), as a rule base.
+        pairs: the intervals are for the mean over so many pairs of runs that share a seed.
+        kind: of the objective.
+        weights: of a weighted objective, (J,).
+        yardstick: what scores are measured in; None where all are losses.
+        level: of the intervals.
+
+    Returns:
+        Prediction: J ratios and the gain, with intervals.
+    """
+    here_J, there_J = (surface.value_and_gradient(v)[0] for v in (mixture, other))
+    stick = yardstick or Yardstick.of_losses(len(here_J))
+    ratio_J = stick.relative(here_J, there_J)
+    draws_SJ = stick.relative(*(surface.draws_value_and_gradient(v)[0] for v in (mixture, other)))
+    run_J = np.asarray(surface.residual_scale_, dtype=float) / np.abs(stick.divisor(there_J)) * np.sqrt(2 / pairs)
+    if np.array_equal(mixture, other):  # a run and itself share all noise
+        run_J = np.zeros_like(run_J)
+    z = float(norm.ppf(0.5 + level / 2))
+    half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
+    if kind == "worst":
+        noise_KJ = np.random.default_rng(0).standard_normal((NOISES, len(ratio_J))) * run_J
+        half = z * float(combine(draws_SJ[:, None, :] + noise_KJ, kind).std())
+    else:
+        share_J = _share(len(ratio_J), kind, weights)
+        half = z * float(np.hypot((draws_SJ @ share_J).std(), np.sqrt(((share_J * run_J) ** 2).sum())))
+    gain = 1 - float(combine(ratio_J, kind, weights))
+    return Prediction(
+        ratios=tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)),
+        gain=Bound(gain, gain - half, gain + half),
+        other=there_J,
+    )
+
+
+def _share(count: int, kind: Combination, weights: Sequence[float] | Array | None) -> Array:
+    """Weights of a linear objective, summing to one."""
+    if kind == "weighted" and weights is not None:
+        given = np.asarray(weights, dtype=float)
+        return np.asarray(given / given.sum())
+    return np.full(count, 1 / count)

@@ -1,0 +1,97 @@
+"""One rule for every interval: known answers for the mean, weights and the worst, and coverage on simulated draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from ideal_proxy.response.prediction import combine, compare
+from ideal_proxy.response.relative import Yardstick
+
+Z = norm.ppf(0.95)
+
+
+@dataclass
+class Known:
+    """Losses that double as the first volume doubles; draws scatter by what is given."""
+
+    draws_SJ: np.ndarray[Any, Any]
+    residual_scale_: np.ndarray[Any, Any]
+
+    def value_and_gradient(self, v):
+        value = np.array([2.0, 1.0, 4.0]) * v[0] ** np.array([1.0, -0.1, 0.0])
+        return value, np.zeros((3, len(v)))
+
+    def draws_value_and_gradient(self, v):
+        return self.value_and_gradient(v)[0] * (1 + (v[0] - 1) * self.draws_SJ), None
+
+
+def surface(spread=(0.0, 0.0, 0.0), noise=(0.0, 0.0, 0.0), draws=20_000):
+    rng = np.random.default_rng(0)
+    scatter = rng.standard_normal((draws, 3)) * spread
+    return Known(scatter - scatter.mean(axis=0), np.array(noise))
+
+
+OTHER, MIXTURE = np.array([1.0, 1.0]), np.array([2.0, 1.0])
+RATIO = np.array([2.0, 2**-0.1, 1.0])
+
+
+def test_values_by_hand_and_a_mixture_is_never_better_than_itself():
+    found = compare(surface(), MIXTURE, OTHER, pairs=3)
+    assert [r.value for r in found.ratios] == pytest.approx(RATIO.tolist())
+    assert found.gain.value == pytest.approx(1 - RATIO.mean())
+    assert found.other.tolist() == [2.0, 1.0, 4.0]
+    same = compare(surface(noise=(1, 1, 1)), OTHER, OTHER, pairs=3)
+    assert (same.gain.value, same.gain.lower, same.gain.upper) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 12])
+def test_the_noise_of_runs_falls_with_pairs_and_adds_to_that_of_draws(pairs):
+    found = compare(surface((0.1, 0, 0), (0.2, 0.05, 0.0)), MIXTURE, OTHER, pairs=pairs)
+    run = np.array([0.2 / 2, 0.05 / 1, 0.0]) * np.sqrt(2 / pairs)
+    half = Z * np.hypot(run, [0.2, 0, 0])  # the draws scatter by a tenth of the ratio 2
+    assert [r.upper - r.value for r in found.ratios] == pytest.approx(half.tolist(), rel=0.02)
+    wide = Z * np.hypot(0.2 / 3, np.sqrt((run**2).sum()) / 3)
+    assert found.gain.upper - found.gain.lower == pytest.approx(2 * wide, rel=0.02)
+
+
+def test_weights_decide_whose_noise_counts():
+    uncertain_first = surface((0.1, 0.0, 0.0), (0.0, 0.0, 0.1))
+    first = compare(uncertain_first, MIXTURE, OTHER, pairs=2, kind="weighted", weights=[1, 0, 0]).gain
+    second = compare(uncertain_first, MIXTURE, OTHER, pairs=2, kind="weighted", weights=[0, 1, 0]).gain
+    third = compare(uncertain_first, MIXTURE, OTHER, pairs=2, kind="weighted", weights=[0, 0, 3]).gain
+    assert first.value == pytest.approx(-1)
+    assert first.upper - first.lower == pytest.approx(2 * Z * 0.2, rel=0.02)
+    assert second.upper - second.lower == pytest.approx(0, abs=1e-9)
+    assert third.upper - third.lower == pytest.approx(2 * Z * 0.1 / 4, rel=0.02)
+
+
+def test_the_interval_of_the_worst_is_that_of_the_worst():
+    """Where one capability is far the worst, its noise alone counts; where all are level, the maximum's does."""
+    alone = compare(surface((0.1, 0.3, 0.3), (0, 0, 0)), MIXTURE, OTHER, pairs=3, kind="worst").gain
+    clear = compare(surface((0.1, 0.0, 0.0), (0, 0, 0)), MIXTURE, OTHER, pairs=3, kind="worst").gain
+    assert alone.value == clear.value == pytest.approx(1 - 2.0)
+    assert clear.upper - clear.lower == pytest.approx(2 * Z * 0.2, rel=0.03)
+    noisy = compare(surface(noise=(0.4, 9.0, 0.0)), MIXTURE, OTHER, pairs=2, kind="worst").gain
+    quiet = compare(surface(noise=(0.4, 0.0, 0.0)), MIXTURE, OTHER, pairs=2, kind="worst").gain
+    assert quiet.upper - quiet.lower == pytest.approx(2 * Z * 0.2, rel=0.15)
+    assert noisy.upper - noisy.lower > 3 * (quiet.upper - quiet.lower)
+
+
+def test_scores_are_measured_by_their_scale():
+    stick = Yardstick(("score", "loss", "loss"), np.array([4.0, np.nan, np.nan]))
+    found = compare(surface(noise=(0.4, 0, 0)), MIXTURE, OTHER, pairs=2, yardstick=stick)
+    assert found.ratios[0].value == pytest.approx(1 - (4.0 - 2.0) / 4.0)
+    assert found.ratios[0].upper - found.ratios[0].value == pytest.approx(Z * 0.4 / 4)
+
+
+def test_combine_by_hand():
+    ratios = np.array([[0.8, 1.2], [1.0, 0.9]])
+    assert combine(ratios, "mean") == pytest.approx([1.0, 0.95])
+    assert combine(ratios, "mean", [1.0, 3.0]) == pytest.approx([1.0, 0.95])
+    assert combine(ratios, "worst") == pytest.approx([1.2, 1.0])
+    assert combine(ratios, "weighted", [1.0, 3.0]) == pytest.approx([1.1, 0.925])
