@@ -31,7 +31,7 @@ LOCK = "lock"
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
 QUIET_SECONDS = 90.0
-"""A lock of another machine that was not touched for so long is nobody's; file systems cache times for up to 60 s."""
+"""A lock of another machine that was not touched for so long counts as released; file systems cache times for up to 60 s."""
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 
@@ -193,7 +193,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         finally:
             over.set()
             beat.join()
-            handle.truncate(0)  # nobody's any more, for those who cannot see the lock itself
+            handle.truncate(0)  # released, for machines that cannot see the lock itself
 
 
 def _flock(handle: IO[str], kind: int) -> bool | None:

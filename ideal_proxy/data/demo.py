@@ -1,4 +1,4 @@
-"""The embedded default: procedural domains from a seed, with a structure that is known.
+"""The embedded demo: domains made by rules from a seed, so that their structure is known.
 
 Five domains. `arithmetic` and `lists` share sums and comparisons, `strings` and `formats` share letter work, and
 `formats` contradicts `facts`: both are asked the same questions, one wants a bare answer, the other a decorated one,

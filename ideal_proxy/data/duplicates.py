@@ -1,4 +1,4 @@
-"""Rows that stand twice: within a domain, in two domains, and reference rows that leaked into a domain."""
+"""Rows that occur twice: within a domain, in two domains, and reference rows that also stand in a domain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data files: which a source names, and their records one by one, whatever the file is made of."""
+"""Data files: which files a source names, and their records one by one, in any format."""
 
 from __future__ import annotations
 

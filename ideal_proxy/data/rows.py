@@ -1,4 +1,4 @@
-"""Training rows: where they lie, how they are written, and one form for all of them.
+"""Training rows: their sources, their dialects, and the one form they are read into.
 
 A source is a file, a glob, a folder, `hf:NAME` (see `hub`) or `demo:NAME?seed=S&rows=N`. Its rows are Alpaca
 (`instruction`, `input`, `output`), chat (`messages`, or `conversations` with `from` and `value`) or prompt/completion,

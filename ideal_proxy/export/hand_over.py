@@ -1,4 +1,4 @@
-"""Hand a mixture to another trainer: rows, a configuration in its own syntax, and the counts it will really draw.
+"""Hand a mixture to another trainer: rows, a configuration in its syntax, and the counts it will really draw.
 
 Where a trainer's configuration can say "so many rows of this set", the sets are written whole and the configuration
 says it. Where it cannot, the exact rows are written and the configuration takes all of them; `strict` refuses instead.

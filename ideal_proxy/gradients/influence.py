@@ -379,7 +379,7 @@ def _inner_products(
             inner_DSJ[i, s] = _inner(reference_stack, gradient)
             for name, value in gradient.items():
                 domain_stack[name][i] += value.to(domain_stack[name].device)
-    reference_stack.clear()  # J gradients that nobody needs any more
+    reference_stack.clear()  # J gradients that are no longer needed
     _finish(domain_stack, labels_DS)
     _apply(operator, domain_stack)
 

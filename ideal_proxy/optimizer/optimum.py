@@ -100,7 +100,7 @@ class Optimum:
 
     @property
     def predicted_gain(self) -> float:
-        """Objective at base minus objective here; optimistic, for it was selected."""
+        """Objective at base minus objective here; optimistic, because it was selected."""
         return self.base_objective - self.objective
 
     def to_dict(self) -> dict[str, Any]:

@@ -344,7 +344,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
     kept = {"lock", planned.name}
-    if planned.exists():  # a plan binds nobody: another one may take its place
+    if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and _identity(before) == _identity(config) and still_true(folder):
             kept.add("prepared")

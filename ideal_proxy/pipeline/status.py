@@ -1,4 +1,4 @@
-"""`ideal-proxy status`: what a search is at, read from its run directory without disturbing it."""
+"""`ideal-proxy status`: what a search is doing, read from its run directory without disturbing it."""
 
 from __future__ import annotations
 

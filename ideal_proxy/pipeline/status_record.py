@@ -1,4 +1,4 @@
-"""What a search is at, in `status.json` of its run directory: written by the search, read by `ideal-proxy status`.
+"""What a search is doing, in `status.json` of its run directory: written by the search, read by `ideal-proxy status`.
 
 The file is a convenience: no result rests on it, and a search whose file is lost goes on all the same.
 """

@@ -1,4 +1,4 @@
-"""The honest answer: does the proposal beat the base on rows and seeds that the search never saw?
+"""The verdict: does the proposal beat the base on rows and seeds that the search never saw?
 
 Legend: S fresh seeds (pairs), J capabilities, N_j verify rows of capability j. Formulas:
 `docs/how-it-works.md`, section 6.

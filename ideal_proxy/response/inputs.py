@@ -1,4 +1,4 @@
-"""What a fit accepts: checked, and one row a distinct run.
+"""The input of a fit: checked, with one row for each distinct run.
 
 Legend: N rows given, R distinct runs, D domains, J capabilities.
 """

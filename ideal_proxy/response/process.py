@@ -1,4 +1,4 @@
-"""A Gaussian process for what the law leaves over, or for the whole response where the law does not help.
+"""A Gaussian process for what the law does not explain, or for the whole response where the law does not help.
 
 Legend: R training runs, N mixtures asked for, D domains, J capabilities, S posterior draws.
 

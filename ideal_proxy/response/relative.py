@@ -1,4 +1,4 @@
-"""How far from base: losses as ratios, scores as differences over a scale, in one unit so that one mean may hold both.
+"""Distance from base in one unit, so that one mean can hold both: losses as ratios, scores as differences over a scale.
 
 A value of 1 is base and lower is better, whatever the capability is judged by:
 

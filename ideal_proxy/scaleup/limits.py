@@ -1,4 +1,4 @@
-"""What a mixture file says of objective and constraints, made ready for the optimiser at full size.
+"""Objective and constraints of a mixture file, made ready for the optimiser at full size.
 
 Legend: D domains.
 """

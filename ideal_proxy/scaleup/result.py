@@ -1,4 +1,4 @@
-"""What a full-size training says about the promise: observed against predicted, and the gain over base.
+"""What a full-size training shows: observed losses against predicted ones, and the gain over base.
 
 Ratios are loss on the mixture over loss on base, on verify rows (those the search never saw). Legend: S seeds,
 J capabilities, N_j reference rows.

@@ -1,4 +1,4 @@
-"""How long the rest of a swarm will take: the speed measured so far, and the order in which runs are handed out."""
+"""How long the rest of a swarm will take, from the speed measured so far and the order in which runs are handed out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes of this machine. They end when their input does, however this process ended."""
+"""Worker processes of this machine. They end when their input ends, so they never outlive this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a swarm needs of the place where its runs are done: an interface that the local and the Ray engine fill.
+"""What a swarm needs from the place where its runs are done: the interface of the local and the Ray engine.
 
 A pool knows workers by number. It hands out no run by itself, counts nothing and retries nothing: that is `swarm`'s.
 """

@@ -1,4 +1,4 @@
-"""Many proxies: long runs first, retries, resume, and an honest estimate, whatever does the runs.
+"""Many proxies on any engine: long runs first, retries, resume, and an honest estimate of the time left.
 
 The parent imports no torch. It hands out one run at a time, so a worker that dies loses that run alone, and that only
 back to its last checkpoint. A run is complete when its marker stands; what is complete is never done again. Workers
