@@ -31,7 +31,7 @@ LOCK = "lock"
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
 QUIET_SECONDS = 90.0
-"""A lock of another machine that was not touched for so long counts as released; file systems cache times for up to 60 s."""
+"""Another machine's lock that was not touched for so long is released; file systems cache times for up to 60 s."""
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 

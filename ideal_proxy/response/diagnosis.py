@@ -1,4 +1,4 @@
-"""How well each capability is predicted: held-out rank and error, noise, parameters, and a warning where it is poor.
+"""How well each capability is predicted: held-out rank and error, noise, parameters, a warning where it is poor.
 
 Legend: R runs, D domains, J capabilities.
 """

@@ -1,4 +1,4 @@
-"""Distance from base in one unit, so that one mean can hold both: losses as ratios, scores as differences over a scale.
+"""Distance from base in one unit: losses as ratios, scores as differences over a scale, so that one mean holds both.
 
 A value of 1 is base and lower is better, whatever the capability is judged by:
 
