@@ -20,8 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.pipeline.plan import PROXY_ROWS, RATES, Plan, describe_plan
+from ideal_proxy.pipeline.plan import PROXY_ROWS, Plan, describe_plan
 from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.proxy import RATES
 from ideal_proxy.proxy.cost import Products, count_products
 from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import duration

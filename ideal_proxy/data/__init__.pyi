@@ -8,7 +8,6 @@ from .layout import Found as Found
 from .layout import look as look
 from .rows import Row as Row
 from .rows import SourceReader as SourceReader
-from .rows import format_of as format_of
 from .rows import read_rows as read_rows
 from .rows import row_keys as row_keys
 from .rows import scan as scan
@@ -16,6 +15,7 @@ from .rows import source_fingerprint as source_fingerprint
 from .rows import to_messages as to_messages
 from .sources import domain_tokenizer as domain_tokenizer
 from .sources import read_sources as read_sources
+from .sources import rows_by_name as rows_by_name
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
 from .template import train_tokenizer as train_tokenizer

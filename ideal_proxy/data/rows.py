@@ -188,14 +188,6 @@ def scan(source: str | Path, *, format: str = "auto") -> SourceInfo:
     )
 
 
-def format_of(source: str, format: str = "auto") -> str:
-    """Tell the format of a source's rows by its first row, where it is not given."""
-    reader = SourceReader(source, format=format)
-    if format == "auto":
-        next(iter(reader))
-    return reader.format
-
-
 class SourceReader:
     """One pass over a source that yields each row beside its record and counts what it leaves out.
 

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.data.rows import Row, read_rows
+from ideal_proxy.data.rows import Row, SourceReader
 from ideal_proxy.data.template import train_tokenizer
 from ideal_proxy.errors import UserError
 
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer
 
 
-def read_sources(config: SearchConfig) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """Read the rows of every domain and capability.
+@dataclass(frozen=True, slots=True)
+class ReadSource:
+    """One source, read: its rows with an answer, the format found, and how many rows were left out."""
 
-    Args:
-        config: the run file.
+    rows: list[Row]
+    format: str
+    without_answer: int
 
-    Returns:
-        tuple: rows by domain and rows by capability.
 
-    Raises:
-        UserError: a source has no rows.
-    """
-    parts: list[dict[str, list[Row]]] = []
+def read_sources(config: SearchConfig) -> tuple[dict[str, ReadSource], dict[str, ReadSource]]:
+    """Read every domain and every capability once, by name; a source without rows is refused."""
+    parts: list[dict[str, ReadSource]] = []
     for entries, kind in ((config.domains, "domain"), (config.capabilities, "capability")):
         part = {}
         for entry in entries:
-            part[entry.name] = list(read_rows(entry.path, format=entry.format))
-            if not part[entry.name]:
+            reader = SourceReader(entry.path, format=entry.format)
+            rows = [row for _, row in reader]
+            if not rows:
                 raise UserError(f"{kind} {entry.name} has no rows in {entry.path}; add rows or remove the {kind}")
+            part[entry.name] = ReadSource(rows, reader.format, reader.without_answer)
         parts.append(part)
     return parts[0], parts[1]
+
+
+def rows_by_name(*parts: dict[str, ReadSource]) -> list[dict[str, list[Row]]]:
+    """Give the rows alone."""
+    return [{name: source.rows for name, source in part.items()} for part in parts]
 
 
 def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:

@@ -24,7 +24,15 @@ import torch
 from numpy.typing import NDArray
 
 from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
-from ideal_proxy.data import ChatTemplate, TokenRows, read_sources, row_keys, source_fingerprint, tokenize_rows
+from ideal_proxy.data import (
+    ChatTemplate,
+    TokenRows,
+    read_sources,
+    row_keys,
+    rows_by_name,
+    source_fingerprint,
+    tokenize_rows,
+)
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients.influence import InfluenceSettings, responses
 from ideal_proxy.gradients.records import (
@@ -107,7 +115,7 @@ class Step:
 
 def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -> Sources:
     """Read and tokenise every source of a run file with a model's own template."""
-    domain_rows, reference_rows = read_sources(config)
+    domain_rows, reference_rows = rows_by_name(*read_sources(config))
     domains, references = {}, {}
     for name, rows in domain_rows.items():
         domains[name] = tokenize_rows(rows, template, context)

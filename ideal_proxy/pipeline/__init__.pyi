@@ -7,7 +7,6 @@ from .finished import search as search
 from .outer_loop import override as override
 from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search
-from .plan import RATES as RATES
 from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
 from .start import write_run_file as write_run_file

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.config import SearchConfig, rows_of
-from ideal_proxy.data import TokenRows, find_duplicates, make_template, read_sources, scan, tokenize_rows
+from ideal_proxy.data import TokenRows, find_duplicates, make_template, read_sources, rows_by_name, tokenize_rows
 from ideal_proxy.pipeline.prepare import duplicate_lines, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
 
@@ -15,7 +15,7 @@ from ideal_proxy.terminal import paragraph, table
 def check_sources(config: SearchConfig) -> dict[str, Any]:
     """Read and tokenise every source and collect its health."""
     domains, references = read_sources(config)
-    template = make_template(proxy_tokenizer(config, domains.values()))
+    template = make_template(proxy_tokenizer(config, [source.rows for source in domains.values()]))
     health: dict[str, Any] = {
         "context": config.proxy.context, "model": config.proxy.model, "domains": [], "capabilities": [],
     }  # fmt: skip
@@ -24,18 +24,18 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         ("capabilities", config.capabilities, references),
     ):
         for entry in entries:
-            tokens = tokenize_rows(sources[entry.name], template, config.proxy.context)
-            source = scan(entry.path, format=entry.format)
+            source = sources[entry.name]
+            tokens = tokenize_rows(source.rows, template, config.proxy.context)
             described = _describe(entry.name, tokens) | {
                 "format": source.format, "without_answer": source.without_answer,
             }  # fmt: skip
             if kind == "domains":
-                available = len(sources[entry.name])
+                available = len(source.rows)
                 described["base"] = rows_of(
                     getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
                 )
             health[kind].append(described)
-    health["findings"] = duplicate_lines(find_duplicates(domains, references))
+    health["findings"] = duplicate_lines(find_duplicates(*rows_by_name(domains, references)))
     for kind, which in (("domains", "domain"), ("capabilities", "reference rows of")):
         for described in health[kind]:
             health["findings"] += [f"{which} {described['name']}: {text}" for text in _findings(described, config)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import MixtureFile, load_mixture
-from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
+from ideal_proxy.pipeline.prepare import Prepared, load_prepared
 from ideal_proxy.response import ResponseModel, Yardstick
 from ideal_proxy.store import read_json, run_folder
 
@@ -204,7 +204,7 @@ def load_run(folder: str | Path) -> SearchRun:
         return SearchRun(
             folder=folder,
             config=load_config(folder / "config.yaml"),
-            prepared=_prepared(folder / "prepared"),
+            prepared=load_prepared(folder / "prepared"),
             result=result,
             mixture=load_mixture(folder / "mixture.json"),
             model=ResponseModel.from_json(read_json(folder / "fit.json")),
@@ -256,17 +256,6 @@ def search(
     folder = Path(out) if out is not None else Path("runs") / settings.name
     run_search(settings, folder, reporter or Speaker(quiet=True), on_event)
     return load_run(folder)
-
-
-def _prepared(folder: Path) -> Prepared:
-    value = read_json(folder / "facts.json")
-    rest = {field.name for field in fields(Prepared)} - {"folder", "domains", "capabilities"}
-    return Prepared(
-        folder=folder,
-        domains=tuple(DomainFacts(**entry) for entry in value["domains"]),
-        capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
-        **{name: value.get(name, {}) for name in rest},
-    )
 
 
 def _runs(path: Path) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.verdict import planned_looks
-from ideal_proxy.proxy import Elsewhere, Products, budget_hours, cost_of, count_products, worker_bytes
+from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, count_products, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import metric_specs, probe, response_trainings
 from ideal_proxy.terminal import money
@@ -27,12 +27,6 @@ from ideal_proxy.terminal import money
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
 CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs torch
-RATES = {
-    "0.1M": (3e-3, 6e-3, 1.2e-2),
-    "1M": (1e-3, 2e-3, 4e-3),
-    "3M": (7e-4, 1.4e-3, 2.8e-3),
-    "10M": (4e-4, 8e-4, 1.6e-3),
-}
 # Of pretrained proxies: a proxy sees some hundred to thousand rows, few steps, so the rates reach above those of a
 # full-size run. The sweep goes on by factors of two where the best lies at an edge.
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)

@@ -8,7 +8,7 @@ Legend: D domains, J capabilities.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,11 @@ from ideal_proxy.data import (
     TokenRows,
     domain_tokenizer,
     find_duplicates,
-    format_of,
     make_template,
     read_rows,
     read_sources,
     row_keys,
+    rows_by_name,
     source_fingerprint,
     tokenize_rows,
 )
@@ -147,12 +147,12 @@ class Prepared:
 def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     """Read, tokenise and split every source, once."""
     if is_complete(folder):
-        prepared = _load(folder)
+        prepared = load_prepared(folder)
         _refuse_changed(prepared)
         return prepared
     domains, references = read_sources(config)
     base_model = _keep_base(config, folder / "model", reporter)
-    tokenizer = proxy_tokenizer(config, domains.values())
+    tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     template = load_template(folder / "tokenizer")
     reporter.note(
@@ -162,16 +162,15 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     )
     domain_facts = []
     for index, entry in enumerate(config.domains):
-        rows = domains[entry.name]
-        row_format = format_of(entry.path, entry.format)
-        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {row_format} format")
+        rows = domains[entry.name].rows
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         tokens.save(folder / f"domain-{index}")
         domain_facts.append(_domain_facts(entry, rows, tokens, config))
     capability_facts = []
     for index, capability in enumerate(config.capabilities):
-        rows = references[capability.name]
+        rows = references[capability.name].rows
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"capability {capability.name}", capability.path)
         search = search_verify_split(tokens.keys)
@@ -198,7 +197,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
                 truncated=tokens.truncated,
             )
         )
-    report = find_duplicates(domains, references)
+    report = find_duplicates(*rows_by_name(domains, references))
     for line in duplicate_lines(report):
         reporter.note(f"warning: {line}")
     prepared = Prepared(
@@ -331,7 +330,7 @@ def still_true(run: Path) -> bool:
     if not is_complete(run / "prepared"):
         return True
     try:
-        _refuse_changed(_load(run / "prepared"))
+        _refuse_changed(load_prepared(run / "prepared"))
     except UserError:
         return False
     return True
@@ -359,14 +358,13 @@ def _as_json(prepared: Prepared) -> dict[str, Any]:
     return value
 
 
-def _load(folder: Path) -> Prepared:
+def load_prepared(folder: Path) -> Prepared:
+    """Read what an earlier command prepared; what versions before wrote nothing of is empty."""
     value = read_json(folder / "facts.json")
+    rest = {entry.name for entry in fields(Prepared)} - {"folder", "domains", "capabilities"}
     return Prepared(
         folder=folder,
         domains=tuple(DomainFacts(**entry) for entry in value["domains"]),
         capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
-        health=value["health"],
-        vocabulary=value["vocabulary"],
-        template=value["template"],
-        base_model=value.get("base_model", {}),
+        **{name: value.get(name, {}) for name in rest},
     )

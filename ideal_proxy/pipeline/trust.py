@@ -26,10 +26,11 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.design import spread_mixtures
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan import RATES, TRUST_MIXTURES, Plan, scratch_products
+from ideal_proxy.pipeline.plan import TRUST_MIXTURES, Plan, scratch_products
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.proxy import RATES
 from ideal_proxy.response import combine
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.terminal import Reporter

@@ -34,6 +34,7 @@ from .pretrained import load_tokenizer as load_tokenizer
 from .pretrained import quiet_libraries as quiet_libraries
 from .pretrained import save_model as save_model
 from .pretrained import with_lora as with_lora
+from .records import RATES as RATES
 from .records import RowLosses as RowLosses
 from .records import TrainLog as TrainLog
 from .records import TrainSettings as TrainSettings

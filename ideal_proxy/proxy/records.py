@@ -11,6 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+RATES = {  # peak learning rates worth trying, rising, by the size of a scratch proxy
+    "0.1M": (3e-3, 6e-3, 1.2e-2),
+    "1M": (1e-3, 2e-3, 4e-3),
+    "3M": (7e-4, 1.4e-3, 2.8e-3),
+    "10M": (4e-4, 8e-4, 1.6e-3),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:

@@ -12,8 +12,8 @@ import numpy as np
 from ideal_proxy.data import ChatTemplate, Row, TokenRows, domain_tokenizer, make_template
 from ideal_proxy.errors import UsageError
 from ideal_proxy.mixture import reserve_mask
-from ideal_proxy.pipeline import RATES
 from ideal_proxy.proxy import (
+    RATES,
     SIZES,
     Pretrained,
     TrainSettings,
