@@ -98,6 +98,7 @@ class CapabilityConfig(Section):
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
     path: str = Field(min_length=1)
     format: Format = "auto"
+    domain: str | None = Field(default=None, description="its own domain; default: the domain of exactly its name")
     weight: float = Field(default=1.0, gt=0)
     must_not_drop: float | None = Field(
         default=None, ge=0, le=1,
@@ -332,6 +333,22 @@ class SearchConfig(Section):
             groups=tuple(parse_comparison(text, self.domain_names) for text in self.constraints.groups),
             must_not_drop={c.name: c.must_not_drop for c in self.capabilities if c.must_not_drop is not None},
         )
+
+    @model_validator(mode="after")
+    def _own_domains(self) -> SearchConfig:
+        for capability in self.capabilities:
+            if capability.domain is not None and capability.domain not in self.domain_names:
+                raise ValueError(
+                    f"capability {capability.name} names the domain {capability.domain!r}, and there is none; "
+                    f"the domains are {', '.join(self.domain_names)}"
+                )
+        return self
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Number of each capability's own domain, -1 where it has none."""
+        place = {name: number for number, name in enumerate(self.domain_names)}
+        return tuple(place.get(c.domain or c.name, -1) for c in self.capabilities)
 
     @property
     def has_metrics(self) -> bool:

@@ -29,6 +29,9 @@ def fit(
     add_runs: Annotated[
         list[Path] | None, typer.Option(help="CSV of further runs, with a fidelity column; may repeat.")
     ] = None,
+    own: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=DOMAIN", help="A metric's own domain; default: of its name.")
+    ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Go on with runs that are in both tables.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of starts and folds.")] = 0,
     as_json: Json = False,
@@ -53,7 +56,7 @@ def fit(
     further = [read_runs(path, domains, names) for path in add_runs or []]
     model = fit_tables(
         mixtures, losses, unit=unit, available=available, maximize=maximize, add_runs=further, partial=partial,
-        random_state=seed,
+        random_state=seed, own=own or (),
     )  # fmt: skip
     joined = join_tables(mixtures, losses, partial=partial)
     document = with_explored(model, joined.ratios.to_numpy(dtype=float))

@@ -30,6 +30,7 @@ class Evidence:
         losses_before: Z_j, the losses before any SFT row, shape (J,).
         values_before: what each capability is judged by there, shape (J,).
         gradients: responses measured by gradients, one entry a centre; () where there are none.
+        own: number of each capability's own domain, -1 for none, (J,); None: that of exactly its name.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +41,7 @@ class Evidence:
     losses_before: Array
     values_before: Array
     gradients: tuple[Responses, ...] = ()
+    own: tuple[int, ...] | None = None
 
     def fit(self, model: ResponseModel, prepared: Prepared, *, weights: Array | None = None) -> ResponseModel:
         """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
@@ -49,5 +51,5 @@ class Evidence:
             pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names),
             run_id=np.asarray(self.ids), seed_id=self.seeds,
             baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,
-            responses=list(self.gradients) or None,
+            responses=list(self.gradients) or None, own=self.own,
         )  # fmt: skip

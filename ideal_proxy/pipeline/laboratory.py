@@ -196,6 +196,7 @@ class Laboratory:
             losses_before=self._search_losses(before),
             values_before=self._values(before),
             gradients=tuple(Responses(at, found.M, found.se, found.q) for at, found in self.responses),
+            own=self.config.own,
         )
 
     def pairs(

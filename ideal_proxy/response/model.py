@@ -107,6 +107,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         sample_weight: Any = None,
         baseline_loss: Any = None,
         responses: Responses | list[Responses] | None = None,
+        own: Any = None,
     ) -> ResponseModel:
         """Fit the law, decide by cross-validation what to add, and measure the intervals.
 
@@ -118,6 +119,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             sample_weight: (N,) weights on the mean response.
             baseline_loss: (J,) Z, the loss with no row, NaN where not measured.
             responses: mixing responses measured by gradients.
+            own: (J,) number of each capability's own domain, -1 where it has none; default: the domain of exactly its
+                name, and where no name says anything every capability counts as having one.
 
         Returns:
             self.
@@ -140,6 +143,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             raise BadInput("Input y contains infinity or, in a single column, NaN: leave those runs out.")
         self.domain_names_ = list(map(str, getattr(self, "feature_names_in_", _numbered("domain", V.shape[1]))))
         self.target_names_ = names or _numbered("capability", L.shape[1])
+        self.own_: list[int] = self._own(own).tolist()
         runs = distinct_runs(check_volumes(V, self.unit), L, run_id, seed_id, sample_weight, self.target_names_)
         if len(runs.v_RD) < 2:
             raise BadInput("Only 1 sample (one distinct run) was given and a fit needs at least 2: add runs.")
@@ -269,15 +273,23 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             rows.append(GradientRows(u[0], du_dv[0] * v, share / share.sum(), centred * unit, error * abs(unit)))
         return tuple(rows)
 
-    def _own_domain(self) -> np.ndarray:
-        """Tell which capabilities have a domain of their own, by name; all of them where names say nothing."""
-        J = len(self.target_names_)
-        names = getattr(self, "feature_names_in_", None)
-        if names is None or self.target_names_[0] == "capability 0":
-            return np.ones(J, dtype=bool)
-        domains = [str(n).lower() for n in names]
-        own = np.array([any(d in t.lower() or t.lower() in d for d in domains) for t in self.target_names_])
-        return own if own.any() else np.ones(J, dtype=bool)
+    def _own(self, own: Any) -> np.ndarray:
+        """Number of each capability's own domain, (J,); -1 for none."""
+        J, D = len(self.target_names_), len(self.domain_names_)
+        if own is None:
+            place = {name: i for i, name in enumerate(self.domain_names_)}
+            return np.array([place.get(name, -1) for name in self.target_names_])
+        given = np.asarray(own)
+        if (
+            given.shape != (J,)
+            or not np.issubdtype(given.dtype, np.integer)
+            or (given < -1).any()
+            or (given >= D).any()
+        ):
+            raise BadInput(
+                f"own must be {J} numbers of domains, one a capability, from 0 to {D - 1} or -1 for none; got {own!r}."
+            )
+        return given
 
     def _try_harm(
         self,
@@ -296,7 +308,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if law is not None and law_harm is not None and asked is None:
             y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
             gain, error = choice.harm_pays(y, data.weight_JR, law[0], law_harm[0])
-            keep |= np.where(self._own_domain(), gain > error, gain > -error)
+            own = np.array(self.own_) >= 0
+            has_own = own if own.any() else ~own
+            keep |= np.where(has_own, gain > error, gain > -error)
             keep |= trust.response_harms(data, fit)
         if not keep.any():
             return fit, law

@@ -184,6 +184,7 @@ def fit_tables(
     add_runs: Sequence[Joined] = (),
     partial: bool = False,
     random_state: int = 0,
+    own: Sequence[str] = (),
 ) -> ResponseModel:
     """Fit the response model to tables.
 
@@ -200,6 +201,7 @@ def fit_tables(
         add_runs: further runs, with a fidelity each; without one they are of the same fidelity.
         partial: go on with the runs that are in both tables.
         random_state: seed.
+        own: METRIC=DOMAIN for metrics whose own domain has another name.
 
     Returns:
         The fitted model; ``fidelity_`` holds the offsets and slopes.
@@ -219,7 +221,8 @@ def fit_tables(
     main = fidelity.iloc[0]
     same = (fidelity == main).to_numpy()
     seed = None if runs.seed is None else runs.seed.to_numpy()
-    model.fit(v[same], losses[same], seed_id=None if seed is None else seed[same])
+    given = own_domains(own, list(map(str, v.columns)), list(map(str, losses.columns)))
+    model.fit(v[same], losses[same], seed_id=None if seed is None else seed[same], own=given)
     names = [str(f) for f in dict.fromkeys(fidelity[~same])]
     if not names:
         return model
@@ -233,10 +236,25 @@ def fit_tables(
             maps[name] = {"offset": offset.tolist(), "slope": slope.tolist()}
             mapped.loc[of] = (losses[of].to_numpy() - offset) / slope
             weight[of] = np.clip(np.median((model.residual_scale_ * np.abs(slope) / noise) ** 2), 0.05, 1.0)
-        model.fit(v, mapped, seed_id=seed, sample_weight=weight)
+        model.fit(v, mapped, seed_id=seed, sample_weight=weight, own=given)
     model.fidelity_ = maps
     log.info("Fidelity %s: %d runs; others mapped to it: %s.", main, int(same.sum()), ", ".join(names))
     return model
+
+
+def own_domains(given: Sequence[str], domains: list[str], metrics: list[str]) -> list[int]:
+    """Number of each metric's own domain, -1 for none: as given as METRIC=DOMAIN, else the domain of its very name."""
+    own = {name: domains.index(name) if name in domains else -1 for name in metrics}
+    for text in given:
+        splits = [text.split("=", n)[-1] for n in range(1, text.count("=") + 1)]  # a name may hold an equals sign
+        found = [(text.removesuffix(f"={last}"), last) for last in splits]
+        named = [(metric, domain) for metric, domain in found if metric in own and domain in domains]
+        if len(named) != 1:
+            raise UserError(
+                f"--own {text!r} must be METRIC=DOMAIN, a metric of {_some(metrics)} and a domain of {_some(domains)}"
+            )
+        own[named[0][0]] = domains.index(named[0][1])
+    return list(own.values())
 
 
 def predict_table(

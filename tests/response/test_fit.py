@@ -430,3 +430,36 @@ def test_32_runs_rank_regmix_mixtures() -> None:
     assert np.mean(ranks["1m"]) > 0.972
     assert np.mean(ranks["60m"]) > 0.967
     assert 0.82 < np.mean(covered) < 0.97
+
+
+NAMES = {
+    "plain": (["math", "code", "law"], ["math", "code", "chat"]),
+    "substrings of each other": (["a", "ab", "abc"], ["a", "ab", "b"]),
+    "crossed": (["code", "law", "math"], ["law_code", "math_law", "code_math"]),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_change_no_number(case: str) -> None:
+    """A capability's own domain is stated, never guessed: the same numbers to the bit under any names."""
+    rng = np.random.default_rng(5)
+    v = rng.uniform(50, 900, (24, 3))
+    loss = 1 + np.column_stack([v[:, 0] ** -0.2, v[:, 1] ** -0.2 + 1e-4 * v[:, 0], v.sum(axis=1) ** -0.3])
+    loss += 0.002 * rng.standard_normal(loss.shape)
+    own, found = [0, 1, -1], []
+    for domains, capabilities in (NAMES["plain"], NAMES[case]):
+        model = ResponseModel(base=[300, 300, 300], n_draws=4)
+        model.fit(pd.DataFrame(v, columns=domains), pd.DataFrame(loss, columns=capabilities), own=own)
+        found.append((model.harm_.tolist(), model.value_and_gradient([500.0, 100.0, 300.0])[0].tolist()))
+        assert model.own_ == own
+        again = ResponseModel.from_json(json.loads(json.dumps(model.to_json())))
+        assert again.own_ == own
+    assert found[0] == found[1]
+
+
+def test_an_own_domain_is_the_one_of_exactly_the_name_unless_it_is_given() -> None:
+    v, loss = np.random.default_rng(0).uniform(1, 2, (8, 2)), np.random.default_rng(1).uniform(1, 2, (8, 2))
+    frames = pd.DataFrame(v, columns=["code", "code_long"]), pd.DataFrame(loss, columns=["code_long", "long"])
+    assert ResponseModel(n_draws=2).fit(*frames).own_ == [1, -1]
+    with pytest.raises(BadInput, match="own must be 2 numbers of domains"):
+        ResponseModel(n_draws=2).fit(*frames, own=[0, 2])

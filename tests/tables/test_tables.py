@@ -15,6 +15,7 @@ from ideal_proxy.tables.reading import (
     Table,
     fit_tables,
     join_tables,
+    own_domains,
     predict_table,
     read_available,
     read_metrics,
@@ -207,3 +208,12 @@ def test_partial_join_goes_on_when_asked(tmp_path: Path, caplog: pytest.LogCaptu
     joined = join_tables(*tables, partial=True)
     assert len(joined.ratios) == 21
     assert "1 runs only in" in caplog.text
+
+
+def test_own_domains_are_stated_by_name():
+    domains, metrics = ["code", "a=b"], ["code", "long=code", "x"]
+    assert own_domains([], domains, metrics) == [0, -1, -1]
+    assert own_domains(["x=code", "long=code=a=b"], domains, metrics) == [0, 1, 0]
+    for wrong in ("x", "x=nothing", "nothing=code"):
+        with pytest.raises(UserError, match="must be METRIC=DOMAIN"):
+            own_domains([wrong], domains, metrics)
