@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom, box, check_linear, check_nonlinear
@@ -73,6 +74,7 @@ class Optimum:
         convex: whether the fitted problem is certified convex.
         starts: how many starts were tried.
         message: what users read.
+        rows: (D,) the volumes as whole rows, where they were rounded; they add up as the budget says.
     """
 
     problem: Problem
@@ -90,6 +92,7 @@ class Optimum:
     convex: bool
     starts: int
     message: Message
+    rows: NDArray[np.int64] | None = None
 
     @property
     def scope(self) -> str:

@@ -103,7 +103,7 @@ def _result(
             "name": capability.name,
             "base_loss": pair_losses[j][0],
             "proposal_loss": pair_losses[j][1],
-            "predicted": asdict(proposal.loss_ratios[j]),
+            "predicted": asdict(proposal.predicted_losses.ratios[j]),
             "verified": asdict(ratios[j]),
         }
         | _metric(config, laboratory, chosen, j)
@@ -122,11 +122,11 @@ def _result(
             "row_noise": verdict.row_noise,
             "level": verdict.level,
         },
-        "predicted_gain": asdict(proposal.predicted_gain),
+        "predicted_gain": asdict(proposal.predicted.gain),
         "domains": domains,
         "capabilities": capabilities,
-        "noise": {"run": proposal.run_noise, "seed": proposal.seed_noise},
-        "optimum": {"scope": proposal.scope, "active": list(proposal.active)},
+        "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
+        "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
         "warnings": [
             *proposal.notes,
             *prepared.health["duplicates"],
@@ -138,7 +138,7 @@ def _result(
                 "round": outcome.number + 1,
                 "answer": outcome.verdict.answer,
                 "gain": asdict(outcome.verdict.gain),
-                "predicted_gain": asdict(outcome.proposal.predicted_gain),
+                "predicted_gain": asdict(outcome.proposal.predicted.gain),
                 "pairs": outcome.verdict.pairs,
                 "rows": [int(x) for x in outcome.proposal.rows],
             }
@@ -170,7 +170,7 @@ def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, 
     proposal, verdict = chosen.proposal, chosen.verdict
     scores = laboratory.paired_scores(chosen.number)[j]
     stick, sign = proposal.yardstick, float(directions(config.kinds)[j])
-    expected, scale = proposal.ratios[j], float(stick.scale[j])
+    expected, scale = proposal.predicted.ratios[j], float(stick.scale[j])
     differences = sorted(sign * scale * (x - 1.0) for x in (expected.lower, expected.upper))
     return {
         "metric": {
@@ -178,12 +178,12 @@ def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, 
             "python": metric.python,
             "higher_is_better": metric.higher_is_better,
             "scale": scale,
-            "noise": float(proposal.score_noise[j]),
+            "noise": float(np.asarray(proposal.model.residual_scale_)[j]),
             "base_spread": float(scores.base.std(ddof=1)),
             "base": float(scores.base.mean()),
             "proposal": float(scores.proposal.mean()),
             "before_sft": float(proposal.evidence.values_before[j]),
-            "predicted_base": float(proposal.base_values[j]),
+            "predicted_base": float(proposal.predicted.other[j]),
             "predicted": asdict(Bound(sign * scale * (expected.value - 1.0), *differences)),
             "verified": asdict(score_bounds(scores, level=verdict.level)),
         }
@@ -283,13 +283,13 @@ def _mixture(
             )
             for j, capability in enumerate(prepared.capabilities)
         ],
-        constraints_active=list(chosen.proposal.active),
+        constraints_active=list(chosen.proposal.optimum.active),
         verdict=chosen.verdict.answer,
         verdict_text=result["verdict"]["sentence"],
         gain=chosen.verdict.gain.value,
         gain_lower=chosen.verdict.gain.lower,
         gain_upper=chosen.verdict.gain.upper,
-        predicted_gain=chosen.proposal.predicted_gain.value,
+        predicted_gain=chosen.proposal.predicted.gain.value,
         provenance={
             **provenance,
             "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},

@@ -227,7 +227,7 @@ def _trained(plan: Plan) -> str:
 
 def _told_fit(number: int, proposal: Proposal, names: list[str]) -> dict[str, Any]:
     """Say to the tracker what a round's fit proposes."""
-    gain = proposal.predicted_gain
+    gain = proposal.predicted.gain
     return {
         "round": number + 1, "runs": len(proposal.evidence.ids),
         "proposal": dict(zip(names, (int(x) for x in proposal.rows), strict=True)),
@@ -254,7 +254,7 @@ def _told_result(result: dict[str, Any]) -> dict[str, Any]:
 
 def _again(proposal: Proposal, verdict: Verdict) -> str | None:
     """Say why another round is worth it, None where it is not."""
-    low, high = proposal.predicted_gain.lower, proposal.predicted_gain.upper
+    low, high = proposal.predicted.gain.lower, proposal.predicted.gain.upper
     if verdict.gain.upper < low or verdict.gain.lower > high:
         return "the verification missed the prediction"
     if Limit.TRUST_REGION in proposal.optimum.binding:

@@ -30,7 +30,7 @@ from ideal_proxy.optimizer import (
 )
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.response import Bound, ResponseModel, Yardstick, compare
+from ideal_proxy.response import Prediction, ResponseModel, Yardstick, compare
 
 Array = NDArray[np.float64]
 
@@ -39,48 +39,47 @@ BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """Proposed volumes with what is expected of them.
+    """What a round learned and proposes: it binds the evidence, the fits, the optimum and the predictions.
 
     Attributes:
-        rows: full-size rows of each domain, shape (D,).
-        active: constraints that bind, in words.
-        scope: `global optimum` or `best of k starts`, with the optimality residual.
-        ratios: predicted L_j(proposal) / L_j(base) with the 90 % interval for the mean of the first pairs; for scores
-            relative as `relative` says.
-        loss_ratios: the same of the reference losses, also where a metric judges.
-        base_losses: predicted losses at base, shape (J,).
-        base_values: predicted at base, what each capability is judged by, shape (J,).
-        yardstick: what scores are measured in.
-        predicted_gain: relative gain in the objective, same interval.
-        run_noise: standard deviation of one run, relative, mean over capabilities.
-        seed_noise: the same of a seed's common shift.
-        score_noise: standard deviation of one run in the unit of what it is judged by, shape (J,).
-        notes: what the fit wants the user to know.
+        evidence: what was fitted.
         model: the fitted response of what each capability is judged by.
         loss_model: the fitted response of the reference losses; the same where no metric judges.
-        optimum: the optimiser's own result.
-        evidence: what was fitted.
+        yardstick: what scores are measured in.
         constraints: as used.
+        optimum: the volumes, with their whole rows.
+        predicted: the optimum against base, intervals for the mean of the first pairs.
+        predicted_losses: the same of the reference losses, also where a metric judges.
+        notes: what the fit wants the user to know.
     """
 
-    rows: NDArray[np.int64]
-    active: tuple[str, ...]
-    scope: str
-    ratios: tuple[Bound, ...]
-    loss_ratios: tuple[Bound, ...]
-    base_losses: Array
-    base_values: Array
-    yardstick: Yardstick
-    predicted_gain: Bound
-    run_noise: float
-    seed_noise: float
-    score_noise: Array
-    notes: tuple[str, ...]
+    evidence: Evidence
     model: ResponseModel
     loss_model: ResponseModel
-    optimum: Optimum
-    evidence: Evidence
+    yardstick: Yardstick
     constraints: Constraints
+    optimum: Optimum
+    predicted: Prediction
+    predicted_losses: Prediction
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Full-size rows of each domain, shape (D,)."""
+        assert self.optimum.rows is not None
+        return self.optimum.rows
+
+    @property
+    def scope(self) -> str:
+        """`global optimum` or `best of k starts`, with the optimality residual."""
+        return f"{self.optimum.scope}, optimality residual {self.optimum.kkt_residual:.0e}"
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        """Standard deviations of one run and of a seed's common shift, relative, mean over capabilities."""
+        unit = self.yardstick.divisor(self.predicted.other)
+        run, seed = (np.asarray(x, dtype=float) for x in (self.model.residual_scale_, self.model.seed_scale_))
+        return float(np.mean(run / unit)), float(np.mean(seed / unit))
 
 
 def fit_and_propose(
@@ -103,35 +102,16 @@ def fit_and_propose(
     constraints = make_constraints(config, prepared, problem, evidence.volumes)
     objective = make_objective(config, stick)
     optimum = optimize(model, objective, constraints, random_state=seed)
-    rows = round_volumes(optimum.volumes, constraints)
+    optimum = replace(optimum, rows=round_volumes(optimum.volumes, constraints))
+    rows = np.asarray(optimum.rows, dtype=float)
     weights = [c.weight for c in config.capabilities]
     options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
-    predicted = compare(model, rows.astype(float), base, yardstick=stick, **options)
-    loss_ratios = compare(loss_model, rows.astype(float), base, **options).ratios
-    noise = np.asarray(model.residual_scale_, dtype=float)
-    shift = np.asarray(model.seed_scale_, dtype=float)
-    base_values = model.value_and_gradient(base)[0]
-    unit = stick.divisor(base_values)
     return Proposal(
-        rows=rows,
-        active=tuple(optimum.active),
-        scope=f"{optimum.scope}, optimality residual {optimum.kkt_residual:.0e}",
-        ratios=predicted.ratios,
-        loss_ratios=loss_ratios,
-        base_losses=loss_model.value_and_gradient(base)[0],
-        base_values=base_values,
-        yardstick=stick,
-        predicted_gain=predicted.gain,
-        run_noise=float(np.mean(noise / unit)),
-        seed_noise=float(np.mean(shift / unit)),
-        score_noise=noise,
-        notes=notes,
-        model=model,
-        loss_model=loss_model,
-        optimum=optimum,
-        evidence=evidence,
-        constraints=constraints,
-    )
+        evidence=evidence, model=model, loss_model=loss_model, yardstick=stick, constraints=constraints,
+        optimum=optimum, notes=notes,
+        predicted=compare(model, rows, base, yardstick=stick, **options),
+        predicted_losses=compare(loss_model, rows, base, **options),
+    )  # fmt: skip
 
 
 def gradient_note(model: ResponseModel, method: str) -> str:
