@@ -3,11 +3,11 @@
     python benchmarks/speed/apply_speed.py --rows 200000 1000000 10000000 --repeats 3 --work /big/disk
 
 Rows of about 270 bytes pass through unchanged (JSONL to JSONL), in training order, from two domains, one of them
-repeated. `apply` runs in a process of its own, twice a turn: first with no index of the sources (`cold`: every row is
-parsed and hashed, and the index is written), then with it (`warm`). `cp` copies what `apply` wrote. The three follow
+repeated. `apply` runs in a process of its own, twice a turn: first with no table of row keys (`cold`: every row is
+parsed and hashed, and the table is written), then with it (`warm`). `cp` copies what `apply` wrote. The three follow
 each other in every turn, files in the page cache; each ends when its output is on the disk. CPU seconds count the
-processes that `apply` starts. Memory is the peak resident size less that of a process that only imports; of a process
-that parses, its own peak. `--drop` has the sources leave the page cache before every run.
+processes that `apply` starts. Memory is the peak resident size less that of a process that only imports. `--drop` has
+the sources leave the page cache before every run.
 """
 
 from __future__ import annotations
@@ -59,45 +59,17 @@ def write_source(path: Path, rows: int) -> None:
             ]))  # fmt: skip
 
 
-def fingerprint(path: Path, rows: int, work: Path) -> str:
-    """Read it as `search` would, row by row, where that takes seconds; else from the index."""
-    from ideal_proxy.mixture.row_index import open_index
+def fingerprint(path: Path, work: Path) -> str:
+    """Give the fingerprint of a source's rows, as a search does."""
+    from ideal_proxy.mixture import open_table
 
-    from ideal_proxy.data.rows import scan
-
-    if rows <= 500_000:
-        return scan(path).fingerprint
-    return open_index(str(path), "alpaca", keep=None, scratch=work / "fingerprint").fingerprint
+    return open_table(str(path), "alpaca", keep=None, scratch=work / "fingerprint").fingerprint
 
 
 def run_child(mixture: Path, out: Path | str, shards: int, index: Path | str) -> dict[str, float]:
     command = [sys.executable, "-c", CHILD, str(mixture), str(out), str(shards), str(index)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def parser_peak(path: Path) -> float | None:
-    """Peak resident size of one of the processes that parse, its imports included, after 20 blocks of a source."""
-    from ideal_proxy.mixture.line_keys import HEAD
-    from ideal_proxy.mixture.row_index import BLOCK_BYTES
-
-    status = "/proc/{}/status"
-    if not Path(status.format("self")).exists():
-        return None
-    code = "from ideal_proxy.mixture.line_keys import serve; serve()"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as it:
-        assert it.stdin
-        assert it.stdout
-        with open(path, "rb") as file:
-            while (begin := file.tell()) < min(path.stat().st_size, 20 * BLOCK_BYTES):
-                file.seek(BLOCK_BYTES, os.SEEK_CUR)
-                file.readline()
-                it.stdin.write(json.dumps([str(path), begin, file.tell(), "alpaca"]).encode() + b"\n")
-                it.stdin.flush()
-                it.stdout.read(16 * HEAD.unpack(it.stdout.read(HEAD.size))[1])
-        lines = Path(status.format(it.pid)).read_text(encoding="ascii").splitlines()
-        it.stdin.close()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024, 1)
 
 
 def copy(files: list[Path], target: Path) -> tuple[float, float]:
@@ -133,7 +105,7 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
             write_source(path, count)
             drawn = count if name == "once" else rows - rows // 2
             domains.append(DomainVolume(
-                name=name, source=str(path), format="alpaca", fingerprint=fingerprint(path, count, work),
+                name=name, source=str(path), format="alpaca", fingerprint=fingerprint(path, work),
                 available=count, rows=drawn,
             ))  # fmt: skip
         sources = [Path(domain.source) for domain in domains]
@@ -171,7 +143,6 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
                     "speed_against_cp_median": round(middle(pairs), 3),
                     "peak_megabytes": round((max(run["peak"] for run in found) - idle) / 1024, 1),
                 }
-        result["parser_peak_megabytes"] = parser_peak(sources[0])
         return result
     finally:
         shutil.rmtree(work, ignore_errors=True)
