@@ -51,15 +51,7 @@ class NonlinearAtom:
 
 
 def box(atoms: Sequence[Atom], size: int) -> tuple[FloatArray, FloatArray]:
-    """Merge bounds on single volumes.
-
-    Args:
-        atoms: linear constraints; those on several volumes are passed over.
-        size: D.
-
-    Returns:
-        Lower and upper bounds (D,), rows; upper is inf where there is none.
-    """
+    """Merge bounds on single volumes."""
     lower, upper = np.zeros(size), np.full(size, np.inf)
     for atom in atoms:
         if atom.index is not None:
@@ -69,15 +61,7 @@ def box(atoms: Sequence[Atom], size: int) -> tuple[FloatArray, FloatArray]:
 
 
 def check_linear(atoms: Sequence[Atom], scale: FloatArray) -> None:
-    """Make sure that some mixture satisfies the linear constraints.
-
-    Args:
-        atoms: the constraints; volumes are not negative besides.
-        scale: typical volumes (D,).
-
-    Raises:
-        InfeasibleError: there is none; names an irreducible set, and by how much each member misses.
-    """
+    """Make sure that some mixture satisfies the linear constraints."""
     violation, _, support = _least_violation(atoms, scale)
     if violation <= FEASIBLE:
         return
@@ -96,20 +80,7 @@ def check_linear(atoms: Sequence[Atom], scale: FloatArray) -> None:
 def check_nonlinear(
     program: Program, atoms: Sequence[Atom], nonlinear: Sequence[NonlinearAtom], starts: Sequence[FloatArray]
 ) -> FloatArray:
-    """Find a mixture that satisfies the nonlinear constraints too, or say which constraints contradict.
-
-    Args:
-        program: its scale and box; its functions are not used.
-        atoms: linear constraints, together feasible.
-        nonlinear: the nonlinear ones.
-        starts: volumes (D,) to search from.
-
-    Returns:
-        A mixture (D,) that satisfies all.
-
-    Raises:
-        InfeasibleError: none was found; names an irreducible set as far as the search can tell.
-    """
+    """Find a mixture that satisfies the nonlinear constraints too, or say which constraints contradict."""
     violation, point = _search(program, atoms, nonlinear, starts)
     if violation <= FEASIBLE:
         return point
@@ -131,15 +102,7 @@ def check_nonlinear(
 
 
 def deletion_filter(members: Sequence[Member], feasible: Callable[[Sequence[Member]], bool]) -> list[Member]:
-    """Reduce an infeasible set until every member is needed (Chinneck and Dravnieks 1991).
-
-    Args:
-        members: a set that is not feasible.
-        feasible: whether a subset is.
-
-    Returns:
-        A subset that is not feasible, each of whose proper subsets is.
-    """
+    """Reduce an infeasible set until every member is needed (Chinneck and Dravnieks 1991)."""
     kept = list(members)
     for member in members:
         without = [m for m in kept if m is not member]

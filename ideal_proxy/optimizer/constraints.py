@@ -179,18 +179,7 @@ class Constraints:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], problem: Problem) -> Constraints:
-        """Read constraints from command-line options or a YAML mapping.
-
-        Args:
-            options: keys are this class's fields, values as `read_limits` takes them.
-            problem: the domains and capabilities.
-
-        Returns:
-            The constraints.
-
-        Raises:
-            UsageError: an unknown key, domain or capability, or a value that cannot be read.
-        """
+        """Read constraints from command-line options or a YAML mapping."""
         values = read_limits(options, problem.domains, problem.capabilities)
         return cls(problem=problem, **values)
 
@@ -205,17 +194,7 @@ class Constraints:
         return ETA_FRACTION * float(self.problem.base.mean())
 
     def unit_weights(self, unit: str | None = None) -> FloatArray:
-        """How much one row of each domain counts in a unit.
-
-        Args:
-            unit: `rows`, `tokens` or `share`; None for the unit of the budget.
-
-        Returns:
-            Weights (D,): tokens a row, or ones.
-
-        Raises:
-            UsageError: tokens are asked for, and the tokens a row are not known.
-        """
+        """How much one row of each domain counts in a unit."""
         unit = unit or self.budget_unit
         if unit != "tokens":
             return np.ones(len(self.problem.domains))
@@ -240,11 +219,7 @@ class Constraints:
         return self.budget.kind in {"keep", "exactly"}
 
     def atoms(self) -> list[Atom]:
-        """List the linear constraints one by one.
-
-        Returns:
-            The constraints under the names that users see; volumes are not negative besides.
-        """
+        """List the linear constraints one by one."""
         return [*self._budget_atoms(), *self._bound_atoms(), *self._trust_atoms(), *self._group_atoms()]
 
     def _trust_map(self) -> Mapping[str, tuple[float, float]]:
@@ -373,16 +348,7 @@ def explored_region(volumes: FloatArray, problem: Problem) -> dict[str, tuple[fl
 
 
 def show(value: float, unit: str, of: str | None = None) -> str:
-    """Write an amount as users read it.
-
-    Args:
-        value: the number.
-        unit: `rows`, `tokens`, `share` or any word that follows the number.
-        of: what a share is a share of.
-
-    Returns:
-        Such as `5,000 rows` or `60 %`.
-    """
+    """Write an amount as users read it."""
     if unit == "share":
         return f"{100 * value:.6g} %" + (f" of {of}" if of else "")
     digits = 0 if abs(value) >= 100 or value == round(value) else 2

@@ -75,17 +75,7 @@ class Objective:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Objective:
-        """Read the objective from command-line options or a YAML mapping.
-
-        Args:
-            options: keys are this class's fields; None means not given; weights may be `["coding=2"]`.
-
-        Returns:
-            The objective.
-
-        Raises:
-            UsageError: an unknown key or a value that cannot be read.
-        """
+        """Read the objective from command-line options or a YAML mapping."""
         known = [f.name for f in fields(cls)]
         values: dict[str, Any] = {}
         for key, value in options.items():
@@ -101,14 +91,7 @@ class Objective:
         return cls(**values)
 
     def weight_vector(self, problem: Problem) -> FloatArray:
-        """Write the weights in the order of the capabilities.
-
-        Args:
-            problem: names the capabilities.
-
-        Returns:
-            Weights (J,), sum one.
-        """
+        """Write the weights in the order of the capabilities."""
         names = problem.capabilities
         if self.weights is None:
             return np.full(len(names), 1.0 / len(names))
@@ -161,38 +144,15 @@ class RelativeLosses:
         return result
 
     def allowance(self, tolerance: float, j: int) -> float:
-        """Give the largest relative loss that a protected capability may have.
-
-        Args:
-            tolerance: relative to base.
-            j: the capability.
-
-        Returns:
-            1 + tolerance for losses; for scores the tolerance times the base score's size over the scale (plus 1
-            beside losses).
-        """
+        """Give the largest relative loss that a protected capability may have."""
         return self._stick.allowance(tolerance, self.base_losses_J, j) - self._shift
 
     def absolute(self, relative_J: FloatArray) -> FloatArray:
-        """Turn relative losses back into losses (nats) or scores.
-
-        Args:
-            relative_J: (J,).
-
-        Returns:
-            (J,).
-        """
+        """Turn relative losses back into losses (nats) or scores."""
         return self._stick.absolute(relative_J + self._shift, self.base_losses_J)
 
     def point(self, v: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Predict the relative losses.
-
-        Args:
-            v: volumes (D,).
-
-        Returns:
-            (J,) and derivatives (J, D).
-        """
+        """Predict the relative losses."""
         value, jacobian = self._remember(False, v)
         return self._relative(value, self.base_losses_J), jacobian * self._factor_J[:, None]
 
@@ -200,16 +160,7 @@ class RelativeLosses:
         return self._stick.relative(values, base) - self._shift
 
     def upper(self, v: FloatArray, confidence: float, weights_KJ: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Bound weighted means of the relative losses from above: prediction + z · sd over paired draws.
-
-        Args:
-            v: volumes (D,).
-            confidence: one-sided level; 0.5 gives the prediction.
-            weights_KJ: the K weighted means to bound.
-
-        Returns:
-            (K,) and derivatives (K, D).
-        """
+        """Bound weighted means of the relative losses from above: prediction + z · sd over paired draws."""
         z = float(ndtri(confidence))
         value, jacobian = self.point(v)
         bound, gradient = weights_KJ @ value, weights_KJ @ jacobian
@@ -241,16 +192,7 @@ class RelativeLosses:
 
 
 def weighted_function(losses: RelativeLosses, weights_J: FloatArray, confidence: float | None) -> ScalarFunction:
-    """Make a weighted mean of relative losses, or its upper bound, a function of the volumes.
-
-    Args:
-        losses: the relative losses.
-        weights_J: (J,).
-        confidence: level of the upper bound; None for the prediction.
-
-    Returns:
-        Volumes (D,) to value and gradient (D,).
-    """
+    """Make a weighted mean of relative losses, or its upper bound, a function of the volumes."""
 
     def function(v: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = losses.upper(v, confidence or 0.5, weights_J[None])
@@ -260,16 +202,7 @@ def weighted_function(losses: RelativeLosses, weights_J: FloatArray, confidence:
 
 
 def each_function(losses: RelativeLosses, indices: list[int], confidence: float | None) -> VectorFunction:
-    """Make some relative losses, or their upper bounds, a function of the volumes.
-
-    Args:
-        losses: the relative losses.
-        indices: the K capabilities.
-        confidence: level of the upper bounds; None for the prediction.
-
-    Returns:
-        Volumes (D,) to values (K,) and gradients (K, D).
-    """
+    """Make some relative losses, or their upper bounds, a function of the volumes."""
     weights_KJ = np.eye(len(losses.base_losses_J))[indices]
     return lambda v: losses.upper(v, confidence or 0.5, weights_KJ)
 
@@ -297,15 +230,7 @@ def kl_from_base(constraints: Constraints) -> ScalarFunction:
 
 
 def kl_excess(constraints: Constraints, cap: float) -> ScalarFunction:
-    """Make `KL − cap <= 0` a convex function of the volumes by multiplying it with the total (a perspective).
-
-    Args:
-        constraints: base mixture and unit.
-        cap: nats.
-
-    Returns:
-        Volumes (D,) to (KL − cap) · total / base total, and gradient (D,).
-    """
+    """Make `KL − cap <= 0` a convex function of the volumes by multiplying it with the total (a perspective)."""
     per_row, base_share = _smoothed(constraints)
     base_total = float(per_row @ (constraints.problem.base + constraints.eta))
 

@@ -49,31 +49,13 @@ class HeldOut:
 
 
 def fold_of_runs(runs: int, rng: np.random.Generator) -> np.ndarray:
-    """Deal the runs into folds.
-
-    Args:
-        runs: R.
-        rng: the stream.
-
-    Returns:
-        (R,) fold indices.
-    """
+    """Deal the runs into folds."""
     folds = runs if runs <= LEAVE_ONE_OUT else FOLDS
     return rng.permutation(np.arange(runs) % folds)
 
 
 def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) -> tuple[Array, Array]:
-    """Predict every run by the law of the other folds.
-
-    Args:
-        data: the runs.
-        fit: the fit to all of them: where each fold starts, and the noise.
-        fold_R: (R,) folds.
-        harm: whether the fit has the harm term.
-
-    Returns:
-        (J, R) predictions and (J, R) variances of the mean.
-    """
+    """Predict every run by the law of the other folds."""
     J, R = data.y_JR.shape
     K = int(fold_R.max()) + 1
     prior = prior_for(data, harm, fit.theta_JP)
@@ -100,17 +82,7 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
 
 
 def held_out(data: LawData, fit: LawFit, law: tuple[Array, Array], fold_R: np.ndarray) -> HeldOut:
-    """Predict every run by every candidate from the other folds.
-
-    Args:
-        data: the runs.
-        fit: the law.
-        law: what :func:`held_out_law` gave.
-        fold_R: (R,) folds.
-
-    Returns:
-        The predictions.
-    """
+    """Predict every run by every candidate from the other folds."""
     J, R = data.y_JR.shape
     u_RD = data.volumes.effective(data.v_RD)[0]
     x_RD = u_RD / data.volumes.scale
@@ -139,17 +111,7 @@ def held_out(data: LawData, fit: LawFit, law: tuple[Array, Array], fold_R: np.nd
 
 
 def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut, *, caution: float = 0.5) -> Array:
-    """Choose the combination of candidates for each capability.
-
-    Args:
-        y_JR: (J, R) observed, seed effects taken out.
-        weight_JR: (J, R) weights.
-        predicted: held-out predictions.
-        caution: how many standard errors the combination must gain over the law alone.
-
-    Returns:
-        (J, C) weights that sum to one a capability.
-    """
+    """Choose the combination of candidates for each capability."""
     J = len(y_JR)
     alone = np.zeros((J, 3))
     alone[:, LAW] = 1.0
@@ -170,17 +132,7 @@ def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut, *, caution: float
 
 
 def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) -> tuple[Array, Array]:
-    """Measure what the harm term gains in held-out squared error.
-
-    Args:
-        y_JR: (J, R) observed.
-        weight_JR: (J, R) weights.
-        plain_JR: (J, R) held-out predictions without it.
-        harm_JR: (J, R) held-out predictions with it.
-
-    Returns:
-        (J,) mean gain and (J,) its standard error.
-    """
+    """Measure what the harm term gains in held-out squared error."""
     gain = weight_JR * ((plain_JR - y_JR) ** 2 - (harm_JR - y_JR) ** 2)
     count = np.maximum((weight_JR > 0).sum(axis=1), 2)
     mean = gain.sum(axis=1) / count

@@ -47,16 +47,7 @@ class Diagnosis:
 
 
 def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
-    """Judge every capability of a fitted model, and log what should not be trusted.
-
-    Args:
-        model: a ``ResponseModel`` with its held-out predictions.
-        data: the runs it was fitted to.
-        fit: the law.
-
-    Returns:
-        One diagnosis a capability.
-    """
+    """Judge every capability of a fitted model, and log what should not be trusted."""
     y_JR = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
     out = []
     for j, name in enumerate(model.target_names_):

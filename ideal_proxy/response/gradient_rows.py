@@ -83,17 +83,7 @@ class Scale:
 
     @classmethod
     def of_all(cls, value: float, error: float, capabilities: int, p: float) -> Scale:
-        """One factor for all capabilities.
-
-        Args:
-            value: s̄.
-            error: its standard error.
-            capabilities: J.
-            p: as in the attribute.
-
-        Returns:
-            The scale.
-        """
+        """One factor for all capabilities."""
         return cls(value, error, np.full(capabilities, value), np.full(capabilities, error), p)
 
 
@@ -144,17 +134,7 @@ def _foretold(rows: GradientRows, u_RD: Array) -> Array:
 
 
 def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...]) -> Scale:
-    """Guess s̄ where losses cannot tell: the size of the law's centred responses over the gradients' (median).
-
-    Args:
-        theta_JP: (J, P) a law: a fit, or the prior's mean.
-        bounds_J2: (J, 2) bounds of E.
-        volumes: units.
-        gradients: the rows.
-
-    Returns:
-        The scale, its error unknown.
-    """
+    """Guess s̄ where losses cannot tell: the size of the law's centred responses over the gradients' (median)."""
     ratios = []
     for rows in gradients:
         response = law_response(theta_JP, bounds_J2, volumes, rows)[0]
@@ -167,17 +147,7 @@ def law_scale(theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tu
 
 
 def law_response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: GradientRows) -> tuple[Array, Array]:
-    """Give the law's response at a centre.
-
-    Args:
-        theta_JP: (J, P) laws.
-        bounds_J2: (J, 2) bounds of E.
-        volumes: units.
-        rows: whose centre.
-
-    Returns:
-        (J, D) ∂L/∂log v, and its derivative by θ (J, D, P).
-    """
+    """Give the law's response at a centre."""
     h, by = slopes(theta_JP, bounds_J2, volumes, rows.u_D)
     return h * rows.by_log_D, by * rows.by_log_D[None, :, None]
 
@@ -185,19 +155,7 @@ def law_response(theta_JP: Array, bounds_J2: Array, volumes: Volumes, rows: Grad
 def pattern(
     theta_JP: Array, bounds_J2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...], scale: Scale, trust: float
 ) -> tuple[Array, Array]:
-    """Give what responses say about log a, up to a level: a Gaussian, the mean over the centres.
-
-    Args:
-        theta_JP: (J, P) the law so far, whose τ and γ are taken.
-        bounds_J2: (J, 2) bounds of E.
-        volumes: units.
-        gradients: the rows.
-        scale: the factors s.
-        trust: σ_g, misfit allowed, in root mean squares of the responses.
-
-    Returns:
-        (J, D, D) precision and (J, D) precision times mean.
-    """
+    """Give what responses say about log a, up to a level: a Gaussian, the mean over the centres."""
     J, D = len(theta_JP), len(gradients[0].u_D)
     law = theta_JP[:, : FIRST_A + D]
     precision, pull = np.zeros((J, D, D)), np.zeros((J, D))
@@ -231,18 +189,7 @@ def pattern(
 def along(
     theta_BP: Array, bounds_B2: Array, volumes: Volumes, gradients: tuple[GradientRows, ...], member_B: np.ndarray
 ) -> tuple[Array, Array]:
-    """Project the law's centred response on the measured one: the s that a law has.
-
-    Args:
-        theta_BP: (B, P) laws.
-        bounds_B2: (B, 2) bounds of E.
-        volumes: units.
-        gradients: the rows.
-        member_B: (B,) which capability each is.
-
-    Returns:
-        (B, G) s, and (B, G, P) its derivative by θ.
-    """
+    """Project the law's centred response on the measured one: the s that a law has."""
     values, by = [], []
     for rows in gradients:
         response, response_by = law_response(theta_BP, bounds_B2, volumes, rows)
@@ -256,14 +203,6 @@ def along(
 
 
 def scale_spread(scale: Scale, trust: float) -> Array:
-    """Give the spread of the law's s about what the losses say: of s itself, and of what is not trusted.
-
-    Args:
-        scale: the scale.
-        trust: σ_g.
-
-    Returns:
-        (J,) standard deviations, in the unit of s.
-    """
+    """Give the spread of the law's s about what the losses say: of s itself, and of what is not trusted."""
     doubt = np.minimum(scale.own_error_J / scale.own_J, 10.0)
     return np.asarray(scale.own_J * np.sqrt(doubt**2 + PATTERN_SPREAD**2 + trust**2))

@@ -40,31 +40,13 @@ class Runs:
 
 
 def check_kind(kind: Any) -> None:
-    """Refuse what is no kind of capability.
-
-    Args:
-        kind: one for all capabilities, or one each.
-
-    Raises:
-        BadInput: it is none of loss, score and cost, nor a list of them.
-    """
+    """Refuse what is no kind of capability."""
     if set([kind] if isinstance(kind, str) else kind) - set(KINDS):
         raise BadInput(f"kind is {kind!r} and must be one of {', '.join(KINDS)}, or a list of them, one a capability.")
 
 
 def kinds_of(kind: Any, count: int) -> tuple[Kind, ...]:
-    """Write a model's `kind` out.
-
-    Args:
-        kind: one for all capabilities, or one each.
-        count: J.
-
-    Returns:
-        J kinds.
-
-    Raises:
-        BadInput: another number of kinds than of capabilities.
-    """
+    """Write a model's `kind` out."""
     given: Any = [kind] * count if isinstance(kind, str) else kind
     kinds: tuple[Kind, ...] = tuple(given)
     if len(kinds) != count:
@@ -73,18 +55,7 @@ def kinds_of(kind: Any, count: int) -> tuple[Kind, ...]:
 
 
 def check_volumes(v_ND: Array, unit: str) -> Array:
-    """Check volumes, and make shares sum to one exactly.
-
-    Args:
-        v_ND: (N, D) rows or shares.
-        unit: "rows" or "share".
-
-    Returns:
-        (N, D) volumes.
-
-    Raises:
-        BadInput: a negative volume, or shares that do not sum to one.
-    """
+    """Check volumes, and make shares sum to one exactly."""
     if (v_ND < 0).any():
         row, column = np.argwhere(v_ND < 0)[0]
         raise BadInput(
@@ -105,22 +76,7 @@ def check_volumes(v_ND: Array, unit: str) -> Array:
 
 
 def distinct_runs(v_ND: Array, loss_NJ: Array, run_id: Any, seed_id: Any, sample_weight: Any, names: list[str]) -> Runs:
-    """Average the rows of one run, weighted; only distinct run ids are replicates.
-
-    Args:
-        v_ND: (N, D) checked volumes.
-        loss_NJ: (N, J) losses, NaN where missing.
-        run_id: (N,) ids, or None where every row is a run.
-        seed_id: (N,) seeds, or None.
-        sample_weight: (N,) non-negative weights, or None.
-        names: the capabilities.
-
-    Returns:
-        The runs, in the order they first appear.
-
-    Raises:
-        BadInput: infinite losses, wrong lengths, one id with two mixtures or seeds, a capability without a loss.
-    """
+    """Average the rows of one run, weighted; only distinct run ids are replicates."""
     N = len(loss_NJ)
     if np.isinf(loss_NJ).any():
         row, j = np.argwhere(np.isinf(loss_NJ))[0]

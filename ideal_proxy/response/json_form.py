@@ -72,14 +72,7 @@ def _restored(d: dict[str, Any]) -> Process:
 
 
 def dump(model: Any) -> dict[str, Any]:
-    """Write a fitted model as JSON values.
-
-    Args:
-        model: a fitted ``ResponseModel``.
-
-    Returns:
-        Nested dicts, lists and numbers.
-    """
+    """Write a fitted model as JSON values."""
     state = {name: _plain(getattr(model, name)) for name in (*ARRAYS, *FLAGS, *PLAIN)}
     return {
         "format": FORMAT,

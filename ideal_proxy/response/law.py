@@ -44,14 +44,7 @@ class Volumes:
     rho: Array
 
     def effective(self, volumes_RD: Array) -> tuple[Array, Array, Array]:
-        """Count repeated rows less and less.
-
-        Args:
-            volumes_RD: (R, D) volumes in rows or shares.
-
-        Returns:
-            u (R, D) in the unit of the volumes, ∂u/∂v (R, D), and ∂u/∂log ρ (R, D).
-        """
+        """Count repeated rows less and less."""
         if self.available is None:
             return volumes_RD, np.ones_like(volumes_RD), np.zeros_like(volumes_RD)
         beyond = np.maximum(volumes_RD / self.available - 1.0, 0.0)
@@ -63,14 +56,7 @@ class Volumes:
         return u, du_dv, du_dlog_rho
 
     def harm_features(self, u_RD: Array) -> Array:
-        """Give the shares that the harm term is linear in.
-
-        Args:
-            u_RD: (R, D) effective volumes.
-
-        Returns:
-            (R, D) u_i / (κ + Σ_k u_k), zero for a mixture without rows.
-        """
+        """Give the shares that the harm term is linear in."""
         total = self.kappa + u_RD.sum(axis=1, keepdims=True)
         return np.asarray(np.divide(u_RD, total, out=np.zeros_like(u_RD), where=total > 0))
 
@@ -91,28 +77,12 @@ class Evaluation:
 
 
 def sigmoid(t: Array) -> Array:
-    """Squash to (0, 1) without overflow.
-
-    Args:
-        t: any shape.
-
-    Returns:
-        The logistic function of t, the same shape.
-    """
+    """Squash to (0, 1) without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * t))
 
 
 def unpack(theta_JP: Array, bounds_J2: Array, domains: int) -> dict[str, Array]:
-    """Name the parameters in their natural form.
-
-    Args:
-        theta_JP: (J, P) with P = 4 + D, or 4 + 2 D with the harm term.
-        bounds_J2: (J, 2) the least and greatest E can be.
-        domains: D.
-
-    Returns:
-        E, Z, alpha, gamma (J,) each, a and b (J, D) each.
-    """
+    """Name the parameters in their natural form."""
     low, high = bounds_J2[:, 0], bounds_J2[:, 1]
     floor = low + (high - low) * sigmoid(theta_JP[:, FLOOR])
     harm = theta_JP[:, FIRST_A + domains :]
@@ -129,19 +99,7 @@ def unpack(theta_JP: Array, bounds_J2: Array, domains: int) -> dict[str, Array]:
 def evaluate(
     theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_RD: Array, *, by_theta: bool = False, by_u: bool = False
 ) -> Evaluation:
-    """Evaluate the law of every capability at every mixture.
-
-    Args:
-        theta_JP: (J, P) parameters, P = 4 + D or 4 + 2 D.
-        bounds_J2: (J, 2) the least and greatest E can be, in the unit of the loss.
-        volumes: scale and κ.
-        u_RD: (R, D) effective volumes.
-        by_theta: also the derivative by θ.
-        by_u: also the derivative by u.
-
-    Returns:
-        The values and derivatives.
-    """
+    """Evaluate the law of every capability at every mixture."""
     J, (R, D) = len(theta_JP), u_RD.shape
     with_harm = theta_JP.shape[1] > FIRST_A + D
     p = unpack(theta_JP, bounds_J2, D)
@@ -190,17 +148,7 @@ def evaluate(
 
 
 def slopes(theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_D: Array) -> tuple[Array, Array]:
-    """Evaluate ∂L/∂u at one mixture, and its derivative by θ: what a gradient row is compared with.
-
-    Args:
-        theta_JP: (J, P) parameters, P = 4 + D or 4 + 2 D.
-        bounds_J2: (J, 2) the least and greatest E can be.
-        volumes: scale and κ.
-        u_D: (D,) effective volumes.
-
-    Returns:
-        ∂L/∂u (J, D), and its derivative by θ (J, D, P).
-    """
+    """Evaluate ∂L/∂u at one mixture, and its derivative by θ: what a gradient row is compared with."""
     J, D = len(theta_JP), len(u_D)
     p = unpack(theta_JP, bounds_J2, D)
     a, alpha, gamma = p["a"], p["alpha"][:, None], p["gamma"][:, None]

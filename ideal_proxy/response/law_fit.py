@@ -102,16 +102,7 @@ class LawFit:
 
 
 def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior:
-    """Give the weak prior that keeps every parameter identified, and what gradients say about the domains.
-
-    Args:
-        data: what is fitted.
-        harm: with the harm term.
-        theta_JP: (J, P) the law so far, which gradients are read with; None leaves them out.
-
-    Returns:
-        One prior a capability.
-    """
+    """Give the weak prior that keeps every parameter identified, and what gradients say about the domains."""
     J, D = len(data.y_JR), data.v_RD.shape[1]
     P = FIRST_A + D * (2 if harm else 1)
     mean = np.zeros((J, P))
@@ -155,23 +146,7 @@ def solve_law(
     iterations: int,
     rng: np.random.Generator | None = None,
 ) -> Solution:
-    """Solve a stack of law fits over the same runs.
-
-    Args:
-        data: the runs.
-        prior: one prior a capability.
-        member_B: (B,) which capability each problem is.
-        weight_BR: (B, R) weights, zero for runs left out.
-        start_BP: (B, P) starts.
-        noise_B: (B,) noise standard deviation.
-        offset_JR: (J, R) seed effects to take from the losses.
-        iterations: steps at most.
-        rng: a stream to perturb targets and prior means with, which makes every solution a posterior draw
-            (randomize then optimise, Bardsley et al. 2014).
-
-    Returns:
-        The solutions.
-    """
+    """Solve a stack of law fits over the same runs."""
     u_RD = data.volumes.effective(data.v_RD)[0]
     u_RD = np.vstack([u_RD, np.zeros((1, u_RD.shape[1]))])  # the last row is Z
     measured = np.isfinite(data.baseline_J)
@@ -213,19 +188,7 @@ def solve_law(
 def fit_law(
     data: LawData, *, harm: bool, starts: int, rng: np.random.Generator, warm: LawFit | None = None, rounds: int = 3
 ) -> LawFit:
-    """Fit the law to every capability: several starts, then noise, seed effects and ρ in turn.
-
-    Args:
-        data: the runs.
-        harm: with the harm term.
-        starts: how many starts; the first is the prior's mean.
-        rng: the stream of the other starts.
-        warm: a fit without harm to start from instead.
-        rounds: how often noise, seeds and ρ are re-estimated.
-
-    Returns:
-        The fit.
-    """
+    """Fit the law to every capability: several starts, then noise, seed effects and ρ in turn."""
     J, R = data.y_JR.shape
     D = data.v_RD.shape[1]
     prior = prior_for(data, harm, None if warm is None else warm.theta_JP)

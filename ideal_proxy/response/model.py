@@ -446,16 +446,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return tuple(b[:, 0] for b in bounds) if self._one_dimensional_ else bounds
 
     def sample(self, V: Any, n: int, *, noise: bool = True) -> Array:
-        """Draw from the predictive distribution.
-
-        Args:
-            V: (N, D) volumes.
-            n: how many draws.
-            noise: of one new run's observed value; False: of the mean response.
-
-        Returns:
-            (n, N, J) draws.
-        """
+        """Draw from the predictive distribution."""
         _, u = self._volumes(V)
         x = u / self.volumes_.scale
         rng = np.random.default_rng(self.random_state)
@@ -538,11 +529,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     # ---------------------------------------------------------- diagnostics
 
     def repeat_decay(self) -> dict[str, tuple[float, float] | str]:
-        """Tell how many further passes over each domain are worth having.
-
-        Returns:
-            Domain → (ρ, standard error of log ρ), or "not identified" where no run repeats more than 1.5 times.
-        """
+        """Tell how many further passes over each domain are worth having."""
         check_is_fitted(self, "theta_")
         return {
             name: (float(self.volumes_.rho[i]), float(self.log_rho_error_[i]))

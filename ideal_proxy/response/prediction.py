@@ -77,21 +77,7 @@ def compare(
     yardstick: Yardstick | None = None,
     level: float = LEVEL,
 ) -> Prediction:
-    """Predict a mixture against another.
-
-    Args:
-        surface: the fitted response.
-        mixture: volumes, (D,).
-        other: volumes to compare with, (D,), as a rule base.
-        pairs: the intervals are for the mean over so many pairs of runs that share a seed.
-        kind: of the objective.
-        weights: of a weighted objective, (J,).
-        yardstick: what scores are measured in; None where all are losses.
-        level: of the intervals.
-
-    Returns:
-        Prediction: J ratios and the gain, with intervals.
-    """
+    """Predict a mixture against another."""
     here_J, there_J = (surface.value_and_gradient(v)[0] for v in (mixture, other))
     stick = yardstick or Yardstick.of_losses(len(here_J))
     ratio_J = stick.relative(here_J, there_J)

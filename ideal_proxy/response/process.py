@@ -36,39 +36,16 @@ class Kernel:
     length: float
 
     def features(self, x_ND: Array) -> Array:
-        """Transform scaled volumes.
-
-        Args:
-            x_ND: (N, D) effective volumes over c.
-
-        Returns:
-            (N, D) features over the length scale.
-        """
+        """Transform scaled volumes."""
         return np.asarray((np.sqrt(x_ND + DELTA) if self.root else x_ND) / self.length)
 
     def __call__(self, a_ND: Array, b_RD: Array) -> Array:
-        """Compare mixtures.
-
-        Args:
-            a_ND: (N, D) scaled volumes.
-            b_RD: (R, D) scaled volumes.
-
-        Returns:
-            (N, R) covariances, 1 on equal rows.
-        """
+        """Compare mixtures."""
         r = np.sqrt(5.0) * _distance(self.features(a_ND), self.features(b_RD))
         return np.asarray((1.0 + r + r * r / 3.0) * np.exp(-r))
 
     def by_x(self, a_D: Array, b_RD: Array) -> Array:
-        """Differentiate k(a, b) by a.
-
-        Args:
-            a_D: (D,) scaled volumes.
-            b_RD: (R, D) scaled volumes.
-
-        Returns:
-            (R, D) ∂k/∂a.
-        """
+        """Differentiate k(a, b) by a."""
         f_a, f_b = self.features(a_D[None])[0], self.features(b_RD)
         r = np.sqrt(5.0) * _distance(f_a[None], f_b)[0]
         by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
@@ -82,15 +59,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def kernels_for(x_RD: Array, *, raw: bool) -> list[Kernel]:
-    """List the kernels tried, scaled to the spread of the runs.
-
-    Args:
-        x_RD: (R, D) scaled volumes of the runs.
-        raw: also kernels on x itself.
-
-    Returns:
-        The kernels.
-    """
+    """List the kernels tried, scaled to the spread of the runs."""
     kernels = []
     for root in (True, False) if raw else (True,):
         features = np.sqrt(x_RD + DELTA) if root else x_RD
@@ -124,38 +93,16 @@ class Process:
     half_RM: Array
 
     def mean(self, x_ND: Array) -> Array:
-        """Predict.
-
-        Args:
-            x_ND: (N, D) scaled volumes.
-
-        Returns:
-            (N,) posterior mean.
-        """
+        """Predict."""
         return self.kernel(x_ND, self.x_RD) @ self.beta_R
 
     def spread(self, x_ND: Array) -> Array:
-        """Give the posterior variance of the mean.
-
-        Args:
-            x_ND: (N, D) scaled volumes.
-
-        Returns:
-            (N,) variances, without the noise.
-        """
+        """Give the posterior variance of the mean."""
         known = self.kernel(x_ND, self.x_RD) @ self.half_RM
         return np.asarray(self.variance * np.maximum(1.0 - (known * known).sum(axis=1), 0.0))
 
     def draws(self, count: int, rng: np.random.Generator) -> Array:
-        """Draw weight vectors β from the posterior, in its leading directions.
-
-        Args:
-            count: S.
-            rng: the stream.
-
-        Returns:
-            (S, R) weights: k(·, x) β_s is one draw of the mean.
-        """
+        """Draw weight vectors β from the posterior, in its leading directions."""
         root = np.sqrt(self.weight_R)
         e, vectors = np.linalg.eigh(self.kernel(self.x_RD, self.x_RD) * root[:, None] * root[None])
         keep = np.argsort(e)[::-1][:RANK]
@@ -166,17 +113,7 @@ class Process:
 
 
 def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, *, raw: bool) -> list[Process]:
-    """Fit one process a capability, kernel and noise by marginal likelihood.
-
-    Args:
-        x_RD: (R, D) scaled volumes.
-        target_JR: (J, R) what to fit; read only where the weight is positive.
-        weight_JR: (J, R) weights, zero where missing.
-        raw: also try kernels on x itself, not only on √x.
-
-    Returns:
-        J processes.
-    """
+    """Fit one process a capability, kernel and noise by marginal likelihood."""
     processes: list[Process | None] = [None] * len(target_JR)
     patterns: dict[bytes, list[int]] = {}
     for j, weight in enumerate(weight_JR):
@@ -211,19 +148,7 @@ def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, *, raw: bool)
 def restore(
     kernel: Kernel, noise_ratio: float, variance: float, x_RD: Array, weight_R: Array, target_R: Array
 ) -> Process:
-    """Build a process again from what a file keeps.
-
-    Args:
-        kernel: its kernel.
-        noise_ratio: noise variance over kernel variance.
-        variance: kernel variance.
-        x_RD: (R, D) scaled volumes.
-        weight_R: (R,) weights.
-        target_R: (R,) targets.
-
-    Returns:
-        The process.
-    """
+    """Build a process again from what a file keeps."""
     root = np.sqrt(weight_R)
     e, vectors = np.linalg.eigh(kernel(x_RD, x_RD) * root[:, None] * root[None])
     diagonal = np.maximum(e, 0.0) + noise_ratio

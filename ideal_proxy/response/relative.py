@@ -26,14 +26,7 @@ KINDS: tuple[Kind, ...] = ("loss", "score", "cost")
 
 
 def directions(kinds: Sequence[str]) -> Array:
-    """Say which way is worse.
-
-    Args:
-        kinds: J kinds.
-
-    Returns:
-        array: shape (J,); −1 for scores, 1 for losses and costs.
-    """
+    """Say which way is worse."""
     return np.array([-1.0 if kind == "score" else 1.0 for kind in kinds])
 
 
@@ -67,55 +60,23 @@ class Yardstick:
         return np.array([kind == "loss" for kind in self.kinds])
 
     def divisor(self, base: Array) -> Array:
-        """Return what a difference from base is divided by.
-
-        Args:
-            base: values at base, capabilities on the last axis, shape (..., J).
-
-        Returns:
-            array: shape (..., J).
-        """
+        """Return what a difference from base is divided by."""
         return np.where(self.is_loss, base, self.scale)
 
     def relative(self, values: Array, base: Array) -> Array:
-        """Compare values with base; 1 is base, lower is better.
-
-        Args:
-            values: losses or scores, capabilities on the last axis, shape (..., J).
-            base: at base, shape (..., J).
-
-        Returns:
-            array: shape (..., J).
-        """
+        """Compare values with base; 1 is base, lower is better."""
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = values / base
         differences = 1.0 + directions(self.kinds) * (values - base) / self.scale
         return np.where(self.is_loss, ratio, differences)
 
     def absolute(self, relative: Array, base: Array) -> Array:
-        """Turn relative values back into losses or scores.
-
-        Args:
-            relative: shape (..., J).
-            base: at base, shape (..., J).
-
-        Returns:
-            array: shape (..., J).
-        """
+        """Turn relative values back into losses or scores."""
         scores = base + directions(self.kinds) * (relative - 1.0) * self.scale
         return np.where(self.is_loss, relative * base, scores)
 
     def allowance(self, tolerance: float, base: Array, j: int) -> float:
-        """Give the largest relative value that a protected capability may have.
-
-        Args:
-            tolerance: share of the value at base that may be lost.
-            base: values at base, shape (J,).
-            j: the capability.
-
-        Returns:
-            float: 1 + tolerance for losses; for scores 1 + tolerance · |base| / scale.
-        """
+        """Give the largest relative value that a protected capability may have."""
         if self.kinds[j] == "loss":
             return 1.0 + tolerance
         return float(1.0 + tolerance * abs(base[j]) / self.scale[j])

@@ -58,15 +58,7 @@ class Solution:
 
 
 def huber(residual: Array, weight: Array) -> tuple[Array, Array]:
-    """Give Huber's loss and its reweighting.
-
-    Args:
-        residual: residuals in units of the noise.
-        weight: the weight of each, the same shape.
-
-    Returns:
-        Loss (weighted, per residual) and the weight that makes least squares follow its gradient.
-    """
+    """Give Huber's loss and its reweighting."""
     size = np.abs(residual)
     inside = size <= HUBER
     loss = weight * np.where(inside, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER))
@@ -84,21 +76,7 @@ def solve(
     tolerance: float = 1e-6,
     chunk: int = 2_000_000,
 ) -> Solution:
-    """Minimise Σ_r w_r huber(f_r(θ) − t_r) + ½ (θ − μ)ᵀ Λ (θ − μ) for every problem.
-
-    Args:
-        model: (θ (k, P), which (k,) problem indices) → f (k, R) and ∂f/∂θ (k, R, P), in units of the noise.
-        target_BR: (B, R) targets in units of the noise.
-        weight_BR: (B, R) weights, zero for missing.
-        prior: the prior.
-        start_BP: (B, P) where to start.
-        iterations: steps at most.
-        tolerance: a problem is done once a step promises to lower its cost by less than this, relatively.
-        chunk: entries of the Jacobians held at once.
-
-    Returns:
-        The solution of every problem.
-    """
+    """Minimise Σ_r w_r huber(f_r(θ) − t_r) + ½ (θ − μ)ᵀ Λ (θ − μ) for every problem."""
     B, P = start_BP.shape
     together = max(1, chunk // (target_BR.shape[1] * P))
     if together < B:

@@ -113,15 +113,7 @@ def _scale(data: LawData, fit: LawFit) -> Scale:
 
 
 def response_harms(data: LawData, fit: LawFit) -> np.ndarray:
-    """Find capabilities that a gradient row says are harmed by a domain, by more than two standard errors.
-
-    Args:
-        data: the runs.
-        fit: the fit.
-
-    Returns:
-        (J,) bool.
-    """
+    """Find capabilities that a gradient row says are harmed by a domain, by more than two standard errors."""
     harmed = np.zeros(len(data.y_JR), dtype=bool)
     if not np.isfinite(data.trust):
         return harmed
