@@ -37,7 +37,7 @@ from ideal_proxy.swarm import (
     WARM_RUN,
     ZERO_RUN,
     Pool,
-    RunResult,
+    Run,
     RunSpec,
     Swarm,
     SwarmContext,
@@ -81,7 +81,7 @@ class Laboratory:
         self.reporter = reporter
         self.record = record
         self.context = _context(config, prepared, plan, folder / "swarm")
-        self._results: dict[str, RunResult] = {}
+        self._results: dict[str, Run] = {}
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._pairs: dict[int, list[PairedLosses]] = {}
@@ -387,7 +387,7 @@ class Laboratory:
             if spec.id in self._results and self._roles.get(spec.id) != "design":
                 self._roles[spec.id] = role
 
-    def _values(self, result: RunResult) -> Array:
+    def _values(self, result: Run) -> Array:
         """Return what each capability is judged by in the search, shape (J,): its metric, or its loss."""
         values = self._search_losses(result)
         for j, capability in enumerate(self.config.capabilities):
@@ -409,7 +409,7 @@ class Laboratory:
             seconds=result.metrics["train_seconds"] + result.metrics["evaluate_seconds"],
         )  # fmt: skip
 
-    def _search_losses(self, result: RunResult) -> Array:
+    def _search_losses(self, result: Run) -> Array:
         return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
 
 

@@ -3,7 +3,7 @@ from .context import RESPONSES as RESPONSES
 from .context import TOKENIZER as TOKENIZER
 from .context import WARM_RUN as WARM_RUN
 from .context import ZERO_RUN as ZERO_RUN
-from .context import RunResult as RunResult
+from .context import Run as Run
 from .context import RunSpec as RunSpec
 from .context import SwarmContext as SwarmContext
 from .context import draw_run as draw_run

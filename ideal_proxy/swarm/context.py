@@ -99,7 +99,7 @@ def what_counts(spec: RunSpec) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
+class Run:
     """What a finished run left.
 
     Attributes:
@@ -348,7 +348,7 @@ def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
         }
 
 
-def load_result(run_dir: str | Path, run_id: str) -> RunResult:
+def load_result(run_dir: str | Path, run_id: str) -> Run:
     """Read a finished run.
 
     Args:
@@ -356,7 +356,7 @@ def load_result(run_dir: str | Path, run_id: str) -> RunResult:
         run_id: the run.
 
     Returns:
-        RunResult: its losses and numbers.
+        Run: its losses and numbers.
 
     Raises:
         UserError: the run is not complete.
@@ -366,7 +366,7 @@ def load_result(run_dir: str | Path, run_id: str) -> RunResult:
         raise UserError(f"run {run_id!r} in {run_dir} is not complete; run the same search again to finish it")
     metrics = read_json(folder / METRICS)
     losses = load_row_losses(folder, list(metrics["reference_loss"]))
-    return RunResult(spec=RunSpec.from_json(metrics["spec"]), losses=losses, metrics=metrics, folder=folder)
+    return Run(spec=RunSpec.from_json(metrics["spec"]), losses=losses, metrics=metrics, folder=folder)
 
 
 def _fingerprint(rows: TokenRows) -> str:

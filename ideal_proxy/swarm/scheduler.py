@@ -24,7 +24,7 @@ from ideal_proxy.swarm.context import (
     TOKENIZER,
     WARM_RUN,
     ZERO_RUN,
-    RunResult,
+    Run,
     RunSpec,
     SwarmContext,
     draw_run,
@@ -38,7 +38,7 @@ from ideal_proxy.swarm.local import LocalPool
 from ideal_proxy.swarm.pool import Message, Pool
 
 __all__ = [
-    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "ZERO_RUN", "RunResult", "RunSpec", "Swarm", "SwarmContext",
+    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "ZERO_RUN", "Run", "RunSpec", "Swarm", "SwarmContext",
     "SwarmEvent", "SwarmOutcome", "draw_run", "load_context", "load_result", "prepare_context", "response_trainings",
     "run_swarm", "warm_spec", "zero_spec",
 ]  # fmt: skip
@@ -98,7 +98,7 @@ class SwarmOutcome:
         failures: by run id, what went wrong.
     """
 
-    results: dict[str, RunResult]
+    results: dict[str, Run]
     failures: dict[str, str]
 
 

@@ -15,7 +15,7 @@ from builders import TESTS, make_context, spec
 
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.swarm import scheduler as scheduling
-from ideal_proxy.swarm.context import RunResult, RunSpec, SwarmContext
+from ideal_proxy.swarm.context import Run, RunSpec, SwarmContext
 from ideal_proxy.swarm.forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm.pool import Message
 from ideal_proxy.swarm.scheduler import LOSSES, Swarm, SwarmEvent, warm_spec
@@ -101,9 +101,9 @@ def simulate(
     """Do the runs in simulated time; return (time, event)."""
     monkeypatch.setattr(scheduling.time, "monotonic", lambda: pool.now)
 
-    def result(run_dir: Path, run: str) -> RunResult:
+    def result(run_dir: Path, run: str) -> Run:
         assert (run_dir / "done" / run).exists()
-        return RunResult(spec=next(r for r in runs if r.id == run), losses={}, metrics={}, folder=run_dir)
+        return Run(spec=next(r for r in runs if r.id == run), losses={}, metrics={}, folder=run_dir)
 
     monkeypatch.setattr(scheduling, "load_result", result)
     events: list[tuple[float, SwarmEvent]] = []
