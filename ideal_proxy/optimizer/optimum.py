@@ -26,7 +26,7 @@ from ideal_proxy.optimizer.objective import (
     kl_from_base,
     weighted_function,
 )
-from ideal_proxy.optimizer.program import KKT_TOLERANCE, Certificate, Program, Solution, certify, polish, project, solve
+from ideal_proxy.optimizer.program import KKT_TOLERANCE, Certificate, Program, Solution, certify, project, solve
 from ideal_proxy.optimizer.rounding import round_volumes
 
 __all__ = ["Message", "Optimum", "kkt_residual", "optimize", "round_volumes", "violations"]
@@ -397,7 +397,7 @@ def run(
         best = min((best, allowed, solve(program, point)), key=_rank)
         tried += 1
     else:
-        sharp = polish(program, best.volumes)
+        sharp = solve(program, best.volumes)
         best = sharp if sharp.objective <= best.objective + _AGREE else best
     return _report(task, _prefer_base(task, best), tried)
 

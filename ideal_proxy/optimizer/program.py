@@ -3,8 +3,7 @@
     minimise    smooth(v) + max_k pieces_k(v)
     subject to  lower <= v <= upper,  row_lower <= rows · v <= row_upper,  inequalities(v) <= 0
 
-SLSQP works on z with v = scale · z², so a volume may reach zero where the law is steep. A Newton step on the active
-set then polishes in v. The certificate is computed apart from both: it needs only derivatives at the point.
+scipy's SLSQP solves it in v / scale. The certificate is computed apart from it: it needs only derivatives at the point.
 
 Legend: D domains, M linear rows, K pieces, C nonlinear inequalities, G generators of the normal cone.
 """
@@ -25,9 +24,9 @@ ACTIVE_SLACK = 1e-6
 """A constraint with less slack than this, in units of `scale`, may carry a multiplier."""
 KKT_TOLERANCE = 1e-6
 """A point with a smaller optimality residual is called solved."""
-_POLISHED = 1e-10
-_SLSQP_TOLERANCE = 1e-9  # of the objective; Newton steps find the last digits (benchmarks/speed/optimizer.py)
-_FIRST_VOLUME = 0.05
+_SHARP = 1e-9
+_TOLERANCE, _SHARP_TOLERANCE = 1e-13, 1e-15  # of the objective
+_RESTARTS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,7 +225,8 @@ def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterat
     Args:
         program: the program.
         start: volumes (D,), need not be feasible.
-        sharp: polish to rounding; else only where the residual is above `KKT_TOLERANCE` (one Hessian is D evaluations).
+        sharp: start again from the answer, with a fresh Hessian, until that gains nothing; else only where the residual
+            is above `KKT_TOLERANCE`.
         max_iterations: of SLSQP.
 
     Returns:
@@ -234,18 +234,15 @@ def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterat
     """
     best: Solution | None = None
     volumes = start
-    for _ in range(3):
-        found = polish(program, _slsqp(program, volumes, max_iterations), _POLISHED if sharp else KKT_TOLERANCE)
-        if best is None or _rank(found) < _rank(best):
-            best = found
-        # In z a volume of zero is always stationary; where the certificate disagrees, start it above zero.
-        stuck = (found.volumes <= program.lower + ACTIVE_SLACK * program.scale) & (
-            found.certificate.reduced < -KKT_TOLERANCE
-        )
-        if found.certificate.residual <= KKT_TOLERANCE or not stuck.any():
+    goal, tolerance = (_SHARP, _SHARP_TOLERANCE) if sharp else (KKT_TOLERANCE, _TOLERANCE)
+    for _ in range(_RESTARTS):
+        volumes = _snapped(program, _slsqp(program, volumes, max_iterations, tolerance))
+        found = Solution(volumes, program.evaluate(volumes).objective, certify(program, volumes))
+        if best is not None and _rank(found) >= _rank(best):
             break
-        lifted = np.minimum(program.upper, program.lower + 2 * _FIRST_VOLUME * program.scale)
-        volumes = np.where(stuck, lifted, found.volumes)
+        best = found
+        if found.certificate.residual <= goal:
+            break
     assert best is not None
     return best
 
@@ -270,191 +267,62 @@ def project(program: Program, target: FloatArray) -> FloatArray:
         bounds,
         _linear_constraints(rows, low, high),
         100,
+        _TOLERANCE,
     )
     return np.clip(result * program.scale, program.lower, program.upper)
 
 
-def polish(program: Program, volumes: FloatArray, goal: float = _POLISHED) -> Solution:
-    """Sharpen a solution by Newton steps on the conditions of its active set.
-
-    Args:
-        program: the program.
-        volumes: (D,), near a solution.
-        goal: residual that is small enough.
-
-    Returns:
-        A point whose residual is not larger.
-    """
-    x = _snap(program, volumes)
-    point = x * program.scale
-    best = Solution(point, program.evaluate(point).objective, certify(program, point))
-    hessian: FloatArray | None = None
-    for _ in range(12):
-        if best.certificate.residual <= goal:
-            break
-        fresh = hessian is None
-        if hessian is None:
-            hessian = _lagrangian_hessian(program, best)
-        step = _newton_step(program, best, hessian)
-        trial = None if step is None else _along(program, best, step)
-        if trial is not None:
-            # The Hessian serves as long as it makes fast progress.
-            if trial.certificate.residual > 0.1 * best.certificate.residual:
-                hessian = None
-            best = trial
-        elif fresh:
-            break
-        else:
-            hessian = None
-    return best
+def _rank(solution: Solution) -> tuple[bool, float, float]:
+    certificate = solution.certificate
+    return certificate.violation > KKT_TOLERANCE, round(solution.objective, 12), certificate.residual
 
 
-def _along(program: Program, best: Solution, step: FloatArray) -> Solution | None:
-    """Go along a step as far as the residual shrinks."""
-    for fraction in (1.0, 0.5, 0.1):
-        point = (best.volumes / program.scale + fraction * step) * program.scale
-        point = _snap(program, np.clip(point, program.lower, program.upper)) * program.scale
-        trial = Solution(point, program.evaluate(point).objective, certify(program, point))
-        if trial.certificate.residual < 0.9 * best.certificate.residual:
-            return trial
-    return None
+def _snapped(program: Program, volumes: FloatArray) -> FloatArray:
+    """Put volumes that are all but at a bound on it."""
+    slack = 1e-8 * program.scale
+    volumes = np.where(volumes - program.lower <= slack, program.lower, volumes)
+    return np.where(program.upper - volumes <= slack, program.upper, volumes)
 
 
-def _lagrangian_hessian(program: Program, at: Solution) -> FloatArray:
-    """Difference the Lagrangian's gradient at the solution's multipliers; (D, D), per (v / scale)²."""
-    c, x = at.certificate, at.volumes / program.scale
-
-    def gradient(y: FloatArray) -> FloatArray:
-        e = program.evaluate(y * program.scale)
-        return np.asarray(e.df + c.piece_multipliers @ e.dr + c.inequality_multipliers @ e.dg, dtype=np.float64)
-
-    here = gradient(x)
-    hessian = np.zeros((len(x), len(x)))
-    for i in np.flatnonzero(program.upper > program.lower):
-        there = x.copy()
-        there[i] += 1e-7 * max(x[i], 1e-2)
-        hessian[:, i] = (gradient(there) - here) / (there[i] - x[i])
-    return (hessian + hessian.T) / 2
-
-
-def _rank(solution: Solution) -> tuple[bool, float]:
-    return solution.certificate.violation > KKT_TOLERANCE, solution.objective
-
-
-def _snap(program: Program, volumes: FloatArray) -> FloatArray:
-    """Put volumes that are all but at a bound on it; return v / scale."""
-    x, low, high = volumes / program.scale, program.lower / program.scale, program.upper / program.scale
-    x = np.where(x - low <= 1e-8, low, x)
-    return np.where(high - x <= 1e-8, high, x)
-
-
-def _newton_step(program: Program, at: Solution, full_hessian: FloatArray) -> FloatArray | None:
-    scale, c = program.scale, at.certificate
-    x, low, high = at.volumes / scale, program.lower / scale, program.upper / scale
-    fixed = ((x - low <= ACTIVE_SLACK) & (c.reduced >= 0)) | ((high - x <= ACTIVE_SLACK) & (c.reduced <= 0))
-    free = np.flatnonzero(~fixed)
-    if not free.size:
-        return None
-    rows, row_low, row_high = program.scaled_rows()
-    e = program.evaluate(at.volumes)
-
-    hessian = full_hessian[np.ix_(free, free)]
-    value = rows @ x
-    equal = row_high - row_low <= 1e-12
-    active_rows = equal | (np.abs(c.row_multipliers) > 1e-12)
-    bound = np.where(c.row_multipliers >= 0, row_high, row_low)
-    pieces = np.flatnonzero(c.piece_multipliers > 1e-9)
-    inequalities = np.flatnonzero(c.inequality_multipliers > 1e-12)
-    has_t = bool(e.r.size)
-    top = float(e.r.max()) if has_t else 0.0
-    jacobian = np.vstack([rows[active_rows][:, free], e.dr[pieces][:, free], e.dg[inequalities][:, free]])
-    miss = np.concatenate([(value - bound)[active_rows], e.r[pieces] - top, e.g[inequalities]])
-    count = len(miss)
-    if has_t:
-        t_column = np.zeros((count, 1))
-        begin = int(active_rows.sum())
-        t_column[begin : begin + pieces.size] = -1.0
-        jacobian = np.hstack([jacobian, t_column])
-        hessian = np.pad(hessian, (0, 1))
-    gradient = e.df + c.piece_multipliers @ e.dr + rows.T @ c.row_multipliers + e.dg.T @ c.inequality_multipliers
-    right = -np.concatenate([gradient[free], np.zeros(int(has_t)), miss])
-    system = np.block([[hessian, jacobian.T], [jacobian, np.zeros((count, count))]])
-    solution = np.linalg.lstsq(system, right, rcond=1e-13)[0]
-    if not np.all(np.isfinite(solution)):
-        return None
-    step = np.zeros(len(x))
-    step[free] = solution[: free.size]
-    # Bounds that are active are met exactly.
-    step[fixed] = np.where(x - low <= ACTIVE_SLACK, low - x, high - x)[fixed]
-    return step
-
-
-def _slsqp(program: Program, start: FloatArray, max_iterations: int) -> FloatArray:
+def _slsqp(program: Program, start: FloatArray, max_iterations: int, tolerance: float) -> FloatArray:
     scale = program.scale
-    free = np.flatnonzero(program.upper > program.lower)
-    base = program.lower.copy()
-    if not free.size:
-        return base
-    rows, row_low, row_high = program.scaled_rows()
-    has_t = program.pieces is not None
+    low, high = program.lower / scale, program.upper / scale
+    if not (high > low).any():
+        return program.lower.copy()
+    has_t = program.pieces is not None  # the largest piece is one more variable
+    size = len(scale)
     memo: dict[bytes, Evaluation] = {}
 
-    def unpack(y: FloatArray) -> tuple[FloatArray, FloatArray]:
-        v = base.copy()
-        v[free] = scale[free] * y[: free.size] ** 2
-        return v, 2 * y[: free.size]
-
-    def at(y: FloatArray) -> tuple[FloatArray, FloatArray, Evaluation]:
-        v, dx_dz = unpack(y)
+    def at(y: FloatArray) -> Evaluation:
+        v = scale * y[:size]
         key = v.tobytes()
         if key not in memo:
             memo.clear()
             memo[key] = program.evaluate(v)
-        return v / scale, dx_dz, memo[key]
+        return memo[key]
 
     def objective(y: FloatArray) -> tuple[float, FloatArray]:
-        _, dx_dz, e = at(y)
-        gradient = e.df[free] * dx_dz
-        return (e.f + y[-1], np.append(gradient, 1.0)) if has_t else (e.f, gradient)
+        e = at(y)
+        return (e.f + y[-1], np.append(e.df, 1.0)) if has_t else (e.f, e.df)
 
     def with_t(jacobian: FloatArray, t_part: float) -> FloatArray:
         return np.hstack([jacobian, np.full((len(jacobian), 1), t_part)]) if has_t else jacobian
 
-    def linear(matrix: FloatArray, offset: FloatArray) -> dict[str, Any]:
-        return {
-            "fun": lambda y: matrix @ at(y)[0] - offset,
-            "jac": lambda y: with_t(matrix[:, free] * at(y)[1], 0.0),
-        }
-
-    constraints: list[dict[str, Any]] = []
-    equal = row_high - row_low <= 1e-12
-    if equal.any():
-        constraints.append({"type": "eq", **linear(rows[equal], row_low[equal])})
-    below, above = np.isfinite(row_high) & ~equal, np.isfinite(row_low) & ~equal
-    if below.any() or above.any():
-        matrix = np.vstack([-rows[below], rows[above]])
-        constraints.append({"type": "ineq", **linear(matrix, np.concatenate([-row_high[below], row_low[above]]))})
+    constraints = [
+        {"type": c["type"], "fun": lambda y, c=c: c["fun"](y[:size]), "jac": lambda y, c=c: with_t(c["jac"](y), 0.0)}
+        for c in _linear_constraints(*program.scaled_rows())
+    ]
     if program.inequalities is not None:
-        constraints.append({
-            "type": "ineq",
-            "fun": lambda y: -at(y)[2].g,
-            "jac": lambda y: with_t(-at(y)[2].dg[:, free] * at(y)[1], 0.0),
-        })
+        constraints.append({"type": "ineq", "fun": lambda y: -at(y).g, "jac": lambda y: with_t(-at(y).dg, 0.0)})
     if has_t:
-        constraints.append({
-            "type": "ineq",
-            "fun": lambda y: y[-1] - at(y)[2].r,
-            "jac": lambda y: with_t(-at(y)[2].dr[:, free] * at(y)[1], 1.0),
-        })
-
-    x = np.clip(np.maximum(start / scale, _FIRST_VOLUME), program.lower / scale, program.upper / scale)
-    y = np.sqrt(x[free])
-    bounds = np.sqrt(np.column_stack([program.lower, program.upper])[free] / scale[free, None])
+        constraints.append({"type": "ineq", "fun": lambda y: y[-1] - at(y).r, "jac": lambda y: with_t(-at(y).dr, 1.0)})
+    y = np.clip(start / scale, low, high)
+    bounds = np.column_stack([low, high])
     if has_t:
-        y = np.append(y, program.evaluate(x * scale).r.max())
+        y = np.append(y, program.evaluate(y * scale).r.max())
         bounds = np.vstack([bounds, [-np.inf, np.inf]])
-    best = _quiet_minimize(objective, y, bounds, constraints, max_iterations)
-    return np.clip(unpack(best)[0], program.lower, program.upper)
+    best = _quiet_minimize(objective, y, bounds, constraints, max_iterations, tolerance)
+    return np.clip(best[:size] * scale, program.lower, program.upper)
 
 
 def _linear_constraints(rows: FloatArray, low: FloatArray, high: FloatArray) -> list[dict[str, Any]]:
@@ -476,6 +344,7 @@ def _quiet_minimize(
     bounds: FloatArray,
     constraints: list[dict[str, Any]],
     max_iterations: int,
+    tolerance: float,
 ) -> FloatArray:
     with warnings.catch_warnings():
         # SLSQP clips a trial point to the bounds and says so; every point is certified afterwards.
@@ -487,7 +356,7 @@ def _quiet_minimize(
             bounds=bounds,
             constraints=constraints,
             method="SLSQP",
-            options={"maxiter": max_iterations, "ftol": _SLSQP_TOLERANCE},
+            options={"maxiter": max_iterations, "ftol": tolerance},
         )
     return np.asarray(result.x, dtype=np.float64)
 

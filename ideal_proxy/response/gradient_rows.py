@@ -35,6 +35,23 @@ runs a test of right responses often fails, so the second is used."""
 
 
 @dataclass(frozen=True, slots=True)
+class Responses:
+    """Mixing responses at one mixture, measured by gradients.
+
+    Attributes:
+        volumes: (D,) the centre, in the unit of V.
+        matrix: (J, D) ∂L_j/∂log w_i in nats up to one scale a capability; NaN where there is none.
+        error: (J, D) standard errors (jackknife).
+        share: (D,) q_i, each domain's share of the batch unit.
+    """
+
+    volumes: Array
+    matrix: Array
+    error: Array
+    share: Array
+
+
+@dataclass(frozen=True, slots=True)
 class GradientRows:
     """Responses measured by gradients at one mixture, centred.
 

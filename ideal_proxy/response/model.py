@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from ideal_proxy.response import choice, json_form, trust
 from ideal_proxy.response.choice import LAW, LAW_PROCESS, PROCESS
 from ideal_proxy.response.diagnosis import diagnose
-from ideal_proxy.response.gradient_rows import GradientRows
+from ideal_proxy.response.gradient_rows import GradientRows, Responses
 from ideal_proxy.response.inputs import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
 from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate
 from ideal_proxy.response.law_fit import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
@@ -28,23 +28,6 @@ from ideal_proxy.response.process import Process, fit_processes
 from ideal_proxy.response.relative import directions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Responses:
-    """Mixing responses at one mixture, measured by gradients.
-
-    Attributes:
-        volumes: (D,) the centre, in the unit of V.
-        matrix: (J, D) ∂L_j/∂log w_i in nats up to one scale a capability; NaN where there is none.
-        error: (J, D) standard errors (jackknife).
-        share: (D,) q_i, each domain's share of the batch unit.
-    """
-
-    volumes: Array
-    matrix: Array
-    error: Array
-    share: Array
 
 
 class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):

@@ -13,9 +13,10 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from ideal_proxy.response.gradient_rows import Responses
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.law import DELTA
-from ideal_proxy.response.model import ResponseModel, Responses
+from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.solver import Prior, huber, solve
 
 REGMIX = Path(__file__).resolve().parents[3] / "shared" / "data" / "regmix"
