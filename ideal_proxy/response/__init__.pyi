@@ -1,3 +1,4 @@
+from .gradient_rows import Responses as Responses
 from .inputs import SHARE_TOLERANCE as SHARE_TOLERANCE
 from .law import ALPHA as ALPHA
 from .law import FIRST_A as FIRST_A
@@ -7,7 +8,6 @@ from .law import SPAN as SPAN
 from .law import Volumes as Volumes
 from .law import evaluate as evaluate
 from .model import ResponseModel as ResponseModel
-from .model import Responses as Responses
 from .prediction import Bound as Bound
 from .prediction import Combination as Combination
 from .prediction import Prediction as Prediction
