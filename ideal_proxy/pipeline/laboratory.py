@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,30 +20,27 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
-from ideal_proxy.mixture import domain_order, draw, reserve_mask
+from ideal_proxy.mixture import domain_order, draw
+from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, spread_mixtures
 from ideal_proxy.pipeline.evidence import Evidence
-from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method, micro_batch_tokens
+from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
-from ideal_proxy.proxy import MetricSpec, TrainSettings
+from ideal_proxy.proxy import MetricSpec
 from ideal_proxy.response import Responses
 from ideal_proxy.swarm import (
     RESPONSES,
-    TOKENIZER,
     WARM_RUN,
     ZERO_RUN,
-    Pool,
     Run,
     RunSpec,
     Swarm,
-    SwarmContext,
     SwarmEvent,
     load_result,
     metric_specs,
-    prepare_context,
     warm_spec,
     zero_spec,
 )
@@ -80,7 +76,7 @@ class Laboratory:
         self.folder = folder
         self.reporter = reporter
         self.record = record
-        self.context = _context(config, prepared, plan, folder / "swarm")
+        self.context = make_context(config, prepared, plan, folder / "swarm")
         self._results: dict[str, Run] = {}
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
@@ -91,7 +87,7 @@ class Laboratory:
         worker = "ideal_proxy.gradients.worker" if self.gradients else "ideal_proxy.swarm.worker"
         self._swarm = Swarm(
             self.context, folder, workers=plan.workers, worker=worker,
-            pool=_cluster(config, self.context, folder, worker),
+            pool=cluster(config, self.context, folder, worker),
             checkpoint_seconds=max(CHECKPOINT_SECONDS, (plan.trainable_parameters or 0) / CHECKPOINT_RATE),
         )  # fmt: skip
 
@@ -219,7 +215,7 @@ class Laboratory:
             )
         entries: list[PairedLosses] = []
         for j in range(len(self.prepared.capabilities)):
-            name = _reference(j, "verify")
+            name = reference(j, "verify")
             both = [[self._results[spec.id].losses[name] for spec in pair] for pair in done]
             entries.append(
                 PairedLosses(
@@ -231,7 +227,7 @@ class Laboratory:
         scores: dict[int, PairedScores] = {}
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None:
-                key = _reference(j, "verify")
+                key = reference(j, "verify")
                 given = np.array([[self._results[spec.id].scores[key] for spec in pair] for pair in done])
                 scores[j] = PairedScores(base=given[:, 0], proposal=given[:, 1])
         self._pairs[number], self._paired_scores[number] = entries, scores
@@ -275,9 +271,9 @@ class Laboratory:
                 line[f"rows/{name}"] = volume
             for j, name in enumerate(self.prepared.capability_names):
                 for half in ("search", "verify"):
-                    if (losses := result.losses.get(_reference(j, half))) is not None:
+                    if (losses := result.losses.get(reference(j, half))) is not None:
                         line[f"{half}_loss/{name}"] = losses.mean
-                    if (score := result.scores.get(_reference(j, half))) is not None:
+                    if (score := result.scores.get(reference(j, half))) is not None:
                         line[f"{half}_score/{name}"] = score
             line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
             line["flops"] = result.metrics.get("flops", np.nan)  # runs of earlier versions have no count
@@ -333,7 +329,7 @@ class Laboratory:
         full = np.asarray(list(volumes), dtype=float)
         rows = np.rint(full * self.plan.fraction).astype(int)
         halves = ("search", "verify") if role == "verify" else ("search",)
-        references = tuple(_reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
+        references = tuple(reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
         metrics = self._metrics("verify" if role == "verify" else "search")
         judged = [[metric.identity for metric in metrics]] if metrics else []
         content = json.dumps([rows.tolist(), seed, rate, references, *judged])
@@ -392,7 +388,7 @@ class Laboratory:
         values = self._search_losses(result)
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None:
-                values[j] = result.scores[_reference(j, "search")]
+                values[j] = result.scores[reference(j, "search")]
         return values
 
     def _tell(self, event: SwarmEvent) -> None:
@@ -410,72 +406,4 @@ class Laboratory:
         )  # fmt: skip
 
     def _search_losses(self, result: Run) -> Array:
-        return np.array([result.losses[_reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])
-
-
-def _cluster(config: SearchConfig, context: SwarmContext, folder: Path, worker: str) -> Pool | None:
-    """Return the workers of a Ray cluster where the run file asks for them."""
-    if config.swarm.engine == "local":
-        return None
-    from ideal_proxy.swarm import RayPool
-
-    return RayPool(
-        context, folder, address=config.swarm.address, workers=config.swarm.workers, gpus=config.swarm.gpus,
-        worker=worker,
-    )  # fmt: skip
-
-
-def _reference(capability: int, half: str) -> str:
-    """Name a reference set in the swarm."""
-    return f"{half}-{capability}"
-
-
-def _context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
-    """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
-    # Pretrained proxies need no warm start: every row may be drawn.
-    scratch = config.proxy.model is None
-    pools, reserved, available = [], [], []
-    for index, domain in enumerate(prepared.domains):
-        rows = prepared.domain_rows(index)
-        mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
-        pools.append(rows.select(np.flatnonzero(~mask)))
-        reserved.append(rows.select(np.flatnonzero(mask)))
-        available.append(max(1, int(plan.fraction * domain.available)))
-    names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
-    context = SwarmContext(
-        folder=folder,
-        domains=tuple(prepared.domain_names),
-        references=tuple(_reference(j, half) for j, half in names),
-        available=tuple(available),
-        size=config.proxy.size or "",
-        vocab_size=prepared.vocabulary,
-        context=config.proxy.context,
-        train=TrainSettings(
-            batch_rows=config.proxy.batch_rows,
-            dtype=plan.dtype,
-            micro_batch_tokens=micro_batch_tokens(config, plan.device),
-        ),
-        init_seed=config.seed,
-        warm=scratch,
-        warm_learning_rate=plan.rates[len(plan.rates) // 2],
-        device=plan.device,
-        base=prepared.base_model.get("fingerprint", ""),
-        lora_rank=config.proxy.lora_rank,
-        trust_remote_code=config.proxy.trust_remote_code,
-    )
-    if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
-        part = folder / f".{TOKENIZER}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(prepared.folder / "tokenizer", part)
-        part.rename(folder / TOKENIZER)
-    if not scratch:
-        from ideal_proxy.proxy import place_base
-
-        place_base(
-            prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
-            narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
-        )  # fmt: skip
-    return prepare_context(
-        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names],
-        reserved=reserved if scratch else (),
-    )  # fmt: skip
+        return np.array([result.losses[reference(j, "search")].mean for j in range(len(self.prepared.capabilities))])

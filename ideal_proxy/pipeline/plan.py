@@ -5,8 +5,6 @@ Everything chosen by timing is chosen here, once, and written to the run directo
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,20 @@ import psutil
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.machine import (
+    default_workers,
+    gpus,
+    measure,
+    micro_batch_tokens,
+    planned_device,
+    probe_metrics,
+)
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.verdict import planned_looks
-from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, count_products, worker_bytes
+from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
-from ideal_proxy.swarm import metric_specs, probe, response_trainings
+from ideal_proxy.swarm import response_trainings
 from ideal_proxy.terminal import money
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
@@ -30,7 +36,6 @@ CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs
 # Of pretrained proxies: a proxy sees some hundred to thousand rows, few steps, so the rates reach above those of a
 # full-size run. The sweep goes on by factors of two where the best lies at an edge.
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
-MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 SWEEP_MIXTURES = 3
 TRUST_MIXTURES = 3
 
@@ -76,27 +81,6 @@ class Plan:
     trainable_parameters: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a proxy that was trained for a moment showed.
-
-    Attributes:
-        tokens_per_second: of one worker.
-        dtype: the precision chosen.
-        parameters: of the proxy.
-        products: multiply-adds of its matrix products.
-        flops_per_second: of one worker.
-        trainable_parameters: those that training changes; None is all.
-    """
-
-    tokens_per_second: float
-    dtype: str
-    parameters: int
-    products: Products
-    flops_per_second: float
-    trainable_parameters: int | None = None
-
-
 def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
     """Choose the sizes of a search, or read those chosen before."""
     if path.exists() and elsewhere is None:
@@ -105,11 +89,11 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
     check_gradients(config)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")
-    device = _planned_device(config)
-    workers = config.swarm.workers or _default_workers(config, device)
+    device = planned_device(config)
+    workers = config.swarm.workers or default_workers(config, device)
     on_ray = round(workers * config.swarm.gpus)
-    devices = config.cost.devices or on_ray or (min(workers, _gpus()) if device == "cuda" else 1)
-    found = _measure(config, prepared, device)
+    devices = config.cost.devices or on_ray or (min(workers, gpus()) if device == "cuda" else 1)
+    found = measure(config, prepared, device)
     if elsewhere is not None:
         workers = devices = elsewhere.devices
         speed = elsewhere.flops_per_second
@@ -125,7 +109,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
         workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
-        metric_seconds=_probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
+        metric_seconds=probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
         trainable_parameters=found.trainable_parameters,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
@@ -343,138 +327,3 @@ def _budget_text(config: SearchConfig, seconds: float, plan: Plan) -> str:
     cost = cost_of(config.cost, seconds, plan.devices)
     price = "" if cost is None else f" ({money(cost, config.cost.currency)})"
     return f"{seconds / 3600:.2g} h{price}"
-
-
-def _measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
-    """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
-    import torch
-
-    from ideal_proxy.proxy import TrainSettings, train, trainable_parameters
-
-    parts = [prepared.domain_rows(index) for index in range(len(prepared.domains))]
-    batch = config.proxy.batch_rows
-    if config.proxy.model is not None:  # a third of it warms up; long enough to tell, short enough to wait for
-        mean = float(prepared.column("tokens_per_row").mean())
-        batch = min(batch, max(1, round(MEASURED_TOKENS / 6 / mean)))
-    rng = np.random.default_rng(0)
-    domain = rng.integers(0, len(parts), 6 * batch)
-    row = np.array([rng.integers(0, len(parts[d])) for d in domain])
-    timed = list(zip(domain[2 * batch :], row[2 * batch :], strict=True))
-    tokens = int(sum(parts[d].lengths[r] for d, r in timed))
-    supervised = [rows.supervised_tokens for rows in parts]
-    labelled = int(sum(supervised[d][r] for d, r in timed))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        speeds = {}
-        choices = [config.proxy.dtype] if config.proxy.dtype != "auto" else ["float32"]
-        exact = config.gradients == "unrolled"  # differentiating through a training in bfloat16 would not be
-        if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
-            choices.append("bfloat16")
-        for dtype in choices:
-            model = _throw_away(config, prepared).to(device)
-            settings = TrainSettings(
-                learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
-            )
-            train(model, (domain[: 2 * batch], row[: 2 * batch]), parts, settings)
-            started = time.perf_counter()
-            train(model, (domain[2 * batch :], row[2 * batch :]), parts, settings)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            speeds[dtype] = tokens / (time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-    # Half as fast again before precision is given up: a choice by timing must not flip with the machine's mood.
-    chosen = "bfloat16" if speeds.get("bfloat16", 0) > 1.5 * speeds.get("float32", np.inf) else choices[0]
-    products = count_products(model)
-    flops = products.training(tokens, labelled, tokens / len(timed))
-    parameters = sum(p.numel() for p in model.parameters())
-    return Measured(
-        speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops, trainable_parameters(model)
-    )
-
-
-def micro_batch_tokens(config: SearchConfig, device: str) -> int | None:
-    """Say how many tokens a proxy takes at a time."""
-    if config.proxy.model is None:
-        return None
-    from ideal_proxy.proxy import STEP_TOKENS
-
-    return STEP_TOKENS.get(device.partition(":")[0], 2048)
-
-
-def _throw_away(config: SearchConfig, prepared: Prepared) -> Any:
-    """Build a proxy to measure with."""
-    if config.proxy.model is None:
-        from ideal_proxy.proxy import build_proxy
-
-        return build_proxy(config.proxy.size or "1M", prepared.vocabulary, config.proxy.context, 0)
-    from ideal_proxy.proxy import build_pretrained_proxy
-
-    return build_pretrained_proxy(
-        prepared.kept_base, lora_rank=config.proxy.lora_rank, seed=0,
-        trust_remote_code=config.proxy.trust_remote_code,
-    )  # fmt: skip
-
-
-def _probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> float:
-    """Measure every metric once; one that cannot work is found before anything is trained."""
-    model = _throw_away(config, prepared)
-    return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
-
-
-def _checked_device(name: str) -> str:
-    """Return the device that the run file names, or say that there is none."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"proxy.device is {name!r}, which PyTorch has not here; choose auto or {_device()}") from error
-    return name
-
-
-def _device() -> str:
-    """Return the best device here."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _planned_device(config: SearchConfig) -> str:
-    """Return where proxies train: what the run file says, what a Ray worker gets, or the best device here."""
-    if config.proxy.device != "auto":
-        return _checked_device(config.proxy.device)
-    if config.swarm.engine == "local":
-        return _device()
-    device = "cuda" if config.swarm.gpus else "cpu"
-    if device == "cuda" and _device() != "cuda":
-        raise UsageError(
-            "swarm.gpus is set but this machine has no GPU; start the search on a machine like those of the workers, "
-            "for speed and precision are measured there"
-        )
-    return device
-
-
-def _default_workers(config: SearchConfig, device: str) -> int:
-    """Return how many workers there is room for, on the cluster or here."""
-    if config.swarm.engine == "local":
-        return _cores() if device == "cpu" else 1
-    from ideal_proxy.swarm import cluster_workers, connect
-
-    connect(config.swarm.address)
-    return max(1, cluster_workers(1, config.swarm.gpus))
-
-
-def _gpus() -> int:
-    """Return the number of GPUs here."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

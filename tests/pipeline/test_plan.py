@@ -9,8 +9,10 @@ import pytest
 from builders import capability_facts, config_of, domain_facts
 
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline import machine
 from ideal_proxy.pipeline import plan as planning
-from ideal_proxy.pipeline.plan import Measured, describe_plan, largest_fraction, make_plan
+from ideal_proxy.pipeline.machine import Measured
+from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.proxy.cost import Elsewhere, Products
 
@@ -41,9 +43,9 @@ def prepared(tmp_path):
 @pytest.fixture(autouse=True)
 def speed(monkeypatch):
     found = Measured(5_000.0, "float32", 1_500_000, PRODUCTS, 3e10)
-    monkeypatch.setattr(planning, "_measure", lambda config, prepared, device: found)
-    monkeypatch.setattr(planning, "_cores", lambda: 2)
-    monkeypatch.setattr(planning, "_device", lambda: "cpu")
+    monkeypatch.setattr(planning, "measure", lambda config, prepared, device: found)
+    monkeypatch.setattr(machine, "_cores", lambda: 2)
+    monkeypatch.setattr(machine, "_device", lambda: "cpu")
 
 
 def test_defaults(prepared, tmp_path):
@@ -156,8 +158,8 @@ def test_the_trust_check_is_a_stage_of_its_own(prepared, tmp_path):
 
 
 def test_money_is_price_times_devices_times_hours(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_device", lambda: "cuda")
-    monkeypatch.setattr(planning, "_gpus", lambda: 4)
+    monkeypatch.setattr(machine, "_device", lambda: "cuda")
+    monkeypatch.setattr(planning, "gpus", lambda: 4)
     for number, (workers, given, devices) in enumerate(((8, None, 4), (2, None, 2), (2, 3, 3))):
         settings = config(cost={"price": 2.5, "devices": given, "currency": "EUR"}, swarm={"workers": workers})
         plan = make_plan(settings, prepared, tmp_path / f"{number}.json")

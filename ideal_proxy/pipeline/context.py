@@ -1,0 +1,89 @@
+"""What all runs of a search share: domains split for warm start and mixtures, reference sets, workers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.mixture import reserve_mask
+from ideal_proxy.pipeline.machine import micro_batch_tokens
+from ideal_proxy.pipeline.plan import Plan
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.proxy import TrainSettings
+from ideal_proxy.swarm import (
+    TOKENIZER,
+    Pool,
+    SwarmContext,
+    prepare_context,
+)
+
+
+def cluster(config: SearchConfig, context: SwarmContext, folder: Path, worker: str) -> Pool | None:
+    """Return the workers of a Ray cluster where the run file asks for them."""
+    if config.swarm.engine == "local":
+        return None
+    from ideal_proxy.swarm import RayPool
+
+    return RayPool(
+        context, folder, address=config.swarm.address, workers=config.swarm.workers, gpus=config.swarm.gpus,
+        worker=worker,
+    )  # fmt: skip
+
+
+def reference(capability: int, half: str) -> str:
+    """Name a reference set in the swarm."""
+    return f"{half}-{capability}"
+
+
+def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
+    """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
+    # Pretrained proxies need no warm start: every row may be drawn.
+    scratch = config.proxy.model is None
+    pools, reserved, available = [], [], []
+    for index, domain in enumerate(prepared.domains):
+        rows = prepared.domain_rows(index)
+        mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
+        pools.append(rows.select(np.flatnonzero(~mask)))
+        reserved.append(rows.select(np.flatnonzero(mask)))
+        available.append(max(1, int(plan.fraction * domain.available)))
+    names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
+    context = SwarmContext(
+        folder=folder,
+        domains=tuple(prepared.domain_names),
+        references=tuple(reference(j, half) for j, half in names),
+        available=tuple(available),
+        size=config.proxy.size or "",
+        vocab_size=prepared.vocabulary,
+        context=config.proxy.context,
+        train=TrainSettings(
+            batch_rows=config.proxy.batch_rows,
+            dtype=plan.dtype,
+            micro_batch_tokens=micro_batch_tokens(config, plan.device),
+        ),
+        init_seed=config.seed,
+        warm=scratch,
+        warm_learning_rate=plan.rates[len(plan.rates) // 2],
+        device=plan.device,
+        base=prepared.base_model.get("fingerprint", ""),
+        lora_rank=config.proxy.lora_rank,
+        trust_remote_code=config.proxy.trust_remote_code,
+    )
+    if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
+        part = folder / f".{TOKENIZER}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(prepared.folder / "tokenizer", part)
+        part.rename(folder / TOKENIZER)
+    if not scratch:
+        from ideal_proxy.proxy import place_base
+
+        place_base(
+            prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
+            narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
+        )  # fmt: skip
+    return prepare_context(
+        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names],
+        reserved=reserved if scratch else (),
+    )  # fmt: skip
