@@ -177,30 +177,12 @@ def apply_mixture(
 
 
 def index_folder(folder: Path) -> Path | None:
-    """Name the place of indexes in a run directory.
-
-    Args:
-        folder: where the mixture file lies.
-
-    Returns:
-        Path: None where that is no run directory of a search.
-    """
+    """Name the place of indexes in a run directory."""
     return folder / "prepared" / "rows" if (folder / "prepared").is_dir() else None
 
 
 def shard_numbers(shard: str | None, shards: int) -> tuple[int | None, int]:
-    """Read the options `--shard I/N` and `--shards N`.
-
-    Args:
-        shard: as it was given; None: all shards are written.
-        shards: number of files, 1 where it was not given.
-
-    Returns:
-        tuple: the one shard to write or None, and the number of shards.
-
-    Raises:
-        UsageError: the two do not agree, or it has another form.
-    """
+    """Read the options `--shard I/N` and `--shards N`."""
     if shard is None:
         return None, shards
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
@@ -212,14 +194,7 @@ def shard_numbers(shard: str | None, shards: int) -> tuple[int | None, int]:
 
 
 def mixture_identity(mixture: MixtureFile) -> str:
-    """Fingerprint of all that decides which rows are written, and in what order.
-
-    Args:
-        mixture: the mixture file.
-
-    Returns:
-        str: SHA-256 in hex over the seed and every domain's name, fingerprint and rows.
-    """
+    """Fingerprint of all that decides which rows are written, and in what order."""
     drawn = sorted([d.name, d.fingerprint, d.rows] for d in mixture.domains if d.rows)
     text = json.dumps([FORMAT, mixture.seed, drawn], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -379,14 +354,7 @@ def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
 
 
 def read_back(applied: Applied) -> Iterator[dict[str, Any]]:
-    """Read the written rows in training order.
-
-    Args:
-        applied: what `apply_mixture` returned.
-
-    Yields:
-        dict: one row.
-    """
+    """Read the written rows in training order."""
     for path in applied.files:
         with open(path, "rb") as file:
             for line in file:

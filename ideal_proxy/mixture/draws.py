@@ -85,17 +85,7 @@ def domain_order(seed: int, domain: str, keys: npt.ArrayLike) -> Ints:
 
 
 def order_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys) -> Keys:
-    """Hash rows for a domain's permutation, which is the order of (hash, key, occurrence).
-
-    Args:
-        seed: the mixture's seed.
-        domain: name of the domain.
-        keys: (n,) uint64 row keys.
-        occurrence: (n,) uint64, which of several equal rows each is.
-
-    Returns:
-        array (n,) uint64.
-    """
+    """Hash rows for a domain's permutation, which is the order of (hash, key, occurrence)."""
     return _mix(keys, occurrence, _start("order", seed, domain))
 
 
@@ -159,18 +149,7 @@ def training_order(
 
 
 def training_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys, passes: Keys) -> Keys:
-    """Hash drawn rows for the order of training, which is the order of (hash, key, pass, occurrence, domain number).
-
-    Args:
-        seed: the mixture's seed.
-        domain: name of the domain.
-        keys: (n,) uint64 row keys.
-        occurrence: (n,) uint64, which of several equal rows each is.
-        passes: (n,) uint64, how often each was drawn before.
-
-    Returns:
-        array (n,) uint64.
-    """
+    """Hash drawn rows for the order of training, which is the order of (hash, key, pass, occurrence, domain number)."""
     start = _start("train", seed, domain)
     return _mix(keys, _mix(occurrence, passes, start), start)
 

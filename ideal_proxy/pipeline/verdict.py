@@ -99,26 +99,7 @@ def judge(
     rounds: int = 1,
     seed: int = 0,
 ) -> Verdict:
-    """Judge the proposal against the base from paired runs.
-
-    Args:
-        losses: one entry for each capability, all with the same S ≥ 2 pairs.
-        yardstick: what scores are measured in; None where all are losses.
-        kind: how the capabilities' ratios make one objective.
-        weights: weights of `weighted`, shape (J,).
-        tolerances: largest relative rise allowed for each protected capability, None where unprotected; of a score
-            the share of its value at base that may be lost.
-        min_gain: a gain below this counts as none.
-        looks: planned looks at the evidence in a round.
-        rounds: planned rounds.
-        seed: seed of the bootstrap over verify rows.
-
-    Returns:
-        Verdict: the answer with its interval.
-
-    Raises:
-        ValueError: fewer than two pairs.
-    """
+    """Judge the proposal against the base from paired runs."""
     pairs = losses[0].base.shape[0]
     if pairs < 2:
         raise ValueError(f"a verdict needs at least 2 pairs, got {pairs}")
@@ -216,17 +197,7 @@ def _pairs_needed(gains_S: Array, row_noise: float, level: float, min_gain: floa
 def sentence(
     verdict: Verdict, capabilities: Sequence[str], *, min_gain: float, judged: str = "on unseen reference rows"
 ) -> str:
-    """Say the verdict in one sentence.
-
-    Args:
-        verdict: the decision.
-        capabilities: names, for those that dropped.
-        min_gain: the smallest gain that counts.
-        judged: what the runs were judged by, in words.
-
-    Returns:
-        str: one sentence with the interval.
-    """
+    """Say the verdict in one sentence."""
     gain = verdict.gain
     interval = f"{gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] over {verdict.pairs} pairs"
     if verdict.answer == IMPROVES:

@@ -124,25 +124,7 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally within each row of a flat micro-batch.
-
-    Args:
-        module: the calling attention layer; unused but for its name in errors.
-        query: (1, H, T, d).
-        key: (1, K, T, d).
-        value: (1, K, T, d).
-        attention_mask: must be None; rows are kept apart by `rows_layout`.
-        scaling: factor on the products; default d^-1/2.
-        dropout: probability of dropping an attention weight.
-        rows_layout: from `row_layout`; None means that each batch entry is one whole row.
-        sliding_window: tokens that a token may look back, in models that limit it.
-
-    Returns:
-        tuple: (1, T, H, d) outputs, and None for the weights.
-
-    Raises:
-        ValueError: a mask or a sliding window shorter than the longest row, which this path cannot serve.
-    """
+    """Attend causally within each row of a flat micro-batch."""
     if attention_mask is not None:
         raise ValueError(f"{PACKED} attention takes rows_layout, not a mask (in {type(module).__name__})")
     options: dict[str, Any] = {

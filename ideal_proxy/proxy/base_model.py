@@ -30,16 +30,7 @@ STEP_TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 
 
 def keep_base(model: Any, source: Pretrained, folder: Path) -> str:
-    """Write a model's weights and configuration, with the code that came with it where that is trusted.
-
-    Args:
-        model: a transformers causal LM on the CPU, as `load_causal_lm` gives it.
-        source: where it came from.
-        folder: where to; complete when its marker stands.
-
-    Returns:
-        str: SHA-256 over the weights and the configuration, in hex.
-    """
+    """Write a model's weights and configuration, with the code that came with it where that is trusted."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(model.config.to_json_string(use_diff=False))
     settings["architectures"] = [type(model).__name__]
@@ -60,15 +51,7 @@ def keep_base(model: Any, source: Pretrained, folder: Path) -> str:
 
 
 def place_base(kept: Path, folder: Path, *, narrow: bool, trust_remote_code: bool = False) -> None:
-    """Put the weights where the workers map them.
-
-    Args:
-        kept: from `keep_base`, float32.
-        folder: where to.
-        narrow: keep the weights of linear layers in bfloat16. Under autocast every product takes them so anyway, so
-            no loss changes by a bit; the other weights (embeddings, norms, a tied head) stay in float32.
-        trust_remote_code: run code that came with the model.
-    """
+    """Put the weights where the workers map them."""
     if is_complete(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,18 +74,7 @@ def place_base(kept: Path, folder: Path, *, narrow: bool, trust_remote_code: boo
 
 
 def map_base(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Build the model around the mapped file; nothing is read before it is used.
-
-    Args:
-        folder: from `keep_base` or `place_base`.
-        trust_remote_code: run the code that lies beside the weights.
-
-    Returns:
-        Any: a transformers causal LM on the CPU in training mode, with packed attention where it can.
-
-    Raises:
-        UserError: the folder is not whole.
-    """
+    """Build the model around the mapped file; nothing is read before it is used."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -126,30 +98,13 @@ def map_base(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def build_pretrained_proxy(folder: Path, *, lora_rank: int | None, seed: int, trust_remote_code: bool = False) -> Any:
-    """Build a proxy that has seen no row.
-
-    Args:
-        folder: from `place_base`.
-        lora_rank: rank of the low-rank updates, the base frozen; None trains every weight.
-        seed: of a LoRA's first weights.
-        trust_remote_code: as for `map_base`.
-
-    Returns:
-        Any: a transformers causal LM or a peft wrapper of one. What is trained is in float32.
-    """
+    """Build a proxy that has seen no row."""
     model = map_base(folder, trust_remote_code=trust_remote_code)
     return model if lora_rank is None else with_lora(model, lora_rank, seed)
 
 
 def trainable_parameters(model: Any) -> int:
-    """Count the weights that training changes.
-
-    Args:
-        model: any module.
-
-    Returns:
-        int: tied ones once.
-    """
+    """Count the weights that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -42,42 +42,17 @@ class Products:
     attention: int
 
     def training(self, tokens: float, labelled: float, length: float) -> float:
-        """Count the FLOPs of training on tokens.
-
-        Args:
-            tokens: tokens trained on.
-            labelled: those of them with a label.
-            length: mean tokens of a row; token pairs over tokens makes the attention exact.
-
-        Returns:
-            float: FLOPs.
-        """
+        """Count the FLOPs of training on tokens."""
         each = TRAINED * self.trained + FROZEN * self.frozen + TRAINED * self.attention * length
         return 2.0 * (each * tokens + (TRAINED if self.head_trained else FROZEN) * self.head * labelled)
 
     def judging(self, tokens: float, labelled: float, length: float) -> float:
-        """Count the FLOPs of a forward pass.
-
-        Args:
-            tokens: tokens judged.
-            labelled: those of them with a label.
-            length: mean tokens of a row; token pairs over tokens makes the attention exact.
-
-        Returns:
-            float: FLOPs.
-        """
+        """Count the FLOPs of a forward pass."""
         return 2.0 * JUDGED * ((self.trained + self.frozen + self.attention * length) * tokens + self.head * labelled)
 
 
 def count_products(model: Any) -> Products:
-    """Count the products of a model; its weights may lie on the `meta` device.
-
-    Args:
-        model: a transformers causal LM, with or without peft adapters. All experts of a mixture of experts count.
-
-    Returns:
-        Products: by linear layers (and GPT-2's `Conv1D`), the output embedding apart.
-    """
+    """Count the products of a model; its weights may lie on the `meta` device."""
     import torch
 
     head = model.get_output_embeddings()
@@ -107,18 +82,7 @@ def run_flops(
     token_pairs: float,
     judged: Iterable[tuple[NDArray[np.int64], int]] = (),
 ) -> float:
-    """Count the FLOPs of one proxy run from what it really trained and judged.
-
-    Args:
-        products: of the proxy.
-        tokens: tokens trained on, repeats counted.
-        labelled: those of them with a label.
-        token_pairs: of one row each, Σ of squared lengths of the rows trained on.
-        judged: for every reference set the (N,) lengths of its rows, and its labelled tokens.
-
-    Returns:
-        float: FLOPs; what metrics did with the proxy is left out.
-    """
+    """Count the FLOPs of one proxy run from what it really trained and judged."""
     total = products.training(tokens, labelled, token_pairs / tokens) if tokens else 0.0
     for lengths, supervised in judged:
         length = np.asarray(lengths, dtype=np.float64)
@@ -136,17 +100,7 @@ ACTIVATION_BYTES = 130.0
 
 
 def worker_bytes(products: Products, parameters: int, micro_batch_tokens: int, length: float) -> float:
-    """Estimate the most memory that one worker holds on a CPU.
-
-    Args:
-        products: of the proxy.
-        parameters: of the proxy.
-        micro_batch_tokens: tokens of a micro-batch.
-        length: tokens of the longest row, the least that a micro-batch holds.
-
-    Returns:
-        float: bytes; the mapped token arrays, which workers share, are left out.
-    """
+    """Estimate the most memory that one worker holds on a CPU."""
     learning = products.trained + (products.head if products.head_trained else 0)
     at_once = max(float(micro_batch_tokens), length)
     # Weights in float32; gradient and AdamW's two averages for those that learn.
@@ -174,19 +128,7 @@ class Elsewhere:
 
 
 def budget_hours(cost: CostConfig, max_hours: float | None, devices: int) -> tuple[float, str] | None:
-    """Say how long a search may take by the clock.
-
-    Args:
-        cost: price and most money.
-        max_hours: the compute budget in hours, where there is one.
-        devices: devices that are paid for while the search runs.
-
-    Returns:
-        tuple: hours, and the setting that allows them; None where nothing limits them.
-
-    Raises:
-        UsageError: there is a limit in money and no price.
-    """
+    """Say how long a search may take by the clock."""
     limits = [] if max_hours is None else [(max_hours, f"--max-hours {max_hours:g}")]
     if cost.max is not None:
         if cost.price is None:
@@ -196,14 +138,5 @@ def budget_hours(cost: CostConfig, max_hours: float | None, devices: int) -> tup
 
 
 def cost_of(cost: CostConfig, seconds: float, devices: int) -> float | None:
-    """Return what a time costs.
-
-    Args:
-        cost: price of a device-hour.
-        seconds: by the clock.
-        devices: devices that are paid for.
-
-    Returns:
-        float: money; None where no price is known.
-    """
+    """Return what a time costs."""
     return None if cost.price is None else cost.price * devices * seconds / 3600

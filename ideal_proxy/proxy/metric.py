@@ -105,21 +105,7 @@ def measure(
     device: str = "cpu",
     should_stop: Callable[[], bool] | None = None,
 ) -> Measured:
-    """Score one exported model.
-
-    Args:
-        spec: what to do.
-        model_folder: from `export_model`.
-        seed: of the run: told to a command, and the seed of torch, numpy and random in a function.
-        device: where a function's model is put; told to a command.
-        should_stop: asked while a command runs; True ends it.
-
-    Returns:
-        Measured: a finite number.
-
-    Raises:
-        UserError: it cannot be started, fails, takes too long, or gives no finite number.
-    """
+    """Score one exported model."""
     started = time.monotonic()
     if spec.command:
         score = _run_command(spec, model_folder.resolve(), seed, device, should_stop)
@@ -129,19 +115,7 @@ def measure(
 
 
 def command_arguments(spec: MetricSpec, model_folder: Path, seed: int) -> list[str]:
-    """Write out a command; no shell reads it.
-
-    Args:
-        spec: with a command.
-        model_folder: put for `{model}`.
-        seed: put for `{seed}`.
-
-    Returns:
-        list: program and arguments.
-
-    Raises:
-        UserError: its quotes do not match.
-    """
+    """Write out a command; no shell reads it."""
     try:
         words = shlex.split(spec.command)
     except ValueError as error:
@@ -152,14 +126,7 @@ def command_arguments(spec: MetricSpec, model_folder: Path, seed: int) -> list[s
 
 
 def script_hash(spec: MetricSpec) -> str:
-    """Identify the code that a metric runs, as far as it can be seen.
-
-    Args:
-        spec: the metric.
-
-    Returns:
-        str: short hash of the files that the command names, or of the function's module; "" where there are none.
-    """
+    """Identify the code that a metric runs, as far as it can be seen."""
     digest, found = hashlib.sha256(), False
     if spec.command:
         with contextlib.suppress(ValueError):
@@ -178,18 +145,7 @@ def script_hash(spec: MetricSpec) -> str:
 
 
 def parse_score(text: str, told: str) -> float:
-    """Read a command's last line.
-
-    Args:
-        text: what it printed.
-        told: the metric, as messages name it.
-
-    Returns:
-        float: the score.
-
-    Raises:
-        UserError: the line holds no finite number.
-    """
+    """Read a command's last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{told} printed nothing; its last line must be a JSON number, or an object with `score`")
@@ -255,11 +211,7 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def remove_model(folder: Path) -> None:
-    """Remove an exported model and what half-written ones left.
-
-    Args:
-        folder: as given to `export_model`.
-    """
+    """Remove an exported model and what half-written ones left."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir():
         for leftover in folder.parent.glob(f".{folder.name}.*.part"):
@@ -395,17 +347,7 @@ def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str)
 
 
 def load_function(spec: MetricSpec) -> Callable[..., Any]:
-    """Import a metric's function.
-
-    Args:
-        spec: with `python`.
-
-    Returns:
-        Callable: as the module holds it.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
+    """Import a metric's function."""
     folder = str(Path(spec.folder).resolve())
     if folder not in sys.path:
         sys.path.append(folder)  # never before the standard library: a `json.py` there must not take its place

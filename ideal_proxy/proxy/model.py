@@ -54,18 +54,7 @@ class ProxyShape:
 
 
 def proxy_shape(size: str, vocab_size: int) -> ProxyShape:
-    """Derive depth and width from the size dial.
-
-    Args:
-        size: a key of `SIZES`.
-        vocab_size: V, tokens.
-
-    Returns:
-        ProxyShape: the derived shape.
-
-    Raises:
-        UsageError: the size is not on the dial.
-    """
+    """Derive depth and width from the size dial."""
     if size not in SIZES:
         raise UsageError(f"proxy size {size!r} is not known; choose one of {', '.join(SIZES)}")
     target, layers = SIZES[size]
@@ -113,14 +102,7 @@ def build_proxy(size: str, vocab_size: int, context: int, seed: int) -> Any:
 
 
 def use_packed_attention(model: Any) -> Any:
-    """Switch a transformers causal LM to packed attention where it can serve it.
-
-    Args:
-        model: any `PreTrainedModel` with a language-model head (or a peft wrapper of one).
-
-    Returns:
-        Any: the same model; one that cannot keeps its attention and is fed padded rows.
-    """
+    """Switch a transformers causal LM to packed attention where it can serve it."""
     register_packed_attention()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config
@@ -132,14 +114,7 @@ def use_packed_attention(model: Any) -> Any:
 
 
 def is_packed(model: Any) -> bool:
-    """Tell whether a model takes rows laid end to end.
-
-    Args:
-        model: a transformers causal LM.
-
-    Returns:
-        bool: True when its attention is `ideal_proxy_packed`.
-    """
+    """Tell whether a model takes rows laid end to end."""
     return bool(getattr(model.config, "_attn_implementation", None) == PACKED)
 
 
@@ -150,17 +125,7 @@ def collate_across(
     *,
     every_token: bool = False,
 ) -> Batch:
-    """Lay rows of several domains end to end.
-
-    Args:
-        token_rows: one set of rows a domain; may be memory-mapped.
-        domain: (B,) which set each row is of.
-        row: (B,) index in that set.
-        every_token: label every token after a row's first (plain language-model loss), not the supervised ones only.
-
-    Returns:
-        Batch: with `rows` the indices as given.
-    """
+    """Lay rows of several domains end to end."""
     spans = [
         (int(d), int(token_rows[d].offsets[r]), int(token_rows[d].offsets[r + 1]))
         for d, r in zip(domain, row, strict=True)
@@ -178,15 +143,7 @@ def collate_across(
 
 
 def micro_batches(lengths: NDArray[np.int64], limit_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Split rows into micro-batches of neighbours in length.
-
-    Args:
-        lengths: (B,) tokens of each row.
-        limit_tokens: most tokens together; one longer row stands alone.
-
-    Yields:
-        (b,) indices into `lengths`, shortest first, so that rows of a micro-batch need little padding.
-    """
+    """Split rows into micro-batches of neighbours in length."""
     order = np.argsort(lengths, kind="stable")
     # Evened out: the same number of micro-batches as a greedy fill, of about equal size.
     total = int(lengths.sum())
@@ -243,18 +200,7 @@ def label_losses(
 def batch_loss(
     model: Any, batch: Batch, scale: float, *, device: torch.device, autocast: torch.dtype | None = None
 ) -> Tensor:
-    """Compute scale · Σ nll of a micro-batch for a training step, by the fastest path that the model allows.
-
-    Args:
-        model: as for `label_losses`.
-        batch: the rows.
-        scale: 1 / labelled tokens of the whole step.
-        device: the model's.
-        autocast: as for `label_losses`.
-
-    Returns:
-        Tensor: scalar, differentiable once.
-    """
+    """Compute scale · Σ nll of a micro-batch for a training step, by the fastest path that the model allows."""
     whole = model
     if hasattr(model, "get_base_model"):  # LoRA stands inside the layers; the decoder and the head are the base's own
         model = model.get_base_model()

@@ -46,33 +46,14 @@ class Pretrained:
 
 
 def load_tokenizer(source: Pretrained) -> Any:
-    """Load the model's own tokenizer.
-
-    Args:
-        source: which model.
-
-    Returns:
-        Any: a transformers tokenizer.
-    """
+    """Load the model's own tokenizer."""
     from transformers import AutoTokenizer
 
     return _had(lambda: AutoTokenizer.from_pretrained(source.name, **source.options()), source, "tokenizer")
 
 
 def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> Any:
-    """Load a model in float32 on the CPU.
-
-    Args:
-        source: which model.
-        context: longest row that it is to read, tokens.
-        packed: switch to packed attention where the model can.
-
-    Returns:
-        Any: a transformers causal LM.
-
-    Raises:
-        UsageError: the context is longer than the model can read.
-    """
+    """Load a model in float32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
     options = source.options() | ({} if source.gguf else {"use_safetensors": True})
@@ -91,15 +72,7 @@ def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> 
 
 
 def empty_model(source: Any, *, trust_remote_code: bool = False) -> Any:
-    """Build a model without weights: parameters have shapes only, buffers that are computed are there.
-
-    Args:
-        source: its configuration, or a folder that holds one.
-        trust_remote_code: run code that comes with the model.
-
-    Returns:
-        Any: a transformers causal LM, to be given weights by `load_state_dict(…, assign=True)`.
-    """
+    """Build a model without weights: parameters have shapes only, buffers that are computed are there."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,19 +98,7 @@ def _plain(model: Any) -> Any:
 
 
 def with_lora(model: Any, rank: int, seed: int) -> Any:
-    """Freeze a model and give every linear layer but the head low-rank updates.
-
-    Args:
-        model: a transformers causal LM.
-        rank: of the updates.
-        seed: of their first weights; torch's global random state is neither read nor changed.
-
-    Returns:
-        Any: a peft wrapper.
-
-    Raises:
-        UserError: peft is not installed.
-    """
+    """Freeze a model and give every linear layer but the head low-rank updates."""
     try:
         from peft import LoraConfig, get_peft_model
         from peft.tuners.lora import LoraLayer
@@ -157,13 +118,7 @@ def with_lora(model: Any, rank: int, seed: int) -> Any:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it.
-
-    Args:
-        model: a transformers causal LM or a peft wrapper; a wrapper is merged in place and not to be used again.
-        tokenizer: written too.
-        folder: where to.
-    """
+    """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it."""
     with quiet_libraries():
         if hasattr(model, "merge_and_unload"):
             model.save_pretrained(str(folder / "adapter"))

@@ -168,16 +168,7 @@ def train(
 def drawn_values(
     values: Sequence[NDArray[np.int64]], domain_R: NDArray[np.int64], row_R: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Look up a number of every row drawn.
-
-    Args:
-        values: for each domain (N,) one number a row.
-        domain_R: (R,) domain of each row drawn.
-        row_R: (R,) its place in the domain.
-
-    Returns:
-        (R,) the numbers, domain after domain.
-    """
+    """Look up a number of every row drawn."""
     return np.concatenate([np.asarray(part)[row_R[domain_R == d]] for d, part in enumerate(values)])
 
 
@@ -239,27 +230,14 @@ def warm_start(
 
 
 def save_weights(model: Any, path: str | Path) -> None:
-    """Write a proxy's weights as safetensors, atomically, tied tensors once; of a LoRA only what it trains.
-
-    Args:
-        model: the proxy.
-        path: the file.
-    """
+    """Write a proxy's weights as safetensors, atomically, tied tensors once; of a LoRA only what it trains."""
     from safetensors.torch import save
 
     atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in _trained(model).items()}))
 
 
 def load_weights(model: Any, path: str | Path) -> None:
-    """Read weights that `save_weights` wrote into a proxy of the same shape.
-
-    Args:
-        model: the proxy, changed in place.
-        path: the file.
-
-    Raises:
-        UserError: the file does not fit the model.
-    """
+    """Read weights that `save_weights` wrote into a proxy of the same shape."""
     from safetensors.torch import load_file
 
     tensors = load_file(str(path))

@@ -220,14 +220,7 @@ class RankAgreement:
         return bool((self.correlation >= 0.8).all())
 
     def sentence(self, capabilities: Sequence[str]) -> str:
-        """Say it.
-
-        Args:
-            capabilities: J names.
-
-        Returns:
-            str: one line.
-        """
+        """Say it."""
         shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(capabilities, self.correlation, strict=True))
         head = "rank mixtures alike" if self.agrees else "DISAGREE on the ranking of mixtures"
         low, high = self.scales

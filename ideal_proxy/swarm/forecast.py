@@ -26,15 +26,7 @@ class Work:
         return self.training + self.judging
 
     def after(self, done: int, steps: int) -> float:
-        """Return what is left after some steps.
-
-        Args:
-            done: steps done.
-            steps: of the run; 0 where it has not said so yet.
-
-        Returns:
-            float: tokens.
-        """
+        """Return what is left after some steps."""
         return self.whole - (self.training * done / steps if steps else 0.0)
 
 
@@ -67,14 +59,7 @@ class Forecast:
         self._beginnings: list[float] = []
 
     def measured(self, seconds: float, work: float, beginning: float | None = None) -> None:
-        """Take in a finished run.
-
-        Args:
-            seconds: of its worker, since its first step where it has any.
-            work: done in that time, tokens.
-            beginning: seconds from handing it out to its first step; None where that is not known or was the
-                worker's first run.
-        """
+        """Take in a finished run."""
         self._seconds += seconds
         self._work += work
         if beginning is not None:

@@ -35,15 +35,7 @@ EXPORTED = "exported"
 
 
 def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
-    """Write the run file's metrics out.
-
-    Args:
-        config: the run file.
-        split: `search` or `verify`.
-
-    Returns:
-        tuple: one for each capability that has one.
-    """
+    """Write the run file's metrics out."""
     return tuple(
         MetricSpec(
             key=f"{split}-{j}", capability=c.name, split=split, command=c.metric.command or "",
@@ -56,20 +48,7 @@ def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
 
 
 def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, device: str) -> float:
-    """Measure metrics once on a throw-away model, to learn what they take and that they work at all.
-
-    Args:
-        specs: the metrics.
-        model: exported and not to be used again.
-        tokenizer_folder: where `save_pretrained` wrote the tokenizer.
-        device: as for `measure`.
-
-    Returns:
-        float: seconds of all of them, the export included.
-
-    Raises:
-        UserError: one of them fails.
-    """
+    """Measure metrics once on a throw-away model, to learn what they take and that they work at all."""
     from transformers import AutoTokenizer
 
     started = time.monotonic()
@@ -89,19 +68,7 @@ def put_by(
     metrics: Mapping[str, Any],
     model: Any,
 ) -> None:
-    """Keep what a training gave until its metrics are measured.
-
-    Args:
-        folder: the run's folder.
-        context: what it rests on; its folder holds the tokenizer.
-        spec: the run.
-        losses: per reference set.
-        metrics: the run's numbers, JSON-ready.
-        model: the trained proxy, exported and not to be used again.
-
-    Raises:
-        UserError: there is no tokenizer, or the disk is full.
-    """
+    """Keep what a training gave until its metrics are measured."""
     from transformers import AutoTokenizer
 
     source = context.folder / TOKENIZER
@@ -117,16 +84,7 @@ def put_by(
 
 
 def is_put_by(folder: Path, context: SwarmContext, spec: RunSpec) -> bool:
-    """Tell whether this run is trained and only its metrics are to be measured.
-
-    Args:
-        folder: the run's folder.
-        context: what it rests on.
-        spec: the run.
-
-    Returns:
-        bool: True where `measure_and_save` can go on.
-    """
+    """Tell whether this run is trained and only its metrics are to be measured."""
     path = folder / TRAINED
     if not (spec.metrics and path.is_file() and (folder / EXPORTED).is_dir() and (folder / ROW_LOSSES).is_file()):
         return False
@@ -136,19 +94,7 @@ def is_put_by(folder: Path, context: SwarmContext, spec: RunSpec) -> bool:
 def measure_and_save(
     folder: Path, context: SwarmContext, spec: RunSpec, *, device: str, should_stop: Callable[[], bool] | None = None
 ) -> None:
-    """Measure the metrics that are not measured yet, and complete the run.
-
-    Args:
-        folder: of a run that was put by.
-        context: what it rests on.
-        spec: the run.
-        device: where the proxy was trained.
-        should_stop: asked while a command runs.
-
-    Raises:
-        UserError: a metric failed; what was measured is kept.
-        MetricStopped: should_stop said so.
-    """
+    """Measure the metrics that are not measured yet, and complete the run."""
     kept = read_json(folder / TRAINED)
     scores = _scores(folder / SCORES, kept["run"])
     for metric in spec.metrics:

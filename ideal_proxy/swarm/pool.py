@@ -34,11 +34,7 @@ class Pool(Protocol):
     workers: int
 
     def hire(self, wanted: int) -> None:
-        """Start workers until there are so many, those still starting included.
-
-        Args:
-            wanted: workers to have, at most `workers`.
-        """
+        """Start workers until there are so many, those still starting included."""
 
     def idle(self) -> list[int]:
         """Return the numbers of the workers that are ready and have no run."""
@@ -47,27 +43,13 @@ class Pool(Protocol):
         """Return how many workers work now or will in a moment, for the estimate."""
 
     def assign(self, number: int, spec: RunSpec, checkpoint_seconds: float) -> None:
-        """Give an idle worker a run.
-
-        Args:
-            number: the worker.
-            spec: the run.
-            checkpoint_seconds: time between its checkpoints.
-        """
+        """Give an idle worker a run."""
 
     def messages(self, timeout: float) -> Iterable[tuple[int, Message]]:
-        """Yield what workers say, as it comes.
-
-        Args:
-            timeout: longest wait for a first message, seconds.
-        """
+        """Yield what workers say, as it comes."""
 
     def stop(self, number: int) -> None:
-        """Ask a worker to save a checkpoint and to leave its run.
-
-        Args:
-            number: the worker; it answers "stopped", or "finished" where it was that far.
-        """
+        """Ask a worker to save a checkpoint and to leave its run."""
 
     def close(self) -> None:
         """End all workers now; those without a run may end by themselves."""

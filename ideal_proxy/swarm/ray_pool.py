@@ -100,22 +100,11 @@ class RayPool:
         self._notice = NOTICE_SECONDS
 
     def node_of(self, number: int) -> str:
-        """Return the id of the node that a worker is on.
-
-        Args:
-            number: the worker.
-
-        Returns:
-            str: as `ray.nodes()` names it; "" where it is not there yet.
-        """
+        """Return the id of the node that a worker is on."""
         return self._actors[number].node if number in self._actors else ""
 
     def hire(self, wanted: int) -> None:
-        """Start actors until there are so many; those for which the cluster has no room yet wait for it.
-
-        Args:
-            wanted: actors to have.
-        """
+        """Start actors until there are so many; those for which the cluster has no room yet wait for it."""
         while len(self._actors) < min(wanted, self.workers):
             self._start()
 
@@ -129,13 +118,7 @@ class RayPool:
         return sum(actor.ready or now - actor.born < STARTING_SECONDS for actor in self._actors.values())
 
     def assign(self, number: int, spec: RunSpec, checkpoint_seconds: float) -> None:
-        """Give an idle worker a run, with what it starts from and what there is of it.
-
-        Args:
-            number: the worker.
-            spec: the run.
-            checkpoint_seconds: time between its checkpoints.
-        """
+        """Give an idle worker a run, with what it starts from and what there is of it."""
         actor = self._actors[number]
         actor.spec = spec
         needed = [WARM_RUN] if self.context.warm and spec.role != "warm" else []
@@ -146,20 +129,12 @@ class RayPool:
         actor.handle.assign.remote(spec.to_json(), checkpoint_seconds, inputs, own)
 
     def stop(self, number: int) -> None:
-        """Ask a worker to save a checkpoint, to leave its run and to send home what there is of it.
-
-        Args:
-            number: the worker.
-        """
+        """Ask a worker to save a checkpoint, to leave its run and to send home what there is of it."""
         if (actor := self._actors.get(number)) is not None:
             actor.handle.stop.remote()
 
     def messages(self, timeout: float) -> Iterable[tuple[int, Message]]:
-        """Yield what workers say, as it comes, after their files are written.
-
-        Args:
-            timeout: longest wait for a first message, seconds.
-        """
+        """Yield what workers say, as it comes, after their files are written."""
         ready: list[Any] = []
         rest = list(self._asked)
         if rest:
@@ -307,17 +282,7 @@ class RayPool:
 
 
 def connect(address: str) -> Any:
-    """Connect this process to a cluster; a connection that is there is kept.
-
-    Args:
-        address: as for `RayPool`.
-
-    Returns:
-        module: ray.
-
-    Raises:
-        UserError: Ray is not installed, or there is no such cluster.
-    """
+    """Connect this process to a cluster; a connection that is there is kept."""
     try:
         import ray
     except ImportError as error:
@@ -354,15 +319,7 @@ def connect(address: str) -> Any:
 
 
 def cluster_workers(threads: int, gpus: float) -> int:
-    """Count the workers that the nodes of the connected cluster can hold when they do nothing else.
-
-    Args:
-        threads: CPUs of a worker.
-        gpus: GPUs of a worker.
-
-    Returns:
-        int: 0 where no node is large enough.
-    """
+    """Count the workers that the nodes of the connected cluster can hold when they do nothing else."""
     import ray
 
     count = 0

@@ -55,14 +55,7 @@ class NodeWorker:
         self._looked = 0.0
 
     def begin(self, context: Sequence[Any]) -> dict[str, Any]:
-        """Put the context on this node, where it is not there yet, and start the process.
-
-        Args:
-            context: object references of the context's pieces.
-
-        Returns:
-            dict: `shipped`, whether this call fetched the context; `node`, `host`, `versions`.
-        """
+        """Put the context on this node, where it is not there yet, and start the process."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
@@ -80,14 +73,7 @@ class NodeWorker:
     def assign(
         self, spec: dict[str, Any], checkpoint_seconds: float, inputs: dict[str, Sequence[Any]], own: Sequence[Any]
     ) -> None:
-        """Give the process a run.
-
-        Args:
-            spec: the run, as JSON.
-            checkpoint_seconds: time between its checkpoints.
-            inputs: finished runs that it starts from: object references of their pieces, by run.
-            own: object references of what the driver has of this run, such as a checkpoint; () for nothing.
-        """
+        """Give the process a run."""
         if self._done_with is not None:
             shutil.rmtree(self._done_with, ignore_errors=True)
         self._run, self._sent = spec["id"], {}
@@ -112,14 +98,7 @@ class NodeWorker:
         self._send({"stop": True})
 
     def poll(self, timeout: float) -> list[Message]:
-        """Wait for what the process says.
-
-        Args:
-            timeout: longest wait, seconds.
-
-        Returns:
-            list: messages; of several steps only the last. New files of the run stand in `files`, by name.
-        """
+        """Wait for what the process says."""
         said: list[Message] = []
         with contextlib.suppress(queue.Empty):
             said.append(self._said.get(timeout=timeout))

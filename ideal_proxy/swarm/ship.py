@@ -30,14 +30,7 @@ Piece = list[tuple[str, bytes]]
 
 
 def files_of(folder: Path) -> list[Path]:
-    """List a folder's files, oldest first; what is half written (its name begins with a dot) is left out.
-
-    Args:
-        folder: the folder; one that does not exist has none.
-
-    Returns:
-        list: paths, the marker of a complete folder not among them.
-    """
+    """List a folder's files, oldest first; what is half written (its name begins with a dot) is left out."""
     found = []
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -48,15 +41,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def pack(folder: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-    """Read a folder's files, one piece in memory at a time.
-
-    Args:
-        folder: the folder.
-        piece_bytes: most bytes of a piece.
-
-    Yields:
-        Piece: in order; none where there is no file.
-    """
+    """Read a folder's files, one piece in memory at a time."""
     piece: Piece = []
     room = piece_bytes
     for path in files_of(folder):
@@ -75,15 +60,7 @@ def pack(folder: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
 
 
 def unpack(pieces: Iterable[Piece], folder: Path) -> list[Path]:
-    """Write what `pack` gave; each file appears whole or not at all.
-
-    Args:
-        pieces: in order.
-        folder: made where it is missing; files of the same names are replaced.
-
-    Returns:
-        list: the files written.
-    """
+    """Write what `pack` gave; each file appears whole or not at all."""
     written: list[Path] = []
     at: Path | None = None
     file: IO[bytes] | None = None
@@ -112,23 +89,13 @@ def unpack(pieces: Iterable[Piece], folder: Path) -> list[Path]:
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write files that came whole, each atomically and in the order given.
-
-    Args:
-        files: contents by relative name.
-        folder: where they go.
-    """
+    """Write files that came whole, each atomically and in the order given."""
     for name, content in files.items():
         atomic_write_bytes(folder / name, content)
 
 
 def keep_only(folder: Path, names: Collection[str]) -> None:
-    """Remove what a folder holds besides some files.
-
-    Args:
-        folder: the folder.
-        names: of the files that stay, relative.
-    """
+    """Remove what a folder holds besides some files."""
     for path in files_of(folder):
         if path.relative_to(folder).as_posix() not in names:
             path.unlink(missing_ok=True)
@@ -139,14 +106,7 @@ def keep_only(folder: Path, names: Collection[str]) -> None:
 
 
 def cache_root() -> Path:
-    """Return this node's folder for what is sent to it: `IDEAL_PROXY_CACHE`, or one in the temporary folder.
-
-    Returns:
-        Path: it exists and is this user's.
-
-    Raises:
-        UserError: it cannot be made, or belongs to somebody else.
-    """
+    """Return this node's folder for what is sent to it: `IDEAL_PROXY_CACHE`, or one in the temporary folder."""
     root = Path(os.environ.get(CACHE) or Path(tempfile.gettempdir()) / f"ideal-proxy-{os.getuid()}")
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,25 +144,14 @@ def hold(folder: Path) -> IO[str]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder of the cache with its lock.
-
-    Args:
-        folder: the folder.
-    """
+    """Remove a folder of the cache with its lock."""
     shutil.rmtree(folder, ignore_errors=True)
     _lock_of(folder).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only process of this node that fills a folder.
-
-    Args:
-        folder: the folder.
-
-    Yields:
-        None: while the others wait.
-    """
+    """Be the only process of this node that fills a folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.filling"), "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
