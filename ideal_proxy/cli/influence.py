@@ -39,7 +39,8 @@ def influence(
     settings = load_config(config)
     if method not in {"implicit", "first-order"}:
         raise UsageError(f"--method is {method!r}; choose implicit or first-order")
-    from ideal_proxy.gradients import estimate, influence_tables, open_folder, pick_device, read_tau
+    from ideal_proxy.gradients import estimate, influence_tables, open_folder, read_tau
+    from ideal_proxy.proxy import pick_device
     from ideal_proxy.scaleup import ModelSpec, ProxySetting, load_encoder, load_model
 
     known = read_tau(tau or [], settings.capability_names)

@@ -2,7 +2,6 @@ from .curvature import processes as processes
 from .estimation import estimate as estimate
 from .estimation import influence_tables as influence_tables
 from .estimation import open_folder as open_folder
-from .estimation import pick_device as pick_device
 from .estimation import read_tau as read_tau
 from .influence import InfluenceSettings as InfluenceSettings
 from .influence import finite_responses as finite_responses

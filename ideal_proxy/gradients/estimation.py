@@ -54,7 +54,6 @@ from ideal_proxy.mixture import (
     search_verify_split,
 )
 from ideal_proxy.store import atomic_write_json, provenance
-from ideal_proxy.swarm import resolve_device
 from ideal_proxy.terminal import WIDTH, Reporter, table
 
 Ints = NDArray[np.int64]
@@ -180,16 +179,6 @@ def _strongest(matrix: ResponseMatrix) -> tuple[Floats, Floats]:
     if matrix.R is None:
         return matrix.M, matrix.se
     return matrix.R, matrix.se if matrix.se_R is None else matrix.se_R
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Find the device, and that it is there."""
-    try:
-        device = resolve_device(wanted, 0)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {wanted}: this machine or PyTorch has none; use cpu or auto") from error
-    return device
 
 
 def read_tau(given: Sequence[str], capabilities: Sequence[str]) -> list[float] | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from joblib import cpu_count
+
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline.prepare import Prepared
@@ -121,30 +123,26 @@ def _checked_device(name: str) -> str:
     """Return the device that the run file names, or say that there is none."""
     import torch
 
+    from ideal_proxy.proxy import best_device
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"proxy.device is {name!r}, which PyTorch has not here; choose auto or {_device()}") from error
+        best = best_device()
+        raise UsageError(f"proxy.device is {name!r}, which PyTorch has not here; choose auto or {best}") from error
     return name
-
-
-def _device() -> str:
-    """Return the best device here."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def planned_device(config: SearchConfig) -> str:
     """Return where proxies train: what the run file says, what a Ray worker gets, or the best device here."""
     if config.proxy.device != "auto":
         return _checked_device(config.proxy.device)
+    from ideal_proxy.proxy import best_device
+
     if config.swarm.engine == "local":
-        return _device()
+        return best_device()
     device = "cuda" if config.swarm.gpus else "cpu"
-    if device == "cuda" and _device() != "cuda":
+    if device == "cuda" and best_device() != "cuda":
         raise UsageError(
             "swarm.gpus is set but this machine has no GPU; start the search on a machine like those of the workers, "
             "for speed and precision are measured there"
@@ -155,7 +153,7 @@ def planned_device(config: SearchConfig) -> str:
 def default_workers(config: SearchConfig, device: str) -> int:
     """Return how many workers there is room for, on the cluster or here."""
     if config.swarm.engine == "local":
-        return _cores() if device == "cpu" else 1
+        return cpu_count() if device == "cpu" else 1
     from ideal_proxy.swarm import cluster_workers, connect
 
     connect(config.swarm.address)
@@ -167,8 +165,3 @@ def gpus() -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def _cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,9 @@ from .cost import cost_of as cost_of
 from .cost import count_products as count_products
 from .cost import run_flops as run_flops
 from .cost import worker_bytes as worker_bytes
+from .device import best_device as best_device
+from .device import pick_device as pick_device
+from .device import resolve_device as resolve_device
 from .metric import MetricSpec as MetricSpec
 from .metric import MetricStopped as MetricStopped
 from .metric import end_commands as end_commands

@@ -42,7 +42,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-        rows = max(16, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 22) // weight.shape[0])
+        rows = max(256, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 22) // weight.shape[0])
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden)

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
-from ideal_proxy.proxy import MICRO_BATCH_TOKENS, TrainSettings, collate_across, label_losses, micro_batches
+from ideal_proxy.proxy import MICRO_BATCH_TOKENS, TrainSettings, batch_loss, collate_across, label_losses, micro_batches
 from ideal_proxy.scaleup.source import Drawn
 
 Ints = NDArray[np.int64]
@@ -121,6 +121,7 @@ def accumulate(
     world: int,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Add the gradient of one step: sum over sum, however the rows are split."""
     total: Tensor | None = None
@@ -128,7 +129,10 @@ def accumulate(
     for number, batch in enumerate(step.batches):
         last = number == len(step.batches) - 1
         with contextlib.nullcontext() if last else no_sync():
-            loss = label_losses(seen, batch, device=device).sum() * (world / step.labels)
+            if model is inner:  # a wrapper's gradients are only right through its own call
+                loss = batch_loss(model, batch, world / step.labels, device=device, autocast=autocast)
+            else:
+                loss = label_losses(seen, batch, device=device).sum() * (world / step.labels)
             backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None

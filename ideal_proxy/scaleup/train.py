@@ -15,7 +15,7 @@ import torch
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.mixture import MixtureFile
-from ideal_proxy.proxy import TrainSettings
+from ideal_proxy.proxy import TrainSettings, pick_device
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start
 from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
 from ideal_proxy.scaleup.result import FORMAT, compare
@@ -229,15 +229,9 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
 
 def _device(wanted: str) -> str:
     """Return the kind of device to train on."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind = wanted.partition(":")[0]
-    if kind == "auto":
-        return "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
-    if kind not in there:
+    if wanted.partition(":")[0] not in {"auto", "cpu", "cuda", "mps"}:
         raise UsageError(f"--device is {wanted!r}; it must be auto, cpu, cuda or mps")
-    if not there[kind]:
-        raise UsageError(f"--device {wanted}: this machine has none, or PyTorch was built without it; use cpu or auto")
-    return kind
+    return pick_device(wanted).type
 
 
 def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSettings, reporter: Reporter) -> RunSettings:

@@ -92,6 +92,7 @@ class MixtureTrainer(Trainer):
             world=self.args.world_size,
             backward=self.accelerator.backward,
             no_sync=lambda: self.accelerator.no_sync(model),
+            autocast=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
         )
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -25,4 +25,3 @@ from .scheduler import zero_spec as zero_spec
 from .worker import Worker as Worker
 from .worker import build_model as build_model
 from .worker import main as main
-from .worker import resolve_device as resolve_device

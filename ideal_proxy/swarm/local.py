@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from joblib import cpu_count
+
 from ideal_proxy.errors import UserError
 from ideal_proxy.swarm.context import RunSpec, SwarmContext
 from ideal_proxy.swarm.pool import Message
@@ -49,7 +51,7 @@ class LocalPool:
     ) -> None:
         self.context = context
         self.run_dir = Path(run_dir)
-        self.workers = workers or (max(1, len(cores()) // context.threads) if context.device == "cpu" else 1)
+        self.workers = workers or (max(1, cpu_count() // context.threads) if context.device == "cpu" else 1)
         self._module = worker
         self._selector = selectors.DefaultSelector()
         self._pool: dict[int, _Worker] = {}
@@ -232,7 +234,7 @@ def send(process: subprocess.Popen[bytes], message: Mapping[str, object]) -> Non
 
 
 def cores() -> list[int]:
-    """Return the cores this process may use."""
+    """Return the numbers of the cores this process may be pinned to; how many it may keep busy says `cpu_count`."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -34,6 +34,7 @@ from ideal_proxy.proxy import (
     end_commands,
     evaluate,
     load_weights,
+    resolve_device,
     run_flops,
     save_weights,
     train,
@@ -216,23 +217,6 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def resolve_device(name: str, worker: int) -> torch.device:
-    """Turn a device setting into this worker's device.
-
-    Args:
-        name: "auto", "cpu", "cuda", "cuda:1", "mps".
-        worker: number of the worker; workers share out the devices of a kind.
-
-    Returns:
-        torch.device: where it computes.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        return torch.device("cuda", worker % max(1, torch.cuda.device_count()))
-    return torch.device(name)
 
 
 def main(worker: type[Worker] = Worker) -> None:
