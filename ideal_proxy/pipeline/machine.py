@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from joblib import cpu_count
 
 from ideal_proxy.config import SearchConfig

@@ -45,7 +45,7 @@ def speed(monkeypatch):
     found = Measured(5_000.0, "float32", 1_500_000, PRODUCTS, 3e10)
     monkeypatch.setattr(planning, "measure", lambda config, prepared, device: found)
     monkeypatch.setattr(machine, "cpu_count", lambda: 2)
-    monkeypatch.setattr("ideal_proxy.proxy.device.best_device", lambda: "cpu")
+    monkeypatch.setattr("ideal_proxy.proxy.best_device", lambda: "cpu")
 
 
 def test_defaults(prepared, tmp_path):
@@ -158,7 +158,7 @@ def test_the_trust_check_is_a_stage_of_its_own(prepared, tmp_path):
 
 
 def test_money_is_price_times_devices_times_hours(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("ideal_proxy.proxy.device.best_device", lambda: "cuda")
+    monkeypatch.setattr("ideal_proxy.proxy.best_device", lambda: "cuda")
     monkeypatch.setattr(planning, "gpus", lambda: 4)
     for number, (workers, given, devices) in enumerate(((8, None, 4), (2, None, 2), (2, 3, 3))):
         settings = config(cost={"price": 2.5, "devices": given, "currency": "EUR"}, swarm={"workers": workers})
