@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import glob
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from ideal_proxy.errors import UsageError
 from ideal_proxy.limits import Budget, Limits
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
-Format = Literal["auto", "alpaca", "chat", "prompt"]
+Format = Annotated[str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)$")]  # columns: is written by `columns`
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
 
@@ -37,12 +38,54 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DomainConfig(Section):
+class ColumnsConfig(Section):
+    """The columns of rows that are in no known layout."""
+
+    prompt: str | tuple[str, ...] | None = Field(default=None, description="a column, or several that are put together")
+    completion: str | tuple[str, ...] | None = Field(default=None, description="as for prompt")
+    messages: str | None = Field(default=None, description="the column with the turns")
+    role: str | None = Field(default=None, description="of a turn: who speaks; default role")
+    content: str | None = Field(default=None, description="of a turn: what is said; default content")
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] | None = Field(
+        default=None, description="names of roles other than the usual ones, e.g. {customer: user}"
+    )
+    system: str | None = None
+    tools: str | None = None
+
+    @model_validator(mode="after")
+    def _one_layout(self) -> ColumnsConfig:
+        if (self.messages is None) == (self.prompt is None) or (self.prompt is None) != (self.completion is None):
+            raise ValueError("give either prompt and completion, or messages")
+        return self
+
+
+class SourceSection(Section):
+    """Where rows are, and how they are written."""
+
+    path: str = Field(min_length=1, description="file, glob, folder, hf:NAME, or demo:NAME?seed=S")
+    format: Format = Field(default="auto", description="auto, alpaca, chat or prompt")
+    columns: ColumnsConfig | None = Field(
+        default=None, description="e.g. {prompt: question, completion: [rationale, answer]}"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_columns(cls, values: Any) -> Any:
+        """Write the columns as a format, which goes wherever the source goes."""
+        if not isinstance(values, dict) or not isinstance(values.get("columns"), dict):
+            return values
+        written = "columns:" + json.dumps(
+            {key: value for key, value in values["columns"].items() if value is not None}, sort_keys=True, default=list
+        )
+        if values.get("format", "auto") not in ("auto", written):
+            raise ValueError("give either format or columns")
+        return {**values, "format": written}
+
+
+class DomainConfig(SourceSection):
     """One named source of training rows."""
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
-    path: str = Field(min_length=1, description="file, glob, folder, hf:NAME, or demo:NAME?seed=S")
-    format: Format = "auto"
     base: Volume = Field(
         default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"
     )
@@ -92,12 +135,10 @@ class MetricConfig(Section):
         return self
 
 
-class CapabilityConfig(Section):
+class CapabilityConfig(SourceSection):
     """One named reference set that the result is judged on."""
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
-    path: str = Field(min_length=1)
-    format: Format = "auto"
     domain: str | None = Field(default=None, description="its own domain; default: the domain of exactly its name")
     weight: float = Field(default=1.0, gt=0)
     must_not_drop: float | None = Field(
@@ -258,6 +299,12 @@ class SearchConfig(Section):
     swarm: SwarmConfig = SwarmConfig()
     verify: VerifyConfig = VerifyConfig()
     cost: CostConfig = CostConfig()
+    on_bad_rows: Literal["drop", "refuse"] = Field(
+        default="drop", description="rows that cannot be read: left out and counted, or the first stops"
+    )
+    max_bad: int | None = Field(
+        default=None, ge=0, description="most of them in a source; default: the larger of 10 rows and 1 %"
+    )
     rounds: int = Field(default=2, ge=1, le=10)
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"

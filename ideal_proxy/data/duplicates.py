@@ -74,12 +74,14 @@ def find_duplicates(
 
 
 def _whole(row: Row) -> bytes:
-    return _mark("\x1f".join(_even(content) for role, content in row.messages if role != "system"))
+    said = [_even(turn.flat()) for turn in row.messages]  # with the system text: rows that differ in it are no twins
+    return _mark("\x1f".join([*said, *map(str, row.tools)]))
 
 
 def _prompt(row: Row) -> bytes:
-    last = max((n for n, (role, _) in enumerate(row.messages) if role == "assistant"), default=len(row.messages))
-    return _mark("\x1f".join(_even(content) for role, content in row.messages[:last] if role != "system"))
+    last = max((n for n, turn in enumerate(row.messages) if turn.role == "assistant"), default=len(row.messages))
+    said = (turn for turn in row.messages[:last] if turn.role != "system")
+    return _mark("\x1f".join(_even(turn.flat()) for turn in said))
 
 
 def _even(text: str) -> str:

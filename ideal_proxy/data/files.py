@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import csv
 import glob as globbing
 import gzip
+import io
 import json
 import logging
+import lzma
+import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,17 +22,31 @@ from ideal_proxy.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+TEXTS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv")
+SUFFIXES = (*TEXTS, *(text + packed for text in TEXTS for packed in PACKED), ".parquet", ".arrow")
+KINDS = ".jsonl, .ndjson, .jsonlines, .json, .csv, .tsv (also .gz, .zst, .bz2, .xz), .parquet and .arrow"
 TRAIN_NAME = re.compile(r"^train(ing)?([-_.]|$)", re.IGNORECASE)
 HELD_OUT_NAME = re.compile(r"^(test|valid|validation|val|dev|eval|reference|ref)([-_.]|$)", re.IGNORECASE)
-PARQUET_BATCH = 512
+NO_DATA = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+BATCH = 512
+BOM = b"\xef\xbb\xbf"
+LONGEST_CELL = 1 << 30
+
+
+class BadRow(UserError):
+    """A row that cannot be read; `reason` is what it is counted under."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Record(NamedTuple):
     """One record of a file before its meaning is known.
 
     Attributes:
-        value: the parsed record.
+        value: the parsed record; a BadRow where it cannot be parsed.
         where: file and line.
         line: the bytes as they stand in a plain JSONL file, None elsewhere.
         path: the plain JSONL file that holds `line`, None elsewhere.
@@ -56,7 +76,8 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
     """List the files of a path, glob or folder, sorted.
 
     A folder that has files named train…, or a folder of that name, is read for those alone; otherwise what is named as
-    held out (test, validation, reference, …) is passed over unless there is nothing else.
+    held out (test, validation, reference, …) is passed over unless there is nothing else. Of a folder that
+    `save_to_disk` wrote its tables are read, those of its training split where it has splits.
 
     Args:
         source: file, glob or folder.
@@ -70,15 +91,15 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
     path = Path(source)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
-            raise UserError(f"{path} is not a data file; give one that ends in {', '.join(SUFFIXES)}")
+            raise UserError(f"{path} is not a data file; give one that ends in {KINDS}")
         return (path,)
     if path.is_dir():
         if is_saved(path):
-            raise UserError(f"the datasets library saved the folder {path}; write it as hf:{path}")
+            return tuple(saved_files(path))
         files = data_files(path)
         if not files:
-            raise UserError(f"the folder {path} has no data file ({', '.join(SUFFIXES)}); put one in or name another")
-        parts = {p: part_of(p, path) for p in files}
+            raise UserError(f"the folder {path} has no data file ({KINDS}); put one in or name another")
+        parts = parts_of(files, path)
         chosen = [p for p in files if parts[p] == "train"]
         chosen = chosen or [p for p in files if parts[p] is None] or files
         if len(chosen) < len(files):
@@ -89,34 +110,57 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
         found = sorted(Path(p) for p in globbing.glob(str(source), recursive=True))
         found = [p for p in found if p.is_file() and p.name.lower().endswith(SUFFIXES)]
         if not found:
-            raise UserError(f"no data file matches {source}; check the pattern ({', '.join(SUFFIXES)} are read)")
+            raise UserError(f"no data file matches {source}; check the pattern ({KINDS} are read)")
         return tuple(found)
     raise UserError(f"{source} does not exist; check the path (a Hugging Face data set is written hf:OWNER/NAME)")
 
 
 def is_saved(folder: Path) -> bool:
-    """Tell whether `save_to_disk` of the `datasets` library wrote a folder.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        bool: True for one table, or one a split.
-    """
+    """Tell whether `save_to_disk` of the `datasets` library wrote a folder: one table, or one a split."""
     one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
 
 
+def saved_files(folder: Path, split: str = "train") -> list[Path]:
+    """List the tables of a folder that `save_to_disk` wrote."""
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            if split not in splits:
+                raise UserError(f"{folder} has no split {split!r}; write hf:{folder}?split=NAME ({', '.join(splits)})")
+            folder = folder / split
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [folder / part["filename"] for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} was not saved whole by the datasets library ({error}); save it again") from error
+
+
 def data_files(folder: Path) -> list[Path]:
-    """List the data files below a folder; hidden files and those whose name begins with _ are no data.
+    """List the data files below a folder, sorted; names that begin with . or _ are no data, links are followed once."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(place)
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        if is_saved(Path(place)):
+            folders[:] = []
+            splits = [Path(place), *sorted(p for p in Path(place).iterdir() if p.is_dir())]
+            for part in splits:
+                if (part / "state.json").is_file():
+                    found += saved_files(part)
+            continue
+        found += [Path(place) / name for name in names if is_data(Path(place) / name)]
+    return sorted(found)
 
-    Args:
-        folder: the folder.
 
-    Returns:
-        list of Path: sorted; may be empty.
-    """
-    return sorted(path for path in folder.rglob("*") if _is_data(path, folder))
+def is_data(path: Path) -> bool:
+    """Tell whether a file holds rows, by its name."""
+    named = not path.name.startswith((".", "_")) and path.name.lower().endswith(SUFFIXES)
+    return named and path.name not in NO_DATA and path.is_file()
 
 
 def part_of(file: Path, folder: Path) -> Literal["train", "held out"] | None:
@@ -137,109 +181,265 @@ def part_of(file: Path, folder: Path) -> Literal["train", "held out"] | None:
     return None
 
 
+def parts_of(files: Sequence[Path], folder: Path) -> dict[Path, Literal["train", "held out"] | None]:
+    """Tell which part of a source each of its files is, by the names of all of them."""
+    # A name such as `test_generation` says nothing by itself: a file is held out, or named as training rows, where its
+    # name without the word is empty or the number of a part, or where another file has the same name but for the word.
+    found = {file: part_of(file, folder) for file in files}
+    rests: dict[str, set[str]] = {}
+    for file in files:
+        rests.setdefault(_rest(file), set()).add(str(found[file]))
+    for file, part in found.items():
+        rest = _rest(file)
+        named = next((n for n in file.relative_to(folder).parts if TRAIN_NAME.match(n) or HELD_OUT_NAME.match(n)), "")
+        alone = named == file.name and re.search(r"[^\W\d]", rest) and not re.fullmatch(SPLIT_REST, rest)
+        if part is not None and alone and len(rests[rest]) == 1:
+            found[file] = None
+    return found
+
+
+SPLIT_REST = re.compile(r"[-_.]?(\d+[-_.]of[-_.]\d+|part|shard|split|set|data|rows|sft|gen)?[-_.\d]*", re.IGNORECASE)
+
+
+def _rest(file: Path) -> str:
+    """Return a file's name without its suffix, the word that names its part, and the numbers behind it."""
+    name = next((file.name[: -len(s)] for s in LONGEST_FIRST if file.name.lower().endswith(s)), file.name)
+    for pattern in (TRAIN_NAME, HELD_OUT_NAME):
+        if match := pattern.match(name):
+            name = re.sub(r"[-_.]?\d+([-_.]of[-_.]\d+)?$", "", name[match.end() :])
+    return name.strip("-_.").lower()
+
+
+LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
+
+
 def read_records(file: Path) -> Iterator[Record]:
     """Read a file's records one by one.
 
     Args:
-        file: JSONL, JSONL.gz, JSON (a list, or one object a line) or parquet.
+        file: one of KINDS.
 
     Yields:
-        Record: in file order.
+        Record: in file order; of a line that is no JSON its value is a BadRow.
 
     Raises:
         UserError: the file cannot be read, with the place.
     """
-    name = file.name.lower()
+    kind, packed = _kind_of_file(file)
     try:
-        if name.endswith(".parquet"):
-            yield from _parquet_records(file)
-        elif name.endswith(".json") and _is_json_list(file):
-            yield from _json_list_records(file)
-        elif name.endswith(".gz"):
-            with gzip.open(file, "rb") as packed:
-                for record in _line_records(packed, file):
-                    yield Record(record.value, record.where)
+        if kind in {".parquet", ".arrow"}:
+            yield from _arrow_records(file, kind)
+        elif kind in {".csv", ".tsv"}:
+            yield from _cell_records(file, kind)
+        elif is_whole(file):
+            yield from _whole_records(file)
         else:
-            with open(file, "rb") as plain:
-                yield from _line_records(plain, file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is a broken gzip file ({error}); make or fetch it again") from error
+            with _opened(file) as lines:
+                for record in _line_records(lines, file):
+                    yield Record(record.value, record.where) if packed else record
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{file} is a broken {packed[1:]}ip file ({error}); make or fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
     except OSError as error:
+        broken = f" is a broken {packed[1:]} file ({error}); make or fetch it again"
+        if packed and error.errno is None:
+            raise UserError(f"{file}{broken}") from error
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def is_line_file(file: Path) -> bool:
-    """Tell whether a file is plain JSONL, whatever its name.
+    """Tell whether a file is plain JSON lines, whatever its name: its rows can be copied as they stand."""
+    kind, packed = _kind_of_file(file)
+    return kind not in {".parquet", ".arrow", ".csv", ".tsv"} and not packed and not is_whole(file)
 
-    Args:
-        file: a data file.
 
-    Returns:
-        bool: its rows are lines that can be copied as they stand.
-    """
+def is_whole(file: Path) -> bool:
+    """Tell whether a JSON file is one value (a list, or an object over several lines) instead of one row a line."""
+    named_json = _kind_of_file(file)[0] == ".json"
+    with _opened(file) as handle:
+        head = handle.readline(FIRST_LINE).removeprefix(BOM)
+        while head and not head.strip():
+            head = handle.readline(FIRST_LINE)
+        begins = head.lstrip()[:1]
+        if begins == b"[" and named_json:
+            return True
+        try:
+            first = json.loads(head)
+        except (ValueError, RecursionError):
+            short = begins in {b"[", b"{"} and len(head.strip()) < SHORT_LINE
+            # A value over several lines has a value, a key or its end at the beginning of the next.
+            return short and bool(re.match(rb'\s*["\[\]{}]', handle.read(SHORT_LINE))) and not _ends_inside(head)
+        if isinstance(first, list):
+            return bool(first) and all(isinstance(row, dict) for row in first)
+        more = any(line.strip() for line in iter(lambda: handle.readline(SHORT_LINE), b""))
+        strange = named_json and not ROW_MARKS & set(first) if isinstance(first, dict) else False
+        return not more and isinstance(first, dict) and (strange or _rows_in(first) is not None)
+
+
+FIRST_LINE, SHORT_LINE = 1 << 22, 1 << 10
+
+
+def _ends_inside(head: bytes) -> bool:
+    """Whether a line breaks off in the middle of a text, as a damaged row does."""
+    return bool(head.replace(b'\\"', b"").count(b'"') % 2)
+
+
+def kind_of(value: Any) -> str:
+    """Name a JSON value's kind."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _kind_of_file(file: Path) -> tuple[str, str]:
+    """Return a file's suffix in small letters, and that of its packing or nothing."""
     name = file.name.lower()
-    return not name.endswith((".parquet", ".gz")) and not (name.endswith(".json") and _is_json_list(file))
+    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
+    return Path(name.removesuffix(packed)).suffix, packed
 
 
-def _is_data(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-    return path.is_file() and not hidden and path.name.lower().endswith(SUFFIXES) and path.name != "manifest.json"
+def _opened(file: Path) -> Any:
+    """Open a file for its bytes, unpacked."""
+    packed = _kind_of_file(file)[1]
+    if packed == ".zst":
+        import pyarrow as arrow
+
+        return io.BufferedReader(arrow.input_stream(str(file), compression="zstd"))
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(packed, open)(file, "rb")
 
 
 def _line_records(handle: Any, file: Path) -> Iterator[Record]:
     for number, line in enumerate(handle):
         where = f"{file}:{number + 1}"
         if number == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BOM)
         if line.strip():
             yield Record(_parse(line, where), where, line, file, number)
 
 
 def _parse(line: bytes, where: str) -> Any:
+    """Read a line as JSON; what cannot be read comes back as a BadRow."""
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8") from error
+        return BadRow(f"{where} is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8", "not UTF-8")
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line") from error
-    except RecursionError as error:
-        raise UserError(f"{where} is nested too deeply to be a row; repair the line") from error
-    except ValueError as error:  # Python refuses to read a whole number of more than 4,300 digits
-        raise UserError(f"{where} holds a whole number that is too long to read; repair the line") from error
+        return BadRow(
+            f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line", "not valid JSON"
+        )
+    except RecursionError:
+        return BadRow(f"{where} is nested too deeply to be a row; repair the line", "nested too deeply")
+    except ValueError:  # Python refuses to read a whole number of more than 4,300 digits
+        return BadRow(f"{where} holds a whole number that is too long to read; repair the line", "a number too long")
 
 
-def _is_json_list(file: Path) -> bool:
-    with open(file, "rb") as handle:
-        return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def _json_list_records(file: Path) -> Iterator[Record]:
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+def _whole_records(file: Path) -> Iterator[Record]:
+    """Read a file that is one JSON value, or several objects one after the other, each over several lines."""
+    with _opened(file) as handle:
+        text = handle.read().removeprefix(BOM).decode("utf-8")
+    decoder, values, at = json.JSONDecoder(), [], _past_space(text, 0)
     try:
-        values = json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            values.append(value)
+            at = _past_space(text, at)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno} is not valid JSON ({error.msg}); repair the file") from error
     except RecursionError as error:
         raise UserError(f"{file} is nested too deeply to hold rows; repair the file") from error
     except ValueError as error:
         raise UserError(f"{file} holds a whole number that is too long to read; repair the file") from error
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif len(values) == 1 and isinstance(values[0], dict):
+        rows = _rows_in(values[0])
+        if rows is None and not ROW_MARKS & set(values[0]):
+            keys = ", ".join(map(str, list(values[0])[:6])) or "none"
+            raise UserError(
+                f"{file} holds one object with the keys {keys}, and no list of rows in it; give one object a row"
+            )
+        values = values if rows is None else rows
     for n, value in enumerate(values):
         yield Record(value, f"{file} row {n + 1}")
 
 
-def _parquet_records(file: Path) -> Iterator[Record]:
+def _past_space(text: str, at: int) -> int:
+    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
+ROW_MARKS = {"messages", "conversations", "instruction", "prompt", "completion"}
+
+
+def _rows_in(value: dict[str, Any]) -> list[Any] | None:
+    """Return the rows of one object: its only list of objects, or its columns; None where it is a row itself."""
+    lists = {key: part for key, part in value.items() if isinstance(part, list)}
+    turns = any(isinstance(cell, dict | str) for key in ("messages", "conversations") for cell in lists.get(key, ()))
+    many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
+    if len(many) == 1 and not turns and not ROW_MARKS & set(value) and not {"role", "from"} & set(many[0][0]):
+        return many[0]
+    if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
+        return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+    tables = [part for part in value.values() if isinstance(part, dict) and part and all(k.isdigit() for k in part)]
+    if tables and len(tables) == len(value) and all(list(part) == list(tables[0]) for part in tables):
+        return [{name: part[key] for name, part in value.items()} for key in tables[0]]  # as pandas writes a table
+    return None
+
+
+def _cell_records(file: Path, kind: str) -> Iterator[Record]:
+    """Read a table of text cells; an empty cell is null."""
+    before = csv.field_size_limit(LONGEST_CELL)  # the library stops at 128 KB; an answer may be longer
+    try:
+        with _opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
+            head = text.readline()
+            marks = "\t" if kind == ".tsv" else max(",;\t", key=head.count)
+            names = next(csv.reader([head], delimiter=marks), [])
+            rows = csv.reader(text, delimiter=marks)
+            for n, cells in enumerate(rows, start=1):
+                where = f"{file} row {n}"
+                if not cells:
+                    continue
+                if len(cells) > len(names):
+                    more = f"{len(cells)} cells where the head names {len(names)} columns"
+                    yield Record(
+                        BadRow(f"{where} has {more}; quote cells that hold a {marks!r}", "too many cells"), where
+                    )
+                    continue
+                yield Record(
+                    {name: cell if cell != "" else None for name, cell in zip(names, cells, strict=False)}, where
+                )
+    except csv.Error as error:
+        raise UserError(f"{file} is no table of cells ({error}); save it again as CSV") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
     import pyarrow as arrow
+    import pyarrow.ipc as ipc
     import pyarrow.parquet as parquet
 
     number = 0
     try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Record(value, f"{file} row {number}")
+        with contextlib.ExitStack() as stack:
+            if kind == ".parquet":
+                batches = stack.enter_context(parquet.ParquetFile(file)).iter_batches(batch_size=BATCH)
+            else:
+                source = stack.enter_context(arrow.memory_map(str(file)))
+                try:
+                    table = ipc.open_stream(source)  # as the datasets library writes it
+                except arrow.ArrowInvalid:
+                    table = ipc.open_file(source)
+                    batches = (table.get_batch(n) for n in range(table.num_record_batches))
+                else:
+                    batches = iter(table)
+            for batch in batches:
+                for first in range(0, batch.num_rows, BATCH):
+                    for value in batch.slice(first, BATCH).to_pylist():
+                        number += 1
+                        yield Record(value, f"{file} row {number}")
     except arrow.ArrowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is a broken parquet file ({reason}); make or fetch it again") from error
+        raise UserError(f"{file} is a broken {kind[1:]} file ({reason}); make or fetch it again") from error

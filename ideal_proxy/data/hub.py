@@ -19,7 +19,6 @@ from ideal_proxy.errors import UsageError, UserError
 HUB = "hf:"
 KEYS = ("split", "revision")
 FORM = "hf:OWNER/NAME[:CONFIG][?split=train&revision=main]"
-CHATS = ("messages", "conversations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ def hub_records(source: str) -> Iterator[Record]:
         except Exception as error:  # a column that needs a decoder, a cache that went away
             raise UserError(f"cannot read {source} after row {number} ({_reason(error)})") from error
         number += 1
-        yield Record(_plain(value), f"{source} row {number}")
+        yield Record(value, f"{source} row {number}")
 
 
 def _load(datasets: Any, wanted: HubSource) -> Any:
@@ -150,19 +149,6 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("Example of usage", "`load_dataset"))][:2]
     return " ".join(kept) or type(error).__name__
-
-
-def _plain(value: Any) -> Any:
-    """Give a list of messages that the library keeps as columns its rows back."""
-    if not isinstance(value, dict):
-        return value
-    for name in CHATS:
-        columns = value.get(name)
-        if isinstance(columns, dict) and columns and all(isinstance(part, list) for part in columns.values()):
-            keys = list(columns)
-            rows = [dict(zip(keys, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
-            value = {**value, name: rows}
-    return value
 
 
 @contextmanager

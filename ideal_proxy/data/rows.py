@@ -1,69 +1,107 @@
-"""Training rows: their sources, their dialects, and the one form they are read into.
+"""Reading the rows of a source: one pass that yields every row to train on, and counts by reason what it leaves out.
 
-A source is a file, a glob, a folder, `hf:NAME` (see `hub`) or `demo:NAME?seed=S&rows=N`. Its rows are Alpaca
-(`instruction`, `input`, `output`), chat (`messages`, or `conversations` with `from` and `value`) or prompt/completion,
-in JSONL (also .gz), JSON or parquet. Reading turns each into a `Row`; a row without an answer is left out and counted.
+A source is a file, a glob, a folder, `hf:NAME` (see `hub`) or `demo:NAME?seed=S&rows=N`. How rows may be written is in
+`dialects`, what files may be made of in `files`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ideal_proxy.data.files import Record, find_files, is_virtual, read_records
+from ideal_proxy.data.dialects import (
+    ANSWER_OF,
+    CHATS,
+    FORMATS,
+    MAPPED,
+    THOUGHTS,
+    TURN_KEYS,
+    LeftOut,
+    filled,
+    find_format,
+    mapping_of,
+    read_turns,
+    refuse_left_out,
+    to_messages,
+    used_keys,
+)
+from ideal_proxy.data.files import BadRow, Record, find_files, is_virtual, kind_of, read_records
 from ideal_proxy.data.hub import HUB, hub_records
+from ideal_proxy.data.messages import Message, Row, has_answer, row_key, row_keys, source_fingerprint
 from ideal_proxy.errors import UserError
+
+__all__ = [
+    "BadRow", "Message", "OnBadRows", "Row", "SourceInfo", "SourceReader", "Tally", "format_of", "read_rows", "row_key",
+    "row_keys", "scan", "source_fingerprint", "to_messages",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-Message = tuple[str, str]
-FORMATS = ("alpaca", "chat", "prompt")
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
-}  # fmt: skip
+OnBadRows = Literal["drop", "refuse"]
+FEW_BAD = 10  # rows that cannot be read and yet stop nothing, in a domain of any size
+BAD_SHARE = 0.01  # of a larger domain
+Told = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One training or reference row.
+@dataclass(slots=True)
+class Tally:
+    """What one pass over a source used and what it left out.
 
     Attributes:
-        messages: (role, content) pairs in order; roles are system, user and assistant.
-        raw: the record as it was read.
-        where: file and line, for messages to the user.
+        rows: rows with an answer.
+        without_answer: rows left out because they have none.
+        bad: rows that cannot be read, by reason: how many, and what is wrong with the first.
+        left_out: rows of a kind that is not trained on, by its name: how many, and the place of the first.
+        used: rows that hold something besides roles and texts, by its name.
+        unused: rows with a key that nothing reads, by key.
     """
 
-    messages: tuple[Message, ...]
-    raw: dict[str, Any]
-    where: str
+    rows: int = 0
+    without_answer: int = 0
+    bad: dict[str, tuple[int, str]] = field(default_factory=dict)
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
 
     @property
-    def key(self) -> int:
-        """Fingerprint of the content as an unsigned 64-bit number, the same on any machine."""
-        return row_key(self.messages)
+    def bad_rows(self) -> int:
+        """Rows that cannot be read."""
+        return sum(count for count, _ in self.bad.values())
 
-    @property
-    def prompt(self) -> str:
-        """Text of everything before the last answer."""
-        return "\n".join(content for _, content in self.messages[: self._last_answer()])
+    def lines(self) -> list[str]:
+        """Say it, a sentence each."""
+        said = [
+            f"{rows(count)} cannot be read: {reason} (first: {first})" for reason, (count, first) in self.bad.items()
+        ]
+        said += [f"{rows(count)} left out: {name} (first: {first})" for name, (count, first) in self.left_out.items()]
+        if self.without_answer:
+            said.append(f"{rows(self.without_answer)} left out: no answer")
+        said += [f"{rows(count)} hold {name}" for name, count in self.used.items()]
+        if self.unused:
+            said.append("not used: " + ", ".join(f"{name} ({rows(count)})" for name, count in self.unused.items()))
+        return said
 
-    @property
-    def answer(self) -> str:
-        """Text of the last assistant message."""
-        return self.messages[self._last_answer()][1]
 
-    def _last_answer(self) -> int:
-        return max(n for n, (role, _) in enumerate(self.messages) if role == "assistant")
+def rows(count: int) -> str:
+    """Write a number of rows."""
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def turn_keys(value: dict[str, Any]) -> frozenset[str]:
+    """Name the keys of a record's turns where they hold more than who speaks and what is said."""
+    keys: set[str] = set()
+    for name in CHATS:
+        turns = value.get(name)
+        if isinstance(turns, list):
+            keys.update(*(filled(turn) for turn in turns if isinstance(turn, dict) and len(turn) > 2))
+    return frozenset(keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +110,12 @@ class SourceInfo:
 
     Attributes:
         source: as the user wrote it.
-        format: alpaca, chat or prompt.
+        format: alpaca, chat, prompt, or the columns that the user named.
         files: files read, in order; empty for procedural sources.
         rows: rows with an answer.
         without_answer: rows left out because they have none.
         fingerprint: SHA-256 over the keys of the rows, in order.
+        tally: what was used and what was left out.
     """
 
     source: str
@@ -85,98 +124,42 @@ class SourceInfo:
     rows: int
     without_answer: int
     fingerprint: str
+    tally: Tally
 
 
-def row_key(messages: Iterable[Message]) -> int:
-    """Fingerprint of a conversation.
-
-    Args:
-        messages: (role, content) pairs.
-
-    Returns:
-        int: first 8 bytes (big-endian) of the SHA-256 of the messages as compact JSON.
-    """
-    return int.from_bytes(hashlib.sha256(compact_text(messages).encode("ascii")).digest()[:8], "big")
-
-
-def compact_text(messages: Iterable[Message]) -> str:
-    """Write a conversation as what its key is the hash of.
-
-    Args:
-        messages: (role, content) pairs.
-
-    Returns:
-        str: what `json.dumps(ensure_ascii=True, separators=(",", ":"))` writes for a list of pairs.
-    """
-    quoted = json.encoder.encode_basestring_ascii  # without making an encoder for every row
-    return "[" + ",".join([f"[{quoted(role)},{quoted(content)}]" for role, content in messages]) + "]"
-
-
-def has_answer(messages: Iterable[Message]) -> bool:
-    """Tell whether a conversation can be trained on.
-
-    Args:
-        messages: (role, content) pairs.
-
-    Returns:
-        bool: an assistant says something in it.
-    """
-    return any(role == "assistant" and content.strip() for role, content in messages)
-
-
-def row_keys(rows: Iterable[Row]) -> npt.NDArray[np.uint64]:
-    """Fingerprints of many rows.
-
-    Args:
-        rows: the rows.
-
-    Returns:
-        array (N,) uint64: one key a row.
-    """
-    return np.fromiter((row.key for row in rows), dtype=np.uint64)
-
-
-def source_fingerprint(keys: npt.ArrayLike) -> str:
-    """Fingerprint of a source: changes when a row changes, moves, comes or goes.
-
-    Args:
-        keys: row keys (N,) uint64, in the order of the source.
-
-    Returns:
-        str: SHA-256 in hex.
-    """
-    return hashlib.sha256(np.asarray(keys, dtype=np.uint64).astype(">u8").tobytes()).hexdigest()
-
-
-def read_rows(source: str | Path, *, format: str = "auto") -> Iterator[Row]:
+def read_rows(
+    source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None
+) -> Iterator[Row]:
     """Read the rows of a source in a fixed order; files are streamed.
 
     Args:
         source: file, glob, folder, `hf:NAME[:CONFIG][?split=SPLIT]` or `demo:NAME?seed=S&rows=N`.
-        format: alpaca, chat, prompt, or auto to look.
+        format: alpaca, chat, prompt, `columns:` with a JSON mapping, or auto to look.
+        on_bad_rows: drop leaves out and counts rows that cannot be read, refuse stops at the first.
+        max_bad: most rows that may be dropped; None is the larger of 10 rows and 1 %, below 0 no limit.
 
     Yields:
         Row: every row that has an answer.
 
     Raises:
-        UserError: the source is missing, empty, broken, or its rows are in no known format.
+        UserError: the source is missing, empty, broken, holds too many bad rows, or none in a known format.
     """
-    reader = SourceReader(source, format=format)
-    for _, row in reader:
+    for _, row in SourceReader(source, format=format, on_bad_rows=on_bad_rows, max_bad=max_bad):
         yield row
 
 
-def scan(source: str | Path, *, format: str = "auto") -> SourceInfo:
+def scan(source: str | Path, *, format: str = "auto", max_bad: int | None = None) -> SourceInfo:
     """Look through a source once.
 
     Args:
         source: as for `read_rows`.
-        format: alpaca, chat, prompt, or auto to look.
+        format: as for `read_rows`.
+        max_bad: as for `read_rows`.
 
     Returns:
         SourceInfo: format, files, counts and fingerprint.
     """
-    reader = SourceReader(source, format=format)
+    reader = SourceReader(source, format=format, max_bad=max_bad)
     keys = np.fromiter((row.key for _, row in reader), dtype=np.uint64)
     return SourceInfo(
         source=str(source),
@@ -185,7 +168,16 @@ def scan(source: str | Path, *, format: str = "auto") -> SourceInfo:
         rows=len(keys),
         without_answer=reader.without_answer,
         fingerprint=source_fingerprint(keys),
+        tally=reader.tally,
     )
+
+
+def format_of(source: str, format: str = "auto") -> str:
+    """Tell the format of a source's rows by its first row, where it is not given."""
+    reader = SourceReader(source, format=format)
+    if format == "auto":
+        next(iter(reader))
+    return reader.format
 
 
 class SourceReader:
@@ -193,49 +185,158 @@ class SourceReader:
 
     Args:
         source: as for `read_rows`.
-        format: alpaca, chat, prompt, or auto to look.
+        format: as for `read_rows`.
+        on_bad_rows: as for `read_rows`.
+        max_bad: as for `read_rows`.
+        told: is told every row that cannot be read, as a line of `bad_rows.jsonl`.
 
     Attributes:
         format: the format found, or given.
         files: files of the source, in order.
-        without_answer: rows left out so far.
+        tally: what was used and left out so far.
     """
 
-    def __init__(self, source: str | Path, *, format: str = "auto") -> None:
-        if format not in (*FORMATS, "auto"):
+    def __init__(
+        self, source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None,
+        told: Told | None = None,
+    ) -> None:  # fmt: skip
+        if format not in (*FORMATS, "auto") and not format.startswith(MAPPED):
             raise UserError(f"format is {format!r}; it must be auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
         self.source = str(source)
         self.format = format
         self.files: tuple[Path, ...] = () if is_virtual(self.source) else find_files(self.source)
-        self.without_answer = 0
+        self.tally = Tally()
+        self._refuse = on_bad_rows == "refuse"
+        self._max_bad = max_bad
+        self._told = told
+        self._first_bad: BadRow | None = None
+
+    @property
+    def without_answer(self) -> int:
+        """Rows left out so far because they have no answer."""
+        return self.tally.without_answer
 
     def __iter__(self) -> Iterator[tuple[Record, Row]]:
         """Yield (record, row) for every row with an answer."""
-        rows = 0
-        self.without_answer = 0
+        tally = self.tally = Tally()
+        shapes: Counter[tuple[str, ...]] = Counter()
+        turn_shapes: Counter[frozenset[str]] = Counter()
         for record in self._records():
-            if not isinstance(record.value, dict):
-                raise UserError(
-                    f"{record.where} holds {_kind(record.value)}, not a JSON object; write one object a line"
-                )
-            if self.format == "auto":
-                self.format = find_format(record.value, record.where)
-                log.info("%s: rows are in %s format", self.source, self.format)
-            messages = to_messages(record.value, self.format, record.where)
-            if not has_answer(messages):
-                self.without_answer += 1
+            try:
+                row = self._row(record)
+            except LeftOut as reason:
+                count, first = tally.left_out.get(str(reason), (0, record.where))
+                tally.left_out[str(reason)] = (count + 1, first)
                 continue
-            rows += 1
-            yield record, Row(messages, record.value, record.where)
-        if self.without_answer:
-            log.warning("%s: %d rows without an answer are left out", self.source, self.without_answer)
-        if not rows:
-            if self.without_answer:
+            except BadRow as error:
+                self._drop(error, record.where)
+                continue
+            if not has_answer(row.messages):
+                tally.without_answer += 1
+                continue
+            tally.rows += 1
+            shapes[tuple(filled(record.value))] += 1
+            self._note(row, record.value, turn_shapes, tally)
+            yield record, row
+        self._count_unused(shapes, turn_shapes)
+        self._finish()
+
+    def _row(self, record: Record) -> Row:
+        """Read one record."""
+        value = record.value
+        if isinstance(value, BadRow):
+            raise value
+        if not isinstance(value, dict):
+            raise BadRow(
+                f"{record.where} holds {kind_of(value)}, not a JSON object; write one object a line", "not an object"
+            )
+        if self.format == "auto":
+            present = filled(value)
+            refuse_left_out(present)
+            try:
+                self.format = find_format(present, record.where)
+            except BadRow:
+                self.format = find_format(value, record.where)
+            log.info("%s: rows are in %s format", self.source, self.format)
+        messages, tools = read_turns(value, self.format, record.where)
+        return Row(messages, value, record.where, tools)
+
+    def _drop(self, error: BadRow, where: str) -> None:
+        """Count a row that cannot be read; refuse it where the user wants that, or where there are too many."""
+        if self._refuse:
+            raise error
+        self._first_bad = self._first_bad or error
+        count, first = self.tally.bad.get(error.reason, (0, str(error)))
+        self.tally.bad[error.reason] = (count + 1, first)
+        if self._told is not None:
+            line = {"source": self.source, "where": where, "reason": error.reason, "message": str(error)}
+            self._told(json.dumps(line, ensure_ascii=False))
+        if not self.tally.rows and self.tally.bad_rows > FEW_BAD and self._max_bad is None:
+            raise self._first_bad
+
+    def _note(self, row: Row, value: dict[str, Any], turn_shapes: Counter[frozenset[str]], tally: Tally) -> None:
+        """Count what a row holds besides roles and texts."""
+        keys = turn_keys(value)
+        if not all(turn.plain for turn in row.messages):
+            named = next((key for key in THOUGHTS if key in keys or key in value), "in the content")
+            tally.used[f"thoughts ({named})"] += any(turn.thoughts for turn in row.messages)
+            tally.used["tool calls (tool_calls)"] += any(turn.tool_calls for turn in row.messages)
+            tally.used["turns of the role tool"] += any(turn.role == "tool" for turn in row.messages)
+            tally.used["turns without loss (weight 0)"] += any(not turn.trained for turn in row.messages)
+        if row.tools:
+            tally.used["schemas of tools (tools)"] += 1
+        if value.get("system"):
+            tally.used["a system column (system)"] += 1
+        if value.get("history") and self.format == "alpaca":
+            tally.used["earlier turns (history)"] += 1
+        if keys:
+            turn_shapes[keys] += 1
+
+    def _count_unused(self, shapes: Counter[tuple[str, ...]], turn_shapes: Counter[frozenset[str]]) -> None:
+        """Count the keys that nothing reads."""
+        tally = self.tally
+        tally.used = Counter({name: count for name, count in tally.used.items() if count})
+        if self.format == "auto":
+            return
+        used = used_keys(self.format)
+        for shape, count in shapes.items():
+            for key in shape:
+                if key not in used:
+                    tally.unused[str(key)] += count
+        mapping = mapping_of(self.format)
+        known = TURN_KEYS | ({str(mapping.get("role")), str(mapping.get("content"))} if mapping else set())
+        for keys, count in turn_shapes.items():
+            for key in sorted(keys):
+                if key not in known:
+                    tally.unused[f"{key} of a turn"] += count
+
+    def _finish(self) -> None:
+        """Say what was left out, and refuse a source with too many bad rows or none that are good."""
+        tally = self.tally
+        lost = len(tally.bad) + len(tally.left_out) + (tally.without_answer > 0)
+        for n, line in enumerate(tally.lines()):
+            log.log(logging.WARNING if n < lost else logging.INFO, "%s: %s", self.source, line)
+        if not tally.rows:
+            if self._first_bad is not None:
+                raise self._first_bad
+            if tally.left_out:
+                name, (count, _) = next(iter(tally.left_out.items()))
                 raise UserError(
-                    f"none of the {self.without_answer} rows of {self.source} has an answer; "
-                    f"fill the {ANSWER_OF[self.format]} of its rows"
+                    f"{self.source} holds no row to train on: {rows(count)} left out, {name}; "
+                    "take the source out, or give rows with an answer each"
+                )
+            if tally.without_answer:
+                raise UserError(
+                    f"none of the {tally.without_answer} rows of {self.source} has an answer; "
+                    f"fill the {ANSWER_OF.get(self.format, 'answers')} of its rows"
                 )
             raise UserError(f"{self.source} has no rows; take it out or put rows in it")
+        limit = max(FEW_BAD, int(BAD_SHARE * (tally.rows + tally.bad_rows))) if self._max_bad is None else self._max_bad
+        if 0 <= limit < tally.bad_rows:
+            raise UserError(
+                f"{self.source}: {rows(tally.bad_rows)} of {tally.rows + tally.bad_rows:,} cannot be read, allowed are "
+                f"{limit:,} (the first: {self._first_bad}); repair them, or raise max_bad in the run file"
+            )
 
     def _records(self) -> Iterator[Record]:
         if self.source.startswith("demo:"):
@@ -247,126 +348,3 @@ class SourceReader:
             yield from hub_records(self.source)
         for file in self.files:
             yield from read_records(file)
-
-
-def find_format(value: dict[str, Any], where: str) -> str:
-    """Tell a row's format by its columns.
-
-    Args:
-        value: the first record.
-        where: its place.
-
-    Returns:
-        str: alpaca, chat or prompt.
-
-    Raises:
-        UserError: the columns belong to no known format.
-    """
-    if isinstance(value.get("messages"), list) or isinstance(value.get("conversations"), list):
-        return "chat"
-    if "instruction" in value and "output" in value:
-        return "alpaca"
-    if "prompt" in value and "completion" in value:
-        return "prompt"
-    columns = ", ".join(map(str, value)) or "none"
-    raise UserError(
-        f"{where}: columns {columns} are no known format; "
-        "rows need instruction and output (input may be empty), messages, or prompt and completion"
-    )
-
-
-ANSWER_OF = {
-    "alpaca": "`output`", "chat": "assistant messages", "prompt": "`completion`", "auto": "answers",
-}  # fmt: skip
-
-
-def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message, ...]:
-    """Turn a record into messages.
-
-    Args:
-        value: the record.
-        format: alpaca, chat or prompt.
-        where: its place, for errors.
-
-    Returns:
-        tuple of (role, content): a missing answer is an empty assistant message.
-
-    Raises:
-        UserError: a column is missing or holds something else than text.
-    """
-    if format == "alpaca":
-        _need(value, ("instruction", "output"), format, where)
-        prompt = _text(value["instruction"], "instruction", where)
-        extra = _text(value.get("input"), "input", where)
-        if extra.strip():
-            prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
-        system = _text(value.get("system"), "system", where)
-        answer = _text(value["output"], "output", where)
-        head: tuple[Message, ...] = (("system", system),) if system.strip() else ()
-        return (*head, ("user", prompt), ("assistant", answer))
-    if format == "prompt":
-        _need(value, ("prompt", "completion"), format, where)
-        return (
-            *_turns(value["prompt"], "prompt", "user", where),
-            *_turns(value["completion"], "completion", "assistant", where),
-        )
-    column = "messages" if isinstance(value.get("messages"), list) or "conversations" not in value else "conversations"
-    if column not in value:
-        _need(value, ("messages",), format, where)
-    if not isinstance(value[column], list):
-        raise UserError(f"{where}: {column!r} holds {_kind(value[column])}; it must be a list of messages")
-    return _turns(value[column], column, "user", where)
-
-
-def _turns(value: Any, column: str, role: str, where: str) -> tuple[Message, ...]:
-    """Read a text, or a list of messages, as messages."""
-    if not isinstance(value, list):
-        return ((role, _text(value, column, where)),)
-    messages = []
-    for n, message in enumerate(value):
-        place = f"{column}[{n}]"
-        if not isinstance(message, dict):
-            raise UserError(f"{where}: {place} holds {_kind(message)}; a message is an object with role and content")
-        said = message.get("role", message.get("from"))
-        if said is None or not ("content" in message or "value" in message):
-            raise UserError(f"{where}: {place} has no role and content (or from and value); add them")
-        if str(said).lower() not in ROLES:
-            raise UserError(f"{where}: {place} has the role {said!r}; allowed are system, user and assistant")
-        messages.append((ROLES[str(said).lower()], _text(message.get("content", message.get("value")), place, where)))
-    return tuple(messages)
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    """Return a column's text; null counts as empty, a list of text parts is joined."""
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
-        value = "".join(part["text"] for part in value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {column!r} holds {_kind(value)}; it must be text")
-    if value.isascii():
-        return value
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {column!r} holds half a character ({value[error.start]!a}); save the row as valid UTF-8"
-        ) from error
-    return value
-
-
-def _need(value: dict[str, Any], columns: tuple[str, ...], format: str, where: str) -> None:
-    missing = [column for column in columns if column not in value]
-    if missing:
-        raise UserError(
-            f"{where}: column {missing[0]!r} is missing (found {', '.join(map(str, value)) or 'none'}); "
-            f"{format} rows need {' and '.join(columns)}"
-        )
-
-
-def _kind(value: Any) -> str:
-    """Name a JSON value's kind."""
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), type(value).__name__)

@@ -4,43 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.data.rows import Row, SourceReader
+from ideal_proxy.data.messages import Row
+from ideal_proxy.data.rows import SourceReader, Tally
 from ideal_proxy.data.template import train_tokenizer
-from ideal_proxy.errors import UserError
+from ideal_proxy.store import atomic_write_text
 
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ReadSource:
-    """One source, read: its rows with an answer, the format found, and how many rows were left out."""
+    """One source, read: its rows with an answer, the format found, what was used and what was left out."""
 
     rows: list[Row]
     format: str
-    without_answer: int
+    tally: Tally
 
 
-def read_sources(config: SearchConfig) -> tuple[dict[str, ReadSource], dict[str, ReadSource]]:
-    """Read every domain and every capability once, by name; a source without rows is refused."""
+def read_sources(
+    config: SearchConfig, *, bad_rows: Path | None = None
+) -> tuple[dict[str, ReadSource], dict[str, ReadSource]]:
+    """Read every domain and every capability once, by name; rows that cannot be read are written to `bad_rows`."""
     parts: list[dict[str, ReadSource]] = []
-    for entries, kind in ((config.domains, "domain"), (config.capabilities, "capability")):
-        part = {}
-        for entry in entries:
-            reader = SourceReader(entry.path, format=entry.format)
-            rows = [row for _, row in reader]
-            if not rows:
-                raise UserError(f"{kind} {entry.name} has no rows in {entry.path}; add rows or remove the {kind}")
-            part[entry.name] = ReadSource(rows, reader.format, reader.without_answer)
-        parts.append(part)
+    bad: list[str] = []
+    try:
+        for entries in (config.domains, config.capabilities):
+            part = {}
+            for entry in entries:
+                reader = SourceReader(
+                    entry.path, format=entry.format, on_bad_rows=config.on_bad_rows, max_bad=config.max_bad,
+                    told=bad.append,
+                )  # fmt: skip
+                rows = [row for _, row in reader]
+                part[entry.name] = ReadSource(rows, reader.format, reader.tally)
+            parts.append(part)
+    finally:
+        if bad and bad_rows is not None:
+            atomic_write_text(bad_rows, "".join(line + "\n" for line in bad))
     return parts[0], parts[1]
 
 
 def rows_by_name(*parts: dict[str, ReadSource]) -> list[dict[str, list[Row]]]:
     """Give the rows alone."""
     return [{name: source.rows for name, source in part.items()} for part in parts]
+
+
+def tally_lines(domains: dict[str, ReadSource], references: dict[str, ReadSource]) -> list[str]:
+    """Say what was used and left out of every source."""
+    return [
+        f"{which} {name}: {line}"
+        for which, part in (("domain", domains), ("reference rows of", references))
+        for name, source in part.items()
+        for line in source.tally.lines()
+    ]
 
 
 def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:
@@ -53,5 +73,5 @@ def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:
     Returns:
         Any: a fast transformers tokenizer.
     """
-    texts = (text for rows in domains for row in rows[:TOKENIZER_ROWS] for _, text in row.messages)
+    texts = (turn.flat() for rows in domains for row in rows[:TOKENIZER_ROWS] for turn in row.messages)
     return train_tokenizer(texts, vocabulary)

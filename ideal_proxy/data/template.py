@@ -14,14 +14,16 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ideal_proxy.data.rows import Message
+from ideal_proxy.data.messages import Message, Said, messages_of
 from ideal_proxy.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
+Tools = Sequence[dict[str, Any]]
 
 PAD, END = "<|pad|>", "<|end|>"
 PLAIN_SPECIALS = (PAD, END, "<|system|>", "<|user|>", "<|assistant|>")
@@ -30,6 +32,29 @@ PLAIN_JINJA = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)  # templates that print today's date print this one, on every day
+
+
+THOUGHTS, TOOLS, CALLS = "thoughts", "tools", "tool calls"
+THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+OPENINGS = ("<think>", "<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+TOOL, THOUGHT = "count_zebras", "First I look at the herd."
+TRIAL_CALL: dict[str, Any] = {"name": TOOL, "arguments": {"place": "river"}, "id": "abcdefgh1"}
+TRIAL_TOOLS: Tools = ({"type": "function", "function": {
+    "name": TOOL, "description": "Count.",
+    "parameters": {"type": "object", "properties": {"place": {"type": "string", "description": "Where."}}},
+}},)  # fmt: skip
+
+
+class RefusedRowError(UserError):
+    """A row that the chat template refuses; `reason` is what it is counted under."""
+
+    reason = "refused by the chat template"
+
+
+class NoPlaceError(RefusedRowError):
+    """A row with calls, and a template that has no place for them."""
+
+    reason = "tool calls without a place in the chat template"
 
 
 class ChatTemplate:
@@ -44,6 +69,9 @@ class ChatTemplate:
         identity: SHA-256 of the tokenizer, the template and this module's rules.
         merges_system: the template knows no system role, so that text opens the first user message.
         rewrites_earlier: the template changes earlier answers; those are then not supervised.
+        thoughts_key: the key of a turn under which the template looks for thoughts; None where it has no place.
+        takes_tools: it shows the schemas of tools.
+        takes_calls: it shows the assistant's calls and what the tools answer.
     """
 
     def __init__(self, tokenizer: Any, *, plain: bool) -> None:
@@ -51,6 +79,8 @@ class ChatTemplate:
         self.plain = plain
         self.merges_system = False
         self.rewrites_earlier = False
+        self.thoughts_key: str | None = None
+        self.takes_tools = self.takes_calls = plain
         self._opens_answer = True
         self._jinja = "" if plain else _dated(str(tokenizer.get_chat_template()))
         special = {*tokenizer.all_special_tokens}
@@ -62,11 +92,12 @@ class ChatTemplate:
         self._bos = str(tokenizer.bos_token) if plain and _adds_bos(tokenizer) else ""
         self.identity = self._identity()
 
-    def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def render(self, said: Sequence[Said], tools: Tools = ()) -> tuple[str, list[Span]]:
         """Write a conversation as text.
 
         Args:
-            messages: (role, content) pairs; what follows the last answer is left out.
+            said: turns, or (role, content) pairs; what follows the last answer is left out.
+            tools: schemas of the functions that the assistant may call.
 
         Returns:
             tuple: the text, and the supervised parts of it as (start, end) in characters.
@@ -74,30 +105,37 @@ class ChatTemplate:
         Raises:
             UserError: the template cannot write these messages.
         """
-        messages = self._prepared(messages)
-        return self._render_plain(messages) if self.plain else self._render_own(messages)
+        messages = self._prepared(messages_of(said), tools)
+        return self._render_plain(messages) if self.plain else self._render_own(messages, tools)
 
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Tokenise one conversation.
-
-        Args:
-            messages: (role, content) pairs.
+    def encode(self, said: Sequence[Said], tools: Tools = ()) -> tuple[list[int], list[bool]]:
+        """Tokenise one conversation; as for `render`.
 
         Returns:
             tuple: token ids (T,) and for each whether it carries loss (T,).
         """
-        return self.encode_batch([messages])[0]
+        return self.tokens_of([self.render(said, tools)])[0]
 
-    def encode_batch(self, conversations: Iterable[Sequence[Message]]) -> list[tuple[list[int], list[bool]]]:
-        """Tokenise many conversations.
+    def encode_batch(self, conversations: Iterable[Sequence[Said]]) -> list[tuple[list[int], list[bool]]]:
+        """Tokenise many conversations without tools.
 
         Args:
-            conversations: each a sequence of (role, content).
+            conversations: each a sequence of turns, or of (role, content).
 
         Returns:
             list: for each the token ids (T,) and the mask (T,).
         """
-        rendered = [self.render(messages) for messages in conversations]
+        return self.tokens_of([self.render(said) for said in conversations])
+
+    def tokens_of(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[bool]]]:
+        """Tokenise what `render` wrote.
+
+        Args:
+            rendered: texts, each with its supervised parts.
+
+        Returns:
+            list: for each the token ids (T,) and the mask (T,).
+        """
         if not rendered:
             return []
         encoded = self.tokenizer(
@@ -110,19 +148,33 @@ class ChatTemplate:
             for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
         ]
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
+    def prompt_text(self, said: Sequence[Said], tools: Tools = ()) -> str:
         """Write the conversation up to where the assistant is to answer.
 
         Args:
-            messages: (role, content) pairs that end with the user's.
+            said: turns, or (role, content) pairs, that end with the user's.
+            tools: schemas of the functions that the assistant may call.
 
         Returns:
             str: text to generate from.
         """
-        messages = self._with_system(tuple(messages))
+        messages = self._with_system(self._placed(messages_of(said), tools))
         if self.plain:
             return self._render_plain(messages)[0] + "<|assistant|>" + self._gap
-        return self._apply(messages, prompt=True)
+        return self._apply(messages, tools, prompt=True)
+
+    def lacks(self, messages: Sequence[Message], tools: Tools = ()) -> list[str]:
+        """Name what a row holds and this template has no place for: thoughts, tools, tool calls, turns of a tool."""
+        if self.plain:
+            return []
+        found = []
+        if self.thoughts_key is None and any(turn.thoughts for turn in messages):
+            found.append(THOUGHTS)
+        if tools and not self.takes_tools:
+            found.append(TOOLS)
+        if not self.takes_calls and any(turn.tool_calls or turn.role == "tool" for turn in messages):
+            found.append(CALLS)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Describe the template for a mixture file.
@@ -134,67 +186,96 @@ class ChatTemplate:
         return {"kind": "plain" if self.plain else "tokenizer", "identity": self.identity, "template": text}
 
     def probe(self) -> None:
-        """Find out whether the template opens the answer itself and whether it knows the system role."""
+        """Find out whether the template opens the answer itself, and what it has a place for."""
         if self.plain:
             return
-        asked: list[Message] = [("user", QUESTION)]
+        asked = (Message("user", QUESTION),)
         self._opens_answer = self._apply(asked, prompt=True) != self._apply(asked)
-        told = self._try_apply([("system", SYSTEM), *asked, ("assistant", ANSWER)], prompt=False)
+        told = self._try_apply((Message("system", SYSTEM), *asked, Message("assistant", ANSWER)))
         self.merges_system = told is None or SYSTEM not in told
+        self.thoughts_key = next((key for key in THOUGHT_KEYS if self._shows_thoughts(asked, key)), None)
+        if "tool" in self._jinja:
+            self.takes_tools = TOOL in (self._try_apply(asked, TRIAL_TOOLS, prompt=True) or "")
+            called = (*asked, Message("assistant", tool_calls=(TRIAL_CALL,)))
+            answered = (*called, Message("tool", QUESTION_2, name=TOOL, call_id=str(TRIAL_CALL["id"])))
+            shown = self._try_apply((*answered, Message("assistant", ANSWER))) or ""
+            self.takes_calls = TOOL in (self._try_apply(called) or "") and QUESTION_2 in shown
 
-    def _prepared(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+    def _shows_thoughts(self, asked: tuple[Message, ...], key: str) -> bool:
+        if key not in self._jinja:
+            return False
+        self.thoughts_key = key
+        return THOUGHT in (self._try_apply((*asked, Message("assistant", ANSWER, THOUGHT))) or "")
+
+    def _prepared(self, messages: tuple[Message, ...], tools: Tools) -> tuple[Message, ...]:
         """Cut what follows the last answer and place the system text."""
-        said = (n for n, (role, content) in enumerate(messages) if role == "assistant" and content.strip())
+        said = (n for n, turn in enumerate(messages) if turn.role == "assistant" and turn.says)
         last = max(said, default=len(messages) - 1)
-        return self._with_system(tuple(messages[: last + 1]))
+        return self._with_system(self._placed(messages[: last + 1], tools))
+
+    def _placed(self, messages: tuple[Message, ...], tools: Tools) -> tuple[Message, ...]:
+        """Refuse what the template has no place for and cannot do without; leave out thoughts that it cannot show."""
+        if self.plain:
+            return _flattened(messages, tools) if tools or not all(turn.plain for turn in messages) else messages
+        lacking = self.lacks(messages, tools)
+        if CALLS in lacking:
+            raise NoPlaceError(
+                "the chat template has no place for tool calls and answers of tools; "
+                "use a model whose template has, or the plain template"
+            )
+        if THOUGHTS in lacking:
+            messages = tuple(replace(turn, thoughts="") for turn in messages)
+        return messages
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        if not self.merges_system or not any(role == "system" for role, _ in messages):
+        if not self.merges_system or not any(turn.role == "system" for turn in messages):
             return messages
-        text = "\n\n".join(content for role, content in messages if role == "system")
-        rest = [message for message in messages if message[0] != "system"]
-        if rest and rest[0][0] == "user":
-            return (("user", f"{text}\n\n{rest[0][1]}"), *rest[1:])
-        return (("user", text), *rest)
+        text = "\n\n".join(turn.content for turn in messages if turn.role == "system")
+        rest = tuple(turn for turn in messages if turn.role != "system")
+        if rest and rest[0].role == "user":
+            return (Message("user", f"{text}\n\n{rest[0].content}"), *rest[1:])
+        return (Message("user", text), *rest)
 
     def _render_plain(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         parts, spans, at = [self._bos], [], len(self._bos)
-        for role, content in messages:
-            head, body = f"<|{role}|>{self._gap}", content + self._plain_end
+        for turn in messages:
+            head, body = f"<|{turn.role}|>{self._gap}", turn.content + self._plain_end
             parts += [head, body, self._gap]
             start = at + len(head)
             at = start + len(body) + len(self._gap)
-            if role == "assistant" and content.strip():
+            if turn.role == "assistant" and turn.content.strip() and turn.trained:
                 spans.append((start, start + len(body)))
         return "".join(parts), spans
 
-    def _render_own(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        text = self._apply(messages)
+    def _render_own(self, messages: tuple[Message, ...], tools: Tools) -> tuple[str, list[Span]]:
+        text = self._apply(messages, tools)
         spans: list[Span] = []
-        for n, (role, content) in enumerate(messages):
-            if role == "assistant" and content.strip():
-                until = text if n == len(messages) - 1 else self._apply(messages[: n + 1])
-                span = self._answer_span(text, until, messages[:n], content)
+        for n, turn in enumerate(messages):
+            if turn.role == "assistant" and turn.says and turn.trained:
+                until = text if n == len(messages) - 1 else self._apply(messages[: n + 1], tools)
+                span = self._answer_span(text, until, messages[:n], turn, tools)
                 if span is not None and (not spans or span[0] >= spans[-1][1]):
                     spans.append(span)
         return text, spans
 
-    def _answer_span(self, text: str, until: str, before: Sequence[Message], content: str) -> Span | None:
+    def _answer_span(
+        self, text: str, until: str, before: tuple[Message, ...], turn: Message, tools: Tools
+    ) -> Span | None:
         """Find the answer that ends `until` in the whole text, or None where the text tells it otherwise."""
-        prompt = self._try_apply(before, prompt=True) if self._opens_answer else None
+        prompt = self._try_apply(before, tools, prompt=True) if self._opens_answer else None
         if prompt and until.startswith(prompt):  # what the model writes after the generation prompt
             start, written = len(prompt), until[len(prompt) :]
-            found = self._locate(written, until, before, content)
+            found = self._locate(written, until, before, turn, tools)
             tail = sum(found) if found else len(written.rstrip())
         else:  # no such prompt: the difference to the conversation before, from the answer's own first character
-            earlier = self._try_apply(before, prompt=False) if before else ""
+            earlier = self._try_apply(before, tools) if before else ""
             if earlier is None or not until.startswith(earlier):
                 return None
-            found = self._locate(until[len(earlier) :], until, before, content)
+            found = self._locate(until[len(earlier) :], until, before, turn, tools)
             if found is None:
                 return None
             start, written, tail = len(earlier) + found[0], until[len(earlier) + found[0] :], found[1]
-        end = start + self._end_of_turn(written, tail)
+        end = start + (self._end_of_calls(written) if turn.tool_calls else self._end_of_turn(written, tail))
         if text[:end] == until[:end]:
             return (start, end) if end > start else None
         said = start + tail  # the same answer, but ended in another way than a last answer is
@@ -203,19 +284,44 @@ class ChatTemplate:
         mark = next((token for token in self._specials if text.startswith(token, said)), "")
         return (start, said + len(mark))
 
-    def _locate(self, written: str, until: str, before: Sequence[Message], content: str) -> Span | None:
+    def _locate(
+        self, written: str, until: str, before: tuple[Message, ...], turn: Message, tools: Tools
+    ) -> Span | None:
         """Return (position, length) of the answer in what the template wrote for it, whole or stripped."""
-        for form in (content, content.strip()):
-            if written.count(form) == 1:
-                return written.find(form), len(form)
-            if form in written:  # the words stand in the template's own text too: see where another answer stands
-                other = self._try_apply([*before, ("assistant", ANSWER)], prompt=False) or ""
+        first, found = self._first_piece(written, turn), None
+        if turn.tool_calls:
+            return None if first is None else (first, len(written.rstrip()) - first)
+        for form in (turn.content, turn.content.strip()):
+            if not form or written.count(form) == 1:
+                found = written.find(form), len(form)
+            elif form in written:  # the words stand in the template's own text too: see where another answer stands
+                other = self._try_apply((*before, replace(turn, content=ANSWER)), tools) or ""
                 lead, _, tail = other.partition(ANSWER)
                 at = len(lead) - (len(until) - len(written))
-                if at >= 0 and until.startswith(lead + form) and until.endswith(form + tail):
-                    return at, len(form)
-                return written.find(form), len(form)
-        return None
+                clear = at >= 0 and until.startswith(lead + form) and until.endswith(form + tail)
+                found = at if clear else written.find(form), len(form)
+            if found is not None:
+                break
+        if found is None or first is None or not turn.thoughts or first >= found[0]:
+            return found
+        return first, found[0] + found[1] - first
+
+    def _first_piece(self, written: str, turn: Message) -> int | None:
+        """Return where the first of a turn's thoughts, words and calls stands, with the mark that opens them."""
+        pieces = (turn.thoughts.strip(), turn.content.strip(), *(call["name"] for call in turn.tool_calls))
+        at = next((found for piece in pieces if piece and (found := written.find(piece)) >= 0), None)
+        if at is None:
+            return None
+        opening = max((written.rfind(mark, 0, at) for mark in OPENINGS), default=-1)
+        return (
+            opening if (opening >= 0 and not turn.content.strip()) or (opening >= 0 and turn.thoughts.strip()) else at
+        )
+
+    def _end_of_calls(self, written: str) -> int:
+        """Return where a turn ends that closes with calls: with its last special token, else where it is visible."""
+        visible = len(written.rstrip())
+        ends = [at + len(token) for token in self._specials if (at := written.rfind(token)) >= 0]
+        return max(ends, default=visible) if ends else visible
 
     def _end_of_turn(self, written: str, tail: int) -> int:
         """Return where the turn's end marker ends: its first special token, else its last visible character."""
@@ -226,23 +332,25 @@ class ChatTemplate:
         visible = len(written.rstrip())
         return visible if visible > tail else len(written)
 
-    def _try_apply(self, messages: Sequence[Message], *, prompt: bool) -> str | None:
+    def _try_apply(self, messages: tuple[Message, ...], tools: Tools = (), *, prompt: bool = False) -> str | None:
         try:
-            return self._apply(messages, prompt=prompt)
+            return self._apply(messages, tools, prompt=prompt)
         except UserError:
             return None
 
-    def _apply(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    def _apply(self, messages: tuple[Message, ...], tools: Tools = (), *, prompt: bool = False) -> str:
+        key = self.thoughts_key or THOUGHT_KEYS[0]
         try:
             text = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
+                [turn.as_chat(key) for turn in messages],
+                tools=list(tools) if (tools and self.takes_tools) or tools is TRIAL_TOOLS else None,
                 tokenize=False, add_generation_prompt=prompt,
                 chat_template=self._jinja, date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
             )  # fmt: skip
         except Exception as error:  # Jinja and the template's own raise_exception raise what they like
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            roles = ", ".join(role for role, _ in messages) or "none"
-            raise UserError(
+            roles = ", ".join(turn.role for turn in messages) or "none"
+            raise RefusedRowError(
                 f"the chat template refuses a conversation with the roles {roles} ({reason}); "
                 "change the row or use the plain template"
             ) from error
@@ -301,10 +409,10 @@ def self_test(template: ChatTemplate) -> None:
     """
     name = _name(template.tokenizer)
     template.probe()
-    one: list[Message] = [("user", QUESTION), ("assistant", ANSWER)]
-    two: list[Message] = [*one, ("user", QUESTION_2), ("assistant", ANSWER_2)]
+    one: list[Said] = [("user", QUESTION), ("assistant", ANSWER)]
+    two: list[Said] = [*one, ("user", QUESTION_2), ("assistant", ANSWER_2)]
     _check(template, one, [ANSWER], [QUESTION], name)
-    with_system: list[Message] = [("system", SYSTEM), *one]
+    with_system: list[Said] = [("system", SYSTEM), *one]
     _check(template, with_system, [ANSWER], [QUESTION, SYSTEM], name)
     try:
         _, spans = template.render(two)
@@ -317,7 +425,7 @@ def self_test(template: ChatTemplate) -> None:
         log.warning("the chat template of %s rewrites earlier answers; only the last carries loss", name)
 
 
-def _check(template: ChatTemplate, messages: list[Message], answers: list[str], prompts: list[str], name: str) -> None:
+def _check(template: ChatTemplate, messages: Sequence[Said], answers: list[str], prompts: list[str], name: str) -> None:
     """Compare the decoded supervised tokens of one conversation with its answers."""
     ids, supervised = template.encode(messages)
     said = template.tokenizer.decode([i for i, on in zip(ids, supervised, strict=True) if on])
@@ -327,6 +435,23 @@ def _check(template: ChatTemplate, messages: list[Message], answers: list[str], 
             f"the chat template of {name} cannot be masked: of a test conversation it would train on {said!r} "
             f"where the answer is {answers[-1]!r}; use the plain template or another tokenizer"
         )
+
+
+def _flattened(messages: tuple[Message, ...], tools: Tools) -> tuple[Message, ...]:
+    """Write thoughts, calls and tools into the texts, for the plain template; a tool's answer is a user's turn."""
+    turns = [
+        replace(turn, role="user", content=f"<tool_response>\n{turn.content}\n</tool_response>")
+        if turn.role == "tool"
+        else replace(turn, content=turn.flat(), thoughts="", tool_calls=())
+        for turn in messages
+    ]
+    if tools:
+        text = "\n".join(["<tools>", *(json.dumps(tool, ensure_ascii=False) for tool in tools), "</tools>"])
+        if turns and turns[0].role == "system":
+            turns[0] = replace(turns[0], content=f"{turns[0].content}\n\n{text}")
+        else:
+            turns.insert(0, Message("system", text))
+    return tuple(turns)
 
 
 def _supervised(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

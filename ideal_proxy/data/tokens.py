@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,16 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ideal_proxy.data.duplicates import DuplicateReport, find_duplicates
-from ideal_proxy.data.rows import Message, Row, SourceInfo, read_rows, row_key, row_keys, scan, source_fingerprint
-from ideal_proxy.data.template import ChatTemplate, make_template, train_tokenizer
+from ideal_proxy.data.messages import Row, row_keys, source_fingerprint
+from ideal_proxy.data.template import ChatTemplate, RefusedRowError
 from ideal_proxy.errors import UserError
-
-__all__ = [
-    "Batch", "ChatTemplate", "DuplicateReport", "Message", "Row", "SourceInfo", "TokenRows", "collate",
-    "find_duplicates", "make_template", "read_rows", "row_key", "row_keys", "scan", "source_fingerprint",
-    "tokenize_rows", "train_tokenizer",
-]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +31,8 @@ Ints = npt.NDArray[np.int64]
 CACHE_FORMAT = "tokens/1"
 CHUNK = 512
 COUNTED_ROWS = 16_384
-COUNTS = ("truncated", "dropped", "answers_cut")
+COUNTS = ("truncated", "dropped", "answers_cut", "refused")
+REFUSED_SHARE = 0.1  # of the rows, by the template; more is no accident
 IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
 
 
@@ -54,6 +49,7 @@ class TokenRows:
         truncated: rows that lost tokens because they did not fit.
         dropped: rows left out because no token of theirs carries loss.
         answers_cut: of the truncated, rows that lost tokens of an answer.
+        refused: rows left out because the chat template refuses them.
     """
 
     ids: npt.NDArray[np.int32]
@@ -64,6 +60,7 @@ class TokenRows:
     truncated: int = 0
     dropped: int = 0
     answers_cut: int = 0
+    refused: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -104,6 +101,7 @@ class TokenRows:
             truncated=self.truncated,
             dropped=self.dropped,
             answers_cut=self.answers_cut,
+            refused=self.refused,
         )
 
     def save(self, path: str | Path) -> None:
@@ -160,7 +158,7 @@ class TokenRows:
         path = Path(path)
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            digests, content = meta["arrays"], {name: meta[name] for name in COUNTS}
+            digests, content = meta["arrays"], {name: meta.get(name, 0) for name in COUNTS}
             for name in digests:
                 content[name] = np.load(path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
             found = TokenRows(**content)
@@ -256,10 +254,15 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
     ids: list[npt.NDArray[np.int32]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     kept: list[int] = []
+    refused: list[tuple[str, str]] = []
+    lacking: Counter[str] = Counter()
     truncated = dropped = answers_cut = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        for n, (row_ids, row_mask) in enumerate(_encode(chunk, template), start=start):
+        for n, made in enumerate(_encode(chunk, template, refused, lacking), start=start):
+            if made is None:
+                continue
+            row_ids, row_mask = made
             one = np.asarray(row_ids, dtype=np.int32)
             mask = np.asarray(row_mask, dtype=np.bool_)
             mask[:1] = False
@@ -273,6 +276,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             ids.append(one)
             masks.append(mask)
             kept.append(n)
+    _say_refused(refused, lacking, len(rows))
     if dropped:
         log.warning("%d rows without a supervised token are left out", dropped)
     if answers_cut:
@@ -287,20 +291,41 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         truncated=int(truncated),
         dropped=dropped,
         answers_cut=int(answers_cut),
+        refused=len(refused),
     )
 
 
-def _encode(chunk: Sequence[Row], template: ChatTemplate) -> list[tuple[list[int], list[bool]]]:
-    """Tokenise some rows; where the template refuses one, name it."""
-    try:
-        return template.encode_batch([row.messages for row in chunk])
-    except UserError:
-        for row in chunk:
-            try:
-                template.render(row.messages)
-            except UserError as error:
-                raise UserError(f"{row.where}: {error}") from error
-        raise
+def _encode(
+    chunk: Sequence[Row], template: ChatTemplate, refused: list[tuple[str, str]], lacking: Counter[str]
+) -> list[tuple[list[int], list[bool]] | None]:
+    """Tokenise some rows; None where the template refuses one, which is noted with the reason."""
+    rendered: list[tuple[str, list[tuple[int, int]]] | None] = []
+    for row in chunk:
+        try:
+            rendered.append(template.render(row.messages, row.tools))
+        except RefusedRowError as error:
+            refused.append((error.reason, f"{row.where}: {error}"))
+            rendered.append(None)
+            continue
+        lacking.update(template.lacks(row.messages, row.tools))
+    encoded = iter(template.tokens_of([one for one in rendered if one is not None]))
+    return [None if one is None else next(encoded) for one in rendered]
+
+
+def _say_refused(refused: Sequence[tuple[str, str]], lacking: Counter[str], rows: int) -> None:
+    """Say what the template refuses and what it has no place for; refuse where that is more than a tenth."""
+    for name, count in lacking.items():
+        log.warning("%d rows hold %s, for which the chat template has no place: trained without them", count, name)
+    if not refused:
+        return
+    for reason, count in Counter(reason for reason, _ in refused).items():
+        first = next(text for why, text in refused if why == reason)
+        log.warning("%d rows are left out, %s (first: %s)", count, reason, first)
+    if len(refused) > max(1, REFUSED_SHARE * rows) or len(refused) == rows:
+        raise UserError(
+            f"the chat template refuses {len(refused):,} of {rows:,} rows, more than {REFUSED_SHARE:.0%} "
+            f"(the first: {refused[0][1]})"
+        )
 
 
 def _fit(

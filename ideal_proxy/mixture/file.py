@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ideal_proxy.config import Format
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -24,7 +25,7 @@ class DomainVolume(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     source: str = Field(description="file, glob, folder, hf:ID or demo:NAME?seed=S&rows=N")
-    format: Literal["auto", "alpaca", "chat", "prompt"] = "auto"
+    format: Format = "auto"
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
     available: int = Field(ge=0, description="rows that the source has")
     rows: int = Field(ge=0, description="rows to train on, repeats included")
@@ -63,7 +64,7 @@ class CapabilityResult(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     source: str = ""
-    format: Literal["auto", "alpaca", "chat", "prompt"] = "auto"
+    format: Format = "auto"
     fingerprint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     base_loss: float | None = None
     predicted_loss: float | None = None

@@ -25,12 +25,12 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import xxhash
 
-from ideal_proxy.data import SourceReader, is_line_file, log, source_fingerprint, to_messages
+from ideal_proxy.data import SourceReader, chat_record, is_line_file, log, read_turns, source_fingerprint
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import DomainVolume
 from ideal_proxy.store import atomic_write_json, read_json
 
-FORMAT = "ideal-proxy/row-table/1"
+FORMAT = "ideal-proxy/row-table/2"
 TABLE, ROWS, LINES = "table.json", "rows.parquet", "lines.jsonl"
 READ_BYTES = 1 << 23
 BATCH_ROWS = 1 << 16
@@ -104,13 +104,12 @@ SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
 
 def chat_line(value: dict[str, Any], format: str) -> bytes:
     """Write a record as one line of `messages`, without a line end."""
-    messages = [{"role": role, "content": content} for role, content in to_messages(value, format, "a row")]
-    return json.dumps({"messages": messages}, ensure_ascii=False).encode()
+    return json.dumps(chat_record(*read_turns(value, format, "a row")), ensure_ascii=False).encode()
 
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
     """Take a source's table from the folder `keep`, or make it in `scratch`; `seen` is told how many rows were read."""
-    reader = SourceReader(source, format=format)
+    reader = SourceReader(source, format=format, max_bad=-1)  # the search has held them to its limit
     plain = _has_lines(reader)
     if keep is not None and plain:
         table = _load(_kept_at(keep, source, format), reader, format)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from ideal_proxy.config import SearchConfig, rows_of
-from ideal_proxy.data import TokenRows, find_duplicates, make_template, read_sources, rows_by_name, tokenize_rows
+from ideal_proxy.data import (
+    TokenRows,
+    find_duplicates,
+    make_template,
+    read_sources,
+    rows_by_name,
+    tally_lines,
+    tokenize_rows,
+)
 from ideal_proxy.pipeline.prepare import duplicate_lines, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
 
@@ -26,16 +35,18 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         for entry in entries:
             source = sources[entry.name]
             tokens = tokenize_rows(source.rows, template, config.proxy.context)
-            described = _describe(entry.name, tokens) | {
-                "format": source.format, "without_answer": source.without_answer,
-            }  # fmt: skip
+            described = _describe(entry.name, tokens) | {"format": source.format}
+            described["no_place"] = Counter(
+                name for row in source.rows for name in template.lacks(row.messages, row.tools)
+            )
             if kind == "domains":
                 available = len(source.rows)
                 described["base"] = rows_of(
                     getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
                 )
             health[kind].append(described)
-    health["findings"] = duplicate_lines(find_duplicates(*rows_by_name(domains, references)))
+    health["findings"] = tally_lines(domains, references)
+    health["findings"] += duplicate_lines(find_duplicates(*rows_by_name(domains, references)))
     for kind, which in (("domains", "domain"), ("capabilities", "reference rows of")):
         for described in health[kind]:
             health["findings"] += [f"{which} {described['name']}: {text}" for text in _findings(described, config)]
@@ -53,8 +64,12 @@ def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
         )
     if described["dropped"]:
         found.append(f"{described['dropped']:,} without an answer token are dropped")
-    if described["without_answer"]:
-        found.append(f"{described['without_answer']:,} without an answer are left out")
+    if described["refused"]:
+        found.append(f"{described['refused']:,} rows are left out: the chat template refuses them")
+    found += [
+        f"{count:,} rows hold {name}, for which the chat template has no place: trained without them"
+        for name, count in described["no_place"].items()
+    ]
     return found
 
 
@@ -88,4 +103,5 @@ def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
         "truncated": tokens.truncated,
         "answers_cut": tokens.answers_cut,
         "dropped": tokens.dropped,
+        "refused": tokens.refused,
     }

@@ -29,6 +29,7 @@ from ideal_proxy.data import (
     row_keys,
     rows_by_name,
     source_fingerprint,
+    tally_lines,
     tokenize_rows,
 )
 from ideal_proxy.errors import UserError
@@ -150,7 +151,9 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         prepared = load_prepared(folder)
         _refuse_changed(prepared)
         return prepared
-    domains, references = read_sources(config)
+    domains, references = read_sources(config, bad_rows=folder.parent / "bad_rows.jsonl")
+    for line in tally_lines(domains, references):
+        reporter.note(line)
     base_model = _keep_base(config, folder / "model", reporter)
     tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -166,6 +169,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
+        if tokens.refused:
+            reporter.note(f"warning: domain {entry.name}: the chat template refuses {tokens.refused:,} rows: left out")
         tokens.save(folder / f"domain-{index}")
         domain_facts.append(_domain_facts(entry, rows, tokens, config))
     capability_facts = []
@@ -345,7 +350,7 @@ def _refuse_changed(prepared: Prepared) -> None:
         if path.is_file() and path.stat().st_size == stamp[0]:
             entries: list[DomainFacts | CapabilityFacts] = [*prepared.domains, *prepared.capabilities]
             entry = next(e for e in entries if e.source == source)
-            if source_fingerprint(row_keys(read_rows(source, format=entry.format))) == entry.fingerprint:
+            if source_fingerprint(row_keys(read_rows(source, format=entry.format, max_bad=-1))) == entry.fingerprint:
                 continue
         raise UserError(
             f"{source} changed since {prepared.folder.parent} was begun; restore it, or start anew with another --out"

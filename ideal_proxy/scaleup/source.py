@@ -73,7 +73,7 @@ def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[
     """Read every domain that has a volume, or had one in the base, and refuse rows that changed."""
     domains = []
     for domain in mixture.domains:
-        rows = list(read_rows(resolve(domain.source, folder), format=domain.format))
+        rows = list(read_rows(resolve(domain.source, folder), format=domain.format, max_bad=-1))
         _same(source_fingerprint(row_keys(rows)), domain.fingerprint, f"domain {domain.name}", domain.source)
         domains.append(rows)
     return domains
@@ -87,7 +87,7 @@ def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[li
             raise UserError(
                 f"capability {capability.name} names no reference rows in the mixture file; add its source or remove it"
             )
-        rows = list(read_rows(resolve(capability.source, folder), format=capability.format))
+        rows = list(read_rows(resolve(capability.source, folder), format=capability.format, max_bad=-1))
         if capability.fingerprint:
             found = source_fingerprint(row_keys(rows))
             _same(found, capability.fingerprint, f"capability {capability.name}", capability.source)

@@ -184,7 +184,7 @@ def carry(
     """Carry a mixture file to full size, where domains may have other rows than in the search."""
     found = {}
     for name, path in (data or {}).items():
-        rows = list(read_rows(resolve(path, folder), format="auto"))
+        rows = list(read_rows(resolve(path, folder), format="auto", max_bad=-1))
         if not rows:
             raise UserError(f"--data {name}={path}: there are no rows; give a file, a glob or a folder with rows")
         found[name] = {"source": path, "format": "auto", "fingerprint": source_fingerprint(row_keys(rows))}, len(rows)

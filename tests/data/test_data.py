@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ideal_proxy.data.messages import messages_of
 from ideal_proxy.data.rows import Row, row_key
 from ideal_proxy.data.template import make_template, train_tokenizer
 from ideal_proxy.data.tokens import TokenRows, collate, tokenize_rows
@@ -24,7 +25,7 @@ def template():
 
 def row(*turns: str, where: str = "f:1") -> Row:
     roles = ["user", "assistant"] * len(turns)
-    return Row(tuple(zip(roles, turns, strict=False)), {}, where)
+    return Row(messages_of(zip(roles, turns, strict=False)), {}, where)
 
 
 def shown(template, rows: TokenRows, n: int) -> tuple[str, str]:
@@ -111,15 +112,19 @@ def test_rows_without_a_supervised_token_are_dropped_and_counted(template, caplo
     assert len(tokenize_rows([], template, 50)) == 0
 
 
-def test_a_refused_row_is_named(template):
+def test_rows_that_the_template_refuses_are_left_out_and_counted_up_to_a_tenth(template, caplog):
     made = train_tokenizer(["a"], 300)
     made.chat_template = (
         "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('odd') }}"
         "{% endif %}{{ m['content'] + '<|end|>' }}{% endfor %}"
     )
-    rows = [row("a", "b"), Row((("user", "a"), ("user", "b"), ("assistant", "c")), {}, "mine.jsonl:7")]
-    with pytest.raises(UserError, match=r"^mine\.jsonl:7: the chat template refuses .*\(odd\)"):
-        tokenize_rows(rows, make_template(made), 50)
+    odd = Row(messages_of([("user", "a"), ("user", "b"), ("assistant", "c")]), {}, "mine.jsonl:7")
+    rows = [odd, *(row("a", str(n)) for n in range(20)), odd]
+    kept = tokenize_rows(rows, make_template(made), 50)
+    assert (len(kept), kept.refused, kept.source_index.tolist()) == (20, 2, list(range(1, 21)))
+    assert "2 rows are left out, refused by the chat template (first: mine.jsonl:7: the chat" in caplog.text
+    with pytest.raises(UserError, match=r"refuses 2 of 12 rows, more than 10% .the first: mine\.jsonl:7: .*\(odd\)"):
+        tokenize_rows(rows[:11] + rows[-1:], make_template(made), 50)
     with pytest.raises(UserError, match="at least 2"):
         tokenize_rows(rows, template, 1)
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from ideal_proxy.data.duplicates import find_duplicates
-from ideal_proxy.data.rows import Row, read_rows, row_key, row_keys, scan, source_fingerprint
+from ideal_proxy.data.messages import Row, messages_of, row_key, row_keys, source_fingerprint
+from ideal_proxy.data.rows import read_rows, scan
 from ideal_proxy.errors import UserError
 
 ALPACA = [
@@ -82,16 +83,16 @@ def test_every_format_in_every_container_gives_the_same_rows(tmp_path, values, f
         )
     with caplog.at_level(logging.INFO):
         rows = list(read_rows(path))
-    assert [row.messages for row in rows] == MESSAGES
+    assert [row.pairs for row in rows] == MESSAGES
     assert f"{format} format" in caplog.text
     assert scan(path).format == format
-    assert [row.messages for row in read_rows(path, format=format)] == MESSAGES
+    assert [row.pairs for row in read_rows(path, format=format)] == MESSAGES
     assert scan(path).fingerprint == source_fingerprint([row_key(m) for m in MESSAGES])
 
 
 def test_keys_are_the_documented_hash_and_tell_roles_from_content():
     text = '[["user","a\\u00e9"],["assistant","b"]]'
-    row = Row((("user", "aé"), ("assistant", "b")), {}, "x:1")
+    row = Row(messages_of((("user", "aé"), ("assistant", "b"))), {}, "x:1")
     assert row.key == int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     others = [(("user", "aéb"), ("assistant", "")), (("system", "aé"), ("assistant", "b")), (("user", "aé"),)]
     assert len({row.key, *map(row_key, others)}) == 4
@@ -127,7 +128,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", lines([empty[0], *PROMPT, *empty[1:]]))
     info = scan(path)
     assert (info.rows, info.without_answer) == (3, 3)
-    assert "3 rows without an answer" in caplog.text
+    assert "3 rows left out: no answer" in caplog.text
     path = write(tmp_path / "b.jsonl", lines(empty))
     with pytest.raises(UserError, match=r"none of the 3 rows .* has an answer; fill the `completion`"):
         scan(path)
@@ -137,12 +138,12 @@ def test_system_text_and_dialogues(tmp_path):
     said = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     parts = [{"role": r, "content": [{"type": "text", "text": c}] if r == "user" else c} for r, c in said]
     (row,) = read_rows(write(tmp_path / "a.jsonl", lines([{"messages": parts, "conversations": None}])))
-    assert row.messages == tuple(said)
+    assert row.pairs == tuple(said)
     assert (row.prompt, row.answer) == ("s\na\nb\nc", "d")
     (row,) = read_rows(
         write(tmp_path / "b.jsonl", lines([{"system": "s", "instruction": "", "input": "a", "output": "b"}]))
     )
-    assert row.messages == tuple(said[:3])
+    assert row.pairs == tuple(said[:3])
 
 
 BAD = {
@@ -159,7 +160,7 @@ BAD = {
         r"a\.jsonl:4: column 'output' is missing \(found instr",
     ),
     "number": (b'{"prompt": "a", "completion": 3}\n', r"a\.jsonl:1: 'completion' holds a number; it must be text"),
-    "role": (lines([{"messages": [{"role": "tool", "content": "a"}]}]), r"messages\[0\] has the role 'tool'"),
+    "role": (lines([{"messages": [{"role": "judge", "content": "a"}]}]), r"messages\[0\] has the role 'judge'"),
     "no role": (lines([{"messages": [{"content": "a"}]}]), r"messages\[0\] has no role and content"),
     "no message": (lines([{"messages": ["hello"]}]), r"messages\[0\] holds text"),
     "deep": (b"[" * 100_000 + b"\n", r"a\.jsonl:1 is (nested too deeply|not valid JSON)"),
@@ -175,7 +176,7 @@ def test_bad_rows_get_one_sentence_with_the_place(tmp_path, name):
     content, words = BAD[name]
     path = write(tmp_path / "a.jsonl", content)
     with pytest.raises(UserError, match=words) as caught:
-        list(read_rows(path))
+        list(read_rows(path, on_bad_rows="refuse"))
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value)  # what is wrong; what to do
     assert caught.value.exit_code == 1
@@ -188,7 +189,8 @@ def test_bad_files_and_paths(tmp_path):
         (tmp_path / "no.jsonl", "does not exist"),
         (tmp_path / "empty", "has no data file"),
         (f"{tmp_path}/*.jsonl", "no data file matches"),
-        (write(tmp_path / "a.csv", b"a,b\n"), "is not a data file"),
+        (write(tmp_path / "a.txt", b"a,b\n"), "is not a data file"),
+        (write(tmp_path / "a.csv", b"a,b\n"), "has no rows"),
         (write(tmp_path / "b.parquet", b"PAR1 nonsense"), "broken parquet file"),
         (write(tmp_path / "c.jsonl.gz", half[: len(half) // 2]), "broken gzip file"),
         (write(tmp_path / "d.jsonl.gz", b"plain"), "broken gzip file"),
@@ -213,7 +215,7 @@ def test_a_format_given_overrides_what_is_found(tmp_path):
 
 
 def rows_of(*pairs: tuple[str, str], name: str = "f") -> list[Row]:
-    return [Row((("user", a), ("assistant", b)), {}, f"{name}:{n + 1}") for n, (a, b) in enumerate(pairs)]
+    return [Row(messages_of((("user", a), ("assistant", b))), {}, f"{name}:{n + 1}") for n, (a, b) in enumerate(pairs)]
 
 
 def test_duplicates_and_leaks_are_counted_after_space_and_case_are_evened():

@@ -8,6 +8,7 @@ import torch
 from tiny_llama import NAMES, tiny_domains, tiny_llama, tiny_references
 from torch import Tensor, nn
 
+from ideal_proxy.data.messages import messages_of
 from ideal_proxy.data.rows import Row
 from ideal_proxy.data.template import END, make_template, train_tokenizer
 from ideal_proxy.data.tokens import collate, tokenize_rows
@@ -112,7 +113,7 @@ def test_every_process_takes_part_and_none_is_lost(monkeypatch):
 def test_prompts_are_masked_by_the_template_and_the_end_of_turn_is_learnt(words):
     prompt, answer = " ".join(["why"] * words), "because it is so"
     tokenizer = train_tokenizer([prompt, answer, "abc def"], 400)
-    rows = [Row((("user", prompt), ("assistant", answer)), {}, "here:1")]
+    rows = [Row(messages_of((("user", prompt), ("assistant", answer))), {}, "here:1")]
     tokens = tokenize_rows(rows, make_template(tokenizer, plain=True), 2048, None)
     supervised = tokenizer.decode(tokens.ids[tokens.supervised].tolist(), skip_special_tokens=False)
     assert supervised == answer + END

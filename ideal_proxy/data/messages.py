@@ -1,0 +1,183 @@
+"""A row: its turns and tool schemas, the form that chat templates take, and the key that tells it from other rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+KEY_VERSION = 2  # rises when rows of the same content get another key; 2 added thoughts, tools and untrained turns
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: what is said.
+        thoughts: what the assistant thinks before it says it.
+        tool_calls: functions that the assistant calls, each `{"name", "arguments"}` with an `id` where it has one.
+        trained: False where the row says that this turn carries no loss.
+        name: of the tool that answers.
+        call_id: the call that a tool answers.
+    """
+
+    role: str
+    content: str = ""
+    thoughts: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    trained: bool = True
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether role and content are all there is to it."""
+        return not (
+            self.thoughts or self.tool_calls or self.name or self.call_id or not self.trained or self.role == "tool"
+        )
+
+    @property
+    def says(self) -> bool:
+        """Whether there is anything to train on: words, thoughts or a call."""
+        return bool(self.tool_calls or self.content.strip() or self.thoughts.strip())
+
+    def as_chat(self, thoughts: str = "reasoning_content") -> dict[str, Any]:
+        """Write the turn as `apply_chat_template` takes it, its thoughts under the key that the template reads."""
+        value: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.thoughts:
+            value[thoughts] = self.thoughts
+        if self.tool_calls:
+            value["tool_calls"] = [
+                {"type": "function", **({"id": call["id"]} if "id" in call else {}),
+                 "function": {"name": call["name"], "arguments": call["arguments"]}}
+                for call in self.tool_calls
+            ]  # fmt: skip
+        if self.name:
+            value["name"] = self.name
+        if self.call_id:
+            value["tool_call_id"] = self.call_id
+        return value
+
+    def flat(self) -> str:
+        """Write thoughts and calls into the text, for a template that has no place of its own for them."""
+        text = f"<think>\n{self.thoughts}\n</think>\n\n{self.content}" if self.thoughts else self.content
+        calls = [f"<tool_call>\n{json.dumps(c, ensure_ascii=False)}\n</tool_call>" for c in self.tool_calls]
+        return "\n".join([*([text] if text else []), *calls])
+
+
+Said = Message | tuple[str, str]
+
+
+def messages_of(said: Iterable[Said]) -> tuple[Message, ...]:
+    """Take turns, or (role, content) pairs, as turns."""
+    return tuple(turn if isinstance(turn, Message) else Message(*turn) for turn in said)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training or reference row.
+
+    Attributes:
+        messages: the turns in order.
+        raw: the record as it was read.
+        where: file and line, for messages to the user.
+        tools: JSON schemas of the functions that the assistant may call.
+    """
+
+    messages: tuple[Message, ...]
+    raw: dict[str, Any]
+    where: str
+    tools: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+
+    @property
+    def key(self) -> int:
+        """Fingerprint of the content as an unsigned 64-bit number, the same on any machine."""
+        return row_key(self.messages, self.tools)
+
+    @property
+    def prompt(self) -> str:
+        """Text of everything before the last answer."""
+        return "\n".join(turn.content for turn in self.messages[: self._last_answer()])
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant message."""
+        return self.messages[self._last_answer()].content
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Role and content of every turn."""
+        return tuple((turn.role, turn.content) for turn in self.messages)
+
+    def as_chat(self) -> list[dict[str, Any]]:
+        """Write the turns as `apply_chat_template` of transformers takes them; `tools` goes beside them."""
+        return [turn.as_chat() for turn in self.messages]
+
+    def _last_answer(self) -> int:
+        return max(n for n, turn in enumerate(self.messages) if turn.role == "assistant")
+
+
+def chat_record(messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Write a row as a record in chat format that reads back as the same row."""
+    turns = [turn.as_chat() | ({} if turn.trained else {"weight": 0}) for turn in messages]
+    return {"messages": turns, **({"tools": list(tools)} if tools else {})}
+
+
+def row_key(messages: Iterable[Said], tools: Sequence[dict[str, Any]] = ()) -> int:
+    """Fingerprint of a conversation.
+
+    Args:
+        messages: turns, or (role, content) pairs.
+        tools: schemas of its functions.
+
+    Returns:
+        int: first 8 bytes (big-endian) of the SHA-256 of `compact_text`.
+    """
+    return int.from_bytes(hashlib.sha256(compact_text(messages, tools).encode("ascii")).digest()[:8], "big")
+
+
+def compact_text(messages: Iterable[Said], tools: Sequence[dict[str, Any]] = ()) -> str:
+    """Write a conversation as what its key is the hash of: compact ASCII JSON."""
+    # Roles and contents alone are a list of pairs, as before version 2 of the key; anything more makes it an object.
+    turns = messages_of(messages)
+    if not tools and all(turn.plain for turn in turns):
+        quoted = json.encoder.encode_basestring_ascii  # without making an encoder for every row
+        return "[" + ",".join([f"[{quoted(turn.role)},{quoted(turn.content)}]" for turn in turns]) + "]"
+    value = chat_record(turns, tools)
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+
+
+def has_answer(messages: Iterable[Said]) -> bool:
+    """Tell whether an assistant says, thinks or calls anything in a conversation."""
+    return any(turn.role == "assistant" and turn.says for turn in messages_of(messages))
+
+
+def row_keys(rows: Iterable[Row]) -> npt.NDArray[np.uint64]:
+    """Fingerprints of many rows.
+
+    Args:
+        rows: the rows.
+
+    Returns:
+        array (N,) uint64: one key a row.
+    """
+    return np.fromiter((row.key for row in rows), dtype=np.uint64)
+
+
+def source_fingerprint(keys: npt.ArrayLike) -> str:
+    """Fingerprint of a source: changes when a row changes, moves, comes or goes.
+
+    Args:
+        keys: row keys (N,) uint64, in the order of the source.
+
+    Returns:
+        str: SHA-256 in hex.
+    """
+    return hashlib.sha256(np.asarray(keys, dtype=np.uint64).astype(">u8").tobytes()).hexdigest()
