@@ -416,7 +416,7 @@ class SearchConfig(Section):
 
 
 def rows_of(value: int | str | None, available: int, *, default: int, what: str) -> int:
-    """Turn a volume as the run file writes it into rows."""
+    """Turn a count, '30%' or '2x' of the available rows into rows; `what` names the setting in an error."""
     if value is None:
         return default
     text = str(value).strip()
