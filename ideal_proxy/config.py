@@ -435,17 +435,7 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
 
 
 def load_config(path: str | Path) -> SearchConfig:
-    """Read and check a run file; relative data paths are taken from the file's folder.
-
-    Args:
-        path: the YAML file.
-
-    Returns:
-        SearchConfig: with absolute data paths.
-
-    Raises:
-        UsageError: the file is missing, is no YAML, or a key or value is wrong (with the nearest known key).
-    """
+    """Read and check a run file; relative data paths are taken from the file's folder."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -469,19 +459,7 @@ def load_config(path: str | Path) -> SearchConfig:
 
 
 def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> SearchConfig:
-    """Check a run file that is already a mapping.
-
-    Args:
-        raw: the mapping.
-        where: its name in error messages.
-        folder: folder that relative data paths start from; None leaves them.
-
-    Returns:
-        SearchConfig: the checked settings.
-
-    Raises:
-        UsageError: a key or value is wrong.
-    """
+    """Check a run file that is already a mapping."""
     try:
         config = SearchConfig.model_validate(raw)
     except ValidationError as error:

@@ -17,12 +17,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ideal_proxy.data.files import SUFFIXES, data_files, find_files, part_of
+from ideal_proxy.data.files import KINDS, SUFFIXES, data_files, find_files, part_of
 from ideal_proxy.errors import UserError
 
 REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
-UNREAD = (".csv", ".tsv", ".txt", ".arrow", ".feather", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".bz2", ".xz")
-KINDS = "rows are read from .jsonl, .jsonl.gz, .json and .parquet"
+UNREAD = (
+    ".txt",
+    ".md",
+    ".feather",
+    ".orc",
+    ".avro",
+    ".xlsx",
+    ".zst",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".pkl",
+    ".db",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +106,7 @@ def look(folder: Path) -> Layout:
         elif _unread([entry]):
             unread.append(entry.name)
     if unread:
-        passed.append(f"{', '.join(unread)} ({KINDS})")
+        passed.append(f"{', '.join(unread)} (rows are read from {KINDS})")
     if not found:
         why = f" (passed over: {'; '.join(passed)})" if passed else ""
         raise UserError(f"{folder} holds no rows{why}; put NAME.jsonl or NAME/train.jsonl there, one for each domain")

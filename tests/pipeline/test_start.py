@@ -113,13 +113,13 @@ def test_a_name_that_ends_in_a_reference_word_is_a_domain_where_nothing_stands_b
 def test_what_is_not_taken_is_said(tmp_path):
     for name in BOTH:
         one_file_each(tmp_path / "data", name)
-    (tmp_path / "data" / "old.csv").write_text("a,b\n")
+    (tmp_path / "data" / "old.xlsx").write_text("a,b\n")
     (tmp_path / "data" / "logs").mkdir()
-    (tmp_path / "data" / "logs" / "x.tsv").write_text("a\tb\n")
+    (tmp_path / "data" / "logs" / "x.zip").write_text("a\tb\n")
     put(tmp_path / "data" / "lonely" / "test.jsonl", judge("lonely"))
     said = write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
     assert "passed over: lonely/ (it holds reference rows only)" in said
-    assert "passed over: logs/, old.csv (rows are read from" in said
+    assert "passed over: logs/, old.xlsx (rows are read from" in said
 
 
 def test_one_name_for_two_sources_is_refused(tmp_path):
