@@ -258,7 +258,7 @@ def _mixture(
             DomainVolume(
                 name=domain.name,
                 source=domain.source,
-                format=domain.format,  # type: ignore[arg-type]
+                format=domain.format,
                 fingerprint=domain.fingerprint,
                 available=domain.available,
                 rows=int(rows[i]),
@@ -275,7 +275,7 @@ def _mixture(
             CapabilityResult(
                 name=capability.name,
                 source=capability.source,
-                format=capability.format,  # type: ignore[arg-type]
+                format=capability.format,
                 fingerprint=capability.fingerprint,
                 base_loss=result["capabilities"][j]["base_loss"],
                 **_losses(result["capabilities"][j], adopted=adopted),
