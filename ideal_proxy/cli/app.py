@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -216,6 +217,9 @@ app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) i
 
 def main(**options: Any) -> None:
     """Run the application; a user's error is one sentence on stderr and exit code 1 or 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a ? in its place
     try:
         app(prog_name=options.get("prog_name", "ideal-proxy"))
     except UserError as error:

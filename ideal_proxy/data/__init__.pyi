@@ -3,6 +3,7 @@ from .demo import demo_config as demo_config
 from .dialects import read_turns as read_turns
 from .duplicates import DuplicateReport as DuplicateReport
 from .duplicates import find_duplicates as find_duplicates
+from .duplicates import prompt_mark as prompt_mark
 from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
 from .layout import Found as Found
@@ -11,7 +12,9 @@ from .messages import Row as Row
 from .messages import chat_record as chat_record
 from .messages import row_keys as row_keys
 from .messages import source_fingerprint as source_fingerprint
+from .rows import SourceInfo as SourceInfo
 from .rows import SourceReader as SourceReader
+from .rows import look_through as look_through
 from .rows import read_rows as read_rows
 from .rows import scan as scan
 from .sources import domain_tokenizer as domain_tokenizer

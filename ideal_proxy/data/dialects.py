@@ -47,6 +47,7 @@ SEEN_MEDIA = {
     "video": "videos", "videos": "videos",
 }  # fmt: skip
 ANSWER_OF = {"alpaca": "`output`", "chat": "assistant messages", "prompt": "`completion`"}
+NO_KNOWN_COLUMNS = "no known columns"
 KNOWN = "rows need instruction and output (input may be empty), messages, or prompt and completion"
 
 
@@ -83,7 +84,7 @@ def find_format(value: dict[str, Any], where: str) -> str:
         return "prompt"
     columns = ", ".join(map(str, value)) or "none"
     raise BadRow(
-        f"{where}: columns {columns} are no known format; {KNOWN}, or columns: in the run file", "no known columns"
+        f"{where}: columns {columns} are no known format; {KNOWN}, or columns: in the run file", NO_KNOWN_COLUMNS
     )
 
 
@@ -147,7 +148,7 @@ def used_keys(format: str) -> set[str]:
     return {*_named(columns), "system", "tools"} if columns is not None else ROW_KEYS[format]
 
 
-def suggest_columns(value: dict[str, Any]) -> str | None:
+def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:
     """Suggest `columns:` for a record of no known layout, None where its names tell nothing."""
     asked = ("question", "query", "problem", "input", "prompt", "instruction", "task", "text")
     told = ("answer", "response", "solution", "output", "completion", "target", "answers", "reply")
@@ -157,13 +158,12 @@ def suggest_columns(value: dict[str, Any]) -> str | None:
             role = next((n for n in names if n in {"role", "from", "speaker", "author", "sender"}), None)
             content = next((n for n in names if n in {"content", "value", "text", "message", "utterance"}), None)
             if role and content:
-                return f"{{messages: {name}, role: {role}, content: {content}}}"
+                return {"messages": name, "role": role, "content": content}
     prompt = next((n for n in asked if isinstance(value.get(n), str)), None)
     completion = [n for n in ("rationale", "reasoning", *told) if isinstance(value.get(n), str) and n != prompt]
     if prompt is None or not completion:
         return None
-    answer = completion[0] if len(completion) == 1 else f"[{', '.join(completion)}]"
-    return f"{{prompt: {prompt}, completion: {answer}}}"
+    return {"prompt": prompt, "completion": completion[0] if len(completion) == 1 else completion}
 
 
 def _named(columns: dict[str, Any]) -> list[str]:

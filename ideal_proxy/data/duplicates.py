@@ -59,9 +59,9 @@ def find_duplicates(
     prompt_leaks: dict[tuple[str, str], int] = {}
     examples: dict[tuple[str, str], tuple[str, str]] = {}
     if references:
-        prompts = {name: {_prompt(row): row.where for row in reversed(rows)} for name, rows in domains.items()}
+        prompts = {name: {prompt_mark(row): row.where for row in reversed(rows)} for name, rows in domains.items()}
         for reference, rows in references.items():
-            marks = [(row.where, _whole(row), _prompt(row)) for row in rows]
+            marks = [(row.where, _whole(row), prompt_mark(row)) for row in rows]
             for domain in names:
                 exact = sum(mark in sets[domain] for _, mark, _ in marks)
                 asked = [(where, prompt) for where, _, prompt in marks if prompt in prompts[domain]]
@@ -78,7 +78,8 @@ def _whole(row: Row) -> bytes:
     return _mark("\x1f".join([*said, *map(str, row.tools)]))
 
 
-def _prompt(row: Row) -> bytes:
+def prompt_mark(row: Row) -> bytes:
+    """Fingerprint of what the assistant is asked, white space and case evened out."""
     last = max((n for n, turn in enumerate(row.messages) if turn.role == "assistant"), default=len(row.messages))
     said = (turn for turn in row.messages[:last] if turn.role != "system")
     return _mark("\x1f".join(_even(turn.flat()) for turn in said))

@@ -273,8 +273,9 @@ def is_whole(file: Path) -> bool:
         if isinstance(first, list):
             return bool(first) and all(isinstance(row, dict) for row in first)
         more = any(line.strip() for line in iter(lambda: handle.readline(SHORT_LINE), b""))
-        strange = named_json and not ROW_MARKS & set(first) if isinstance(first, dict) else False
-        return not more and isinstance(first, dict) and (strange or _rows_in(first) is not None)
+        if more or not named_json or not isinstance(first, dict):
+            return False
+        return not ROW_MARKS & set(first) or _rows_in(first) is not None
 
 
 FIRST_LINE, SHORT_LINE = 1 << 22, 1 << 10
@@ -376,9 +377,9 @@ ROW_MARKS = {"messages", "conversations", "instruction", "prompt", "completion"}
 def _rows_in(value: dict[str, Any]) -> list[Any] | None:
     """Return the rows of one object: its only list of objects, or its columns; None where it is a row itself."""
     lists = {key: part for key, part in value.items() if isinstance(part, list)}
-    turns = any(isinstance(cell, dict | str) for key in ("messages", "conversations") for cell in lists.get(key, ()))
+    turns = any(_is_turn(cell) for key in ("messages", "conversations") for cell in lists.get(key, ()))
     many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
-    if len(many) == 1 and not turns and not ROW_MARKS & set(value) and not {"role", "from"} & set(many[0][0]):
+    if len(many) == 1 and not turns and not ROW_MARKS & set(value) and not _is_turn(many[0][0]):
         return many[0]
     if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
         return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
@@ -386,6 +387,13 @@ def _rows_in(value: dict[str, Any]) -> list[Any] | None:
     if tables and len(tables) == len(value) and all(list(part) == list(tables[0]) for part in tables):
         return [{name: part[key] for name, part in value.items()} for key in tables[0]]  # as pandas writes a table
     return None
+
+
+def _is_turn(cell: Any) -> bool:
+    """Tell a turn from a cell with all turns of a row."""
+    if isinstance(cell, dict):
+        return any(isinstance(cell.get(key), str) for key in ("role", "from"))
+    return isinstance(cell, str) and cell.lstrip()[:1] not in {"[", "{"}
 
 
 def _cell_records(file: Path, kind: str) -> Iterator[Record]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import glob as globbing
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ideal_proxy.data.files import KINDS, SUFFIXES, data_files, find_files, part_of
+from ideal_proxy.data.files import KINDS, SUFFIXES, data_files, find_files, is_data, is_saved, parts_of
 from ideal_proxy.errors import UserError
 
 REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
@@ -62,10 +63,14 @@ class Layout:
     Attributes:
         domains: by name.
         passed_over: what was not taken, a sentence each.
+        references: name and place of reference rows that belong to no domain.
+        questions: what the user has to decide, a sentence each.
     """
 
     domains: list[Found]
     passed_over: list[str]
+    references: list[tuple[str, Path]]
+    questions: list[str]
 
 
 def look(folder: Path) -> Layout:
@@ -91,20 +96,45 @@ def look(folder: Path) -> Layout:
     found: list[Found] = []
     passed: list[str] = []
     unread: list[str] = []
+    lonely: list[tuple[str, Path]] = []
+    questions: list[str] = []
     for entry in entries:
         if entry.is_dir():
-            domain = _folder_domain(entry, held)
-            if domain is not None:
-                found.append(domain)
+            domains = _folder_domains(entry, held, passed)
+            found += domains
+            if len(domains) > 1:
+                splits_of = ", ".join(domain.name for domain in domains)
+                questions.append(
+                    f"{entry.name}/ holds {len(domains)} training splits ({splits_of}): are they the same rows? "
+                    "keep the one that you train on and delete the others from the run file"
+                )
+            if domains:
+                if _unread(entry.rglob("*")):
+                    unread.append(f"{entry.name}/ in part")
             elif _unread(entry.rglob("*")):
                 unread.append(f"{entry.name}/")
             elif data_files(entry):
-                passed.append(f"{entry.name}/ (it holds reference rows only)")
+                lonely.append((entry.name, entry))
         elif _is_rows(entry):
             if _partner(entry) is None:
                 found.append(Found(_stem(entry), entry, _beside(entry, held)))
         elif _unread([entry]):
             unread.append(entry.name)
+    taken = {found_.reference for found_ in found}
+    known = {domain.name for domain in found} | {name for name, _ in lonely}
+    for place in held:
+        inside = [*place.iterdir()]
+        for part in sorted(inside):
+            name = part.name if part.is_dir() else _stem(part) if is_data(part) else None
+            if name is None or part in taken or part.name.startswith((".", "_")):
+                continue
+            if name in known:
+                passed.append(f"{place.name}/{part.name} ({name} has other reference rows)")
+            elif not part.is_dir() or data_files(part):
+                lonely.append((name, part))
+                known.add(name)
+        if _unread(path for path in inside if path.is_file()):
+            unread.append(f"{place.name}/ in part")
     if unread:
         passed.append(f"{', '.join(unread)} (rows are read from {KINDS})")
     if not found:
@@ -115,23 +145,52 @@ def look(folder: Path) -> Layout:
     if twice is not None:
         first = found[names.index(twice.name)]
         raise UserError(f"{first.train} and {twice.train} are both named {twice.name!r}; rename one of them")
-    return Layout(sorted(found, key=lambda domain: domain.name), passed)
+    return Layout(sorted(found, key=lambda domain: domain.name), passed, sorted(lonely), questions)
 
 
-def _folder_domain(folder: Path, held: Sequence[Path]) -> Found | None:
-    """Read a folder as one domain: its training files, and reference rows inside it or in a folder beside it."""
+def _folder_domains(folder: Path, held: Sequence[Path], passed: list[str]) -> list[Found]:
+    """Read a folder as one domain, or as one for each of its training splits."""
+    if is_saved(folder) and not (folder / "dataset_dict.json").is_file():
+        return [Found(folder.name, folder, _elsewhere(folder.name, held))]
     files = data_files(folder)
-    reference = [path for path in files if part_of(path, folder) == "held out"]
+    parts = parts_of(files, folder)
+    reference = [path for path in files if parts[path] == "held out"]
     open_ = [path for path in files if path not in reference]
-    named = [path for path in open_ if part_of(path, folder) is None and _last_word(path) is not None]
+    named = [path for path in open_ if parts[path] is None and _last_word(path) is not None]
     if len(named) < len(open_):
         reference = sorted([*reference, *named])
         open_ = [path for path in open_ if path not in named]
     if not open_:
-        return None
-    train = [path for path in open_ if part_of(path, folder) == "train"] or open_
+        return []
+    train = [path for path in open_ if parts[path] == "train"] or open_
+    chosen = _preferred(reference)
+    left = [path for path in files if path not in train and path not in chosen]
+    if left:
+        names = ", ".join(str(path.relative_to(folder.parent)) for path in left[:6])
+        passed.append(f"{names}{' and more' if len(left) > 6 else ''} (beside the training and reference rows)")
     beside = _elsewhere(folder.name, held)
-    return Found(folder.name, _spell(train, folder), _spell(_preferred(reference), folder) if reference else beside)
+    splits: dict[str, list[Path]] = {}
+    for path in train:
+        splits.setdefault(_split(path) if parts[path] == "train" else "", []).append(path)
+    if len(splits) < 2:
+        return [Found(folder.name, _spell(train, folder), _spell(chosen, folder) if chosen else beside)]
+    found = []
+    for split, of_split in splits.items():
+        own = [path for path in reference if _split(path) == split]
+        name = f"{folder.name}_{split}" if split else folder.name
+        found.append(Found(name, _spell(of_split, folder), _spell(_preferred(own), folder) if own else None))
+    return found
+
+
+SPLIT = re.compile(
+    r"(?:train(?:ing)?|test|valid(?:ation)?|val|dev|eval)[-_.]([a-z]\w*?)[-_.]?\d*(?:[-_.]of.*)?$", re.IGNORECASE
+)
+
+
+def _split(path: Path) -> str:
+    """Name the split that a file belongs to beside train or test: `sft` of `train_sft-00000-of-00001`, else nothing."""
+    match = SPLIT.match(_stem(path))
+    return match[1].lower() if match else ""
 
 
 def _preferred(files: list[Path]) -> list[Path]:
@@ -214,7 +273,7 @@ def _stem(path: Path) -> str:
 
 
 def _is_rows(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(SUFFIXES) and path.name != "manifest.json"
+    return is_data(path)
 
 
 def _unread(paths: Iterable[Path]) -> bool:

@@ -21,6 +21,7 @@ from ideal_proxy.data.dialects import (
     CHATS,
     FORMATS,
     MAPPED,
+    NO_KNOWN_COLUMNS,
     THOUGHTS,
     TURN_KEYS,
     LeftOut,
@@ -29,6 +30,7 @@ from ideal_proxy.data.dialects import (
     mapping_of,
     read_turns,
     refuse_left_out,
+    suggest_columns,
     to_messages,
     used_keys,
 )
@@ -170,6 +172,20 @@ def scan(source: str | Path, *, format: str = "auto", max_bad: int | None = None
         fingerprint=source_fingerprint(keys),
         tally=reader.tally,
     )
+
+
+def look_through(source: str | Path) -> SourceInfo:
+    """Look through a source once; where its layout is unknown and its columns suggest one, read it by that."""
+    try:
+        return scan(source)
+    except BadRow as error:
+        if error.reason != NO_KNOWN_COLUMNS:
+            raise
+        record = next((r for file in find_files(source) for r in read_records(file)), None)
+        guess = suggest_columns(record.value) if record is not None and isinstance(record.value, dict) else None
+        if guess is None:
+            raise
+        return scan(source, format=MAPPED + json.dumps(guess, sort_keys=True))
 
 
 def format_of(source: str, format: str = "auto") -> str:

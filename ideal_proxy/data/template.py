@@ -487,6 +487,14 @@ def _name(tokenizer: Any) -> str:
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
+LONGEST_WORD = 512  # letters; training takes more than linear time in a word's length
+
+
+def _in_words(text: str) -> str:
+    """Break words without end, such as a genome, for the training of a tokenizer."""
+    return re.sub(rf"\S{{{LONGEST_WORD}}}(?=\S)", r"\g<0>\n", text) if len(text) > LONGEST_WORD else text
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Train a byte-level BPE tokenizer with the plain template's special tokens; equal texts give an equal tokenizer.
 
@@ -516,7 +524,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=list(PLAIN_SPECIALS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(map(_in_words, texts), trainer)
     made: Any = PreTrainedTokenizerFast
     tokenizer = made(
         tokenizer_object=backend, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.data import Found, look, read_rows, row_keys, scan
+from ideal_proxy.data import Found, SourceInfo, look, look_through, prompt_mark, read_rows, row_keys, scan
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
 from ideal_proxy.store import atomic_write_text
@@ -23,29 +24,49 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
         raise UsageError(f"{out} exists; use --force to overwrite it or --out for another name")
     layout = look(folder)
     domains = layout.domains
-    passed = [f"passed over: {text}" for text in layout.passed_over]
+    passed = [f"passed over: {text}" for text in layout.passed_over] + layout.questions
     if len(domains) < 2:
         more = f" ({'; '.join(passed)})" if passed else ""
         raise UsageError(f"{folder} holds one domain ({domains[0].name}); a mixture needs at least two{more}")
     lacking = [domain.name for domain in domains if domain.reference is None]
-    if lacking and hold_out is None:
+    judged = len(lacking) < len(domains) or bool(layout.references)
+    if lacking and hold_out is None and not judged:
         raise UserError(
             f"no reference rows for {', '.join(lacking)}; put NAME/reference.jsonl beside the rows, "
             f"or hold some out with --hold-out {ENOUGH_REFERENCE_ROWS} (at most a quarter of each is taken)"
         )
+    read = _read_all(domains, layout.references)
     held_out = out.resolve().parent / f"{out.stem}_held_out"
-    domains = [_held_out(d, held_out, hold_out) if d.reference is None and hold_out else d for d in domains]
-    lines, seen = [], []
+    if hold_out:
+        domains = [_held_out(d, held_out, hold_out, read) if d.reference is None else d for d in domains]
+    lines, capabilities, seen, notes = [], [], [], [f"  {text}" for text in passed]
     for domain in domains:
-        assert domain.reference is not None
-        train, reference = scan(domain.train), scan(domain.reference)
-        few = "" if reference.rows >= ENOUGH_REFERENCE_ROWS else " (few)"
-        seen.append(f"  {domain.name}: {train.rows:,} rows ({train.format}), {reference.rows:,} reference rows{few}")
-        lines.append((domain, train.rows))
-    text = _text(out, lines)
+        train = read[domain.train]
+        reference = read[domain.reference] if domain.reference is not None else None
+        judge = f"{reference.rows:,} reference rows{_few(reference.rows)}" if reference else "no reference rows"
+        kind = train.format.removeprefix("columns:") if train.format.startswith("columns:") else train.format
+        seen.append(f"  {domain.name}: {train.rows:,} rows ({kind}), {judge}")
+        lines.append((domain.name, domain.train, train))
+        if domain.reference is not None and reference is not None:
+            capabilities.append((domain.name, domain.reference, reference))
+        elif domain.reference is None:
+            notes.append(
+                f"  {domain.name} has no reference rows: the others judge it (or hold some out with --hold-out "
+                f"{ENOUGH_REFERENCE_ROWS})"
+            )
+        for which, info in ((domain.name, train), (f"reference rows of {domain.name}", reference)):
+            notes += [f"  {which}: {line}" for line in (info.tally.lines() if info else [])]
+    for name, place in layout.references:
+        seen.append(f"  {name}: no training rows, {read[place].rows:,} reference rows{_few(read[place].rows)}")
+        capabilities.append((name, place, read[place]))
+    notes += [
+        f"  {name}: no known layout; columns {info.format.removeprefix('columns:')} is a guess, see that it is right"
+        for name, _, info in lines
+        if info.format.startswith("columns:")
+    ]
+    text = _text(out, lines, capabilities)
     parse_config(yaml.safe_load(text), where=f"what was found in {folder}")
     atomic_write_text(out, text)
-    notes = [f"  {text}" for text in passed]
     if any(line.endswith("(few)") for line in seen):
         notes.append(f"  few: under {ENOUGH_REFERENCE_ROWS} reference rows the verdict is noisy")
     return "\n".join([
@@ -55,7 +76,33 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
     ])  # fmt: skip
 
 
-def _text(out: Path, lines: list[tuple[Found, int]]) -> str:
+Part = tuple[str, Path, SourceInfo]
+
+
+def _few(rows: int) -> str:
+    return "" if rows >= ENOUGH_REFERENCE_ROWS else " (few)"
+
+
+def _read_all(domains: Sequence[Found], references: Sequence[tuple[str, Path]]) -> dict[Path, SourceInfo]:
+    """Look through every source, and tell all that cannot be read at once."""
+    places = [place for domain in domains for place in (domain.train, domain.reference) if place is not None]
+    read: dict[Path, SourceInfo] = {}
+    faults = []
+    for place in [*places, *(place for _, place in references)]:
+        try:
+            read[place] = look_through(place)
+        except UserError as error:
+            faults.append(str(error))
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError(
+            f"{len(faults)} sources cannot be used: " + "; ".join(f"({n}) {f}" for n, f in enumerate(faults, 1))
+        )
+    return read
+
+
+def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> str:
     """Compose the run file."""
     base = out.resolve().parent
     text = [
@@ -66,22 +113,23 @@ def _text(out: Path, lines: list[tuple[Found, int]]) -> str:
         "# min and max bound the answer the same way; pinned: true keeps the base.",
         "domains:",
     ]
-    for domain, rows in lines:
+    for name, place, info in domains:
         text += [
-            f"  - name: {json.dumps(domain.name)}",
-            f"    path: {json.dumps(_relative(domain.train, base))}",
-            f"    base: {rows}",
+            f"  - name: {json.dumps(name)}",
+            f"    path: {json.dumps(_relative(place, base))}",
+            *_columns(info),
+            f"    base: {info.rows}",
         ]
     text += [
         "",
         "# What the result is judged on. must_not_drop: 0.01 forbids this loss to rise by more than 1 %.",
         "capabilities:",
     ]
-    for domain, _ in lines:
-        assert domain.reference is not None
+    for name, place, info in capabilities:
         text += [
-            f"  - name: {json.dumps(domain.name)}",
-            f"    path: {json.dumps(_relative(domain.reference, base))}",
+            f"  - name: {json.dumps(name)}",
+            f"    path: {json.dumps(_relative(place, base))}",
+            *_columns(info),
         ]
     text += [
         "",
@@ -110,21 +158,42 @@ def _text(out: Path, lines: list[tuple[Found, int]]) -> str:
     return "\n".join(text)
 
 
-def _held_out(domain: Found, folder: Path, rows: int) -> Found:
-    """Split a domain without reference rows by the hash of each row, and write both parts."""
-    everything = list(read_rows(domain.train))
+def _columns(info: SourceInfo) -> list[str]:
+    """Write the columns of a source in no known layout."""
+    if not info.format.startswith("columns:"):
+        return []
+    return [f"    columns: {info.format.removeprefix('columns:')}   # a guess"]
+
+
+def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInfo]) -> Found:
+    """Split a domain without reference rows by the hash of each row, rows of one prompt together, and write both."""
+    everything = list(read_rows(domain.train, format=read[domain.train].format, max_bad=-1))
     count = min(rows, len(everything) // HELD_OUT_SHARE)
     if count < 1:
         raise UserError(
             f"{domain.name} has {len(everything)} rows, too few to hold any out; "
             "give it reference rows, or take it out of the folder"
         )
-    chosen = set(domain_order(0, domain.name, row_keys(everything))[:count].tolist())
+    marks = [prompt_mark(row) for row in everything]
+    together: dict[bytes, list[int]] = {}
+    for n, mark in enumerate(marks):
+        together.setdefault(mark, []).append(n)
+    chosen: set[int] = set()
+    for n in domain_order(0, domain.name, row_keys(everything)).tolist():
+        group = together.pop(marks[n], [])
+        if len(chosen) + len(group) <= count:
+            chosen.update(group)
+    if not chosen:
+        raise UserError(
+            f"the {len(everything)} rows of {domain.name} share so few prompts that none can be held out alone; "
+            "give it reference rows"
+        )
     target = folder / domain.name
     for name, wanted in (("train", False), ("reference", True)):
         part = [row.raw for n, row in enumerate(everything) if (n in chosen) == wanted]
         text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in part)
         atomic_write_text(target / f"{name}.jsonl", text)
+        read[target / f"{name}.jsonl"] = scan(target / f"{name}.jsonl", format=read[domain.train].format)
     return Found(domain.name, target / "train.jsonl", target / "reference.jsonl")
 
 

@@ -20,7 +20,7 @@ BOTH = ("code", "math")
 
 def put(path: Path, names: list[str]) -> None:
     """Write rows whose answers are the names."""
-    rows = [{"instruction": "q", "input": "", "output": name} for name in names]
+    rows = [{"instruction": f"q {name}", "input": "", "output": name} for name in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         parquet.write_table(arrow.Table.from_pylist(rows), path)
@@ -118,7 +118,8 @@ def test_what_is_not_taken_is_said(tmp_path):
     (tmp_path / "data" / "logs" / "x.zip").write_text("a\tb\n")
     put(tmp_path / "data" / "lonely" / "test.jsonl", judge("lonely"))
     said = write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
-    assert "passed over: lonely/ (it holds reference rows only)" in said
+    assert "lonely: no training rows, 4 reference rows" in said
+    assert load_config(tmp_path / "mix.yaml").capability_names == [*BOTH, "lonely"]
     assert "passed over: logs/, old.xlsx (rows are read from" in said
 
 
