@@ -100,9 +100,14 @@ def test_check_counts_duplicates_and_leaks(folder):
 def test_init_without_references_says_what_to_do(folder):
     (folder / "data" / "math" / "reference.jsonl").unlink()
     answer = run("init", "data", cwd=folder)
+    assert answer.returncode == 0
+    assert "math has no reference rows: the others judge it" in answer.stdout
+    (folder / "data" / "code" / "reference.jsonl").rename(folder / "kept.jsonl")
+    answer = run("init", "data", "--force", cwd=folder)
     assert answer.returncode == 1
-    assert "no reference rows for math" in answer.stderr
-    held = run("init", "data", "--hold-out", "50", cwd=folder)
+    assert "no reference rows for code, math" in answer.stderr
+    (folder / "kept.jsonl").rename(folder / "data" / "code" / "reference.jsonl")
+    held = run("init", "data", "--force", "--hold-out", "50", cwd=folder)
     assert held.returncode == 0, held.stderr
     assert "math: 45 rows (alpaca), 15 reference rows" in held.stdout
     assert "no duplicates, no leaks" in run("check", "mix.yaml", cwd=folder).stdout
