@@ -13,6 +13,7 @@ import typer
 
 from ideal_proxy import __version__
 from ideal_proxy.cli import influence as cli_influence
+from ideal_proxy.cli import preview as cli_preview
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
@@ -32,8 +33,8 @@ START = (
     "runs an embedded demo in about a minute."
 )
 ORDER = (  # of the list of commands: as a user needs them
-    "init", "check", "search", "status", "show", "report", "what-if", "apply", "export", "transfer", "scale-up",
-    "influence", "fit", "predict", "optimize",
+    "init", "check", "preview", "search", "status", "show", "report", "what-if", "apply", "export", "transfer",
+    "scale-up", "influence", "fit", "predict", "optimize",
 )  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -209,6 +210,7 @@ def apply(
 
 
 cli_influence.register(app)
+cli_preview.register(app)
 cli_report.register(app)
 cli_scaleup.register(app)
 cli_tables.register(app)

@@ -257,6 +257,15 @@ class SourceReader:
         self._count_unused(shapes, turn_shapes)
         self._finish()
 
+    def every(self) -> Iterator[tuple[int, Row | str]]:
+        """Yield every record's number in the source, from 0, with its row or the reason why it is left out."""
+        for number, record in enumerate(self._records()):
+            try:
+                row = self._row(record)
+                yield number, row if has_answer(row.messages) else "it has no answer"
+            except (LeftOut, BadRow) as reason:
+                yield number, str(reason)
+
     def _row(self, record: Record) -> Row:
         """Read one record."""
         value = record.value

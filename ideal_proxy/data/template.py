@@ -1,14 +1,14 @@
 """Chat templates: messages to token ids, and the mask that says which tokens carry loss.
 
 This is the only place that masks. Loss lies on what the assistant says and on the end-of-turn token. Where that is in
-the text is found from the template: an answer is the difference between the conversation with it and the prompt before
-it. The whole text is tokenised once, and answers are found in it by character position, because tokens of a prefix need
+the text is found from the template: from its generation marks where it has them; else an answer is the difference
+between the conversation with it and the prompt before it, or what changes in the text where its words are replaced.
+The whole text is tokenised once, and answers are found in it by character position, because tokens of a prefix need
 not be a prefix of the tokens. Every template is tried on known conversations first and refused where no mask is found.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import logging
@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from ideal_proxy.data.messages import Message, Said, messages_of
+from ideal_proxy.data.rewriting import TEMPLATE_DATE, dated, flattened
 from ideal_proxy.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ PLAIN_JINJA = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-TEMPLATE_DATE = datetime.datetime(2024, 7, 26)  # templates that print today's date print this one, on every day
 
 
 THOUGHTS, TOOLS, CALLS = "thoughts", "tools", "tool calls"
@@ -43,6 +43,10 @@ TRIAL_TOOLS: Tools = ({"type": "function", "function": {
     "name": TOOL, "description": "Count.",
     "parameters": {"type": "object", "properties": {"place": {"type": "string", "description": "Where."}}},
 }},)  # fmt: skip
+
+
+GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+STRANGE = "\ue000\ue001"  # no text holds these characters: they are nobody's
 
 
 class RefusedRowError(UserError):
@@ -69,6 +73,7 @@ class ChatTemplate:
         identity: SHA-256 of the tokenizer, the template and this module's rules.
         merges_system: the template knows no system role, so that text opens the first user message.
         rewrites_earlier: the template changes earlier answers; those are then not supervised.
+        generation_marks: the template says itself what the assistant writes, by `{% generation %}`.
         thoughts_key: the key of a turn under which the template looks for thoughts; None where it has no place.
         takes_tools: it shows the schemas of tools.
         takes_calls: it shows the assistant's calls and what the tools answer.
@@ -82,7 +87,10 @@ class ChatTemplate:
         self.thoughts_key: str | None = None
         self.takes_tools = self.takes_calls = plain
         self._opens_answer = True
-        self._jinja = "" if plain else _dated(str(tokenizer.get_chat_template()))
+        self._end_marks: tuple[str, ...] = ()
+        self._closing = ""  # ends an answer that another turn follows, where nothing ends the last (GLM-4's habit)
+        self._jinja = "" if plain else dated(str(tokenizer.get_chat_template()))
+        self.generation_marks = GENERATION.search(self._jinja) is not None
         special = {*tokenizer.all_special_tokens}
         special |= {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._specials = sorted((token for token in special if token.strip()), key=len, reverse=True)
@@ -117,25 +125,17 @@ class ChatTemplate:
         return self.tokens_of([self.render(said, tools)])[0]
 
     def encode_batch(self, conversations: Iterable[Sequence[Said]]) -> list[tuple[list[int], list[bool]]]:
-        """Tokenise many conversations without tools.
-
-        Args:
-            conversations: each a sequence of turns, or of (role, content).
-
-        Returns:
-            list: for each the token ids (T,) and the mask (T,).
-        """
+        """Tokenise many conversations without tools; as for `encode`."""
         return self.tokens_of([self.render(said) for said in conversations])
 
     def tokens_of(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[bool]]]:
-        """Tokenise what `render` wrote.
+        """Tokenise what `render` wrote; as for `encode`."""
+        return [(ids, mask) for ids, mask, _ in self.tokens_with_places(rendered)]
 
-        Args:
-            rendered: texts, each with its supervised parts.
-
-        Returns:
-            list: for each the token ids (T,) and the mask (T,).
-        """
+    def tokens_with_places(
+        self, rendered: Sequence[tuple[str, list[Span]]]
+    ) -> list[tuple[list[int], list[bool], list[Span]]]:
+        """Tokenise what `render` wrote, and say from which to which character every token reaches."""
         if not rendered:
             return []
         encoded = self.tokenizer(
@@ -144,8 +144,8 @@ class ChatTemplate:
             return_token_type_ids=False, padding=False, truncation=False, verbose=False,
         )  # fmt: skip
         return [
-            (list(ids), _supervised(offsets, spans))
-            for ids, offsets, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
+            (list(ids), _supervised(places, spans), list(places))
+            for ids, places, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
         ]
 
     def prompt_text(self, said: Sequence[Said], tools: Tools = ()) -> str:
@@ -191,6 +191,12 @@ class ChatTemplate:
             return
         asked = (Message("user", QUESTION),)
         self._opens_answer = self._apply(asked, prompt=True) != self._apply(asked)
+        if self.generation_marks:
+            self._try_marks((*asked, Message("assistant", ANSWER)))
+        else:
+            text = self._try_apply((*asked, Message("assistant", ANSWER))) or ""
+            after = text.partition(ANSWER)[2]
+            self._learn_end_marks(after, len(after) - len(after.lstrip()))
         told = self._try_apply((Message("system", SYSTEM), *asked, Message("assistant", ANSWER)))
         self.merges_system = told is None or SYSTEM not in told
         self.thoughts_key = next((key for key in THOUGHT_KEYS if self._shows_thoughts(asked, key)), None)
@@ -200,6 +206,28 @@ class ChatTemplate:
             answered = (*called, Message("tool", QUESTION_2, name=TOOL, call_id=str(TRIAL_CALL["id"])))
             shown = self._try_apply((*answered, Message("assistant", ANSWER))) or ""
             self.takes_calls = TOOL in (self._try_apply(called) or "") and QUESTION_2 in shown
+
+    def _try_marks(self, messages: tuple[Message, ...]) -> None:
+        """See whether the generation marks hold the answer, and learn the end mark that follows it."""
+        text, spans = self._write(messages, marks=True)
+        marked = "".join(text[start:end] for start, end in spans)
+        if ANSWER not in marked or QUESTION in marked:
+            log.warning("the generation marks of %s do not hold the answer and are not used", _name(self.tokenizer))
+            self.generation_marks = False
+            return
+        self._learn_end_marks(text, spans[-1][1])
+
+    def _learn_end_marks(self, text: str, at: int) -> None:
+        """Take the special tokens from there on as the end marks of an answer."""
+        while mark := next((token for token in self._specials if text.startswith(token, at)), ""):
+            self._end_marks += (mark,)
+            at += len(mark)
+
+    def _learn_closing(self, text: str, spans: Sequence[Span]) -> None:
+        """See of two answers whether nothing ends the last and a special token follows the other."""
+        if len(spans) == 2 and not self.plain and not any(text[: spans[1][1]].endswith(t) for t in self._specials):
+            start = spans[0][1]
+            self._closing = next((token for token in self._specials if text.startswith(token, start)), "")
 
     def _shows_thoughts(self, asked: tuple[Message, ...], key: str) -> bool:
         if key not in self._jinja:
@@ -216,7 +244,7 @@ class ChatTemplate:
     def _placed(self, messages: tuple[Message, ...], tools: Tools) -> tuple[Message, ...]:
         """Refuse what the template has no place for and cannot do without; leave out thoughts that it cannot show."""
         if self.plain:
-            return _flattened(messages, tools) if tools or not all(turn.plain for turn in messages) else messages
+            return flattened(messages, tools) if tools or not all(turn.plain for turn in messages) else messages
         lacking = self.lacks(messages, tools)
         if CALLS in lacking:
             raise NoPlaceError(
@@ -248,15 +276,58 @@ class ChatTemplate:
         return "".join(parts), spans
 
     def _render_own(self, messages: tuple[Message, ...], tools: Tools) -> tuple[str, list[Span]]:
+        if self.generation_marks:
+            text, spans = self._write(messages, tools, marks=True)
+            untrained = self._spans(text, messages, tools, trained=False)
+            spans = [(start, self._with_end_mark(text, end)) for start, end in spans if text[start:end].strip()]
+            return text, [(a, b) for a, b in spans if not any(a < end and start < b for start, end in untrained)]
         text = self._apply(messages, tools)
+        spans = self._spans(text, messages, tools, trained=True)
+        if self._closing and spans:
+            if spans[-1][1] == len(text.rstrip()):
+                text = text[: spans[-1][1]] + self._closing
+            spans = [(a, b + len(self._closing) * text.startswith(self._closing, b)) for a, b in spans]
+        return text, spans
+
+    def _spans(self, text: str, messages: tuple[Message, ...], tools: Tools, *, trained: bool) -> list[Span]:
+        """Find the answers, those that carry loss or the others, by differences of conversations."""
         spans: list[Span] = []
         for n, turn in enumerate(messages):
-            if turn.role == "assistant" and turn.says and turn.trained:
-                until = text if n == len(messages) - 1 else self._apply(messages[: n + 1], tools)
-                span = self._answer_span(text, until, messages[:n], turn, tools)
+            if turn.role == "assistant" and turn.says and turn.trained == trained:
+                until = text if n == len(messages) - 1 else self._try_apply(messages[: n + 1], tools)
+                span = None if until is None else self._answer_span(text, until, messages[:n], turn, tools)
+                if span is None:
+                    span = self._span_by_replacing(text, messages, n, tools)
                 if span is not None and (not spans or span[0] >= spans[-1][1]):
                     spans.append(span)
-        return text, spans
+        return spans
+
+    def _span_by_replacing(self, text: str, messages: tuple[Message, ...], n: int, tools: Tools) -> Span | None:
+        """Find an answer that is told in another way than where it ends the conversation: put other words there."""
+        turn = messages[n]
+        if not turn.content.strip():
+            return None
+        other = self._try_apply((*messages[:n], replace(turn, content=STRANGE), *messages[n + 1 :]), tools) or ""
+        lead, found, tail = other.partition(STRANGE)
+        start, end = len(lead), len(text) - len(tail)
+        said = "".join(text[start:end].split())
+        known = found and STRANGE not in tail and text.startswith(lead) and text.endswith(tail)
+        if not known or not said or not "".join(turn.content.split()).endswith(said):
+            return None  # left out, or told in words that are not the answer's
+        blank = len(tail) - len(tail.lstrip())
+        marked = self._with_end_mark(text, end + blank)
+        return start, marked if marked > end + blank else end
+
+    def _with_end_mark(self, text: str, end: int) -> int:
+        """Let an answer reach over the end marks that stand there."""
+        while mark := next((token for token in self._end_marks if text.startswith(token, end)), ""):
+            end += len(mark)
+        return end
+
+    def misses(self, said: Sequence[Said], spans: Sequence[Span]) -> bool:
+        """Tell whether an answer that should carry loss has none, because the template does not tell it."""
+        wanted = sum(turn.role == "assistant" and turn.says and turn.trained for turn in messages_of(said))
+        return len(spans) < wanted
 
     def _answer_span(
         self, text: str, until: str, before: tuple[Message, ...], turn: Message, tools: Tools
@@ -328,7 +399,7 @@ class ChatTemplate:
         places = [(at, -len(token)) for token in self._specials if (at := written.find(token, tail)) >= 0]
         if places:
             at, length = min(places)
-            return at - length
+            return self._with_end_mark(written, at - length)
         visible = len(written.rstrip())
         return visible if visible > tail else len(written)
 
@@ -339,13 +410,30 @@ class ChatTemplate:
             return None
 
     def _apply(self, messages: tuple[Message, ...], tools: Tools = (), *, prompt: bool = False) -> str:
+        return self._write(messages, tools, prompt=prompt)[0]
+
+    def _write(
+        self, messages: tuple[Message, ...], tools: Tools = (), *, prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[Span]]:
+        """Apply the template; with `marks` also say where its generation marks stand."""
+        from transformers.utils import chat_template_utils
+
+        render: Any = chat_template_utils.render_jinja_template  # its annotation says text; it returns two lists
+
         key = self.thoughts_key or THOUGHT_KEYS[0]
+        chat = [turn.as_chat(key) for turn in messages]
+        shown = list(tools) if (tools and self.takes_tools) or tools is TRIAL_TOOLS else None
+        date = TEMPLATE_DATE.strftime("%d %b %Y")
         try:
+            if marks:
+                texts, found = render(
+                    [chat], tools=shown, chat_template=self._jinja, return_assistant_tokens_mask=True,
+                    date_string=date, **self.tokenizer.special_tokens_map,
+                )  # fmt: skip
+                return str(texts[0]), sorted((int(start), int(end)) for start, end in found[0])
             text = self.tokenizer.apply_chat_template(
-                [turn.as_chat(key) for turn in messages],
-                tools=list(tools) if (tools and self.takes_tools) or tools is TRIAL_TOOLS else None,
-                tokenize=False, add_generation_prompt=prompt,
-                chat_template=self._jinja, date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
+                chat, tools=shown, tokenize=False, add_generation_prompt=prompt, chat_template=self._jinja,
+                date_string=date,
             )  # fmt: skip
         except Exception as error:  # Jinja and the template's own raise_exception raise what they like
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -354,14 +442,14 @@ class ChatTemplate:
                 f"the chat template refuses a conversation with the roles {roles} ({reason}); "
                 "change the row or use the plain template"
             ) from error
-        return str(text)
+        return str(text), []
 
     def _identity(self) -> str:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state["truncation"] = state["padding"] = None  # settings of the last call, not of the tokenizer
         parts = [
-            "template/1", json.dumps(state, sort_keys=True), self._bos, self._plain_end, self._gap,
-            PLAIN_JINJA if self.plain else self._jinja,
+            "template/1" if self.plain else "template/2", json.dumps(state, sort_keys=True), self._bos, self._plain_end,
+            self._gap, PLAIN_JINJA if self.plain else self._jinja,
         ]  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -399,14 +487,7 @@ QUESTION_2, ANSWER_2 = "And how many quokkas?", "Only two quokkas do."
 
 
 def self_test(template: ChatTemplate) -> None:
-    """Try a template on conversations whose masks are known, and set what it can and cannot do.
-
-    Args:
-        template: changed in place: `merges_system` and `rewrites_earlier`.
-
-    Raises:
-        UserError: the mask of a conversation is not its answers.
-    """
+    """Try a template on conversations whose masks are known, set what it can do, refuse it where a mask is wrong."""
     name = _name(template.tokenizer)
     template.probe()
     one: list[Said] = [("user", QUESTION), ("assistant", ANSWER)]
@@ -415,7 +496,8 @@ def self_test(template: ChatTemplate) -> None:
     with_system: list[Said] = [("system", SYSTEM), *one]
     _check(template, with_system, [ANSWER], [QUESTION, SYSTEM], name)
     try:
-        _, spans = template.render(two)
+        text, spans = template.render(two)
+        template._learn_closing(text, spans)
     except UserError as error:
         log.warning("the chat template of %s takes one question and one answer only (%s)", name, error)
         return
@@ -437,23 +519,6 @@ def _check(template: ChatTemplate, messages: Sequence[Said], answers: list[str],
         )
 
 
-def _flattened(messages: tuple[Message, ...], tools: Tools) -> tuple[Message, ...]:
-    """Write thoughts, calls and tools into the texts, for the plain template; a tool's answer is a user's turn."""
-    turns = [
-        replace(turn, role="user", content=f"<tool_response>\n{turn.content}\n</tool_response>")
-        if turn.role == "tool"
-        else replace(turn, content=turn.flat(), thoughts="", tool_calls=())
-        for turn in messages
-    ]
-    if tools:
-        text = "\n".join(["<tools>", *(json.dumps(tool, ensure_ascii=False) for tool in tools), "</tools>"])
-        if turns and turns[0].role == "system":
-            turns[0] = replace(turns[0], content=f"{turns[0].content}\n\n{text}")
-        else:
-            turns.insert(0, Message("system", text))
-    return tuple(turns)
-
-
 def _supervised(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """Mark the tokens that hold a character of a span; both are in order."""
     # Byte-level tokenizers may cut white space from a token's positions, so a token reaches back to where the one
@@ -466,15 +531,6 @@ def _supervised(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
         marks.append(n < len(spans) and end > spans[n][0])
         before = max(before, end)
     return marks
-
-
-def _dated(jinja: str) -> str:
-    """Give a template that prints today's date a fixed one, by a macro that shadows the clock."""
-    asked = re.findall(r"""strftime_now\(\s*(['"])(.*?)\1""", jinja)
-    if not asked:
-        return jinja
-    dates = {form: TEMPLATE_DATE.strftime(form) for _, form in asked}
-    return f"{{%- macro strftime_now(form) -%}}{{{{ {json.dumps(dates)}[form] }}}}{{%- endmacro %}}{jinja}"
 
 
 def _adds_bos(tokenizer: Any) -> bool:

@@ -31,7 +31,8 @@ Ints = npt.NDArray[np.int64]
 CACHE_FORMAT = "tokens/1"
 CHUNK = 512
 COUNTED_ROWS = 16_384
-COUNTS = ("truncated", "dropped", "answers_cut", "refused")
+COUNTS = ("truncated", "dropped", "answers_cut", "refused", "partly")
+PARTLY = "partly"
 REFUSED_SHARE = 0.1  # of the rows, by the template; more is no accident
 IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
 
@@ -50,6 +51,7 @@ class TokenRows:
         dropped: rows left out because no token of theirs carries loss.
         answers_cut: of the truncated, rows that lost tokens of an answer.
         refused: rows left out because the chat template refuses them.
+        partly: rows of which the chat template does not tell an earlier answer, so that it carries no loss.
     """
 
     ids: npt.NDArray[np.int32]
@@ -61,6 +63,7 @@ class TokenRows:
     dropped: int = 0
     answers_cut: int = 0
     refused: int = 0
+    partly: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -102,6 +105,7 @@ class TokenRows:
             dropped=self.dropped,
             answers_cut=self.answers_cut,
             refused=self.refused,
+            partly=self.partly,
         )
 
     def save(self, path: str | Path) -> None:
@@ -276,7 +280,10 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             ids.append(one)
             masks.append(mask)
             kept.append(n)
+    partly = lacking.pop(PARTLY, 0)
     _say_refused(refused, lacking, len(rows))
+    if partly:
+        log.warning("%d rows are partly supervised: the chat template does not tell all of their answers", partly)
     if dropped:
         log.warning("%d rows without a supervised token are left out", dropped)
     if answers_cut:
@@ -292,6 +299,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         dropped=dropped,
         answers_cut=int(answers_cut),
         refused=len(refused),
+        partly=partly,
     )
 
 
@@ -302,11 +310,13 @@ def _encode(
     rendered: list[tuple[str, list[tuple[int, int]]] | None] = []
     for row in chunk:
         try:
-            rendered.append(template.render(row.messages, row.tools))
+            made = template.render(row.messages, row.tools)
         except RefusedRowError as error:
             refused.append((error.reason, f"{row.where}: {error}"))
             rendered.append(None)
             continue
+        rendered.append(made)
+        lacking[PARTLY] += template.misses(row.messages, made[1])
         lacking.update(template.lacks(row.messages, row.tools))
     encoded = iter(template.tokens_of([one for one in rendered if one is not None]))
     return [None if one is None else next(encoded) for one in rendered]
@@ -331,22 +341,32 @@ def _say_refused(refused: Sequence[tuple[str, str]], lacking: Counter[str], rows
 def _fit(
     ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
-    """Cut a row to the context: from the left, never into the last answer; then that answer's end."""
+    """Cut a row to the context."""
+    kept, cut = kept_tokens(ids, mask, context, bos)
+    ids, mask = ids[kept], mask[kept]
+    mask[:1] = False
+    return ids, mask, cut
+
+
+def kept_tokens(
+    ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
+) -> tuple[Ints, bool]:
+    """Return the positions of a row that fit, and whether others do not.
+
+    Cut is from the left, never into the last answer; then that answer's end.
+    """
     last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(mask)  # what follows teaches nothing
-    ids, mask = ids[:last], mask[:last]
-    if len(ids) <= context:
-        return ids, mask, False
-    keep_bos = bos is not None and ids[0] == bos
+    if last <= context:
+        return np.arange(last), False
+    mask = mask[:last]
+    keep_bos = bos is not None and bool(ids[0] == bos)
     room = context - int(keep_bos)
     final = int(np.flatnonzero(~mask)[-1]) + 1 if (~mask).any() else 0  # the last answer's first token
-    start = min(len(ids) - room, max(final - (not keep_bos), 0))
+    start = min(last - room, max(final - (not keep_bos), 0))
     if mask[start] and start < final:  # inside an earlier answer: let all of it go
         start += int(np.flatnonzero(~mask[start:])[0])
-    head = ids[:1] if keep_bos else ids[:0]
-    ids = np.concatenate([head, ids[start : start + room]])
-    mask = np.concatenate([np.zeros(len(head), dtype=np.bool_), mask[start : start + room]])
-    mask[:1] = False
-    return ids, mask, True
+    at = np.arange(start, min(start + room, last))
+    return (np.concatenate([[0], at]) if keep_bos else at), True
 
 
 def _row_numbers(indices: npt.ArrayLike, rows: int) -> Ints:

@@ -1,5 +1,6 @@
 from .check import check_sources as check_sources
 from .check import health_tables as health_tables
+from .check import preview_sources as preview_sources
 from .finished import SearchRun as SearchRun
 from .finished import load_result as load_result
 from .finished import load_run as load_run

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ideal_proxy.config import SearchConfig, rows_of
+from ideal_proxy.config import ProxyConfig, SearchConfig, rows_of
 from ideal_proxy.data import (
     TokenRows,
+    domain_tokenizer,
     find_duplicates,
     make_template,
+    read_rows,
     read_sources,
     rows_by_name,
     tally_lines,
@@ -53,6 +56,28 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
     return health
 
 
+def preview_sources(source: SearchConfig | str, model: str | None) -> tuple[Any, dict[str, tuple[str, str]], int]:
+    """Return the tokenizer that writes the rows, path and format of every domain, and the context."""
+    from ideal_proxy.proxy import Pretrained, load_tokenizer
+
+    if isinstance(source, SearchConfig):
+        sources = {entry.name: (entry.path, entry.format) for entry in source.domains}
+        context, vocabulary = source.proxy.context, None
+    else:
+        sources, context = {Path(source).name.split(".")[0] or source: (source, "auto")}, ProxyConfig().context
+        vocabulary = ProxyConfig().vocabulary
+    if model is not None:
+        tokenizer = load_tokenizer(Pretrained(name=model))
+    elif isinstance(source, SearchConfig):
+        scratch = source.proxy.model is None  # whose tokenizer is trained on the rows
+        domains, _ = read_sources(source) if scratch else ({}, {})
+        tokenizer = proxy_tokenizer(source, [part.rows for part in domains.values()])
+    else:
+        assert vocabulary is not None
+        tokenizer = domain_tokenizer([list(read_rows(source))], vocabulary)
+    return tokenizer, sources, context
+
+
 def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
     """Say what is wrong with one source's rows."""
     found = []
@@ -64,6 +89,10 @@ def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
         )
     if described["dropped"]:
         found.append(f"{described['dropped']:,} without an answer token are dropped")
+    if described["partly"]:
+        found.append(
+            f"{described['partly']:,} rows are partly supervised: the chat template does not tell all of their answers"
+        )
     if described["refused"]:
         found.append(f"{described['refused']:,} rows are left out: the chat template refuses them")
     found += [
@@ -104,4 +133,5 @@ def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
         "answers_cut": tokens.answers_cut,
         "dropped": tokens.dropped,
         "refused": tokens.refused,
+        "partly": tokens.partly,
     }

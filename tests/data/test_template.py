@@ -102,7 +102,7 @@ EXPECTED = {
     "plain as Jinja": (PLAIN_JINJA, "1 2 3<|end|>3 2 1\n  done é🦓<|end|>"),
     "ChatML": (CHATML, "1 2 3<|im_end|>3 2 1\n  done é🦓<|im_end|>"),
     "Llama 3": (LLAMA3, "1 2 3<|eot_id|>3 2 1\n  done é🦓<|eot_id|>"),
-    "thinking": (THINKING, "<think>\n\n</think>\n\n3 2 1\n  done é🦓<|im_end|>"),
+    "thinking": (THINKING, "1 2 3<|im_end|><think>\n\n</think>\n\n3 2 1\n  done é🦓<|im_end|>"),
     "forgetful": (FORGETFUL, "3 2 1\n  done é🦓<|im_end|>"),
     "Llama 2": (INST, " 1 2 3 <|end|> 3 2 1\n  done é🦓 <|end|>"),
     "harmony": (
@@ -125,7 +125,7 @@ def test_supervised_tokens_decode_to_answers_and_end_of_turn(name):
     if name == "unprompted":  # the space before the answer may belong to its first token or not
         said, expected = said.replace(" ", ""), expected.replace(" ", "")
     assert said == expected or (name == "Llama 2" and said.replace(" ", "") == expected.replace(" ", ""))
-    assert template.rewrites_earlier == (name in {"thinking", "forgetful"})
+    assert template.rewrites_earlier == (name == "forgetful")
 
 
 @pytest.mark.parametrize("jinja", [None, CHATML, LLAMA3], ids=["plain", "ChatML", "Llama 3"])
@@ -142,7 +142,7 @@ def test_whole_text_is_the_templates_own(jinja):
 
 
 def test_a_dialogue_whose_earlier_answers_stand_unchanged_keeps_them_under_a_rewriting_template():
-    """Only answers that the whole text tells otherwise lose their loss: decided row by row."""
+    """What the whole text tells of an earlier answer carries loss, without the thought that it forgets."""
     jinja = THINKING.replace(
         "{% if m['role'] == 'assistant' and loop.last and '</think>' not in c %}", "{% if false %}"
     )
@@ -151,7 +151,7 @@ def test_a_dialogue_whose_earlier_answers_stand_unchanged_keeps_them_under_a_rew
     kept = supervised_text(template, TURNS)
     assert kept == "1 2 3<|im_end|>3 2 1\n  done é🦓<|im_end|>"
     thought = [TURNS[0], ("assistant", "<think>hm</think>1 2 3"), *TURNS[2:]]
-    assert supervised_text(template, thought) == "3 2 1\n  done é🦓<|im_end|>"
+    assert supervised_text(template, thought) == "1 2 3<|im_end|>3 2 1\n  done é🦓<|im_end|>"
     assert supervised_text(template, thought[:2]) == "<think>hm</think>1 2 3<|im_end|>"
 
 

@@ -1,0 +1,160 @@
+"""Masks of the families' own templates against TRL's training templates, and of small ones in their style."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from ideal_proxy.data.messages import Message, Row
+from ideal_proxy.data.template import ChatTemplate, make_template, train_tokenizer
+from ideal_proxy.data.tokens import tokenize_rows
+
+TURNS = [("user", "Sort 3 1 2"), ("assistant", "1 2 3"), ("user", "Reverse it"), ("assistant", "3 2 1 done")]
+MARK = re.compile(r"<[|｜][^<>|｜ ]*[|｜]>|<(?:start_of_turn|end_of_turn)>|<\|[A-Z_]+\|>")
+
+
+def tokenizer(*jinjas: str):
+    made = train_tokenizer(["Sort 3 1 2 Reverse it done user assistant system"] * 3, 300)
+    marks = sorted({mark for jinja in jinjas for mark in MARK.findall(jinja)})
+    made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": marks})
+    made.chat_template = jinjas[0]
+    return made
+
+
+def supervised(template: ChatTemplate, said=TURNS) -> str:
+    ids, mask = template.encode(said)
+    return template.tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on])
+
+
+# Small templates in the families' styles, with and without generation marks.
+
+HEAD = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+TAIL = "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+UNMARKED = HEAD + "{{ m['content'] + '<|im_end|>\n' }}" + TAIL
+MARKED = (  # as TRL writes them: the end mark and the line end are inside
+    HEAD + "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}" + TAIL
+)
+MARKED_WITHOUT_END = (  # SmolLM3's first template and many fine-tunes leave the end mark outside
+    HEAD + "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}" + TAIL
+)
+MARKED_WRONG = (  # the marks hold the question
+    HEAD + "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}" + TAIL
+)
+TWO_ENDS = (  # Cohere2
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '<|begin|>' + m['content'] + '<|end_response|><|end_turn|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|begin|>' }}{% endif %}"
+)
+ENDED_BY_THE_NEXT = (  # GLM-4: the user's mark ends an answer, and nothing ends the last
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{# <|user|> <|assistant|> #}"
+)
+FORGETS_THOUGHTS = (  # Qwen3
+    HEAD + "{% set c = m['content'] %}{% if m['role'] == 'assistant' %}"
+    "{% set t = c.split('</think>')[0].split('<think>')[-1].strip() if '</think>' in c else '' %}"
+    "{% set c = c.split('</think>')[-1].strip() %}"
+    "{% if loop.last %}{{ '<think>\n' + t + '\n</think>\n\n' }}{% endif %}{% endif %}{{ c + '<|im_end|>\n' }}" + TAIL
+)
+NEEDS_A_QUESTION = (  # Qwen3.5
+    "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+    "{{ raise_exception('No user query found in messages.') }}{% endif %}" + UNMARKED
+)
+STYLES = {
+    "unmarked": (UNMARKED, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
+    "marked": (MARKED, "1 2 3<|im_end|>\n3 2 1 done<|im_end|>\n"),
+    "marked without the end": (MARKED_WITHOUT_END, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
+    "marked wrong": (MARKED_WRONG, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
+    "two ends": (TWO_ENDS, "1 2 3<|end_response|><|end_turn|>3 2 1 done<|end_response|><|end_turn|>"),
+    "ended by the next": (ENDED_BY_THE_NEXT, "1 2 3<|user|>3 2 1 done<|user|>"),
+    "forgets thoughts": (FORGETS_THOUGHTS, "1 2 3<|im_end|><think>\n\n</think>\n\n3 2 1 done<|im_end|>"),
+    "needs a question": (NEEDS_A_QUESTION, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_answers_and_their_end_marks_carry_loss(name: str) -> None:
+    jinja, expected = STYLES[name]
+    template = make_template(tokenizer(jinja, "<|end_response|><|end_turn|><|user|>"))
+    assert template.generation_marks == (name in {"marked", "marked without the end"})
+    assert supervised(template) == expected
+
+
+@pytest.mark.parametrize("jinja", [MARKED, UNMARKED], ids=["marked", "unmarked"])
+def test_a_turn_without_loss_has_none(jinja: str) -> None:
+    said = [Message("user", "Sort 3 1 2"), Message("assistant", "1 2 3", trained=False), *TURNS[2:]]
+    assert supervised(make_template(tokenizer(jinja)), said).rstrip() == "3 2 1 done<|im_end|>"
+
+
+@pytest.mark.parametrize("jinja", [FORGETS_THOUGHTS, NEEDS_A_QUESTION], ids=["Qwen3", "Qwen3.5"])
+def test_answers_that_the_template_tells_otherwise_when_they_are_not_last(jinja: str) -> None:
+    thought = [("assistant", "<think>hm</think>1 2 3"), *TURNS[2:]]
+    said = supervised(make_template(tokenizer(jinja)), thought)  # a row that opens with the assistant
+    assert said.startswith("1 2 3<|im_end|>" if jinja == FORGETS_THOUGHTS else "<think>hm</think>1 2 3<|im_end|>")
+    assert said.endswith("3 2 1 done<|im_end|>")
+
+
+def test_rows_of_which_an_answer_is_not_told_are_counted_as_partly_supervised(caplog: pytest.LogCaptureFixture) -> None:
+    jinja = HEAD.replace("{{ '<", "{% if m['role'] != 'assistant' or loop.last %}{{ '<")
+    jinja += "{{ m['content'] + '<|im_end|>\n' }}{% endif %}" + TAIL
+    template = make_template(tokenizer(jinja))
+    rows = [Row(tuple(Message(*turn) for turn in TURNS[:n]), {}, f"row {n}") for n in (4, 2, 4)]
+    assert tokenize_rows(rows, template, 200).partly == 2
+    assert "2 rows are partly supervised" in caplog.text
+
+
+# The families' own templates. Reasons for every difference stand in docs/templates.md.
+
+LINE_END, HEADER, THOUGHT = "line end", "header", "thought"
+FAMILIES = {
+    "cohere": (), "cohere2": (), "glm4moe": (), "llama3": (),
+    "gemma": (LINE_END,), "gemma3": (LINE_END,), "lfm2": (LINE_END,), "lfm2_v2": (LINE_END,),
+    "phi3": (LINE_END,), "phi3_5": (LINE_END,), "qwen2_5": (LINE_END,), "qwen3_instruct_2507": (LINE_END,),
+    "deepseekv3": (HEADER,), "deepseek_r1_distill": (HEADER,), "gptoss": (HEADER,), "muse_glimmer": (HEADER,),
+    "qwen3": (LINE_END, THOUGHT), "qwen3_5_nothink": (LINE_END, THOUGHT), "qwen3_5_think": (LINE_END, THOUGHT),
+    "qwen3_6": (LINE_END, THOUGHT), "qwen3_8": (LINE_END, THOUGHT), "nemotron_3_nano": (LINE_END, THOUGHT),
+    "nemotron_3_super": (LINE_END, THOUGHT), "nemotron_3_ultra": (LINE_END, THOUGHT),
+}  # fmt: skip
+STRIPPED = {
+    LINE_END: r"\s+|</s>$",  # white space after the end mark, and the end of text after that
+    HEADER: r"<\|start\|>assistant|<｜Assistant｜>",
+    THOUGHT: r"(?:<think>)?\s*</think>",  # an empty one
+}
+
+
+def trl_templates() -> Path:
+    """Find TRL's templates without importing it."""
+    package = importlib.util.find_spec("trl")
+    folder = Path(next(iter(package.submodule_search_locations or [""]))) if package else Path()
+    if not (folder / "chat_templates" / "qwen3_training.jinja").is_file():
+        pytest.skip("TRL, whose training templates are the oracle, is not installed (pip install trl --no-deps)")
+    return folder / "chat_templates"
+
+
+def oracle(made, jinja: str) -> str:
+    chat = [{"role": role, "content": content} for role, content in TURNS]
+    told = made.apply_chat_template(
+        chat, chat_template=jinja, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    marks = zip(told["input_ids"], told["assistant_masks"], strict=True)
+    return str(made.decode([i for i, on in marks if on]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_tokens_carry_loss_as_under_trls_training_template(family: str) -> None:
+    folder = trl_templates()
+    own, training = ((folder / f"{family}{kind}.jinja").read_text(encoding="utf-8") for kind in ("", "_training"))
+    made = tokenizer(training, own)
+    wanted = oracle(made, training)
+    template = make_template(made)
+    assert template.generation_marks
+    assert supervised(template) == wanted, "a template with generation marks is taken at its word"
+    made.chat_template = own
+    got = supervised(make_template(made))
+    for kind in FAMILIES[family]:
+        assert got != wanted, f"{kind} is no difference any more"
+        got, wanted = (re.sub(STRIPPED[kind], "", text) for text in (got, wanted))
+    assert got == wanted
