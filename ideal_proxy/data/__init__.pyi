@@ -14,6 +14,7 @@ from .messages import row_keys as row_keys
 from .messages import source_fingerprint as source_fingerprint
 from .preview import Preview as Preview
 from .preview import preview_rows as preview_rows
+from .rows import NothingToTrainOnError as NothingToTrainOnError
 from .rows import SourceInfo as SourceInfo
 from .rows import SourceReader as SourceReader
 from .rows import look_through as look_through

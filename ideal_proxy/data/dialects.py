@@ -28,15 +28,16 @@ ROLES = {
 }  # fmt: skip
 CALLING_ROLES = ("function_call", "tool_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+SYSTEMS = ("system", "system_prompt")
 WEIGHTS = ("weight", "train", "trainable", "loss")
 CHATS = ("messages", "conversations")
 TURN_KEYS = {
     "role", "from", "content", "value", *THOUGHTS, *WEIGHTS, "tool_calls", "function_call", "name", "tool_call_id",
 }  # fmt: skip
 ROW_KEYS = {
-    "alpaca": {"instruction", "input", "output", "history", "system", "tools", *THOUGHTS},
-    "chat": {*CHATS, "system", "tools"},
-    "prompt": {"prompt", "completion", "system", "tools", *THOUGHTS},
+    "alpaca": {"instruction", "input", "output", "history", "tools", *SYSTEMS, *THOUGHTS},
+    "chat": {*CHATS, "tools", *SYSTEMS},
+    "prompt": {"prompt", "completion", "tools", *SYSTEMS, *THOUGHTS},
 }
 REQUIRED: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"), "chat": (), "prompt": ("prompt", "completion"),
@@ -113,7 +114,7 @@ def read_turns(
     elif value is not raw:  # an empty answer is no missing column
         value |= {name: "" for name in REQUIRED[format] if name in raw and name not in value}
     tools = _tools(value["tools"], where) if value.get("tools") else ()
-    system = text_of(value["system"], "system", where) if value.get("system") else ""
+    system = next((text_of(value[name], name, where) for name in SYSTEMS if value.get(name)), "")
     if format == "alpaca":
         messages = _alpaca(value, where)
     elif format == "prompt":
@@ -122,6 +123,9 @@ def read_turns(
             *_turns(value["prompt"], "prompt", "user", where, roles),
             *_turns(value["completion"], "completion", "assistant", where, roles),
         ]
+        if tools and messages[-1].content.startswith(("[{", "{")):  # xLAM's answers: calls as JSON text
+            with contextlib.suppress(BadRow):
+                messages[-1] = Message("assistant", tool_calls=_calls(messages[-1].content, "completion", where))
     else:
         column = next((name for name in CHATS if name in value), "")
         if not column:
@@ -145,7 +149,7 @@ def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message
 def used_keys(format: str) -> set[str]:
     """Names of the columns that a format reads."""
     columns = mapping_of(format)
-    return {*_named(columns), "system", "tools"} if columns is not None else ROW_KEYS[format]
+    return {*_named(columns), "tools", *SYSTEMS} if columns is not None else ROW_KEYS[format]
 
 
 def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:
@@ -177,7 +181,9 @@ def _named(columns: dict[str, Any]) -> list[str]:
 def _mapped(value: dict[str, Any], columns: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """Give a record's columns the names that we know."""
     _need(value, [n for n in _named(columns) if n not in (columns.get("system"), columns.get("tools"))], "these", where)
-    found: dict[str, Any] = {key: value[columns[key]] for key in ("system", "tools") if columns.get(key) in value}
+    found = {
+        key: value[name] for key in ("system", "system_prompt", "tools") if (name := columns.get(key, key)) in value
+    }
     if "messages" in columns:
         role, content = columns.get("role", "role"), columns.get("content", "content")
         turns = [_turn_record(turn) for turn in _listed(value[columns["messages"]], columns["messages"], where)]

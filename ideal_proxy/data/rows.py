@@ -22,6 +22,7 @@ from ideal_proxy.data.dialects import (
     FORMATS,
     MAPPED,
     NO_KNOWN_COLUMNS,
+    SYSTEMS,
     THOUGHTS,
     TURN_KEYS,
     LeftOut,
@@ -196,6 +197,10 @@ def format_of(source: str, format: str = "auto") -> str:
     return reader.format
 
 
+class NothingToTrainOnError(UserError):
+    """A source whose rows are all of kinds that are left out by name."""
+
+
 class SourceReader:
     """One pass over a source that yields each row beside its record and counts what it leaves out.
 
@@ -310,8 +315,9 @@ class SourceReader:
             tally.used["turns without loss (weight 0)"] += any(not turn.trained for turn in row.messages)
         if row.tools:
             tally.used["schemas of tools (tools)"] += 1
-        if value.get("system"):
-            tally.used["a system column (system)"] += 1
+        system = next((name for name in SYSTEMS if value.get(name)), None)
+        if system is not None:
+            tally.used[f"a system column ({system})"] += 1
         if value.get("history") and self.format == "alpaca":
             tally.used["earlier turns (history)"] += 1
         if keys:
@@ -346,7 +352,7 @@ class SourceReader:
                 raise self._first_bad
             if tally.left_out:
                 name, (count, _) = next(iter(tally.left_out.items()))
-                raise UserError(
+                raise NothingToTrainOnError(
                     f"{self.source} holds no row to train on: {rows(count)} left out, {name}; "
                     "take the source out, or give rows with an answer each"
                 )

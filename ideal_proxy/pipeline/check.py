@@ -38,7 +38,7 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         for entry in entries:
             source = sources[entry.name]
             tokens = tokenize_rows(source.rows, template, config.proxy.context)
-            described = _describe(entry.name, tokens) | {"format": source.format}
+            described = _describe(entry.name, tokens) | {"format": source.format.partition(":")[0]}
             described["no_place"] = Counter(
                 name for row in source.rows for name in template.lacks(row.messages, row.tools)
             )

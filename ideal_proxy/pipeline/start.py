@@ -9,7 +9,17 @@ from pathlib import Path
 import yaml
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.data import Found, SourceInfo, look, look_through, prompt_mark, read_rows, row_keys, scan
+from ideal_proxy.data import (
+    Found,
+    NothingToTrainOnError,
+    SourceInfo,
+    look,
+    look_through,
+    prompt_mark,
+    read_rows,
+    row_keys,
+    scan,
+)
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
 from ideal_proxy.store import atomic_write_text
@@ -23,10 +33,13 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
     if out.exists() and not force:
         raise UsageError(f"{out} exists; use --force to overwrite it or --out for another name")
     layout = look(folder)
-    domains = layout.domains
-    passed = [f"passed over: {text}" for text in layout.passed_over] + layout.questions
+    read, empty = _read_all(layout.domains, layout.references)
+    domains = [domain for domain in layout.domains if domain.train in read]
+    passed = [f"passed over: {text}" for text in [*layout.passed_over, *empty]] + layout.questions
     if len(domains) < 2:
         more = f" ({'; '.join(passed)})" if passed else ""
+        if not domains:
+            raise UsageError(f"{folder} holds no rows to train on{more}")
         raise UsageError(f"{folder} holds one domain ({domains[0].name}); a mixture needs at least two{more}")
     lacking = [domain.name for domain in domains if domain.reference is None]
     judged = len(lacking) < len(domains) or bool(layout.references)
@@ -35,14 +48,13 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
             f"no reference rows for {', '.join(lacking)}; put NAME/reference.jsonl beside the rows, "
             f"or hold some out with --hold-out {ENOUGH_REFERENCE_ROWS} (at most a quarter of each is taken)"
         )
-    read = _read_all(domains, layout.references)
     held_out = out.resolve().parent / f"{out.stem}_held_out"
     if hold_out:
         domains = [_held_out(d, held_out, hold_out, read) if d.reference is None else d for d in domains]
     lines, capabilities, seen, notes = [], [], [], [f"  {text}" for text in passed]
     for domain in domains:
         train = read[domain.train]
-        reference = read[domain.reference] if domain.reference is not None else None
+        reference = read.get(domain.reference) if domain.reference is not None else None
         judge = f"{reference.rows:,} reference rows{_few(reference.rows)}" if reference else "no reference rows"
         kind = train.format.removeprefix("columns:") if train.format.startswith("columns:") else train.format
         seen.append(f"  {domain.name}: {train.rows:,} rows ({kind}), {judge}")
@@ -57,6 +69,8 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
         for which, info in ((domain.name, train), (f"reference rows of {domain.name}", reference)):
             notes += [f"  {which}: {line}" for line in (info.tally.lines() if info else [])]
     for name, place in layout.references:
+        if place not in read:
+            continue
         seen.append(f"  {name}: no training rows, {read[place].rows:,} reference rows{_few(read[place].rows)}")
         capabilities.append((name, place, read[place]))
     notes += [
@@ -83,14 +97,18 @@ def _few(rows: int) -> str:
     return "" if rows >= ENOUGH_REFERENCE_ROWS else " (few)"
 
 
-def _read_all(domains: Sequence[Found], references: Sequence[tuple[str, Path]]) -> dict[Path, SourceInfo]:
-    """Look through every source, and tell all that cannot be read at once."""
+def _read_all(
+    domains: Sequence[Found], references: Sequence[tuple[str, Path]]
+) -> tuple[dict[Path, SourceInfo], list[str]]:
+    """Look through every source, tell all that cannot be read at once, and name those with nothing to train on."""
     places = [place for domain in domains for place in (domain.train, domain.reference) if place is not None]
     read: dict[Path, SourceInfo] = {}
-    faults = []
+    faults, empty = [], []
     for place in [*places, *(place for _, place in references)]:
         try:
             read[place] = look_through(place)
+        except NothingToTrainOnError as error:
+            empty.append(str(error))
         except UserError as error:
             faults.append(str(error))
     if len(faults) == 1:
@@ -99,7 +117,7 @@ def _read_all(domains: Sequence[Found], references: Sequence[tuple[str, Path]]) 
         raise UserError(
             f"{len(faults)} sources cannot be used: " + "; ".join(f"({n}) {f}" for n, f in enumerate(faults, 1))
         )
-    return read
+    return read, empty
 
 
 def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> str:

@@ -24,7 +24,7 @@ from ideal_proxy.config import parse_config
 from ideal_proxy.data.duplicates import find_duplicates, prompt_mark
 from ideal_proxy.data.layout import look
 from ideal_proxy.data.messages import Message, Row, chat_record, messages_of
-from ideal_proxy.data.rows import SourceReader, read_rows, scan
+from ideal_proxy.data.rows import SourceReader, look_through, read_rows, scan
 from ideal_proxy.data.template import make_template, train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 from ideal_proxy.errors import UserError
@@ -113,6 +113,18 @@ def test_calls_of_every_dialect_read_the_same(tmp_path):
     assert rows[0].tools == (TOOL,)
     write_rows(tmp_path / "again.jsonl", [chat_record(row.messages, row.tools) for row in rows])
     assert {row.key for row in read_rows(tmp_path / "again.jsonl")} == {rows[0].key}
+
+
+def test_the_columns_of_xlam_and_openorca_are_guessed(tmp_path):
+    calls = json.dumps([{"name": "add", "arguments": {"q": "x"}}])
+    write_rows(tmp_path / "x.jsonl", [{"query": "q", "answers": calls, "tools": json.dumps([TOOL["function"]])}])
+    info = look_through(tmp_path / "x.jsonl")
+    (row,) = read_rows(tmp_path / "x.jsonl", format=info.format)
+    assert row.messages == (Message("user", "q"), Message("assistant", tool_calls=(json.loads(calls)[0],)))
+    assert row.tools == (TOOL,)
+    write_rows(tmp_path / "o.jsonl", [{"id": 1, "system_prompt": "s", "question": "q", "response": "a"}])
+    (row,) = read_rows(tmp_path / "o.jsonl", format=look_through(tmp_path / "o.jsonl").format)
+    assert row.pairs == (("system", "s"), ("user", "q"), ("assistant", "a"))
 
 
 def test_preference_rows_images_and_sound_are_left_out_by_name(tmp_path):
@@ -384,6 +396,10 @@ def test_init_tells_everything_it_did_not_use(tmp_path):
     assert "safety: no training rows, 11 reference rows" in said
     assert 'asked: no known layout; columns {"completion": "answer", "prompt": "question"} is a guess' in said
     assert "asked has no reference rows: the others judge it" in said
+    write_rows(tmp_path / "d" / "dpo.jsonl", [{"chosen": a, "rejected": "no", "prompt": q} for q, a in SUMS])
+    said = write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True)
+    assert "dpo.jsonl holds no row to train on: 60 rows left out, preference rows (chosen and rejected)" in said
+    assert "mix.yaml written with 2 domains" in said
     (tmp_path / "d" / "x.json").write_text('{"version": 1}')
     (tmp_path / "d" / "y.parquet").write_bytes(b"no")
     with pytest.raises(UserError, match=r"2 sources cannot be used: .*x\.json .*; \(2\) .*y\.parquet is a broken"):
