@@ -21,7 +21,7 @@ CONTEXT = 64
 def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000) -> Path:
     """Write a Llama of 0.1M weights, taught the demo's language for about two seconds, with a chat template."""
     rows = {name: list(read_rows(f"demo:{name}?rows=300&seed=7")) for name in NAMES}
-    texts = (text for part in rows.values() for row in part for _, text in row.messages)
+    texts = (text for part in rows.values() for row in part for _, text in row.pairs)
     tokenizer = train_tokenizer(texts, 300)
     tokenizer.chat_template = (
         "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>' }}"

@@ -180,9 +180,7 @@ def prepare(
 ) -> Problem:  # fmt: skip
     """Tokenise a problem and lay out its swarm; `rows` is the total of the base mixture."""
     train, judge = _rows(problem, available)
-    tokenizer = train_tokenizer(
-        (text for part in train.values() for row in part for _, text in row.messages), vocabulary
-    )
+    tokenizer = train_tokenizer((text for part in train.values() for row in part for _, text in row.pairs), vocabulary)
     template = make_template(tokenizer, plain=True)
     tokens = {name: tokenize_rows(part, template, context, run_dir / "cache") for name, part in train.items()}
     reserved = {name: reserve_mask(part.keys, WARM_FRACTION) for name, part in tokens.items()}

@@ -46,7 +46,7 @@ DOMAINS = ("mathematics", "coding", "reasoning", "instruction", "trust")
 def prepare(rows: int, vocabulary: int, context: int) -> tuple[list[TokenRows], TokenRows]:
     """Tokenise equal parts of the five domains, and 200 reference rows."""
     parts = {name: list(read_rows(SFT5 / name / "train.jsonl"))[: rows // len(DOMAINS)] for name in DOMAINS}
-    texts = (content for part in parts.values() for row in part for _, content in row.messages)
+    texts = (content for part in parts.values() for row in part for _, content in row.pairs)
     template = make_template(train_tokenizer(texts, vocabulary), plain=True)
     reference = [row for name in DOMAINS for row in list(read_rows(SFT5 / name / "reference.jsonl"))[:40]]
     return (

@@ -34,7 +34,7 @@ def exact_match(model: Any, tokenizer: Any, split: str) -> float:
     rows = [row for row, mine in zip(rows, search if split == "search" else ~search, strict=True) if mine]
     tokenizer.padding_side = "left"
     prompts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": row.messages[0][1]}], tokenize=False,
+        tokenizer.apply_chat_template([{"role": "user", "content": row.messages[0].content}], tokenize=False,
                                       add_generation_prompt=True)
         for row in rows
     ]  # fmt: skip
@@ -45,5 +45,5 @@ def exact_match(model: Any, tokenizer: Any, split: str) -> float:
         max_new_tokens=LONGEST, do_sample=False,
     )  # fmt: skip
     answers = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = sum(answer.strip() == row.messages[-1][1].strip() for answer, row in zip(answers, rows, strict=True))
+    right = sum(answer.strip() == row.messages[-1].content.strip() for answer, row in zip(answers, rows, strict=True))
     return right / len(rows)

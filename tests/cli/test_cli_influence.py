@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"name": "tiny", "seed": 3, "domains": entries, "capabilities": references, "proxy": {"context": CONTEXT}}
     (folder / "mix.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     rows = [list(read_rows(entry["path"])) for entry in entries]
-    tokenizer = train_tokenizer((text for part in rows for row in part for _, text in row.messages), 320)
+    tokenizer = train_tokenizer((text for part in rows for row in part for _, text in row.pairs), 320)
     tokens = [tokenize_rows(part, make_template(tokenizer), CONTEXT) for part in rows]
     taken = [
         (t.keys, *draw(domain_order(3, name, t.keys), BASE[name] * 6)) for name, t in zip(NAMES, tokens, strict=True)

@@ -81,7 +81,7 @@ def expected_rows(mixture: MixtureFile) -> list[list[dict[str, str]]]:
         parts.append((keys, *draw(domain_order(mixture.seed, name, keys), WANTED[name])))
     domain, row = training_order(mixture.seed, names, parts)
     return [
-        [{"role": role, "content": content} for role, content in read[d][r].messages]
+        [{"role": role, "content": content} for role, content in read[d][r].pairs]
         for d, r in zip(domain, row, strict=True)
     ]
 

@@ -130,7 +130,7 @@ def test_labels_equal_the_proxies(mixture: MixtureFile, tmp_path: Path) -> None:
     np.testing.assert_array_equal(step.batches[0].input_ids, expected.input_ids)
     answer = encoder.tokenizer.decode(expected.labels[expected.labels >= 0])
     first = rows[int(step.batches[0].rows[0])]
-    assert answer.startswith(first.messages[-1][1]), "loss lies on the answer, not on the prompt"
+    assert answer.startswith(first.messages[-1].content), "loss lies on the answer, not on the prompt"
     assert step.labels == int((expected.labels >= 0).sum())
 
 
