@@ -305,6 +305,8 @@ class ChatTemplate:
     def _span_by_replacing(self, text: str, messages: tuple[Message, ...], n: int, tools: Tools) -> Span | None:
         """Find an answer that is told in another way than where it ends the conversation: put other words there."""
         turn = messages[n]
+        if turn.tool_calls:
+            return self._span_of_calls(text, messages[:n], turn, tools)
         if not turn.content.strip():
             return None
         other = self._try_apply((*messages[:n], replace(turn, content=STRANGE), *messages[n + 1 :]), tools) or ""
@@ -317,6 +319,13 @@ class ChatTemplate:
         blank = len(tail) - len(tail.lstrip())
         marked = self._with_end_mark(text, end + blank)
         return start, marked if marked > end + blank else end
+
+    def _span_of_calls(self, text: str, before: tuple[Message, ...], turn: Message, tools: Tools) -> Span | None:
+        """Find a turn with calls that is told in another way than where it ends the conversation: to its end mark."""
+        prompt = self._try_apply(before, tools, prompt=True) if self._opens_answer else None
+        at = text.find(turn.tool_calls[-1]["name"], len(prompt or ""))
+        ends = [end + len(mark) for mark in self._end_marks if (end := text.find(mark, at)) >= 0]
+        return (len(prompt), min(ends)) if prompt and text.startswith(prompt) and at >= 0 and ends else None
 
     def _with_end_mark(self, text: str, end: int) -> int:
         """Let an answer reach over the end marks that stand there."""
@@ -346,7 +355,7 @@ class ChatTemplate:
             if found is None:
                 return None
             start, written, tail = len(earlier) + found[0], until[len(earlier) + found[0] :], found[1]
-        end = start + (self._end_of_calls(written) if turn.tool_calls else self._end_of_turn(written, tail))
+        end = start + (len(written.rstrip()) if turn.tool_calls else self._end_of_turn(written, tail))
         if text[:end] == until[:end]:
             return (start, end) if end > start else None
         said = start + tail  # the same answer, but ended in another way than a last answer is
@@ -387,12 +396,6 @@ class ChatTemplate:
         return (
             opening if (opening >= 0 and not turn.content.strip()) or (opening >= 0 and turn.thoughts.strip()) else at
         )
-
-    def _end_of_calls(self, written: str) -> int:
-        """Return where a turn ends that closes with calls: with its last special token, else where it is visible."""
-        visible = len(written.rstrip())
-        ends = [at + len(token) for token in self._specials if (at := written.rfind(token)) >= 0]
-        return max(ends, default=visible) if ends else visible
 
     def _end_of_turn(self, written: str, tail: int) -> int:
         """Return where the turn's end marker ends: its first special token, else its last visible character."""

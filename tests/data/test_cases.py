@@ -201,6 +201,18 @@ def test_thoughts_and_calls_stand_where_the_template_puts_them_and_are_trained_o
     assert supervised(made, untrained) == ["yes<|im_end|>"]
 
 
+def test_a_call_that_is_told_in_another_way_than_a_last_turn_is_trained_on_too():
+    qwen3 = FULL.replace("{{ m.content }}", (
+        "{% if m.role == 'assistant' and loop.last and not m.reasoning_content %}"
+        "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m.content }}"
+    ))  # fmt: skip
+    turns = (STRUCTURED[0], Message("assistant", tool_calls=STRUCTURED[1].tool_calls), *STRUCTURED[2:])
+    assert supervised(template(qwen3), turns, (TOOL,)) == [
+        '<tool_call>add {"q": "x"}</tool_call><|im_end|>', "<think>\n\n</think>\n\nIt is 8.<|im_end|>",
+    ]  # fmt: skip
+
+
 def test_what_a_template_has_no_place_for_is_counted_and_no_answer_is_trained_without_its_call(caplog):
     made = template(BARE)
     rows = [Row(messages_of([("user", q), ("assistant", a)]), {}, f"x:{n}") for n, (q, a) in enumerate(SUMS)]
