@@ -197,6 +197,9 @@ class ProxyConfig(Section):
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     lora_rank: int | None = Field(default=None, ge=1, le=1024, description="low-rank updates; default: every weight")
     context: int = Field(default=512, ge=16, le=32768, description="tokens; longer rows lose prompt from the left")
+    allow_truncation: bool = Field(
+        default=False, description="search even where that removes over 5 % of a domain's supervised tokens"
+    )
     fraction: float | None = Field(
         default=None, gt=0, le=1, description="share φ of the volumes that a proxy sees; default: by budget"
     )

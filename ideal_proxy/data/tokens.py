@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 CACHE_FORMAT = "tokens/1"
 CHUNK = 512
 COUNTED_ROWS = 16_384
-COUNTS = ("truncated", "dropped", "answers_cut", "refused", "partly")
+COUNTS = ("truncated", "dropped", "answers_cut", "refused", "partly", "supervised_cut")
 PARTLY = "partly"
 REFUSED_SHARE = 0.1  # of the rows, by the template; more is no accident
 IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
@@ -51,6 +51,7 @@ class TokenRows:
         dropped: rows left out because no token of theirs carries loss.
         answers_cut: of the truncated, rows that lost tokens of an answer.
         refused: rows left out because the chat template refuses them.
+        supervised_cut: tokens that carried loss and did not fit, those of dropped rows included.
         partly: rows of which the chat template does not tell an earlier answer, so that it carries no loss.
     """
 
@@ -64,10 +65,16 @@ class TokenRows:
     answers_cut: int = 0
     refused: int = 0
     partly: int = 0
+    supervised_cut: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.keys)
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the supervised tokens that did not fit."""
+        return self.supervised_cut / max(int(self.supervised.sum()) + self.supervised_cut, 1)
 
     @property
     def lengths(self) -> Ints:
@@ -106,6 +113,7 @@ class TokenRows:
             answers_cut=self.answers_cut,
             refused=self.refused,
             partly=self.partly,
+            supervised_cut=self.supervised_cut,
         )
 
     def save(self, path: str | Path) -> None:
@@ -260,7 +268,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
     kept: list[int] = []
     refused: list[tuple[str, str]] = []
     lacking: Counter[str] = Counter()
-    truncated = dropped = answers_cut = 0
+    truncated = dropped = answers_cut = supervised_cut = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         for n, made in enumerate(_encode(chunk, template, refused, lacking), start=start):
@@ -272,6 +280,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             mask[:1] = False
             wanted = int(mask.sum())
             one, mask, lost = _fit(one, mask, context, template.tokenizer.bos_token_id)
+            supervised_cut += wanted - int(mask.sum())
             if not mask.any():
                 dropped += 1
                 continue
@@ -300,6 +309,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         answers_cut=int(answers_cut),
         refused=len(refused),
         partly=partly,
+        supervised_cut=supervised_cut,
     )
 
 

@@ -20,14 +20,18 @@ from ideal_proxy.data import (
     tally_lines,
     tokenize_rows,
 )
-from ideal_proxy.pipeline.prepare import duplicate_lines, proxy_tokenizer
+from ideal_proxy.pipeline.prepare import CUT_SHARE, cut_text, duplicate_lines, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
 
 
 def check_sources(config: SearchConfig) -> dict[str, Any]:
     """Read and tokenise every source and collect its health."""
+    # What is wrong with the model is told before any row is read.
+    tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
     domains, references = read_sources(config)
-    template = make_template(proxy_tokenizer(config, [source.rows for source in domains.values()]))
+    if tokenizer is None:
+        tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
+    template = make_template(tokenizer)
     health: dict[str, Any] = {
         "context": config.proxy.context, "model": config.proxy.model, "domains": [], "capabilities": [],
     }  # fmt: skip
@@ -39,6 +43,8 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
             source = sources[entry.name]
             tokens = tokenize_rows(source.rows, template, config.proxy.context)
             described = _describe(entry.name, tokens) | {"format": source.format.partition(":")[0]}
+            if tokens.cut_share > CUT_SHARE:
+                described["too_much_cut"] = cut_text(tokens, config)
             described["no_place"] = Counter(
                 name for row in source.rows for name in template.lacks(row.messages, row.tools)
             )
@@ -89,6 +95,8 @@ def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
         )
     if described["dropped"]:
         found.append(f"{described['dropped']:,} without an answer token are dropped")
+    if "too_much_cut" in described and not config.proxy.allow_truncation:
+        found.append(described["too_much_cut"])
     if described["partly"]:
         found.append(
             f"{described['partly']:,} rows are partly supervised: the chat template does not tell all of their answers"
@@ -134,4 +142,5 @@ def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
         "dropped": tokens.dropped,
         "refused": tokens.refused,
         "partly": tokens.partly,
+        "supervised_cut": tokens.supervised_cut,
     }

@@ -40,6 +40,7 @@ from ideal_proxy.terminal import Reporter
 if TYPE_CHECKING:
     from ideal_proxy.proxy import Pretrained
 
+CUT_SHARE = 0.05  # of a domain's supervised tokens; more makes another data set of it
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 
 
@@ -151,11 +152,14 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         prepared = load_prepared(folder)
         _refuse_changed(prepared)
         return prepared
+    # What is wrong with the model is told before any row is read.
+    tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
     domains, references = read_sources(config, bad_rows=folder.parent / "bad_rows.jsonl")
     for line in tally_lines(domains, references):
         reporter.note(line)
     base_model = _keep_base(config, folder / "model", reporter)
-    tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
+    if tokenizer is None:
+        tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     template = load_template(folder / "tokenizer")
     reporter.note(
@@ -169,6 +173,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format} format")
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
+        if tokens.cut_share > CUT_SHARE and not config.proxy.allow_truncation:
+            raise UserError(f"domain {entry.name}: {cut_text(tokens, config)}")
         if tokens.refused:
             reporter.note(f"warning: domain {entry.name}: the chat template refuses {tokens.refused:,} rows: left out")
         tokens.save(folder / f"domain-{index}")
@@ -217,6 +223,14 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     atomic_write_json(folder / "facts.json", _as_json(prepared))
     mark_complete(folder)
     return prepared
+
+
+def cut_text(tokens: TokenRows, config: SearchConfig) -> str:
+    """Say that cutting removes too much of what is trained on, and what to do."""
+    return (
+        f"cutting to proxy.context: {config.proxy.context} removes {tokens.cut_share:.0%} of its supervised tokens; "
+        "raise proxy.context, or set proxy.allow_truncation: true"
+    )
 
 
 def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> Any:

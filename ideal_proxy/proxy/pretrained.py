@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ import torch
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.proxy.model import use_packed_attention
+
+log = logging.getLogger(__name__)
+
+UNTRAINABLE = ("bitsandbytes", "gptq", "awq")  # methods whose weights transformers keeps packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +54,80 @@ def load_tokenizer(source: Pretrained) -> Any:
     """Load the model's own tokenizer."""
     from transformers import AutoTokenizer
 
-    return _had(lambda: AutoTokenizer.from_pretrained(source.name, **source.options()), source, "tokenizer")
+    refuse_unfit(source)
+    tokenizer = _had(lambda: AutoTokenizer.from_pretrained(source.name, **source.options()), source, "tokenizer")
+    refuse_unfit(source, tokenizer)
+    return tokenizer
+
+
+def refuse_unfit(source: Pretrained, tokenizer: Any = None) -> None:
+    """Refuse, before any weight is read, what cannot be trained: an adapter, quantised weights, too many tokens.
+
+    Raises:
+        UserError: with the cure. A tokenizer without a chat template is only warned of.
+    """
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if source.gguf:
+        return  # its configuration is made from the weights
+    found: dict[str, Any] = {}
+    with contextlib.suppress(Exception), quiet_libraries():  # what cannot be had is told by the loader
+        found["adapter"] = find_adapter_config_file(source.name, revision=source.revision)
+    with contextlib.suppress(Exception), quiet_libraries():
+        found["config"] = AutoConfig.from_pretrained(source.name, **source.options())
+    config = found.get("config")
+    if found.get("adapter"):
+        if config is None:
+            raise UserError(
+                f"{source.name} is an adapter (adapter_config.json), not a model; merge it into its base "
+                "(peft: merge_and_unload, then save_pretrained of model and tokenizer) and give that folder"
+            )
+        raise UserError(
+            f"{source.name} holds a model and an adapter_config.json, by which the adapter would be applied again; "
+            "if it is merged, move adapter_config.json and adapter_model.* out of it, else merge it first"
+        )
+    if config is None:
+        return
+    method = _quantised_by(config)
+    if method in UNTRAINABLE:
+        raise UserError(
+            f"the weights of {source.name} are quantised by {method} and cannot be trained as they are; "
+            "give the model that they were made from, or dequantise and save it"
+        )
+    if tokenizer is None:
+        return
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if rows is not None and tokens > rows:
+        raise UserError(
+            f"the tokenizer of {source.name} has {tokens:,} tokens and its model embeddings for {rows:,}; call "
+            "model.resize_token_embeddings(len(tokenizer)) and save both, or use the tokenizer that the model came with"
+        )
+    if not tokenizer.chat_template:
+        log.warning(
+            "%s has no chat template: its rows are written in the plain one (<|user|>, <|assistant|>); for another "
+            "set tokenizer.chat_template and save the tokenizer, or give the instruct version of the model",
+            source.name,
+        )
+
+
+def _quantised_by(config: Any) -> str | None:
+    """Name the method that a configuration says its weights are quantised by."""
+    told = getattr(config, "quantization_config", None)
+    told = told if isinstance(told, dict) or told is None else told.to_dict()
+    if not told:
+        return None
+    bits = told.get("load_in_4bit") or told.get("load_in_8bit")
+    method = getattr(told.get("quant_method"), "value", told.get("quant_method"))
+    return "bitsandbytes" if bits or method in {"bitsandbytes_4bit", "bitsandbytes_8bit"} else method
 
 
 def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> Any:
     """Load a model in float32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
+    refuse_unfit(source)
     options = source.options() | ({} if source.gguf else {"use_safetensors": True})
     model = _had(
         lambda: AutoModelForCausalLM.from_pretrained(source.name, dtype=torch.float32, **options), source, "model"
