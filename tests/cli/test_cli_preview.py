@@ -9,7 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from ideal_proxy.cli.app import app
-from ideal_proxy.data.template import train_tokenizer
+from ideal_proxy.data.preview import preview_rows
+from ideal_proxy.data.rows import SourceReader, read_rows
+from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.tokens import tokenize_rows
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -95,3 +98,32 @@ def test_marks_stand_around_what_carries_loss_within_the_width(mix: Path, column
 def test_an_unknown_domain_is_told(mix: Path) -> None:
     result = CliRunner().invoke(app, ["preview", str(mix), "--domain", "nobody"])
     assert str(result.exception) == "there is no domain 'nobody'; there are sums, talk"
+
+
+@pytest.mark.parametrize("context", [30, 60, 400])
+def test_the_text_is_that_of_the_tokens_that_are_trained(tmp_path: Path, context: int) -> None:
+    """With a begin-of-text token that cutting keeps, earlier answers that it takes, and characters of many bytes."""
+    made = train_tokenizer(["a b c d 1 2 3 é 🦓 user"] * 3, 300)
+    made.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = "{{ bos_token }}" + CHATML
+    template = make_template(made)
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"messages": [
+            {"role": "user", "content": "a b é " * asked}, {"role": "assistant", "content": "c d " * 3},
+            {"role": "user", "content": "more"}, {"role": "assistant", "content": "1 2 3 " * said + "🦓"},
+        ]}
+        for asked in (1, 5, 20) for said in (1, 9)
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokens = tokenize_rows(read_rows(file), template, context)
+    shown = list(preview_rows("x", SourceReader(file), template, context, 9))
+    assert len(shown) == len(tokens) == 6
+    for n, one in enumerate(shown):
+        part = slice(tokens.offsets[n], tokens.offsets[n + 1])
+        whole = made.decode(tokens.ids[part])
+        assert one.text == whole or "\ufffd" in whole  # half a character was cut off
+        said = made.decode(tokens.ids[part][tokens.supervised[part]])
+        assert "".join(one.text[a:b] for a, b in one.supervised) == said or "\ufffd" in said
+    assert sum(one.prompt_cut > 0 for one in shown) == tokens.truncated
+    assert sum(one.answer_cut > 0 for one in shown) == tokens.answers_cut
