@@ -43,6 +43,8 @@ def read_sources(
                 part[entry.name] = ReadSource(rows, reader.format, reader.tally)
             parts.append(part)
     finally:
+        if bad_rows is not None:
+            bad_rows.unlink(missing_ok=True)
         if bad and bad_rows is not None:
             atomic_write_text(bad_rows, "".join(line + "\n" for line in bad))
     return parts[0], parts[1]

@@ -25,7 +25,7 @@ from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
-from ideal_proxy.pipeline.prepare import Prepared, prepare, still_true
+from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
@@ -343,7 +343,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
-    kept = {"lock", planned.name}
+    kept = {"lock", planned.name, BAD_ROWS}
     if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and _identity(before) == _identity(config) and still_true(folder):

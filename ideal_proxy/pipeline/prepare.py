@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CUT_SHARE = 0.05  # of a domain's supervised tokens; more makes another data set of it
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
+BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         return prepared
     # What is wrong with the model is told before any row is read.
     tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
-    domains, references = read_sources(config, bad_rows=folder.parent / "bad_rows.jsonl")
+    domains, references = read_sources(config, bad_rows=folder.parent / BAD_ROWS)
     for line in tally_lines(domains, references):
         reporter.note(line)
     base_model = _keep_base(config, folder / "model", reporter)
