@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,12 +58,24 @@ def rows(path: Path, count: int, start: int = 0) -> None:
     write_rows(path, [{"instruction": f"say {n}", "input": "", "output": f"{n} it is"} for n in numbers])
 
 
+def two_domains(folder: Path) -> Path:
+    for n, name in enumerate(("code", "math")):
+        rows(folder / "data" / name / "train.jsonl", 60, 1000 * n)
+        rows(folder / "data" / name / "reference.jsonl", 20, 1000 * n + 500)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
-    for n, name in enumerate(("code", "math")):
-        rows(tmp_path / "data" / name / "train.jsonl", 60, 1000 * n)
-        rows(tmp_path / "data" / name / "reference.jsonl", 20, 1000 * n + 500)
-    return tmp_path
+    return two_domains(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Two domains and what `init` writes for them, to be copied."""
+    place = two_domains(tmp_path_factory.mktemp("begun"))
+    assert run("init", "data", cwd=place).returncode == 0
+    return place
 
 
 def test_init_then_check(folder):
@@ -140,8 +153,8 @@ def test_init_without_references_says_what_to_do(folder):
         (lambda d: _no_answers(d / "data/math/train.jsonl"), "math", 1),
     ],
 )
-def test_bad_input_is_one_sentence(folder, break_it, says, code):
-    assert run("init", "data", cwd=folder).returncode == 0
+def test_bad_input_is_one_sentence(begun, tmp_path, break_it, says, code):
+    folder = shutil.copytree(begun, tmp_path / "own")
     break_it(folder)
     answer = run("search", "mix.yaml", "--dry-run", cwd=folder)
     assert answer.returncode == code, answer.stderr
@@ -165,8 +178,9 @@ def _edit(folder: Path, *pairs: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def test_another_runs_folder_is_refused(folder):
-    run("init", "data", cwd=folder)
+def test_another_runs_folder_is_refused(begun, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "own")
+    _edit(folder, "size: 1M", "size: 0.1M")
     assert run("search", "mix.yaml", "--dry-run", "--out", "runs/a", cwd=folder).returncode == 0
     (folder / "runs" / "a" / "dry-run").unlink()  # as a search that was begun leaves it
     _edit(folder, "seed: 0", "seed: 1")
@@ -184,8 +198,9 @@ def test_another_runs_folder_is_refused(folder):
     assert "is not finished" in unfinished.stderr
 
 
-def test_a_dry_run_stands_in_nobodys_way(folder):
-    run("init", "data", cwd=folder)
+def test_a_dry_run_stands_in_nobodys_way(begun, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "own")
+    _edit(folder, "size: 1M", "size: 0.1M")
     plan = ("search", "mix.yaml", "--dry-run", "--out", "runs/a", "--json")
     first = run(*plan, cwd=folder)
     assert first.returncode == 0

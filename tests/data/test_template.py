@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +83,13 @@ REVERSED = "{% for m in messages | reverse %}{{ m['content'] }}<|im_end|>{% endf
 MARKS = ["<s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
+@functools.cache
+def trained():
+    return train_tokenizer(TEXT, 420)
+
+
 def tokenizer(jinja: str | None = None):
-    made = train_tokenizer(TEXT, 420)
+    made = copy.deepcopy(trained())
     if jinja is not None:
         made.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": MARKS[1:]})
         made.chat_template = jinja

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from builders import environment, search_command, start, without_times, write_small_search
+from builders import environment, run, search_command, start, without_times, write_small_search
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.pipeline.finished import search
@@ -68,7 +68,7 @@ def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
     folder, answer = finished
     started = time.monotonic()
     for arguments in (["show", "run"], ["search", "mix.yaml", "--out", "run"]):
-        again = start(*arguments, cwd=folder)
+        again = run(*arguments, cwd=folder)
         assert again.returncode == 0
         assert again.stdout.splitlines()[:10] == answer.stdout.splitlines()[:10]
     assert time.monotonic() - started < 30
@@ -76,7 +76,7 @@ def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
 
 def test_apply_writes_the_exact_rows(finished):
     folder, _ = finished
-    answer = start("apply", "run/mixture.json", "--out", "rows", "--json", cwd=folder)
+    answer = run("apply", "run/mixture.json", "--out", "rows", "--json", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     written = json.loads(answer.stdout)
     mixture = json.loads((folder / "run" / "mixture.json").read_text())
@@ -144,7 +144,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
         watched = read_status(folder / "killed")
-        again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
+        again = run("search", "mix.yaml", "--out", "killed", cwd=folder)
         assert (again.returncode, process.poll()) == (1, None)
         assert f"is in use by process {process.pid} on" in again.stderr
         os.killpg(process.pid, signal.SIGKILL)
@@ -175,19 +175,19 @@ def test_changed_data_is_refused_on_resume(tmp_path):
     )
     (tmp_path / "mix.yaml").write_text(dump_config(config))
     plan = ["search", "mix.yaml", "--out", "run", "--dry-run"]
-    assert start(*plan, cwd=tmp_path).returncode == 0
+    assert run(*plan, cwd=tmp_path).returncode == 0
     (tmp_path / "b.jsonl").write_text(rows.replace("o 7", "o seven"))
-    assert start(*plan, cwd=tmp_path).returncode == 0, "a plan alone is made again"
+    assert run(*plan, cwd=tmp_path).returncode == 0, "a plan alone is made again"
     (tmp_path / "run" / "dry-run").unlink()  # as a search that was begun leaves it
     (tmp_path / "b.jsonl").write_text(rows)
-    answer = start(*plan, cwd=tmp_path)
+    answer = run(*plan, cwd=tmp_path)
     assert answer.returncode == 1
     assert "b.jsonl changed since" in answer.stderr
 
 
 def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
     write_small_search(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
-    answer = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+    answer = run("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert answer.returncode == 1
     assert "No mixture can satisfy" in answer.stderr
     assert "40 rows" in answer.stderr.replace("\n", " ")
