@@ -31,7 +31,7 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, help="Rows of each domain, from its first.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Show rows as they will be trained: «what carries loss», what is cut."""
+    """Show rows as they will be trained: «with loss», what is cut."""
     from ideal_proxy.config import load_config
     from ideal_proxy.data import SourceReader, make_template, preview_rows
     from ideal_proxy.pipeline import preview_sources

@@ -144,7 +144,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
         watched = read_status(folder / "killed")
-        again = run("search", "mix.yaml", "--out", "killed", cwd=folder)
+        again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
         assert (again.returncode, process.poll()) == (1, None)
         assert f"is in use by process {process.pid} on" in again.stderr
         os.killpg(process.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def test_changed_data_is_refused_on_resume(tmp_path):
 
 def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
     write_small_search(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
-    answer = run("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+    answer = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert answer.returncode == 1
     assert "No mixture can satisfy" in answer.stderr
     assert "40 rows" in answer.stderr.replace("\n", " ")
