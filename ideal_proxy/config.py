@@ -445,6 +445,8 @@ def load_config(path: str | Path) -> SearchConfig:
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist; `ideal-proxy init FOLDER` writes one") from error
     except IsADirectoryError as error:
+        if (path / "config.yaml").is_file():
+            raise UsageError(f"{path} is a run directory; its run file is {path / 'config.yaml'}") from error
         raise UsageError(
             f"{path} is a folder, not a run file; `ideal-proxy init {path}` writes one for the rows in it"
         ) from error
@@ -458,6 +460,8 @@ def load_config(path: str | Path) -> SearchConfig:
         raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must be a mapping with the keys domains and capabilities")
+    if str(raw.get("format", "")).startswith("ideal-proxy/"):
+        raise UsageError(f"{path} is a file that ideal-proxy wrote ({raw['format']}), not a run file; give mix.yaml")
     return parse_config(raw, where=str(path), folder=path.resolve().parent)
 
 

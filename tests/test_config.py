@@ -36,6 +36,12 @@ def test_defaults_and_paths(tmp_path):
 def test_a_folder_is_no_run_file(tmp_path):
     with pytest.raises(UsageError, match=r"is a folder, not a run file; `ideal-proxy init .*` writes one"):
         load_config(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UsageError, match=r"is a run directory; its run file is .*config\.yaml"):
+        load_config(tmp_path)
+    (tmp_path / "mixture.json").write_text('{"format": "ideal-proxy/mixture/1", "domains": []}')
+    with pytest.raises(UsageError, match=r"is a file that ideal-proxy wrote .* not a run file"):
+        load_config(tmp_path / "mixture.json")
 
 
 def test_a_block_whose_lines_are_all_commented_out_is_not_given(tmp_path):
