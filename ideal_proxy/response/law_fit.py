@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.response.gradient_rows import GradientRows, Scale, along, pattern, scale_spread
 from ideal_proxy.response.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
-from ideal_proxy.response.solver import Prior, Solution, huber, sharpen, solve
+from ideal_proxy.response.solver import Prior, Solution, huber, solve
 
 ALPHA_PRIOR = 0.25, 0.7
 """Median of α and the spread of log α."""
@@ -145,8 +145,6 @@ def solve_law(
     offset_JR: Array,
     iterations: int,
     rng: np.random.Generator | None = None,
-    *,
-    sharp: bool = False,
 ) -> Solution:
     """Solve a stack of law fits over the same runs."""
     u_RD = data.volumes.effective(data.v_RD)[0]
@@ -184,8 +182,7 @@ def solve_law(
         root = np.linalg.inv(np.linalg.cholesky(prior.precision_BPP)).transpose(0, 2, 1)[member_B]
         mean = mean + np.matmul(root, rng.standard_normal((*mean.shape, 1)))[:, :, 0] * ~prior.nonnegative_P
     stacked = Prior(mean, prior.precision_BPP[member_B], prior.nonnegative_P, prior.fixed_BP[member_B])
-    found = solve(model, target, weight, stacked, start_BP, iterations=iterations, tolerance=1e-5, chunk=CHUNK)
-    return sharpen(model, target, weight, stacked, found) if sharp else found
+    return solve(model, target, weight, stacked, start_BP, iterations=iterations, tolerance=1e-5, chunk=CHUNK)
 
 
 def fit_law(
@@ -221,11 +218,8 @@ def fit_law(
             theta[np.arange(J), columns + helps] = 0.0
     rho_error = np.full(D, RHO_PRIOR[1])
     everyone = np.arange(J)
-    for turn in range(rounds):
-        sharp = turn == rounds - 1
-        solution = solve_law(
-            data, prior, everyone, data.weight_JR, theta, noise, effect[:, data.seed_R], 25, sharp=sharp
-        )
+    for _ in range(rounds):
+        solution = solve_law(data, prior, everyone, data.weight_JR, theta, noise, effect[:, data.seed_R], 25)
         theta = solution.theta_BP
         covariance = np.linalg.inv(solution.hessian_BPP)
         freedom = P - np.einsum("bpq,bqp->b", covariance, prior.precision_BPP)

@@ -2,8 +2,9 @@
 
 Legend: B problems (capability × start × fold), R residuals, P parameters.
 
-Folds, starts and draws are hundreds of problems of the same shape, so all of them step together. A point fit is
-finished by ``scipy.optimize.least_squares`` (`sharpen`), one problem a call.
+``scipy.optimize.least_squares`` solves one problem a call and spends most of its time outside linear algebra at
+these sizes; the fits of a table are hundreds of problems of the same shape, so all of them step together.  The tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from ideal_proxy.response.law import Array
 
@@ -171,67 +171,3 @@ def solve(
     free = ~held
     hessian = hessian * (free[:, :, None] & free[:, None, :]) + eye * held[:, :, None]
     return Solution(theta, cost, hessian, done, residual)
-
-
-def sharpen(
-    model: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]],
-    target_BR: Array,
-    weight_BR: Array,
-    prior: Prior,
-    found: Solution,
-) -> Solution:
-    """Finish every problem by `scipy.optimize.least_squares`, from where the batched solver stopped."""
-    theta_BP = found.theta_BP.copy()
-    for b in range(len(theta_BP)):
-        theta_BP[b] = _least_squares(model, b, target_BR[b], weight_BR[b], prior, theta_BP[b])
-    sharp = solve(model, target_BR, weight_BR, prior, theta_BP, iterations=0)
-    better = sharp.cost_B <= found.cost_B
-    return Solution(*(
-        np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-        for new, old in (
-            (sharp.theta_BP, found.theta_BP), (sharp.cost_B, found.cost_B), (sharp.hessian_BPP, found.hessian_BPP),
-            (found.converged_B, found.converged_B), (sharp.residual_BR, found.residual_BR),
-        )
-    ))  # fmt: skip
-
-
-def _least_squares(
-    model: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]],
-    number: int,
-    target_R: Array,
-    weight_R: Array,
-    prior: Prior,
-    start_P: Array,
-) -> Array:
-    """Solve one problem: data rows by Huber's loss, the prior's rows by squares."""
-    free = ~prior.fixed_BP[number]
-    used = weight_R > 0
-    root, w = np.sqrt(weight_R[used]), np.concatenate([weight_R[used], np.full(len(start_P), np.inf)])
-    half_PP = np.linalg.cholesky(prior.precision_BPP[number]).T
-
-    def whole(x: Array) -> Array:
-        theta = start_P.copy()
-        theta[free] = x
-        return theta
-
-    def residuals(x: Array) -> Array:
-        fitted = model(whole(x)[None], np.array([number]))[0][0]
-        return np.concatenate([root * (fitted - target_R)[used], half_PP @ (whole(x) - prior.mean_BP[number])])
-
-    def jacobian(x: Array) -> Array:
-        by_theta = model(whole(x)[None], np.array([number]))[1][0]
-        return np.vstack([root[:, None] * by_theta[used], half_PP])[:, free]
-
-    def loss(z: Array) -> Array:
-        linear = z > HUBER**2 * w
-        size = np.sqrt(np.where(linear, z, 1.0))
-        scale = HUBER * np.sqrt(np.where(linear, w, 1.0))
-        first = np.where(linear, 2 * scale * size - scale**2, z)
-        return np.stack([first, np.where(linear, scale / size, 1.0), np.where(linear, -0.5 * scale / size**3, 0.0)])
-
-    lower = np.where(prior.nonnegative_P, 0.0, -np.inf)[free]
-    start = np.maximum(start_P[free], lower)
-    answer = least_squares(
-        residuals, start, jacobian, bounds=(lower, np.inf), loss=loss, xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=60
-    )
-    return np.where(prior.nonnegative_P & (whole(answer.x) < 1e-12), 0.0, whole(answer.x))  # at its bound
