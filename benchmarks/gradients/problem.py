@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.data.demo import DOMAINS
 from ideal_proxy.data.rows import Row, read_rows
-from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import TokenRows, tokenize_rows
 from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
 from ideal_proxy.gradients.records import ResponseMatrix

@@ -32,7 +32,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.data.rows import read_rows
-from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import IGNORED, TokenRows, tokenize_rows
 from ideal_proxy.proxy import training as proxy
 from ideal_proxy.proxy.attention import row_layout

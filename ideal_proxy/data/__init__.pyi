@@ -26,9 +26,10 @@ from .sources import rows_by_name as rows_by_name
 from .sources import tally_lines as tally_lines
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
-from .template import train_tokenizer as train_tokenizer
+from .tokenizer import train_tokenizer as train_tokenizer
 from .tokens import IGNORED as IGNORED
 from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows
+from .tokens import told_lines as told_lines

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.data.messages import Row
+from ideal_proxy.data.plain import Span
 from ideal_proxy.data.rows import SourceReader
-from ideal_proxy.data.template import ChatTemplate, RefusedRowError, Span
+from ideal_proxy.data.template import ChatTemplate
 from ideal_proxy.data.tokens import kept_tokens
+from ideal_proxy.data.writing import RefusedRowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,11 @@ def preview_rows(
 
 def _preview(domain: str, number: int, row: Row, template: ChatTemplate, context: int) -> Preview:
     try:
-        text, spans = template.render(row.messages, row.tools)
+        written = template.render_row(row)
     except RefusedRowError as error:
         return Preview(domain, number, left_out=str(error))
-    ((ids, marks, places),) = template.tokens_with_places([(text, spans)])
+    text = written.text
+    ((ids, marks, places),) = template.tokens_with_places([(text, written.spans)])
     mask = np.asarray(marks, dtype=np.bool_)
     mask[:1] = False
     if not mask.any():

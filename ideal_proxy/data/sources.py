@@ -10,7 +10,7 @@ from typing import Any
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.data.messages import Row
 from ideal_proxy.data.rows import SourceReader, Tally
-from ideal_proxy.data.template import train_tokenizer
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.store import atomic_write_text
 
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer

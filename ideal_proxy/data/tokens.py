@@ -13,8 +13,8 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.data.messages import Row, row_keys, source_fingerprint
-from ideal_proxy.data.template import ChatTemplate, RefusedRowError
+from ideal_proxy.data.template import ChatTemplate, Rendered
+from ideal_proxy.data.writing import RefusedRowError
 from ideal_proxy.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ Ints = npt.NDArray[np.int64]
 CACHE_FORMAT = "tokens/1"
 CHUNK = 512
 COUNTED_ROWS = 16_384
-COUNTS = ("truncated", "dropped", "answers_cut", "refused", "partly", "supervised_cut")
-PARTLY = "partly"
+COUNTS: dict[str, Any] = {
+    "truncated": 0, "dropped": 0, "answers_cut": 0, "refused": 0, "supervised_cut": 0, "told": {},
+}  # fmt: skip
 REFUSED_SHARE = 0.1  # of the rows, by the template; more is no accident
 IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-entropy has it
 
@@ -52,7 +54,7 @@ class TokenRows:
         answers_cut: of the truncated, rows that lost tokens of an answer.
         refused: rows left out because the chat template refuses them.
         supervised_cut: tokens that carried loss and did not fit, those of dropped rows included.
-        partly: rows of which the chat template does not tell an earlier answer, so that it carries no loss.
+        told: what the chat template made of rows, each to be read after "N rows:", with their number.
     """
 
     ids: npt.NDArray[np.int32]
@@ -64,8 +66,8 @@ class TokenRows:
     dropped: int = 0
     answers_cut: int = 0
     refused: int = 0
-    partly: int = 0
     supervised_cut: int = 0
+    told: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -112,8 +114,8 @@ class TokenRows:
             dropped=self.dropped,
             answers_cut=self.answers_cut,
             refused=self.refused,
-            partly=self.partly,
             supervised_cut=self.supervised_cut,
+            told=self.told,
         )
 
     def save(self, path: str | Path) -> None:
@@ -170,7 +172,7 @@ class TokenRows:
         path = Path(path)
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            digests, content = meta["arrays"], {name: meta.get(name, 0) for name in COUNTS}
+            digests, content = meta["arrays"], {name: meta.get(name, none) for name, none in COUNTS.items()}
             for name in digests:
                 content[name] = np.load(path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
             found = TokenRows(**content)
@@ -267,11 +269,11 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
     masks: list[npt.NDArray[np.bool_]] = []
     kept: list[int] = []
     refused: list[tuple[str, str]] = []
-    lacking: Counter[str] = Counter()
+    told: Counter[str] = Counter()
     truncated = dropped = answers_cut = supervised_cut = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        for n, made in enumerate(_encode(chunk, template, refused, lacking), start=start):
+        for n, made in enumerate(_encode(chunk, template, refused, told), start=start):
             if made is None:
                 continue
             row_ids, row_mask = made
@@ -289,10 +291,12 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             ids.append(one)
             masks.append(mask)
             kept.append(n)
-    partly = lacking.pop(PARTLY, 0)
-    _say_refused(refused, lacking, len(rows))
-    if partly:
-        log.warning("%d rows are partly supervised: the chat template does not tell all of their answers", partly)
+    for reason, count in Counter(reason for reason, _ in refused).items():
+        first = next(text for why, text in refused if why == reason)
+        told[f"left out, {reason} (first: {first})"] = count
+    for line in told_lines(told):
+        log.warning(line)
+    _refuse_too_many(refused, len(rows))
     if dropped:
         log.warning("%d rows without a supervised token are left out", dropped)
     if answers_cut:
@@ -308,40 +312,37 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         dropped=dropped,
         answers_cut=int(answers_cut),
         refused=len(refused),
-        partly=partly,
         supervised_cut=supervised_cut,
+        told=dict(told),
     )
 
 
 def _encode(
-    chunk: Sequence[Row], template: ChatTemplate, refused: list[tuple[str, str]], lacking: Counter[str]
+    chunk: Sequence[Row], template: ChatTemplate, refused: list[tuple[str, str]], told: Counter[str]
 ) -> list[tuple[list[int], list[bool]] | None]:
     """Tokenise some rows; None where the template refuses one, which is noted with the reason."""
-    rendered: list[tuple[str, list[tuple[int, int]]] | None] = []
+    rendered: list[Rendered | None] = []
     for row in chunk:
         try:
-            made = template.render(row.messages, row.tools)
+            made = template.render_row(row)
         except RefusedRowError as error:
             refused.append((error.reason, f"{row.where}: {error}"))
             rendered.append(None)
             continue
         rendered.append(made)
-        lacking[PARTLY] += template.misses(row.messages, made[1])
-        lacking.update(template.lacks(row.messages, row.tools))
-    encoded = iter(template.tokens_of([one for one in rendered if one is not None]))
+        told.update(made.told)
+    encoded = iter(template.tokens_of([(one.text, one.spans) for one in rendered if one is not None]))
     return [None if one is None else next(encoded) for one in rendered]
 
 
-def _say_refused(refused: Sequence[tuple[str, str]], lacking: Counter[str], rows: int) -> None:
-    """Say what the template refuses and what it has no place for; refuse where that is more than a tenth."""
-    for name, count in lacking.items():
-        log.warning("%d rows hold %s, for which the chat template has no place: trained without them", count, name)
-    if not refused:
-        return
-    for reason, count in Counter(reason for reason, _ in refused).items():
-        first = next(text for why, text in refused if why == reason)
-        log.warning("%d rows are left out, %s (first: %s)", count, reason, first)
-    if len(refused) > max(1, REFUSED_SHARE * rows) or len(refused) == rows:
+def told_lines(told: Mapping[str, int]) -> list[str]:
+    """Say what a template made of rows, a sentence each."""
+    return [f"{count:,} row{'' if count == 1 else 's'}: {what}" for what, count in told.items()]
+
+
+def _refuse_too_many(refused: Sequence[tuple[str, str]], rows: int) -> None:
+    """Refuse a source of which the template refuses more than a tenth."""
+    if refused and (len(refused) > max(1, REFUSED_SHARE * rows) or len(refused) == rows):
         raise UserError(
             f"the chat template refuses {len(refused):,} of {rows:,} rows, more than {REFUSED_SHARE:.0%} "
             f"(the first: {refused[0][1]})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ideal_proxy.data import (
     rows_by_name,
     tally_lines,
     tokenize_rows,
+    told_lines,
 )
 from ideal_proxy.pipeline.prepare import CUT_SHARE, cut_text, duplicate_lines, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
@@ -45,9 +45,6 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
             described = _describe(entry.name, tokens) | {"format": source.format.partition(":")[0]}
             if tokens.cut_share > CUT_SHARE:
                 described["too_much_cut"] = cut_text(tokens, config)
-            described["no_place"] = Counter(
-                name for row in source.rows for name in template.lacks(row.messages, row.tools)
-            )
             if kind == "domains":
                 available = len(source.rows)
                 described["base"] = rows_of(
@@ -97,16 +94,7 @@ def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
         found.append(f"{described['dropped']:,} without an answer token are dropped")
     if "too_much_cut" in described and not config.proxy.allow_truncation:
         found.append(described["too_much_cut"])
-    if described["partly"]:
-        found.append(
-            f"{described['partly']:,} rows are partly supervised: the chat template does not tell all of their answers"
-        )
-    if described["refused"]:
-        found.append(f"{described['refused']:,} rows are left out: the chat template refuses them")
-    found += [
-        f"{count:,} rows hold {name}, for which the chat template has no place: trained without them"
-        for name, count in described["no_place"].items()
-    ]
+    found += told_lines(described["told"])
     return found
 
 
@@ -141,6 +129,6 @@ def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:
         "answers_cut": tokens.answers_cut,
         "dropped": tokens.dropped,
         "refused": tokens.refused,
-        "partly": tokens.partly,
+        "told": tokens.told,
         "supervised_cut": tokens.supervised_cut,
     }

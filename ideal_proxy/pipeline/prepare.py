@@ -31,6 +31,7 @@ from ideal_proxy.data import (
     source_fingerprint,
     tally_lines,
     tokenize_rows,
+    told_lines,
 )
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
@@ -176,8 +177,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         if tokens.cut_share > CUT_SHARE and not config.proxy.allow_truncation:
             raise UserError(f"domain {entry.name}: {cut_text(tokens, config)}")
-        if tokens.refused:
-            reporter.note(f"warning: domain {entry.name}: the chat template refuses {tokens.refused:,} rows: left out")
+        for line in told_lines(tokens.told):
+            reporter.note(f"warning: domain {entry.name}: {line}")
         tokens.save(folder / f"domain-{index}")
         domain_facts.append(_domain_facts(entry, rows, tokens, config))
     capability_facts = []

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from ideal_proxy.cli.app import app
 from ideal_proxy.data.preview import preview_rows
 from ideal_proxy.data.rows import SourceReader, read_rows
-from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 
 CHATML = (

@@ -25,7 +25,8 @@ from ideal_proxy.data.duplicates import find_duplicates, prompt_mark
 from ideal_proxy.data.layout import look
 from ideal_proxy.data.messages import Message, Row, chat_record, messages_of
 from ideal_proxy.data.rows import SourceReader, look_through, read_rows, scan
-from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.start import write_run_file
@@ -189,8 +190,7 @@ def supervised(made, messages, tools=()) -> list[str]:
 
 def test_thoughts_and_calls_stand_where_the_template_puts_them_and_are_trained_on():
     made = template(FULL)
-    assert (made.thoughts_key, made.takes_tools, made.takes_calls) == ("reasoning_content", True, True)
-    assert made.lacks(STRUCTURED, (TOOL,)) == []
+    assert made.render_row(Row(STRUCTURED, {}, "s:1", (TOOL,))).told == ()
     call = '<tool_call>add {"q": "x"}</tool_call>'
     thought = "<think>\nI need add.\n</think>\n\nLet me look."
     assert supervised(made, STRUCTURED, (TOOL,)) == [f"{thought}{call}<|im_end|>", "It is 8.<|im_end|>"]
@@ -220,8 +220,8 @@ def test_what_a_template_has_no_place_for_is_counted_and_no_answer_is_trained_wi
     kept = tokenize_rows([*rows, thinking, Row(STRUCTURED, {}, "c:1")], made, 200)
     assert (len(kept), kept.refused) == (61, 1)
     for name in ("thoughts", "tools"):
-        assert f"1 rows hold {name}, for which the chat template has no place: trained without them" in caplog.text
-    assert "1 rows are left out, tool calls without a place in the chat template (first: c:1" in caplog.text
+        assert f"1 row: {name}, for which the chat template has no place: trained without them" in caplog.text
+    assert "1 row: left out, tool calls without a place in the chat template (first: c:1" in caplog.text
 
 
 def test_the_plain_template_writes_thoughts_calls_and_tools_as_text():

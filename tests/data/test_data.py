@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ideal_proxy.data.messages import messages_of
 from ideal_proxy.data.rows import Row, row_key
-from ideal_proxy.data.template import make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import TokenRows, collate, tokenize_rows
 from ideal_proxy.errors import UserError
 
@@ -118,11 +119,14 @@ def test_rows_that_the_template_refuses_are_left_out_and_counted_up_to_a_tenth(t
         "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('odd') }}"
         "{% endif %}{{ m['content'] + '<|end|>' }}{% endfor %}"
     )
-    odd = Row(messages_of([("user", "a"), ("user", "b"), ("assistant", "c")]), {}, "mine.jsonl:7")
+    odd = Row(messages_of([("assistant", "a"), ("user", "b"), ("assistant", "c")]), {}, "mine.jsonl:7")
     rows = [odd, *(row("a", str(n)) for n in range(20)), odd]
     kept = tokenize_rows(rows, make_template(made), 50)
     assert (len(kept), kept.refused, kept.source_index.tolist()) == (20, 2, list(range(1, 21)))
-    assert "2 rows are left out, refused by the chat template (first: mine.jsonl:7: the chat" in caplog.text
+    assert (
+        "2 rows: left out, refused by the chat template, as turns do not alternate (first: mine.jsonl:7: turns"
+        in caplog.text
+    )
     with pytest.raises(UserError, match=r"refuses 2 of 12 rows, more than 10% .the first: mine\.jsonl:7: .*\(odd\)"):
         tokenize_rows(rows[:11] + rows[-1:], make_template(made), 50)
     with pytest.raises(UserError, match="at least 2"):

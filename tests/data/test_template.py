@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ideal_proxy.data.template import PLAIN_JINJA, make_template, train_tokenizer
+from ideal_proxy.data.plain import PLAIN_JINJA
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UserError
 
 TEXT = [
@@ -238,8 +240,8 @@ def test_refusals_say_what_to_do():
     with pytest.raises(UserError, match="no chat template"):
         make_template(plain, plain=False)
     template = make_template(tokenizer(INST))
-    with pytest.raises(UserError, match=r"roles user, user, assistant .*alternate"):
-        template.render([("user", "a"), ("user", "b"), ("assistant", "c")])
+    with pytest.raises(UserError, match=r"alternate \(the assistant speaks first\).* roles assistant, user, assistant"):
+        template.render([("assistant", "a"), ("user", "b"), ("assistant", "c")])
 
 
 def test_a_template_with_todays_date_gives_the_same_tokens_on_any_day():
@@ -296,7 +298,7 @@ def test_identity_tells_tokenizers_and_templates_apart_and_nothing_else():
 def test_training_a_tokenizer_is_deterministic_across_processes_and_threads():
     script = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + '/tests/data')\n"
-        "from test_template import TEXT\nfrom ideal_proxy.data.template import train_tokenizer\n"
+        "from test_template import TEXT\nfrom ideal_proxy.data.tokenizer import train_tokenizer\n"
         "print(hashlib.sha256(train_tokenizer(TEXT, 420).backend_tokenizer.to_str().encode()).hexdigest())"
     )
     root = str(Path(__file__).resolve().parents[2])

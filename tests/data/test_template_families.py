@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ideal_proxy.data.messages import Message, Row
-from ideal_proxy.data.template import ChatTemplate, make_template, train_tokenizer
+from ideal_proxy.data.messages import Message, Row, messages_of
+from ideal_proxy.data.template import FORGOTTEN, MERGED, PARTLY, ChatTemplate, make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 
 TURNS = [("user", "Sort 3 1 2"), ("assistant", "1 2 3"), ("user", "Reverse it"), ("assistant", "3 2 1 done")]
@@ -102,8 +103,65 @@ def test_rows_of_which_an_answer_is_not_told_are_counted_as_partly_supervised(ca
     jinja += "{{ m['content'] + '<|im_end|>\n' }}{% endif %}" + TAIL
     template = make_template(tokenizer(jinja))
     rows = [Row(tuple(Message(*turn) for turn in TURNS[:n]), {}, f"row {n}") for n in (4, 2, 4)]
-    assert tokenize_rows(rows, template, 200).partly == 2
-    assert "2 rows are partly supervised" in caplog.text
+    assert tokenize_rows(rows, template, 200).told == {PARTLY: 2}
+    assert "2 rows: partly supervised" in caplog.text
+
+
+ALTERNATES = (  # Gemma's and Mistral's: no system role, and turns must alternate
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+USER, ANSWER = Message("user", "Sort 3 1 2"), Message("assistant", "1 2 3")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([USER, ("user", "Reverse it"), ANSWER], ["1 2 3<end_of_turn>"]),
+        ([USER, ANSWER, ("assistant", "done")], ["1 2 3\n\ndone<end_of_turn>"]),
+        ([("system", "it"), USER, ("user", "Reverse it"), ANSWER, USER, ANSWER], ["1 2 3<end_of_turn>"] * 2),
+    ],
+    ids=["two questions", "two answers", "system text and two questions"],
+)
+def test_neighbours_of_one_role_are_merged_where_the_template_demands_it(said, expected: list[str]) -> None:
+    strict, free = (make_template(tokenizer(jinja, ALTERNATES)) for jinja in (ALTERNATES, UNMARKED))
+    row = Row(messages_of(said), {}, "mine.jsonl:1")
+    written = strict.render_row(row)
+    assert [written.text[a:b] for a, b in written.spans] == expected
+    assert written.told == (MERGED,)
+    assert "Sort 3 1 2\n\nReverse it" in written.text or "1 2 3\n\ndone" in written.text
+    as_it_is = free.render_row(row)
+    assert as_it_is.told == ()
+    assert as_it_is.text.count("<|im_start|>") == len(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [ANSWER, USER, ANSWER],
+        [USER, Message("assistant", "hm", trained=False), ANSWER],  # one answer with loss, one without
+    ],
+    ids=["the assistant first", "an answer without loss before one with"],
+)
+def test_rows_that_cannot_be_merged_are_left_out_under_that_name(said, caplog: pytest.LogCaptureFixture) -> None:
+    template = make_template(tokenizer(ALTERNATES))
+    rows = [Row((USER, ANSWER), {}, f"mine.jsonl:{n}") for n in range(20)]
+    kept = tokenize_rows([*rows, Row(tuple(said), {}, "mine.jsonl:99")], template, 200)
+    assert (len(kept), kept.refused) == (20, 1)
+    assert (
+        "1 row: left out, refused by the chat template, as turns do not alternate (first: mine.jsonl:99" in caplog.text
+    )
+
+
+def test_thoughts_that_the_template_removes_are_counted() -> None:
+    template = make_template(tokenizer(FORGETS_THOUGHTS))
+    thought = ("assistant", "<think>\nhm\n</think>\n\n1 2 3")
+    rows = [[USER, thought, USER, ANSWER], [USER, ANSWER, USER, thought], [USER, thought], [USER, ANSWER, USER, ANSWER]]
+    told = tokenize_rows([Row(messages_of(said), {}, "x") for said in rows], template, 200).told
+    assert told == {FORGOTTEN: 1}
 
 
 # The families' own templates. Reasons for every difference stand in docs/templates.md.

@@ -17,7 +17,7 @@ import yaml
 from builders import ROOT, TESTS, make_context, spec, write_rows
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.data.template import train_tokenizer
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import override
 from ideal_proxy.proxy.metric import MetricSpec, MetricStopped, export_model, measure, parse_score

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ideal_proxy.data.template import train_tokenizer
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, save_model, with_lora

@@ -9,8 +9,10 @@ from tiny_llama import NAMES, tiny_domains, tiny_llama, tiny_references
 from torch import Tensor, nn
 
 from ideal_proxy.data.messages import messages_of
+from ideal_proxy.data.plain import END
 from ideal_proxy.data.rows import Row
-from ideal_proxy.data.template import END, make_template, train_tokenizer
+from ideal_proxy.data.template import make_template
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import collate, tokenize_rows
 from ideal_proxy.gradients import influence
 from ideal_proxy.gradients.curvature import LabelledLogits

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ideal_proxy.cli.app import app
-from ideal_proxy.data.template import train_tokenizer
+from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, quiet_libraries, with_lora
