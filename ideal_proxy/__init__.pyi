@@ -1,3 +1,4 @@
+from .domains import Domains as Domains
 from .errors import UserError as UserError
 from .mixture import MixtureFile as MixtureFile
 from .mixture import apply_mixture as apply_mixture

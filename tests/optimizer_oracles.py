@@ -30,7 +30,7 @@ def brute_force(
     first = low.copy(), high.copy()
     last = int(np.argmax(high - low))
     others = [i for i in range(len(per_row)) if i != last]
-    best, point = np.inf, problem.base
+    best, point = np.inf, problem.domains.base
     relative = RelativeLosses(law, problem)
     for _ in range(rounds):
         axes = [np.linspace(low[i], high[i], steps if high[i] > low[i] else 1) for i in others]
@@ -41,7 +41,7 @@ def brute_force(
         allowed = np.all(v >= 0, axis=1)
         for atom in atoms:
             value = v @ atom.weights
-            tolerance = 1e-9 * max(1, np.abs(atom.weights * problem.base).sum())
+            tolerance = 1e-9 * max(1, np.abs(atom.weights * problem.domains.base).sum())
             allowed &= (value >= atom.lower - tolerance) & (value <= atom.upper + tolerance)
         v = v[allowed]
         value = score(law.losses(v) / relative.base_losses_J, v)
@@ -58,7 +58,7 @@ def cvxpy_optimum(law: ExplicitLaw, constraints: Constraints, worst: bool) -> fl
     import cvxpy as cp
 
     problem = constraints.problem
-    size = len(problem.base)
+    size = len(problem.domains.base)
     share, more = cp.Variable(size, nonneg=True), cp.Variable(size, nonneg=True)
     x, rules = share, []
     if law.available_D is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from ideal_proxy.amounts import Amount, Comparison
 from ideal_proxy.config import parse_config
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError
 from ideal_proxy.limits import Budget, Limits
 from ideal_proxy.optimizer import Constraints, Limit, Problem
@@ -79,9 +80,11 @@ def test_a_group_that_cannot_be_read_is_refused_with_the_run_file() -> None:
 
 
 def test_a_trust_region_lies_around_its_centre() -> None:
-    problem = Problem(domains=tuple(DOMAINS), capabilities=tuple(CAPABILITIES), base=np.array([100.0, 200.0, 300.0]))
+    problem = Problem(
+        domains=Domains(names=tuple(DOMAINS), base=np.array([100.0, 200.0, 300.0])), capabilities=tuple(CAPABILITIES)
+    )
     centre = np.array([400.0, 50.0, 100.0])
-    found = Constraints.of(Limits(repeat_cap=None), problem, trust_region=0.5, trust_centre=centre)
+    found = Constraints(problem=problem, limits=Limits(repeat_cap=None), trust_region=0.5, trust_centre=centre)
     atoms = [atom for atom in found.atoms() if atom.kind is Limit.TRUST_REGION]
     highest = {atom.index: atom.upper for atom in atoms if np.isfinite(atom.upper)}
     assert highest == {i: pytest.approx((v + 2.0) * np.exp(0.5) - 2.0) for i, v in enumerate(centre)}

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from explicit_law import random_law
 from optimizer_oracles import brute_force, cvxpy_optimum
 
+from ideal_proxy.domains import Domains
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses
 from ideal_proxy.optimizer.optimum import Optimum, optimize
@@ -45,13 +46,9 @@ KINDS = {
 
 def make_problem(rng: np.random.Generator, domains: int, capabilities: int) -> Problem:
     base = rng.uniform(500, 5000, domains)
-    return Problem(
-        domains=tuple(f"d{i}" for i in range(domains)),
-        capabilities=tuple(f"c{j}" for j in range(capabilities)),
-        base=base,
-        available=base,
-        tokens_per_row=rng.uniform(100, 500, domains),
-    )
+    names = tuple(f"d{i}" for i in range(domains))
+    found = Domains(names=names, base=base, available=base, tokens_per_row=rng.uniform(100, 500, domains))
+    return Problem(domains=found, capabilities=tuple(f"c{j}" for j in range(capabilities)))
 
 
 def timed(law: Any, objective: Objective, constraints: Constraints) -> tuple[Optimum, float, float]:
@@ -68,7 +65,14 @@ def timing() -> list[dict[str, Any]]:
             for seed in range(LAWS):
                 rng = np.random.default_rng(seed)
                 problem = make_problem(rng, domains, capabilities)
-                law = random_law(rng, problem.base, capabilities, available_D=problem.available, harm=harm, draws=draws)
+                law = random_law(
+                    rng,
+                    problem.domains.base,
+                    capabilities,
+                    available_D=problem.domains.available,
+                    harm=harm,
+                    draws=draws,
+                )
                 found, wall, cpu = timed(law, objective, Constraints(problem=problem))
                 seconds.append(wall)
                 processor.append(cpu)
@@ -97,7 +101,7 @@ def agreement() -> list[dict[str, Any]]:
         for seed in range(10 if oracle == "grid" else 5):
             rng = np.random.default_rng(100 + seed)
             problem = make_problem(rng, domains, domains)
-            law = random_law(rng, problem.base, domains, available_D=problem.available, harm=harm)
+            law = random_law(rng, problem.domains.base, domains, available_D=problem.domains.available, harm=harm)
             constraints = Constraints.from_options({"trust_region": 1.5}, problem)
             if oracle == "cvxpy":
                 law.gamma_J, law.alpha_J = np.full(domains, 0.5), np.round(law.alpha_J, 1)
@@ -130,12 +134,12 @@ def fitted() -> list[dict[str, Any]]:
     for domains, capabilities, runs, process in ((5, 5, 30, "auto"), (20, 13, 80, "auto"), (100, 13, 150, "never")):
         rng = np.random.default_rng(0)
         problem = make_problem(rng, domains, capabilities)
-        law = random_law(rng, problem.base, capabilities, available_D=problem.available)
-        v = problem.base * np.exp(rng.uniform(-1.2, 1.2, (runs, domains)))
+        law = random_law(rng, problem.domains.base, capabilities, available_D=problem.domains.available)
+        v = problem.domains.base * np.exp(rng.uniform(-1.2, 1.2, (runs, domains)))
         losses = law.losses(v) * (1 + 0.003 * rng.normal(size=(runs, capabilities)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = ResponseModel(unit="rows", available=problem.available, process=process, random_state=0)
+            model = ResponseModel(unit="rows", available=problem.domains.available, process=process, random_state=0)
             model.fit(v, losses)
         constraints = Constraints.from_options({"trust_region": 1.2}, problem)
         truth = RelativeLosses(law, problem)

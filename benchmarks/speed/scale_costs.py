@@ -91,7 +91,7 @@ def problem(domains: int, options: argparse.Namespace) -> tuple[Any, Prepared]:
         for n in judged
     ]  # fmt: skip
     return config, Prepared(
-        folder=Path(), domains=tuple(facts), capabilities=tuple(references), health={}, vocabulary=0, template={}
+        folder=Path(), facts=tuple(facts), capabilities=tuple(references), health={}, vocabulary=0, template={}
     )
 
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 import numpy as np
 from scipy.optimize import linprog
 
+from ideal_proxy.domains import FloatArray
 from ideal_proxy.errors import UserError
-from ideal_proxy.optimizer.constraints import Atom, FloatArray, Limit, ScalarFunction, show
+from ideal_proxy.optimizer.constraints import Atom, Limit, ScalarFunction, show
 from ideal_proxy.optimizer.program import Program, project, solve
 
 Member = TypeVar("Member")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ideal_proxy.amounts import check_name
+from ideal_proxy.domains import FloatArray
 from ideal_proxy.errors import UsageError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom
-from ideal_proxy.optimizer.constraints import Constraints, FloatArray, Limit
+from ideal_proxy.optimizer.constraints import Constraints, Limit
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses, ResponseSurface, weighted_function
 from ideal_proxy.optimizer.optimum import Optimum, at_most, prepare, run
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ideal_proxy.amounts import check_name, parse_fraction
+from ideal_proxy.domains import FloatArray
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.optimizer.constraints import Constraints, FloatArray, Problem, ScalarFunction, VectorFunction
+from ideal_proxy.optimizer.constraints import Constraints, Problem, ScalarFunction, VectorFunction
 from ideal_proxy.response import Yardstick, directions
 
 SD_ROUNDING = 1e-5
@@ -111,7 +112,7 @@ class RelativeLosses:
 
     def __init__(self, model: ResponseSurface, problem: Problem, scale: Mapping[str, float] | None = None) -> None:
         self._model = model
-        base, jacobian = model.value_and_gradient(problem.base)
+        base, jacobian = model.value_and_gradient(problem.domains.base)
         shape = len(problem.capabilities), len(problem.domains)
         if jacobian.shape != shape:
             raise ValueError(f"the model has {jacobian.shape} capabilities and domains; the problem has {shape}")
@@ -168,7 +169,7 @@ class RelativeLosses:
             return bound, gradient
         draws, draws_jacobian = self._remember(True, v)
         if self._base_draws_SJ is None:
-            self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.base)[0])
+            self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.domains.base)[0])
         relative_SJ = self._relative(draws, self._base_draws_SJ)
         factor_SJ = directions(self._stick.kinds) / self._stick.divisor(self._base_draws_SJ)
         combined_SK = relative_SJ @ weights_KJ.T
@@ -232,7 +233,7 @@ def kl_from_base(constraints: Constraints) -> ScalarFunction:
 def kl_excess(constraints: Constraints, cap: float) -> ScalarFunction:
     """Make `KL − cap <= 0` a convex function of the volumes by multiplying it with the total (a perspective)."""
     per_row, base_share = _smoothed(constraints)
-    base_total = float(per_row @ (constraints.problem.base + constraints.eta))
+    base_total = float(per_row @ (constraints.domains.base + constraints.eta))
 
     def function(v: FloatArray) -> tuple[float, FloatArray]:
         q = per_row * (v + constraints.eta)
@@ -244,7 +245,7 @@ def kl_excess(constraints: Constraints, cap: float) -> ScalarFunction:
 
 def _smoothed(constraints: Constraints) -> tuple[FloatArray, FloatArray]:
     per_row = constraints.unit_weights()
-    base = per_row * (constraints.problem.base + constraints.eta)
+    base = per_row * (constraints.domains.base + constraints.eta)
     return per_row, np.asarray(base / base.sum(), dtype=np.float64)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.domains import FloatArray
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom, box, check_linear, check_nonlinear
-from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray, Limit, Problem, ScalarFunction, show
+from ideal_proxy.optimizer.constraints import Atom, Constraints, Limit, Problem, ScalarFunction, show
 from ideal_proxy.optimizer.objective import (
     Objective,
     RelativeLosses,
@@ -112,7 +113,7 @@ class Optimum:
         Returns:
             Numbers, texts and lists only.
         """
-        names, targets = self.problem.domains, self.problem.capabilities
+        names, targets = self.problem.domains.names, self.problem.capabilities
         return {
             "volumes": dict(zip(names, self.volumes.tolist(), strict=True)),
             "objective": self.objective,
@@ -243,7 +244,7 @@ def prepare(
     problem = constraints.problem
     losses = RelativeLosses(model, problem, objective.scale)
     atoms = constraints.atoms()
-    scale = np.maximum(problem.base, 0.1 * problem.base.mean())
+    scale = np.maximum(problem.domains.base, 0.1 * problem.domains.base.mean())
     check_linear(atoms, scale)
     lower, upper = _finite_box(constraints, atoms)
     general = [a for a in atoms if a.index is None]
@@ -296,7 +297,7 @@ def _plus_kl(smooth: ScalarFunction | None, kl: ScalarFunction, penalty: float) 
 def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints: Constraints) -> list[NonlinearAtom]:
     atoms = []
     level = constraints.confidence
-    for name, tolerance in constraints.must_not_drop.items():
+    for name, tolerance in constraints.limits.must_not_drop.items():
         j = constraints.problem.capabilities.index(name)
         label = f"must not drop: {name} (tolerance {100 * tolerance:g} %, {100 * level:g} % upper bound)"
         function = at_most(
@@ -330,11 +331,11 @@ def at_most(function: ScalarFunction, limit: float) -> ScalarFunction:
 
 
 def _finite_box(constraints: Constraints, atoms: Sequence[Atom]) -> tuple[FloatArray, FloatArray]:
-    lower, upper = box(atoms, len(constraints.problem.domains))
+    lower, upper = box(atoms, len(constraints.domains))
     if (total := constraints.budget_total) is not None:
         upper = np.minimum(upper, total / constraints.unit_weights())
     if not np.all(np.isfinite(upper)):
-        names = [d for d, x in zip(constraints.problem.domains, upper, strict=True) if not np.isfinite(x)]
+        names = [d for d, x in zip(constraints.domains.names, upper, strict=True) if not np.isfinite(x)]
         raise UserError(
             f"Nothing limits the volume of {', '.join(names)}: the budget is free and there is no cap; give a "
             "budget, an upper bound, a trust region, or available rows with a repeat cap."
@@ -345,7 +346,7 @@ def _finite_box(constraints: Constraints, atoms: Sequence[Atom]) -> tuple[FloatA
 
 def _starts(task: Task, rng: np.random.Generator, count: int) -> Iterable[FloatArray]:
     """Base first, then the middle of the box, then mixtures spread log-normally about the base."""
-    program, base = task.program, task.constraints.problem.base
+    program, base = task.program, task.constraints.domains.base
     yield project(program, base)
     if count > 1:
         yield project(program, (program.lower + program.upper) / 2)
@@ -415,7 +416,7 @@ def _proven(solution: Solution) -> bool:
 
 def _prefer_base(task: Task, best: Solution) -> Solution:
     """Keep the base mixture where it is allowed and nothing found is better."""
-    base = task.constraints.problem.base
+    base = task.constraints.domains.base
     certificate = _certificate(task, base)
     objective = task.program.evaluate(base).objective
     if certificate.violation > 1e-9 or objective > best.objective:
@@ -436,11 +437,11 @@ def _report(task: Task, solution: Solution, starts: int) -> Optimum:
             "loosen a tolerance or try more starts."
         )
     objective = task.program.evaluate(v).objective
-    base_objective = task.program.evaluate(problem.base).objective
+    base_objective = task.program.evaluate(problem.domains.base).objective
     relative = losses.point(v)[0]
     upper = each_function(losses, list(range(len(relative))), REPORT_CONFIDENCE)(v)[0]
     solved = certificate.residual <= KKT_TOLERANCE or (task.convex and certificate.gap <= _GAP)
-    no_gain = base_objective - objective <= _NO_GAIN and np.allclose(v, problem.base, rtol=1e-3)
+    no_gain = base_objective - objective <= _NO_GAIN and np.allclose(v, problem.domains.base, rtol=1e-3)
     if not solved:
         message = Message.NOT_SOLVED
     elif task.convex:
@@ -478,4 +479,4 @@ def _active(task: Task, v: FloatArray) -> Iterable[tuple[Limit, str]]:
         if hard.function(v)[0] >= -_TIGHT:
             yield hard.kind, hard.label
     for i in np.flatnonzero(v <= _TIGHT * scale):
-        yield Limit.UNUSED, f"not used: {problem.domains[i]} = {show(0.0, problem.unit)}"
+        yield Limit.UNUSED, f"not used: {problem.domains.names[i]} = {show(0.0, problem.domains.unit)}"

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from ideal_proxy.optimizer.constraints import FloatArray, ScalarFunction, VectorFunction
+from ideal_proxy.domains import FloatArray
+from ideal_proxy.optimizer.constraints import ScalarFunction, VectorFunction
 
 ACTIVE_SLACK = 1e-6
 """A constraint with less slack than this, in units of `scale`, may carry a multiplier."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from ideal_proxy.optimizer.constraints import Atom, Constraints, FloatArray, Limit
+from ideal_proxy.domains import FloatArray
+from ideal_proxy.optimizer.constraints import Atom, Constraints, Limit
 
 IntArray = NDArray[np.int64]
 _ROUNDING = 1e-6
@@ -34,7 +35,7 @@ def round_volumes(volumes: FloatArray, constraints: Constraints) -> IntArray:
     Raises:
         ValueError: the volumes are shares.
     """
-    if constraints.problem.unit == "share":
+    if constraints.domains.unit == "share":
         raise ValueError("shares have no rows to round to; multiply them with a number of rows first")
     v = np.asarray(volumes, dtype=np.float64)
     atoms = constraints.atoms()

@@ -43,7 +43,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
     # Pretrained proxies need no warm start: every row may be drawn.
     scratch = config.proxy.model is None
     pools, reserved, available = [], [], []
-    for index, domain in enumerate(prepared.domains):
+    for index, domain in enumerate(prepared.facts):
         rows = prepared.domain_rows(index)
         mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
         pools.append(rows.select(np.flatnonzero(~mask)))
@@ -55,7 +55,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
     names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
     context = SwarmContext(
         folder=folder,
-        domains=tuple(prepared.domain_names),
+        domains=tuple(prepared.domains.names),
         references=tuple(reference(j, half) for j, half in names),
         available=tuple(available),
         size=config.proxy.size or "",

@@ -47,7 +47,7 @@ class Evidence:
         """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
         of_losses = isinstance(model.kind, str)
         return model.fit(
-            pd.DataFrame(self.volumes, columns=prepared.domain_names),
+            pd.DataFrame(self.volumes, columns=prepared.domains.names),
             pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names),
             run_id=np.asarray(self.ids), seed_id=self.seeds,
             baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,

@@ -79,7 +79,7 @@ class SearchRun:
     @property
     def domains(self) -> list[str]:
         """D names."""
-        return self.prepared.domain_names
+        return list(self.prepared.domains.names)
 
     @property
     def capabilities(self) -> list[str]:
@@ -89,7 +89,7 @@ class SearchRun:
     @property
     def base(self) -> Array:
         """Rows of the base mixture, shape (D,)."""
-        return self.prepared.column("base")
+        return self.prepared.domains.base
 
     @property
     def proposal(self) -> Array:

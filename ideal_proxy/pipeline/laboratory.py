@@ -112,7 +112,7 @@ class Laboratory:
         return self._first_design()[0]
 
     def _first_design(self) -> tuple[Array, NDArray[np.int64]]:
-        return self._design(self.prepared.column("base"), self.config.swarm.spread, self.plan.runs, 0)
+        return self._design(self.prepared.domains.base, self.config.swarm.spread, self.plan.runs, 0)
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
         """Train base and two spread mixtures at every rate."""
@@ -159,7 +159,7 @@ class Laboratory:
         if done:
             parts = [ResponseMatrix.load(result.folder / RESPONSES) for result in done]
             mean = mean_over_seeds(parts, self.prepared.capability_names)
-            mean = replace(mean, domains=tuple(self.prepared.domain_names))
+            mean = replace(mean, domains=tuple(self.prepared.domains.names))
             mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
             self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
 
@@ -199,7 +199,7 @@ class Laboratory:
         self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
     ) -> list[PairedLosses | PairedScores]:
         """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave."""
-        base = self.prepared.column("base")
+        base = self.prepared.domains.base
         specs = [
             (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
             for s in seeds
@@ -253,7 +253,7 @@ class Laboratory:
     def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Count the tokens that full-size volumes really draw."""
         counts = []
-        for index, name in enumerate(self.prepared.domain_names):
+        for index, name in enumerate(self.prepared.domains.names):
             tokens = self.prepared.domain_rows(index)
             drawn, _ = draw(domain_order(self.config.seed, name, tokens.keys), int(rows[index]))
             counts.append((int(tokens.lengths[drawn].sum()), int(tokens.supervised_tokens[drawn].sum())))
@@ -267,7 +267,7 @@ class Laboratory:
                 "run": run, "role": self._roles[run], "seed": result.spec.seed,
                 "learning_rate": result.spec.learning_rate,
             }  # fmt: skip
-            for name, volume in zip(self.prepared.domain_names, result.spec.volumes, strict=True):
+            for name, volume in zip(self.prepared.domains.names, result.spec.volumes, strict=True):
                 line[f"rows/{name}"] = volume
             for j, name in enumerate(self.prepared.capability_names):
                 for half in ("search", "verify"):
@@ -305,7 +305,7 @@ class Laboratory:
 
     def _design(self, centre: Array, spread: float, count: int, number: int) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
-        weights = self.prepared.column("tokens_per_row")
+        weights = self.prepared.domains.lengths
         if self.config.budget.unit == "rows":
             weights = np.ones_like(weights)
         return make_design(
@@ -396,7 +396,7 @@ class Laboratory:
         if not self.tracker:
             return
         result = load_result(self.folder, event.run)
-        names = zip(self.prepared.domain_names, result.spec.volumes, strict=True)
+        names = zip(self.prepared.domains.names, result.spec.volumes, strict=True)
         self.tracker.tell(
             "run finished", run=event.run, role=result.spec.role, seed=result.spec.seed,
             learning_rate=result.spec.learning_rate, rows={name: round(volume) for name, volume in names},

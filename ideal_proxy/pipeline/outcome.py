@@ -75,7 +75,7 @@ def _result(
 ) -> dict[str, Any]:
     """Collect every number that the terminal and the report show."""
     proposal, verdict = chosen.proposal, chosen.verdict
-    base = prepared.column("base").astype(int)
+    base = prepared.domains.base.astype(int)
     rows = proposal.rows
     drawn, drawn_base = (np.array(laboratory.drawn_tokens(v))[:, 0] for v in (rows, base))
     paired = laboratory.paired_losses(chosen.number)
@@ -96,7 +96,7 @@ def _result(
             "repeat": float(rows[i] / domain.available),
             "bootstrap": [float(x) for x in moved[i]],
         }
-        for i, domain in enumerate(prepared.domains)
+        for i, domain in enumerate(prepared.facts)
     ]
     capabilities = [
         {
@@ -245,7 +245,7 @@ def _mixture(
 ) -> MixtureFile:
     """Compose the mixture file: the proposal where it improves, the base where it does not."""
     adopted = chosen.verdict.answer == IMPROVES
-    base = prepared.column("base").astype(np.int64)
+    base = prepared.domains.base.astype(np.int64)
     rows: NDArray[np.int64] = chosen.proposal.rows if adopted else base
     drawn = laboratory.drawn_tokens(rows)
     total = max(1, sum(tokens for tokens, _ in drawn))
@@ -269,7 +269,7 @@ def _mixture(
                 base_rows=int(base[i]),
                 change=float(rows[i] / base[i] - 1) if base[i] else None,
             )
-            for i, domain in enumerate(prepared.domains)
+            for i, domain in enumerate(prepared.facts)
         ],
         capabilities=[
             CapabilityResult(
@@ -323,7 +323,7 @@ def _mixture(
 
 def _limits(config: SearchConfig, prepared: Prepared) -> Limits:
     """Give the limits that a full-size run obeys too: bounds of domains where the run file sets them."""
-    both = list(zip(prepared.domains, config.domains, strict=True))
+    both = list(zip(prepared.facts, config.domains, strict=True))
     return replace(
         config.limits,
         lower={d.name: Amount(float(d.lower), "rows") for d, _ in both if d.lower > 0},

@@ -185,7 +185,7 @@ def _rounds(
 ) -> list[RoundOutcome]:
     """Search and check until it is decided or rounds or budget are used."""
     outcomes: list[RoundOutcome] = []
-    centre = prepared.column("base")
+    centre = prepared.domains.base
     started = time.monotonic()
     for number in range(plan.rounds):
         count = plan.runs if number == 0 else plan.more_runs
@@ -202,7 +202,7 @@ def _rounds(
             reporter.note(line)
         if evidence.gradients:
             reporter.note(gradient_note(proposal.model, laboratory.gradients))
-        tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domain_names))
+        tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
         verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
         tracker.tell("verdict", **_told_verdict(number, verdict))
         outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))
@@ -225,7 +225,7 @@ def _trained(plan: Plan) -> str:
     return f" ({trained / 1e6:.2g}M trained)" if trained not in (None, plan.parameters) else ""
 
 
-def _told_fit(number: int, proposal: Proposal, names: list[str]) -> dict[str, Any]:
+def _told_fit(number: int, proposal: Proposal, names: Sequence[str]) -> dict[str, Any]:
     """Say to the tracker what a round's fit proposes."""
     gain = proposal.predicted.gain
     return {

@@ -100,7 +100,7 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         found = replace(
             found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
         )
-    size = len(prepared.domains)
+    size = len(prepared.facts)
     runs = config.swarm.runs or 3 * (size + 1)
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
     plan = Plan(
@@ -172,8 +172,8 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
     """Work out runs, steps, tokens and time of every stage."""
-    base = prepared.column("base") * plan.fraction
-    length_D, labelled_D = prepared.column("tokens_per_row"), prepared.column("supervised_per_row")
+    base = prepared.domains.base * plan.fraction
+    length_D, labelled_D = prepared.domains.lengths, prepared.column("supervised_per_row")
     tokens, labelled = float(base @ length_D), float(base @ labelled_D)
     length = tokens / max(float(base.sum()), 1e-9)
     steps = int(np.ceil(float(base.sum()) / config.proxy.batch_rows))
@@ -251,7 +251,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
 
 def _judging(prepared: Prepared, products: Products) -> float:
     """Count the FLOPs of judging a proxy on half of every capability's reference rows."""
-    length = float(prepared.column("tokens_per_row").mean())
+    length = float(prepared.domains.lengths.mean())
     rows = sum(capability.rows for capability in prepared.capabilities)
     labelled = sum(capability.supervised_tokens for capability in prepared.capabilities)
     return products.judging(rows * length / 2, labelled / 2, length)
@@ -259,14 +259,14 @@ def _judging(prepared: Prepared, products: Products) -> float:
 
 def _warm_tokens(prepared: Prepared) -> tuple[float, float]:
     """Return tokens and rows of the warm start: equal tokens of every domain, none more than four times over."""
-    sizes = np.array([domain.reserved * domain.tokens_per_row for domain in prepared.domains])
+    sizes = np.array([domain.reserved * domain.tokens_per_row for domain in prepared.facts])
     goal = min(float(sizes.mean()), 4 * float(sizes.min()))
-    return goal * len(sizes), float((goal / prepared.column("tokens_per_row")).sum())
+    return goal * len(sizes), float((goal / prepared.domains.lengths).sum())
 
 
 def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float | None:
     """Estimate a worker's memory where that was checked: on a CPU."""
-    longest = float(max(domain.longest for domain in prepared.domains))
+    longest = float(max(domain.longest for domain in prepared.facts))
     at_once = micro_batch_tokens(config, plan.device) or CPU_MICRO_BATCH
     return worker_bytes(plan.products, plan.parameters, at_once, longest) if plan.device == "cpu" else None
 
@@ -285,13 +285,13 @@ def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
 
 def largest_fraction(prepared: Prepared) -> float:
     """Return the largest φ for which φ·U_i rows are left beside the warm start's, in every domain."""
-    return float(min(1 - domain.reserved / domain.available for domain in prepared.domains))
+    return float(min(1 - domain.reserved / domain.available for domain in prepared.facts))
 
 
 def _default_fraction(config: SearchConfig, prepared: Prepared) -> float:
     """Draw about PROXY_ROWS rows of the base, or what the run file says."""
     largest = largest_fraction(prepared)
-    wanted = config.proxy.fraction or PROXY_ROWS / float(prepared.column("base").sum())
+    wanted = config.proxy.fraction or PROXY_ROWS / float(prepared.domains.base.sum())
     return round(min(wanted, largest), 6) if wanted < largest else np.floor(largest * 1e6) / 1e6
 
 
@@ -312,7 +312,7 @@ def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan
     full = describe_plan(config, prepared, replace(plan, fraction=1.0))["total"]["seconds"]
     none = describe_plan(config, prepared, replace(plan, fraction=1e-9))["total"]["seconds"]
     fraction = (allowed - none) / (full - none)
-    least = LEAST_PROXY_ROWS / float(prepared.column("base").sum())
+    least = LEAST_PROXY_ROWS / float(prepared.domains.base.sum())
     if fraction < least:
         needed = (none + least * (full - none)) / 0.9
         raise UsageError(

@@ -33,6 +33,7 @@ from ideal_proxy.data import (
     tokenize_rows,
     told_lines,
 )
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
@@ -104,21 +105,32 @@ class Prepared:
 
     Attributes:
         folder: `prepared/` of the run directory.
-        domains: D domains.
+        facts: of the D domains.
         capabilities: J capabilities.
         health: duplicates and leaks, as counts.
         vocabulary: number of tokens of the tokenizer.
         template: what the mixture file says of the template.
         base_model: of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy.
+        domains: the domains that every mixture of the search is over, in full-size rows.
     """
 
     folder: Path
-    domains: tuple[DomainFacts, ...]
+    facts: tuple[DomainFacts, ...]
     capabilities: tuple[CapabilityFacts, ...]
     health: dict[str, Any]
     vocabulary: int
     template: dict[str, Any]
     base_model: dict[str, Any] = field(default_factory=dict)
+    domains: Domains = field(init=False)
+
+    def __post_init__(self) -> None:
+        domains = Domains(
+            names=tuple(facts.name for facts in self.facts),
+            base=self.column("base"),
+            available=self.column("available"),
+            tokens_per_row=self.column("tokens_per_row"),
+        )
+        object.__setattr__(self, "domains", domains)
 
     @property
     def kept_base(self) -> Path:
@@ -127,12 +139,7 @@ class Prepared:
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every domain."""
-        return np.array([getattr(domain, name) for domain in self.domains], dtype=float)
-
-    @property
-    def domain_names(self) -> list[str]:
-        """D names."""
-        return [domain.name for domain in self.domains]
+        return np.array([getattr(domain, name) for domain in self.facts], dtype=float)
 
     @property
     def capability_names(self) -> list[str]:
@@ -215,7 +222,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         reporter.note(f"warning: {line}")
     prepared = Prepared(
         folder=folder,
-        domains=tuple(domain_facts),
+        facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
         health={"duplicates": duplicate_lines(report), "stamps": _stamps(domain_facts, capability_facts)},
         vocabulary=len(tokenizer),
@@ -364,7 +371,7 @@ def _refuse_changed(prepared: Prepared) -> None:
         if path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == stamp:
             continue
         if path.is_file() and path.stat().st_size == stamp[0]:
-            entries: list[DomainFacts | CapabilityFacts] = [*prepared.domains, *prepared.capabilities]
+            entries: list[DomainFacts | CapabilityFacts] = [*prepared.facts, *prepared.capabilities]
             entry = next(e for e in entries if e.source == source)
             if source_fingerprint(row_keys(read_rows(source, format=entry.format, max_bad=-1))) == entry.fingerprint:
                 continue
@@ -374,18 +381,19 @@ def _refuse_changed(prepared: Prepared) -> None:
 
 
 def _as_json(prepared: Prepared) -> dict[str, Any]:
-    value = asdict(prepared)
+    value = {entry.name: getattr(prepared, entry.name) for entry in fields(prepared) if entry.init}
     del value["folder"]
-    return value
+    value = {"domains": [asdict(facts) for facts in value.pop("facts")]} | value
+    return value | {"capabilities": [asdict(facts) for facts in value["capabilities"]]}
 
 
 def load_prepared(folder: Path) -> Prepared:
     """Read what an earlier command prepared; what versions before wrote nothing of is empty."""
     value = read_json(folder / "facts.json")
-    rest = {entry.name for entry in fields(Prepared)} - {"folder", "domains", "capabilities"}
+    rest = {entry.name for entry in fields(Prepared) if entry.init} - {"folder", "facts", "capabilities"}
     return Prepared(
         folder=folder,
-        domains=tuple(DomainFacts(**entry) for entry in value["domains"]),
+        facts=tuple(DomainFacts(**entry) for entry in value["domains"]),
         capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
         **{name: value.get(name, {}) for name in rest},
     )

@@ -93,7 +93,7 @@ def fit_and_propose(
 ) -> Proposal:
     """Fit the law to the runs and optimise the volumes."""
     loss_model, notes = _fit(evidence, prepared, seed)
-    base = prepared.column("base")
+    base = prepared.domains.base
     model = loss_model
     if config.has_metrics:
         model, notes = _fit(replace(evidence, gradients=()), prepared, seed, config.kinds)
@@ -165,36 +165,33 @@ def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: Respo
 def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Problem:
     """State the problem to the optimiser in full-size rows."""
     return Problem(
-        domains=tuple(prepared.domain_names),
+        domains=prepared.domains,
         capabilities=tuple(prepared.capability_names),
-        base=prepared.column("base"),
-        available=prepared.column("available"),
-        tokens_per_row=prepared.column("tokens_per_row"),
         kinds=config.kinds if config is not None else (),
     )
 
 
 def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
     """Refuse, before anything is trained, limits that no mixture can meet."""
-    free = [f.name for f in prepared.domains if f.upper > f.lower]
+    free = [f.name for f in prepared.facts if f.upper > f.lower]
     if len(free) < (2 if config.budget.mode == "keep" else 1):
         moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
         raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
     constraints = make_constraints(config, prepared, make_problem(prepared, config), explored)
-    check_linear(constraints.atoms(), np.maximum(prepared.column("base"), 1.0))
+    check_linear(constraints.atoms(), np.maximum(prepared.domains.base, 1.0))
 
 
 def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array | None) -> Constraints:
     """Turn the run file's limits into the optimiser's."""
     trust: TrustRegion | None = config.constraints.trust_region
     if trust is None and explored is not None:
-        trust = explored_region(explored, problem)
+        trust = explored_region(explored, prepared.domains)
     limits = replace(
         config.limits,
-        lower={d.name: Amount(float(d.lower), "rows") for d in prepared.domains if d.lower > 0},
-        upper={d.name: Amount(float(d.upper), "rows") for d in prepared.domains},
+        lower={d.name: Amount(float(d.lower), "rows") for d in prepared.facts if d.lower > 0},
+        upper={d.name: Amount(float(d.upper), "rows") for d in prepared.facts},
     )
-    return Constraints.of(limits, problem, trust_region=trust)
+    return Constraints(problem=problem, limits=limits, trust_region=trust)
 
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:
@@ -222,7 +219,7 @@ def _fit(
 ) -> tuple[ResponseModel, tuple[str, ...]]:
     """Fit the response model of the losses, or with kinds of what judges; what it warns of becomes notes."""
     model = ResponseModel(
-        unit="rows", available=prepared.column("available"), base=prepared.column("base"), random_state=seed,
+        unit="rows", available=prepared.domains.available, base=prepared.domains.base, random_state=seed,
         kind="loss" if kinds is None else list(kinds),
     )  # fmt: skip
     with _silent():
@@ -256,7 +253,7 @@ def bootstrap_volumes(config: SearchConfig, prepared: Prepared, proposal: Propos
         weights = rng.dirichlet(np.ones(len(evidence.ids))) * len(evidence.ids)
         # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
         model = ResponseModel(
-            unit="rows", available=prepared.column("available"), base=prepared.column("base"),
+            unit="rows", available=prepared.domains.available, base=prepared.domains.base,
             process="never", harm=proposal.model.harm_, trust=float(trust), n_starts=1, n_draws=8,
             random_state=seed + draw, kind=proposal.model.kind,
         )  # fmt: skip
@@ -265,5 +262,5 @@ def bootstrap_volumes(config: SearchConfig, prepared: Prepared, proposal: Propos
                 evidence.fit(model, prepared, weights=weights)
             moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
         except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
-            moved.append(prepared.column("base"))
+            moved.append(prepared.domains.base)
     return np.quantile(np.array(moved), [0.05, 0.95], axis=0).T

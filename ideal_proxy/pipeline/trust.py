@@ -64,7 +64,7 @@ def check_trust(
         found: dict[str, Any] = read_json(path)
         return found
     table = laboratory.evidence()
-    chosen = far_apart(table, prepared.column("base"))
+    chosen = far_apart(table, prepared.domains.base)
     volumes = table.volumes[chosen]
     smaller = config.proxy.size
     assert smaller is not None  # the run file was refused otherwise
@@ -91,7 +91,7 @@ def check_trust(
         kind=config.objective.kind, weights=weights,
     ) | {
         "runs": [table.ids[k] for k in chosen],
-        "rows": [dict(zip(prepared.domain_names, np.rint(v).astype(int).tolist(), strict=True)) for v in volumes],
+        "rows": [dict(zip(prepared.domains.names, np.rint(v).astype(int).tolist(), strict=True)) for v in volumes],
         "learning_rate": scaled, "cost": cost,
     }  # fmt: skip
     atomic_write_json(path, found)

@@ -110,7 +110,7 @@ def what_if(
         if name not in run.domains:
             raise UsageError(f"there is no domain {name!r}; this search has {', '.join(run.domains)}")
         index = run.domains.index(name)
-        rows[index] = _volume(value, int(rows[index]), run.prepared.domains[index].available, name)
+        rows[index] = _volume(value, int(rows[index]), run.prepared.facts[index].available, name)
     if keep_total:
         rows = _keep_total(run, rows, set(changes))
     if not rows.any():
@@ -124,12 +124,12 @@ def what_if(
     }
     asked = compare(run.model, rows, base, **options)
     mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal]))
-    tokens = run.prepared.column("tokens_per_row")
+    tokens = run.prepared.domains.lengths
     return WhatIf(
         rows=_named(run, rows),
         base=_named(run, base),
         proposal=_named(run, run.proposal),
-        repeat={d.name: float(v / d.available) for d, v in zip(run.prepared.domains, rows, strict=True)},
+        repeat={d.name: float(v / d.available) for d, v in zip(run.prepared.facts, rows, strict=True)},
         tokens=round(float(rows @ tokens)),
         base_tokens=round(float(base @ tokens)),
         capabilities=tuple(
@@ -223,7 +223,7 @@ def _volume(value: int | str, start: int, available: int, name: str) -> float:
 
 def _keep_total(run: SearchRun, rows: Array, named: set[str]) -> Array:
     """Scale the domains that were not named so that the tokens are those of base."""
-    tokens = run.prepared.column("tokens_per_row")
+    tokens = run.prepared.domains.lengths
     free = np.array([name not in named for name in run.domains])
     room = float(run.base @ tokens) - float((rows * tokens)[~free].sum())
     others = float((rows * tokens)[free].sum())
@@ -249,7 +249,7 @@ def _cautions(run: SearchRun, rows: Array) -> list[str]:
     for name, v, least, most in zip(run.domains, rows, low, high, strict=True):
         if v * BEYOND < least or v > most * BEYOND:
             found.append(f"{name} was run from {least:,.0f} to {most:,.0f} rows; {v:,.0f} is an extrapolation")
-    tokens = run.prepared.column("tokens_per_row")
+    tokens = run.prepared.domains.lengths
     totals = ran @ tokens
     total, at_base = float(rows @ tokens), float(run.base @ tokens)
     if total > float(totals.max()) * (1 + MOVED) or total * (1 + MOVED) < float(totals.min()):
@@ -257,7 +257,7 @@ def _cautions(run: SearchRun, rows: Array) -> list[str]:
             f"the total is {total / at_base - 1:+.1%} tokens against base and no run had such a total; "
             "--keep-total scales the other domains"
         )
-    for domain, v in zip(run.prepared.domains, rows, strict=True):
+    for domain, v in zip(run.prepared.facts, rows, strict=True):
         most = run.config.constraints.max_repeat
         if v > most * domain.available:
             found.append(f"{domain.name} repeats {v / domain.available:.1f} times, more than max_repeat {most:g}")

@@ -93,7 +93,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
     result, prepared = run.result, run.prepared
     gain = result["verdict"]["gain"]
     front, front_note = _front(run)
-    share = run.base * prepared.column("tokens_per_row")
+    share = run.base * prepared.domains.lengths
     stages = cost_stages(run)
     total_base = float(share.sum())
     numbers = {
@@ -149,7 +149,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "time": run.provenance.get("time", ""),
             "fingerprints": {
                 kind: {entry.name: {"source": entry.source, "sha256": entry.fingerprint} for entry in entries}
-                for kind, entries in (("domains", prepared.domains), ("capabilities", prepared.capabilities))
+                for kind, entries in (("domains", prepared.facts), ("capabilities", prepared.capabilities))
             },
         },
     }
@@ -191,7 +191,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
                 figure,
                 on_page,
             )
-    share = base * run.prepared.column("tokens_per_row")
+    share = base * run.prepared.domains.lengths
     for name, title, matrix in (
         ("responses", "Response: rows added, the others stay", responses_at_base(run)),
         ("mixing", "Response at the same number of steps", responses_at_base(run, share=share / share.sum())),
@@ -220,7 +220,7 @@ def keep_weights(run: SearchRun) -> Array | None:
     """Say what the search held fixed: tokens (or rows) of each row where the budget is kept, None where it is free."""
     if run.config.budget.mode != "keep":
         return None
-    tokens = run.prepared.column("tokens_per_row")
+    tokens = run.prepared.domains.lengths
     return tokens if run.config.budget.unit == "tokens" else np.ones_like(tokens)
 
 
@@ -264,7 +264,7 @@ def _panel_groups(domains: list[str], shown: list[str]) -> list[tuple[str, list[
 def _curves(run: SearchRun, domain: str) -> dict[str, Any]:
     index = run.domains.index(domain)
     seen = [*run.volumes()[:, index], run.base[index], run.proposal[index]]
-    found: dict[str, Any] = {"domain": domain, "available": run.prepared.domains[index].available}
+    found: dict[str, Any] = {"domain": domain, "available": run.prepared.facts[index].available}
     for name, mixture in (("base", run.base), ("proposal", run.proposal)):
         curve = slice_through(
             run.model, mixture, domain, low=float(min(seen)), high=float(max(seen)), keep=keep_weights(run)
@@ -358,7 +358,7 @@ def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
 
 
 def _health(run: SearchRun) -> dict[str, Any]:
-    domains = [asdict(entry) for entry in run.prepared.domains]
+    domains = [asdict(entry) for entry in run.prepared.facts]
     capabilities = [asdict(entry) for entry in run.prepared.capabilities]
     findings = list(run.prepared.health.get("duplicates", []))
     context = run.config.proxy.context

@@ -46,14 +46,14 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     # A tolerance of a score says nothing of a loss, by which full-size runs are judged.
     scores = {c.name for c in mixture.capabilities if c.metric is not None}
     # A share without a unit of its own is one of the search's budget, whatever unit the full-size total is given in.
-    tokens = limits.budget_unit == "tokens" and problem.tokens_per_row is not None
+    tokens = limits.budget_unit == "tokens" and problem.domains.tokens_per_row is not None
     of: Literal["rows", "tokens"] = "tokens" if tokens else "rows"
     limits = replace(
         limits, budget=budget, budget_unit=unit,
         must_not_drop={name: told for name, told in limits.must_not_drop.items() if name not in scores},
         groups=tuple(replace(g, of=of) if g.unit == "share" and g.of is None else g for g in limits.groups),
     )  # fmt: skip
-    return Constraints.of(limits, problem, **more)
+    return Constraints(problem=problem, limits=limits, **more)
 
 
 def tokens_per_row(mixture: MixtureFile, measured: Array | None = None) -> Array | None:

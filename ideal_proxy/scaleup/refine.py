@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.data import TokenRows
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_seeds, one_step, processes, responses
 from ideal_proxy.limits import Budget
@@ -257,13 +258,13 @@ class Refiner:
         self.reporter.note(f"refine {step.number}: {surface.why}")
         start = parent.volumes.astype(float)
         origin = self.base.astype(float) if self.base.sum() else start
-        problem = Problem(
-            domains=self.data.names,
-            capabilities=self.data.capabilities,
+        domains = Domains(
+            names=self.data.names,
             base=origin,
             available=np.array([d.available for d in self.mixture.domains], dtype=float),
             tokens_per_row=self._tokens(),
         )
+        problem = Problem(domains=domains, capabilities=self.data.capabilities)
         constraints = file_constraints(
             self.mixture, problem, self._budget(problem, start), self._unit(problem),
             trust_region=step.radius, trust_centre=start,
@@ -367,7 +368,7 @@ class Refiner:
     def _unit(self, problem: Problem) -> Literal["rows", "tokens"]:
         return (
             "tokens"
-            if file_limits(self.mixture).budget_unit == "tokens" and problem.tokens_per_row is not None
+            if file_limits(self.mixture).budget_unit == "tokens" and problem.domains.tokens_per_row is not None
             else "rows"
         )
 
@@ -377,7 +378,7 @@ class Refiner:
         if budget.kind == "free" or (budget.kind == "at most" and "transfer" not in self.mixture.provenance):
             return budget
         unit = self._unit(problem)
-        weights = problem.tokens_per_row if unit == "tokens" else np.ones(len(start))
+        weights = problem.domains.tokens_per_row if unit == "tokens" else np.ones(len(start))
         assert weights is not None
         return Budget("exactly", Amount(float(weights @ start), unit))
 

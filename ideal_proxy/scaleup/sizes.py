@@ -105,7 +105,7 @@ def _check_same(run: SearchRun, mixture: MixtureFile, names: list[str], targets:
             f"{run.folder} searched other domains or capabilities than the mixture file names; give searches over "
             "the same"
         )
-    searched = {d.name: d.fingerprint for d in run.prepared.domains}
+    searched = {d.name: d.fingerprint for d in run.prepared.facts}
     for domain in mixture.domains:
         if searched[domain.name] != domain.fingerprint:
             raise UsageError(

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.data import read_rows, row_keys, source_fingerprint
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.limits import Budget
+from ideal_proxy.limits import Budget, Limits
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
@@ -96,14 +97,16 @@ def transfer_volumes(
                 f"{size:,} rows are more than {room:,.0f}, all domains {repeat_cap:g} times over; lower the total, "
                 "raise max_repeat or add rows"
             )
-        problem = Problem(
-            domains=tuple(domains), capabilities=tuple(capabilities), available=full, tokens_per_row=tokens,
-            base=scaled_base * size / scaled_base.sum(),
-        )  # fmt: skip
+        there = Domains(
+            names=tuple(domains), base=scaled_base * size / scaled_base.sum(), available=full, tokens_per_row=tokens
+        )
+        problem = Problem(domains=there, capabilities=tuple(capabilities))
         if limits is not None:
             constraints = limits(problem, size)
         else:
-            constraints = Constraints(problem=problem, budget=_exactly(size), budget_unit="rows", repeat_cap=repeat_cap)
+            constraints = Constraints(
+                problem=problem, limits=Limits(budget=_exactly(size), budget_unit="rows", repeat_cap=repeat_cap)
+            )
         starts = [rows * size / rows.sum()] if rows.sum() > 0 else []
         best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
         found = round_volumes(best.volumes, constraints)

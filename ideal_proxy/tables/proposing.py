@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.optimizer import (
@@ -78,15 +79,14 @@ def table_problem(
         raise UsageError("this fit tells no base mixture; give one with --base BASE.csv (domain, volume)")
     if model.unit == "share":
         start = start / start.sum()
-    return Problem(
-        domains=tuple(names),
-        capabilities=tuple(model.target_names_),
+    domains = Domains(
+        names=tuple(names),
         base=start,
         available=available,
         tokens_per_row=None if tokens_per_row is None else read_available(tokens_per_row, names),
         unit=model.unit,  # type: ignore[arg-type]
-        higher_is_better=model.kind == "score",
     )
+    return Problem(domains=domains, capabilities=tuple(model.target_names_), kinds=model.kinds_)
 
 
 def _read_base(path: Path, names: Sequence[str]) -> Array:
@@ -118,7 +118,7 @@ def table_constraints(
             raise UsageError(f"{file} must be a mapping, such as 'upper: {{coding: 40 %}}'")
     merged |= {key: value for key, value in options.items() if value not in (None, [], ())}
     if "trust_region" not in merged and explored:
-        region = explored_region(np.array([explored["low"], explored["high"]]), problem)
+        region = explored_region(np.array([explored["low"], explored["high"]]), problem.domains)
         merged["trust_region"] = {name: bounds for name, bounds in region.items() if any(bounds)}
     return Constraints.from_options(merged, problem)
 
@@ -137,11 +137,11 @@ def table_mixture(name: str, model: ResponseModel, optimum: Optimum, volumes: Ar
     """Write the optimum as a mixture file; it names no data, so it is for reading and `what-if`, not for `apply`."""
     problem = optimum.problem
     share = model.unit == "share"
-    weights = np.ones_like(volumes) if problem.tokens_per_row is None else problem.tokens_per_row
+    weights = np.ones_like(volumes) if problem.domains.tokens_per_row is None else problem.domains.tokens_per_row
     shares = volumes * weights / float((volumes * weights).sum())
     value, lower, upper = (np.asarray(part).reshape(-1) for part in _interval(model, volumes))
-    base = model.value_and_gradient(problem.base)[0]
-    available = np.zeros_like(volumes) if problem.available is None else problem.available
+    base = model.value_and_gradient(problem.domains.base)[0]
+    available = np.zeros_like(volumes) if problem.domains.available is None else problem.domains.available
     return MixtureFile(
         name=name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -154,10 +154,10 @@ def table_mixture(name: str, model: ResponseModel, optimum: Optimum, volumes: Ar
                 rows=0 if share else int(volumes[i]),
                 share=float(shares[i]),
                 repeat=0.0 if share or not available[i] else float(volumes[i] / available[i]),
-                base_rows=0 if share else int(problem.base[i]),
-                change=float(volumes[i] / problem.base[i] - 1) if problem.base[i] else None,
+                base_rows=0 if share else int(problem.domains.base[i]),
+                change=float(volumes[i] / problem.domains.base[i] - 1) if problem.domains.base[i] else None,
             )
-            for i, domain in enumerate(problem.domains)
+            for i, domain in enumerate(problem.domains.names)
         ],
         capabilities=[
             CapabilityResult(
@@ -202,12 +202,12 @@ def fit_table(model: ResponseModel) -> str:
 def optimum_table(optimum: Optimum, volumes: Array) -> str:
     """Lay out an optimum of tables."""
     problem = optimum.problem
-    share = problem.unit == "share"
+    share = problem.domains.unit == "share"
 
     def show(x: float) -> str:
         return f"{x:.1%}" if share else f"{x:,.0f}"
 
-    domains = [(name, show(problem.base[i]), show(volumes[i])) for i, name in enumerate(problem.domains)]
+    domains = [(name, show(problem.domains.base[i]), show(volumes[i])) for i, name in enumerate(problem.domains.names)]
     capabilities = [
         (name, f"{optimum.base_losses[j]:.4g}", f"{optimum.losses[j]:.4g}", f"{optimum.relative[j]:.4f}")
         for j, name in enumerate(problem.capabilities)
@@ -227,7 +227,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
 def front_table(model: ResponseModel, constraints: Constraints, first: Sequence[str], second: Sequence[str]) -> str:
     """Trace the Pareto front between two groups of capabilities."""
     front = pareto(model, constraints, first, second)
-    names = constraints.problem.domains
+    names = constraints.domains.names
     share = model.unit == "share"
     rows = []
     for value, optimum in zip(front.values, front.optima, strict=True):

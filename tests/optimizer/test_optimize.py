@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from optimizer_oracles import brute_force, cvxpy_optimum
 
 from ideal_proxy.amounts import parse_amount, parse_comparison
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import InfeasibleError
 from ideal_proxy.optimizer.constraints import Constraints, Problem, explored_region
@@ -34,13 +36,13 @@ def make(
     rows = np.maximum(base, 1000.0) * 0.8 if available else None
     count = capabilities or len(base)
     law = random_law(rng, base, count, available_D=rows, harm=harm, draws=draws)
-    problem = Problem(
-        domains=NAMES[: len(base)],
-        capabilities=NAMES[:count],
+    domains = Domains(
+        names=NAMES[: len(base)],
         base=base,
         available=rows,
         tokens_per_row=rng.uniform(80, 500, len(base)) if tokens else None,
     )
+    problem = Problem(domains=domains, capabilities=NAMES[:count])
     return law, problem
 
 
@@ -92,10 +94,10 @@ def test_equals_brute_force_with_kl_penalty_and_cap():
 
     def kl(v):
         def share(x):
-            tokens = problem.tokens_per_row * (x + 0.01 * problem.base.mean())
+            tokens = problem.domains.tokens_per_row * (x + 0.01 * problem.domains.base.mean())
             return tokens / tokens.sum(axis=-1, keepdims=True)
 
-        return np.sum(share(v) * np.log(share(v) / share(problem.base)), axis=1)
+        return np.sum(share(v) * np.log(share(v) / share(problem.domains.base)), axis=1)
 
     penalty = brute_force(law, limits(problem), lambda r, v: r.mean(axis=1) + 0.1 * kl(v), 121)
     cap = brute_force(law, limits(problem), lambda r, v: np.where(kl(v) <= 0.02, r.mean(axis=1), np.inf), 121, rounds=4)
@@ -150,7 +152,7 @@ def test_gap_bounds_the_optimum_from_below():
         task = prepare(law, objective, constraints)
         rng = np.random.default_rng(0)
         for _ in range(10):
-            v = project(task.program, problem.base * np.exp(rng.normal(size=4)))
+            v = project(task.program, problem.domains.base * np.exp(rng.normal(size=4)))
             value = task.program.evaluate(v).objective
             assert value - certify(task.program, v).gap <= best.objective + 1e-9 <= value + 1e-9
         assert best.gap < 1e-8
@@ -161,7 +163,7 @@ def test_derivatives_agree_with_differences(harm):
     law, problem = make(22, 4, harm=harm, draws=12)
     constraints = limits(problem, must_not_drop=["coding"], kl_cap=0.1)
     losses = RelativeLosses(law, problem)
-    v = problem.base * [0.5, 1.7, 0.9, 1.2]
+    v = problem.domains.base * [0.5, 1.7, 0.9, 1.2]
     weights = np.array([[0.4, 0.1, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]])
     functions = [
         lambda x: losses.upper(x, 0.9, weights),
@@ -198,7 +200,7 @@ def test_upper_confidence_is_more_conservative():
     plain, careful = (optimize(law, Objective(upper_confidence=u), constraints) for u in (None, 0.95))
 
     def moved(o):
-        return np.abs(o.volumes - problem.base).sum()
+        return np.abs(o.volumes - problem.domains.base).sum()
 
     assert careful.objective > plain.objective
     assert careful.relative.mean() >= plain.relative.mean() - 1e-12
@@ -219,7 +221,7 @@ def test_the_upper_bound_pairs_draws():
         ExplicitLaw(**{**law.__dict__, "draws": [], "floor_J": law.floor_J * k, "start_J": law.start_J * k})
         for k in (0.5, 1.0, 2.0)
     ]
-    v = problem.base * [2.0, 0.5, 1.0]
+    v = problem.domains.base * [2.0, 0.5, 1.0]
     losses = RelativeLosses(law, problem)
     np.testing.assert_allclose(losses.upper(v, 0.9, np.eye(3))[0], losses.point(v)[0], atol=1e-12)
     assert law.draws_value_and_gradient(v)[0].std(axis=0).min() > 0.1
@@ -232,7 +234,7 @@ def test_upper_confidence_stays_at_base_where_the_draws_disagree():
         draw.a_JD = law.a_JD * np.exp(rng.normal(0, 2.5, law.a_JD.shape))
     found = optimize(law, Objective(kind="worst", upper_confidence=0.99), limits(problem))
     assert found.message in {Message.LOCAL_BASE, Message.LOCAL}
-    assert np.abs(np.log(found.volumes / problem.base)).max() < 0.2
+    assert np.abs(np.log(found.volumes / problem.domains.base)).max() < 0.2
     assert found.objective <= 1 + 1e-9
 
 
@@ -270,11 +272,8 @@ def test_scores_are_maximised():
             value, gradient = law.draws_value_and_gradient(v)
             return 5 - value, -gradient
 
-    scores = Problem(
-        domains=problem.domains, capabilities=problem.capabilities, base=problem.base,
-        available=problem.available, tokens_per_row=problem.tokens_per_row, higher_is_better=True,
-    )  # fmt: skip
-    base_losses = law.value_and_gradient(problem.base)[0]
+    scores = replace(problem, kinds=("score",) * len(problem.capabilities))
+    base_losses = law.value_and_gradient(problem.domains.base)[0]
     weights = dict(zip(problem.capabilities, base_losses / Scores.residual_scale_, strict=True))
     by_score = optimize(Scores(), MEAN, limits(scores))
     by_loss = optimize(law, Objective(kind="weighted", weights=weights), limits(problem))
@@ -303,7 +302,7 @@ def test_zero_volume_at_base_is_taken_up_and_a_useless_domain_dropped():
 
 def test_escapes_zero_where_the_start_has_none():
     law, problem = make(41, 3, base=[3000, 0, 0], available=False)
-    found = optimize(law, MEAN, limits(problem), starts=[problem.base], n_starts=1)
+    found = optimize(law, MEAN, limits(problem), starts=[problem.domains.base], n_starts=1)
     assert found.volumes.min() > 1
     assert found.scope == "global optimum"
 
@@ -313,7 +312,7 @@ def test_shares():
     base = np.array([0.5, 0.3, 0.2])
     law = random_law(rng, base, 3)
     law.unit = 1.0
-    problem = Problem(domains=NAMES[:3], capabilities=NAMES[:3], base=base, unit="share")
+    problem = Problem(domains=Domains(names=NAMES[:3], base=base, unit="share"), capabilities=NAMES[:3])
     found = optimize(law, MEAN, limits(problem, groups=["coding + reasoning <= 0.6"], upper={"mathematics": "45 %"}))
     assert found.volumes.sum() == pytest.approx(1)
     assert found.volumes[[0, 2]].sum() <= 0.6 + 1e-9
@@ -330,13 +329,13 @@ def test_permuting_domains_permutes_the_optimum(objective):
     found = optimize(law, objective, limits(problem, groups=["coding + safety <= 60 %"]))
     order = np.array([2, 0, 3, 1])
     turned = ExplicitLaw(**{**law.__dict__, "a_JD": law.a_JD[:, order], "available_D": law.available_D[order]})
-    again = Problem(
-        domains=tuple(problem.domains[i] for i in order),
-        capabilities=problem.capabilities,
-        base=problem.base[order],
-        available=problem.available[order],
-        tokens_per_row=problem.tokens_per_row[order],
+    domains = Domains(
+        names=tuple(problem.domains.names[i] for i in order),
+        base=problem.domains.base[order],
+        available=problem.domains.available[order],
+        tokens_per_row=problem.domains.tokens_per_row[order],
     )
+    again = Problem(domains=domains, capabilities=problem.capabilities)
     other = optimize(turned, objective, limits(again, groups=["coding + safety <= 60 %"]))
     np.testing.assert_allclose(other.volumes, found.volumes[order], rtol=1e-5)
 
@@ -347,13 +346,13 @@ def test_the_unit_of_rows_does_not_matter(objective):
     found = optimize(law, objective, limits(problem, trust_region=1.0))
     k = 1000.0
     thousandths = ExplicitLaw(**{**law.__dict__, "unit": law.unit * k, "available_D": law.available_D * k})
-    again = Problem(
-        domains=problem.domains,
-        capabilities=problem.capabilities,
-        base=problem.base * k,
-        available=problem.available * k,
-        tokens_per_row=problem.tokens_per_row / k,
+    domains = Domains(
+        names=problem.domains.names,
+        base=problem.domains.base * k,
+        available=problem.domains.available * k,
+        tokens_per_row=problem.domains.tokens_per_row / k,
     )
+    again = Problem(domains=domains, capabilities=problem.capabilities)
     other = optimize(thousandths, objective, limits(again, trust_region=1.0))
     np.testing.assert_allclose(other.volumes / k, found.volumes, rtol=1e-5)
     assert other.objective == pytest.approx(found.objective, abs=1e-9)
@@ -361,30 +360,24 @@ def test_the_unit_of_rows_does_not_matter(objective):
 
 def test_budgets_differ_as_they_should():
     law, problem = make(44, 3)
-    tokens = problem.tokens_per_row
+    tokens = problem.domains.tokens_per_row
     keep = optimize(law, MEAN, limits(problem))
     rows = optimize(law, MEAN, limits(problem, budget_unit="rows"))
     more = optimize(law, MEAN, limits(problem, budget="at most 150 %"))
     free = optimize(law, MEAN, limits(problem, budget="free"))
     exactly = optimize(law, MEAN, limits(problem, budget="exactly 2k rows"))
-    assert tokens @ keep.volumes == pytest.approx(tokens @ problem.base, rel=1e-9)
-    assert rows.volumes.sum() == pytest.approx(problem.base.sum(), rel=1e-9)
-    assert tokens @ more.volumes == pytest.approx(1.5 * tokens @ problem.base, rel=1e-9)
+    assert tokens @ keep.volumes == pytest.approx(tokens @ problem.domains.base, rel=1e-9)
+    assert rows.volumes.sum() == pytest.approx(problem.domains.base.sum(), rel=1e-9)
+    assert tokens @ more.volumes == pytest.approx(1.5 * tokens @ problem.domains.base, rel=1e-9)
     assert exactly.volumes.sum() == pytest.approx(2000, rel=1e-9)
-    np.testing.assert_allclose(free.volumes, 4 * problem.available)  # more never hurts this law: every cap binds
+    np.testing.assert_allclose(free.volumes, 4 * problem.domains.available)  # more never hurts: caps bind
     assert free.objective < more.objective < keep.objective < 1
 
 
 def test_base_is_kept_where_nothing_beats_it():
     law, problem = make(45, 3)
     found = optimize(law, MEAN, limits(problem))
-    settled = Problem(
-        domains=problem.domains,
-        capabilities=problem.capabilities,
-        base=found.volumes,
-        available=problem.available,
-        tokens_per_row=problem.tokens_per_row,
-    )
+    settled = replace(problem, domains=replace(problem.domains, base=found.volumes))
     weights = dict(zip(problem.capabilities, found.relative, strict=True))
     again = optimize(law, Objective(kind="weighted", weights=weights), limits(settled))
     assert again.message is Message.GLOBAL_BASE
@@ -422,7 +415,7 @@ def test_random_linear_conflicts_are_irreducible(seed):
 
     rng = np.random.default_rng(seed)
     law, problem = make(51, 5, base=rng.integers(500, 3000, 5), tokens=False, capabilities=2)
-    total = problem.base.sum()
+    total = problem.domains.base.sum()
     constraints = limits(
         problem,
         budget_unit="rows",
@@ -493,7 +486,7 @@ def test_pareto_front_trades_one_for_the_other():
     rng = np.random.default_rng(0)
     per_row = constraints.unit_weights()
     v = rng.dirichlet(np.ones(4), 4000) * constraints.budget_total / per_row
-    v = v[np.all(v <= 4 * problem.available, axis=1)]
+    v = v[np.all(v <= 4 * problem.domains.available, axis=1)]
     ratio = law.losses(v) / RelativeLosses(law, problem).base_losses_J
     pairs = np.column_stack([ratio[:, 0], ratio[:, [1, 3]].mean(axis=1)])
     for value in front.values:
@@ -519,10 +512,10 @@ def test_rounding_keeps_totals_bounds_and_groups(unit, seed):
     rows = round_volumes(found.volumes, constraints)
     assert rows.dtype == np.int64
     assert np.abs(rows - found.volumes).max() <= 8
-    assert rows[2] == problem.base[2]
+    assert rows[2] == problem.domains.base[2]
     assert rows[4] <= 321
     per_row = constraints.unit_weights()
-    total, goal = per_row @ rows, per_row @ problem.base
+    total, goal = per_row @ rows, per_row @ problem.domains.base
     if unit == "rows":
         assert total == goal
     else:
@@ -532,7 +525,7 @@ def test_rounding_keeps_totals_bounds_and_groups(unit, seed):
 
 def test_rounding_is_the_identity_on_whole_rows_that_fit():
     _, problem = make(75, 4)
-    np.testing.assert_array_equal(round_volumes(problem.base, limits(problem)), problem.base)
+    np.testing.assert_array_equal(round_volumes(problem.domains.base, limits(problem)), problem.domains.base)
 
 
 # ------------------------------------------------------------------ every result satisfies everything
@@ -571,12 +564,12 @@ def test_every_result_satisfies_every_constraint(seed, objective, unit, budget, 
     except InfeasibleError:
         found = None
     if found is None:
-        assert violations(law, constraints, problem.base)  # base itself breaks one, or there would be a solution
+        assert violations(law, constraints, problem.domains.base)  # else base would be a solution
         return
-    scale = {"linear": 1e-5 * problem.base.max() * problem.tokens_per_row.max(), "other": 2e-6}
+    scale = {"linear": 1e-5 * problem.domains.base.max() * problem.domains.tokens_per_row.max(), "other": 2e-6}
     for label, miss in violations(law, constraints, found.volumes).items():
         assert miss <= scale["other" if label.startswith(("must", "KL")) else "linear"], label
-    if not violations(law, constraints, problem.base):
+    if not violations(law, constraints, problem.domains.base):
         assert found.objective <= found.base_objective + 1e-9
     assert found.message is not Message.NOT_SOLVED
     assert found.kkt_residual < 1e-6 or found.gap < 1e-6
@@ -588,10 +581,10 @@ def test_a_fitted_response_model(process):
     """The optimum of a real fit is the best mixture by its own `predict`, and its gain is really there."""
     law, problem = make(81, 3, base=[3000, 1000, 2000], draws=0)
     rng = np.random.default_rng(5)
-    runs = problem.base * np.exp(rng.uniform(-1.2, 1.2, (24, 3)))
-    model = ResponseModel(unit="rows", available=problem.available, process=process, random_state=0)
+    runs = problem.domains.base * np.exp(rng.uniform(-1.2, 1.2, (24, 3)))
+    model = ResponseModel(unit="rows", available=problem.domains.available, process=process, random_state=0)
     model.fit(runs, law.losses(runs) * (1 + 0.001 * rng.normal(size=(24, 3))))
-    constraints = limits(problem, trust_region=explored_region(runs, problem))
+    constraints = limits(problem, trust_region=explored_region(runs, problem.domains))
     found = optimize(model, MEAN, constraints)
     per_row = constraints.unit_weights()
     v = rng.dirichlet(np.ones(3), 20000) * constraints.budget_total / per_row
@@ -599,7 +592,7 @@ def test_a_fitted_response_model(process):
         if atom.index is not None:
             v = v[(v[:, atom.index] >= atom.lower) & (v[:, atom.index] <= atom.upper)]
     assert len(v) > 1000
-    predicted = (model.predict(v) / model.predict(problem.base[None])).mean(axis=1)
+    predicted = (model.predict(v) / model.predict(problem.domains.base[None])).mean(axis=1)
     assert found.objective <= predicted.min() + 1e-9
     assert found.objective > predicted.min() - 2e-3
     assert found.kkt_residual < 1e-6
@@ -694,13 +687,13 @@ def test_options_from_the_command_line_and_from_yaml_agree():
     )
     key = [(a.weights.tolist(), a.lower, a.upper) for a in line.atoms()]
     assert key == [(a.weights.tolist(), a.lower, a.upper) for a in yaml.atoms()]
-    assert line.must_not_drop == yaml.must_not_drop == {"coding": 0.01}
+    assert line.limits.must_not_drop == yaml.limits.must_not_drop == {"coding": 0.01}
 
 
 def test_trust_region_of_the_explored_runs():
     _, problem = make(92, 3, base=[1000, 1000, 0])
-    runs = problem.base * [[1, 1, 1], [2, 1, 1], [0.5, 1, 1]] + [[0, 0, 0], [0, 0, 0], [0, 0, 300]]
-    region = explored_region(runs, problem)
+    runs = problem.domains.base * [[1, 1, 1], [2, 1, 1], [0.5, 1, 1]] + [[0, 0, 0], [0, 0, 0], [0, 0, 300]]
+    region = explored_region(runs, problem.domains)
     constraints = limits(problem, trust_region=region, repeat_cap=None)
     trust = [a for a in constraints.atoms() if a.label.startswith("trust") and "<=" in a.label]
     upper = {a.label.split()[2]: a.upper for a in trust}
@@ -712,11 +705,11 @@ def test_trust_region_of_the_explored_runs():
 def test_the_explored_region_has_two_sides():
     """A domain tried down to a quarter and up to one and a half times base is held between the two."""
     _, problem = make(93, 2, base=[1000, 1000])
-    runs = problem.base * [[1, 1], [0.25, 1.5], [1.5, 0.5]]
-    region = explored_region(runs, problem)
+    runs = problem.domains.base * [[1, 1], [0.25, 1.5], [1.5, 0.5]]
+    region = explored_region(runs, problem.domains)
     atoms = [a for a in limits(problem, trust_region=region).atoms() if a.label.startswith("trust")]
     bounds = {(a.label.split()[2], a.label.split()[3]): a.lower if ">=" in a.label else a.upper for a in atoms}
-    first, second = problem.domains
+    first, second = problem.domains.names
     assert bounds[first, ">="] == pytest.approx(250)
     assert bounds[first, "<="] == pytest.approx(1500)
     assert bounds[second, ">="] == pytest.approx(500)
@@ -726,7 +719,7 @@ def test_the_explored_region_has_two_sides():
 def test_a_trust_region_of_three_numbers_is_refused():
     _, problem = make(94, 2)
     with pytest.raises(UsageError, match="largest decrease, largest increase"):
-        Constraints.from_options({"trust_region": {problem.domains[0]: [0.1, 0.2, 0.3]}}, problem)
+        Constraints.from_options({"trust_region": {problem.domains.names[0]: [0.1, 0.2, 0.3]}}, problem)
 
 
 def test_infeasible_error_is_a_user_error():

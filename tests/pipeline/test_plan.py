@@ -35,9 +35,7 @@ def prepared(tmp_path):
         )
     )  # fmt: skip
     capabilities = (capability_facts("code"),)
-    return Prepared(
-        folder=tmp_path, domains=domains, capabilities=capabilities, health={}, vocabulary=1000, template={}
-    )
+    return Prepared(folder=tmp_path, facts=domains, capabilities=capabilities, health={}, vocabulary=1000, template={})
 
 
 @pytest.fixture(autouse=True)

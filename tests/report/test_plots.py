@@ -17,6 +17,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from ideal_proxy.domains import Domains
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.front import pareto
 from ideal_proxy.report import plots
@@ -250,7 +251,8 @@ def test_held_out_compares_what_the_fit_did_not_see(run):
 
 def test_pareto_runs_from_one_end_to_the_other(run):
     problem = Problem(
-        domains=tuple(DOMAINS), capabilities=tuple(CAPABILITIES), base=BASE, available=AVAILABLE, tokens_per_row=TOKENS
+        domains=Domains(names=tuple(DOMAINS), base=BASE, available=AVAILABLE, tokens_per_row=TOKENS),
+        capabilities=tuple(CAPABILITIES),
     )
     front = pareto(
         run.model,

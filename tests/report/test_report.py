@@ -315,7 +315,7 @@ def test_the_command_says_what_it_wrote(run, written, monkeypatch, capsys):
 def test_a_run_opens_as_it_was_written(run):
     assert run.base == pytest.approx(BASE)
     assert run.proposal == pytest.approx(PROPOSAL)
-    assert run.prepared.column("available") == pytest.approx(AVAILABLE)
+    assert run.prepared.domains.available == pytest.approx(AVAILABLE)
     assert run.adopted
     assert len(run.fitted()) == 16
     assert run.volumes()[0] == pytest.approx(BASE)

@@ -12,6 +12,7 @@ import pytest
 from builders import capability_facts, domain_facts
 
 from ideal_proxy.config import parse_config
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses
@@ -54,7 +55,7 @@ def settings(*metrics: dict[str, Any] | None, **changes: Any):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     return Prepared(
-        folder=tmp_path_factory.mktemp("prepared"), domains=tuple(domain_facts(name) for name in DOMAINS),
+        folder=tmp_path_factory.mktemp("prepared"), facts=tuple(domain_facts(name) for name in DOMAINS),
         capabilities=tuple(capability_facts(name) for name in ("code", "math")), health={}, vocabulary=300, template={},
     )  # fmt: skip
 
@@ -237,7 +238,8 @@ def test_z_of_a_score_is_taken_softly(mixed):
 
 def test_derivatives_of_relative_values_of_several_kinds(mixed):
     _, _, model = mixed
-    problem = Problem(domains=DOMAINS, capabilities=("code", "math", "score", "cost"), base=BASE, kinds=model.kinds_)
+    domains = Domains(names=DOMAINS, base=BASE)
+    problem = Problem(domains=domains, capabilities=("code", "math", "score", "cost"), kinds=model.kinds_)
     losses = RelativeLosses(model, problem, {"score": 0.4, "cost": 8.0})
     assert losses.point(BASE)[0] == pytest.approx(np.ones(4))
     v = np.array([700.0, 1500.0, 900.0])
