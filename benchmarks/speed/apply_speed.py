@@ -4,8 +4,9 @@
 
 Rows of about 270 bytes pass through unchanged (JSONL to JSONL), in training order, from two domains, one of them
 repeated. `apply` runs in a process of its own, twice a turn: first with no table of row keys (`cold`: every row is
-parsed and hashed, and the table is written), then with it (`warm`). `cp` copies what `apply` wrote. The three follow
-each other in every turn, files in the page cache; each ends when its output is on the disk. CPU seconds count the
+parsed and hashed, and the table is written), then with it (`warm`). `cp` copies what `apply` wrote. `join` is the
+yardstick: plain DuckDB reads the same lines, joins them to a prepared table of (domain, row, place) under the same
+limits of memory and threads, and writes them in that order; it checks nothing. The four follow each other in every turn, files in the page cache; each ends when its output is on the disk. CPU seconds count the
 processes that `apply` starts. Memory is the peak resident size less that of a process that only imports. `--drop` has
 the sources leave the page cache before every run.
 """
@@ -48,6 +49,45 @@ print(json.dumps({
 }))
 """
 
+JOIN = """
+import json, os, resource, sys, time
+import duckdb
+from joblib import cpu_count
+from ideal_proxy.mixture.order import MEMORY, MOST_THREADS
+out, wanted, *sources = sys.argv[1:]
+plain = "delim='\\x01', header=false, quote='', escape='', auto_detect=false, columns={'text': 'VARCHAR'}"
+lines = " UNION ALL ".join(
+    f"SELECT {n}::INTEGER AS domain, row_number() OVER () - 1 AS row, text FROM read_csv('{source}', {plain})"
+    for n, source in enumerate(sources)
+)
+def cpu():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+started, busy = time.perf_counter(), cpu()
+joined = duckdb.connect(config={"memory_limit": MEMORY, "threads": min(cpu_count(), MOST_THREADS)})
+joined.execute("SET enable_progress_bar = false")
+joined.execute(
+    f"COPY (SELECT text FROM ({lines}) JOIN read_parquet('{wanted}') USING (domain, row) ORDER BY place) "
+    f"TO '{out}' (FORMAT csv, header false, quote '', escape '', delim '\\x01')"
+)
+with open(out, "rb") as file:
+    os.fsync(file.fileno())
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"seconds": time.perf_counter() - started, "cpu": cpu() - busy, "peak": peak}))
+"""
+
+
+def write_wanted(path: Path, drawn: list[tuple[int, int]]) -> None:
+    """Write a table of (domain, row, place) in random order; `drawn` has a domain's available and drawn rows."""
+    import numpy as np
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    domain = np.concatenate([np.full(rows, n, np.int32) for n, (_, rows) in enumerate(drawn)])
+    row = np.concatenate([np.arange(rows) % available for available, rows in drawn])
+    place = np.random.default_rng(0).permutation(len(row))
+    parquet.write_table(arrow.table({"domain": domain, "row": row, "place": place}), path)
+
 
 def write_source(path: Path, rows: int) -> None:
     with open(path, "w", encoding="ascii") as file:
@@ -66,8 +106,8 @@ def fingerprint(path: Path, work: Path) -> str:
     return open_table(str(path), "alpaca", keep=None, scratch=work / "fingerprint").fingerprint
 
 
-def run_child(mixture: Path, out: Path | str, shards: int, index: Path | str) -> dict[str, float]:
-    command = [sys.executable, "-c", CHILD, str(mixture), str(out), str(shards), str(index)]
+def run_child(program: str, *given: Path | str | int) -> dict[str, float]:
+    command = [sys.executable, "-c", program, *map(str, given)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -111,8 +151,9 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
         sources = [Path(domain.source) for domain in domains]
         mixture, index, out = work / "mixture.json", work / "index", work / "out"
         save_mixture(mixture, MixtureFile(domains=domains))
-        idle = run_child(mixture, "", 1, "")["peak"]
-        runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "cp": []}
+        idle = run_child(CHILD, mixture, "", 1, "")["peak"]
+        runs: dict[str, list[dict[str, float]]] = {"cold": [], "warm": [], "cp": [], "join": []}
+        write_wanted(work / "wanted.parquet", [(domain.available, domain.rows) for domain in domains])
         load = []
         for _ in range(given.repeats):
             shutil.rmtree(index, ignore_errors=True)
@@ -121,12 +162,13 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
                     forget(sources)
                 shutil.rmtree(out, ignore_errors=True)
                 load.append(os.getloadavg()[0])
-                runs[kind].append(run_child(mixture, out, given.shards, index))
+                runs[kind].append(run_child(CHILD, mixture, out, given.shards, index))
             files = sorted(out.glob("train*.jsonl"))
             if given.drop:
                 forget(files)
             seconds, busy = copy(files, work / "copied")
             runs["cp"].append({"seconds": seconds, "cpu": busy})
+            runs["join"].append(run_child(JOIN, work / "joined.jsonl", work / "wanted.parquet", *sources))
             size = sum(file.stat().st_size for file in files)
         result: dict[str, Any] = {"rows": rows, "bytes": size, "load": [round(min(load), 1), round(max(load), 1)]}
         for kind, found in runs.items():
@@ -136,7 +178,11 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
                 "megabytes_a_second": round(size / middle(wall) / 1e6, 1),
                 "megabytes_a_cpu_second": round(size / middle(cpu) / 1e6, 1),
             }  # fmt: skip
-            if kind != "cp":
+            if kind in ("cold", "warm"):
+                result[kind]["cpu_against_join"] = round(middle(cpu) / middle([run["cpu"] for run in runs["join"]]), 2)
+                result[kind]["seconds_against_join"] = [
+                    round(run["seconds"] / joined["seconds"], 2) for run, joined in zip(found, runs["join"], strict=True)
+                ]
                 pairs = [copied["seconds"] / run["seconds"] for run, copied in zip(found, runs["cp"], strict=True)]
                 result[kind] |= {
                     "speed_against_cp": [round(pair, 3) for pair in pairs],
