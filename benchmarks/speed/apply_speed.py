@@ -6,9 +6,10 @@ Rows of about 270 bytes pass through unchanged (JSONL to JSONL), in training ord
 repeated. `apply` runs in a process of its own, twice a turn: first with no table of row keys (`cold`: every row is
 parsed and hashed, and the table is written), then with it (`warm`). `cp` copies what `apply` wrote. `join` is the
 yardstick: plain DuckDB reads the same lines, joins them to a prepared table of (domain, row, place) under the same
-limits of memory and threads, and writes them in that order; it checks nothing. The four follow each other in every turn, files in the page cache; each ends when its output is on the disk. CPU seconds count the
-processes that `apply` starts. Memory is the peak resident size less that of a process that only imports. `--drop` has
-the sources leave the page cache before every run.
+limits of memory and threads, and writes them in that order; it checks nothing. The four follow each other in every
+turn, files in the page cache; each ends when its output is on the disk. CPU seconds count the processes that `apply`
+starts. Memory is the peak resident size less that of a process that only imports. `--drop` has the sources leave the
+page cache before every run.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
             if kind in ("cold", "warm"):
                 result[kind]["cpu_against_join"] = round(middle(cpu) / middle([run["cpu"] for run in runs["join"]]), 2)
                 result[kind]["seconds_against_join"] = [
-                    round(run["seconds"] / joined["seconds"], 2) for run, joined in zip(found, runs["join"], strict=True)
+                    round(run["seconds"] / joined["seconds"], 2)
+                    for run, joined in zip(found, runs["join"], strict=True)
                 ]
                 pairs = [copied["seconds"] / run["seconds"] for run, copied in zip(found, runs["cp"], strict=True)]
                 result[kind] |= {
