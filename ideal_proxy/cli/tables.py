@@ -32,6 +32,10 @@ def fit(
     own: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=DOMAIN", help="A metric's own domain; default: of its name.")
     ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="A column of the ratios that is a domain; default: those that sum to 1.")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A column of the metrics; default: all of results.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Go on with runs that are in both tables.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of starts and folds.")] = 0,
     as_json: Json = False,
@@ -51,14 +55,19 @@ def fit(
     )
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    mixtures, losses = read_ratios(ratios), read_metrics(metrics)
-    domains, names = [str(c) for c in mixtures.values.columns], [str(c) for c in losses.values.columns]
+    mixtures, losses = read_ratios(ratios, domain or (), unit=unit), read_metrics(metrics, metric or ())
+    joined = join_tables(mixtures, losses, partial=partial)
+    domains, names = [str(c) for c in joined.ratios.columns], [str(c) for c in joined.metrics.columns]
     further = [read_runs(path, domains, names) for path in add_runs or []]
     model = fit_tables(
-        mixtures, losses, unit=unit, available=available, maximize=maximize, add_runs=further, partial=partial,
-        random_state=seed, own=own or (),
-    )  # fmt: skip
-    joined = join_tables(mixtures, losses, partial=partial)
+        joined,
+        unit=unit,
+        available=available,
+        maximize=maximize,
+        add_runs=further,
+        random_state=seed,
+        own=own or (),
+    )
     document = with_explored(model, joined.ratios.to_numpy(dtype=float))
     atomic_write_json(out, document)
     typer.echo(json.dumps({"fit": str(out), "diagnostics": document["diagnostics"]}) if as_json else fit_table(model))
@@ -77,7 +86,8 @@ def predict(
     from ideal_proxy.tables import load_fit, predict_table, read_ratios
 
     model, _ = load_fit(_fit_file(fitted))
-    frame = predict_table(model, read_ratios(ratios), level=level, fidelity=fidelity)
+    mixtures = read_ratios(ratios, list(model.domain_names_), unit=model.unit)
+    frame = predict_table(model, mixtures, level=level, fidelity=fidelity)
     text = frame.to_csv(index=False)
     if out is None:
         typer.echo(text, nl=False)

@@ -1,3 +1,5 @@
+from .fitting import fit_tables as fit_tables
+from .fitting import predict_table as predict_table
 from .proposing import fit_table as fit_table
 from .proposing import front_table as front_table
 from .proposing import load_fit as load_fit
@@ -7,9 +9,7 @@ from .proposing import table_constraints as table_constraints
 from .proposing import table_mixture as table_mixture
 from .proposing import table_problem as table_problem
 from .proposing import with_explored as with_explored
-from .reading import fit_tables as fit_tables
 from .reading import join_tables as join_tables
-from .reading import predict_table as predict_table
 from .reading import read_metrics as read_metrics
 from .reading import read_ratios as read_ratios
 from .reading import read_runs as read_runs

@@ -30,7 +30,9 @@ from ideal_proxy.optimizer import (
 )
 from ideal_proxy.response import ResponseModel
 from ideal_proxy.store import provenance, read_json
+from ideal_proxy.tables.columns import without_prefix
 from ideal_proxy.tables.reading import read_available
+from ideal_proxy.tables.sheet import read_cells, to_numbers
 from ideal_proxy.terminal import table
 
 Array = NDArray[np.float64]
@@ -92,11 +94,11 @@ def table_problem(
 def _read_base(path: Path, names: Sequence[str]) -> Array:
     """Read base volumes, a line a domain (name, volume); domains that are not named are zero."""
     try:
-        frame = pd.read_csv(path, skipinitialspace=True)
-        lines = frame.iloc[:, :2].itertuples(index=False)
-        volumes = {str(name).removeprefix("train_"): float(value) for name, value in lines}
-    except (OSError, ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        cells = read_cells(path)
+        values = to_numbers(cells.iloc[:, 1:2], str(path)).iloc[:, 0]
+    except (UserError, IndexError) as error:
         raise UsageError(f"cannot read base volumes from {path} ({error}); write columns domain, volume") from error
+    volumes = {without_prefix(name, "train_"): float(v) for name, v in zip(cells.iloc[:, 0], values, strict=True)}
     unknown = [name for name in volumes if name not in names]
     if unknown or not sum(volumes.values()) > 0 or min(volumes.values()) < 0:
         what = f"unknown domain {unknown[0]!r}" if unknown else "volumes must be at least 0 and not all 0"
