@@ -26,13 +26,8 @@ PLAIN_SECONDS = 15.0  # between two plain progress lines
 class Update(Protocol):
     """Tells how much of the announced work is done."""
 
-    def __call__(self, done: float, detail: str = "") -> None:
-        """Report progress.
-
-        Args:
-            done: work finished so far, in the unit of the total.
-            detail: a few words on what is going on.
-        """
+    def __call__(self, done: float, detail: str = "", left: float | None = None) -> None:
+        """Report work done in the unit of the total; `left` is a better estimate of the seconds left, where known."""
 
 
 def duration(seconds: float) -> str:
@@ -127,22 +122,22 @@ class Reporter:
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(escape(label), total=total, left="", detail="")
 
-                def update(done: float, detail: str = "") -> None:
-                    left = remaining(done, total, time.monotonic() - started)
-                    progress.update(task, completed=done, left=left, detail=escape(detail))
+                def update(done: float, detail: str = "", left: float | None = None) -> None:
+                    text = remaining(done, total, time.monotonic() - started, left)
+                    progress.update(task, completed=done, left=text, detail=escape(detail))
 
                 yield update
         else:
             last = started
 
-            def plain(done: float, detail: str = "") -> None:
+            def plain(done: float, detail: str = "", left: float | None = None) -> None:
                 nonlocal last
                 now = time.monotonic()
                 if now - last < PLAIN_SECONDS:
                     return
                 last = now
-                left = remaining(done, total, now - started)
-                self.console.print(escape(f"{label}: {done / total:.0%} {left} {detail}".rstrip()))
+                text = remaining(done, total, now - started, left)
+                self.console.print(escape(f"{label}: {done / total:.0%} {text} {detail}".rstrip()))
 
             yield plain
         took = time.monotonic() - started
@@ -186,24 +181,15 @@ def named_paths(given: Sequence[str], names: Sequence[str], name_of_option: str 
     return paths
 
 
-def _ignore(done: float, detail: str = "") -> None:
+def _ignore(done: float, detail: str = "", left: float | None = None) -> None:
     pass
 
 
-def remaining(done: float, total: float, elapsed: float) -> str:
-    """Estimate what is left from what was done in this session.
-
-    Args:
-        done: work finished.
-        total: all of it.
-        elapsed: seconds so far.
-
-    Returns:
-        str: 'about 3 min left', or nothing while there is no ground for an estimate.
-    """
+def remaining(done: float, total: float, elapsed: float, left: float | None = None) -> str:
+    """Say 'about 3 min left' by the estimate given, or by what was done so far; '' while there is no ground for one."""
     if done <= 0 or elapsed < 1 or done >= total:
         return ""
-    return f"about {duration(elapsed / done * (total - done))} left"
+    return f"about {duration(elapsed / done * (total - done) if left is None else left)} left"
 
 
 def paragraph(text: str) -> str:

@@ -361,7 +361,7 @@ class Laboratory:
             with self.reporter.work(label, 1.0) as update:
 
                 def on_event(event: SwarmEvent) -> None:
-                    update(event.fraction, f"{event.runs_done} of {event.runs} runs")
+                    update(event.fraction, f"{event.runs_done} of {event.runs} runs", event.seconds_left)
                     self.record.event(event)
                     if event.kind == "finished":
                         self._tell(event)

@@ -180,7 +180,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     training = plan.products.training(tokens, labelled, length)
     half = _judging(prepared, plan.products)  # the search rows; the check judges the verify rows as well
     warm_tokens, warm_rows = _warm_tokens(prepared)
-    sweep = (len(plan.rates) - 1) * SWEEP_MIXTURES  # those at the chosen rate belong to the swarm
+    sweep = len(plan.rates) * SWEEP_MIXTURES if len(plan.rates) > 1 else 0
+    swarm = plan.runs - (SWEEP_MIXTURES if sweep else 0)  # the sweep's runs at the chosen rate belong to it
     pairs = 2 * plan.looks[-1]
     method = gradient_method(config, plan.runs)[0]
     passes = config.swarm.seeds if method else 0
@@ -191,7 +192,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         if config.proxy.model is None
         else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
-        (Stage.SWARM, plan.runs, tokens * plan.runs, (training + half) * plan.runs, plan.runs * steps),
+        (Stage.SWARM, swarm, tokens * swarm, (training + half) * swarm, swarm * steps),
         *([(Stage.GRADIENTS, passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
         (Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
     ]
