@@ -108,7 +108,9 @@ def test_the_stages_add_up(prepared, tmp_path):
     by_hand = hand_counted()
     stages = {stage["name"]: stage for stage in described["stages"]}
     assert list(stages) == ["warm start", "learning rate", "swarm", "check"]
-    assert described["total"]["runs"] == 1 + 3 * 3 + (12 - 3) + 16, "the sweep's runs at the chosen rate are the swarm's"
+    assert described["total"]["runs"] == 1 + 3 * 3 + (12 - 3) + 16, (
+        "the sweep's runs at the chosen rate are the swarm's"
+    )
     assert stages["swarm"]["tokens"] == pytest.approx(9 * by_hand["tokens"])
     assert stages["swarm"]["flops"] == pytest.approx(9 * (by_hand["training"] + by_hand["judging"]))
     assert stages["check"]["flops"] == pytest.approx(16 * (by_hand["training"] + 2 * by_hand["judging"]))
