@@ -17,8 +17,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ideal_proxy.errors import UsageError
-
 WIDTH = 80
 PLAIN_SECONDS = 15.0  # between two plain progress lines
 
@@ -156,29 +154,6 @@ class Reporter:
         """
         with self.work(label, 1.0) as update:
             yield lambda what, done, total: update(done / max(total, 1), f"{what}: {done:,} of {total:,}")
-
-
-def named_paths(given: Sequence[str], names: Sequence[str], name_of_option: str = "--source") -> dict[str, str]:
-    """Read options of the form NAME=PATH.
-
-    Args:
-        given: the options.
-        names: the names that are known.
-        name_of_option: for the message.
-
-    Returns:
-        dict: path by name.
-
-    Raises:
-        UsageError: an option has another form or an unknown name.
-    """
-    paths = {}
-    for option in given:
-        name, equals, path = option.partition("=")
-        if not equals or not path or name not in names:
-            raise UsageError(f"{name_of_option} {option!r} must be NAME=PATH with NAME one of {', '.join(names)}")
-        paths[name] = path
-    return paths
 
 
 def _ignore(done: float, detail: str = "", left: float | None = None) -> None:

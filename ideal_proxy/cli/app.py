@@ -17,6 +17,7 @@ from ideal_proxy.cli import preview as cli_preview
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
+from ideal_proxy.cli.options import Json, Mixture, Quiet, RunFolder, open_mixture
 from ideal_proxy.errors import UsageError, UserError
 
 app = typer.Typer(
@@ -36,9 +37,6 @@ ORDER = (  # of the list of commands: as a user needs them
     "init", "check", "preview", "search", "status", "show", "report", "what-if", "apply", "export", "transfer",
     "scale-up", "influence", "fit", "predict", "optimize",
 )  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
 
 
 def _called(command: Any) -> str:
@@ -174,7 +172,7 @@ def status(run: RunFolder, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
 def apply(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")],
+    mixture: Mixture,
     out: Annotated[Path, typer.Option(help="Folder for the rows and their manifest.")],
     shards: Annotated[int, typer.Option(min=1, help="Number of JSONL files.")] = 1,
     shard: Annotated[
@@ -191,19 +189,16 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Write the exact rows of a mixture, in training order."""
-    from ideal_proxy.mixture import apply_mixture, index_folder, load_mixture, shard_numbers
+    from ideal_proxy.mixture import apply_mixture, index_folder, shard_numbers
     from ideal_proxy.report import applied_table, applied_values
-    from ideal_proxy.store import mixture_file
-    from ideal_proxy.terminal import Reporter, named_paths
+    from ideal_proxy.terminal import Reporter
 
-    mixture = mixture_file(mixture)
-    loaded = load_mixture(mixture)
+    loaded, folder, sources = open_mixture(mixture, source)
     number, shards = shard_numbers(shard, shards)
     with Reporter(quiet=quiet or as_json).counted("apply") as progress:
         applied = apply_mixture(
             loaded, out, shards=shards, shard=number, row_format="chat" if chat else "as-is",
-            sources=named_paths(source or [], [domain.name for domain in loaded.domains]),
-            index=index or index_folder(mixture.parent), progress=progress,
+            sources=sources, index=index or index_folder(folder), progress=progress,
         )  # fmt: skip
     values = applied_values(loaded, applied)
     typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))

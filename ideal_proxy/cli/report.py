@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+from ideal_proxy.cli.options import Json, RunFolder
 
 
 def register(app: typer.Typer) -> None:

@@ -8,10 +8,7 @@ from typing import Annotated
 
 import typer
 
-Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-
+from ideal_proxy.cli.options import Json, Mixture, Quiet, open_mixture
 
 TotalRows = Annotated[
     int | None, typer.Option(min=1, help="Rows of the full-size run; default the mixture's, or what `repeat` gives.")
@@ -71,14 +68,11 @@ def scale_up(
 ) -> None:
     """Train the full-size model on a mixture; compare with base."""
     from ideal_proxy.errors import UsageError
-    from ideal_proxy.mixture import load_mixture
-    from ideal_proxy.store import mixture_file
-    from ideal_proxy.terminal import Reporter, named_paths
+    from ideal_proxy.terminal import Reporter
 
     if transfer is None and (total_rows is not None or data):
         raise UsageError("--total-rows and --data need --transfer share, repeat or law; add it, or leave them out")
-    mixture = mixture_file(mixture)
-    loaded = load_mixture(mixture)
+    loaded, beside, moved = open_mixture(mixture, data, "--data")
     from ideal_proxy.scaleup import ModelSpec, ScaleUp, scale_up_tables
     from ideal_proxy.scaleup import scale_up as run
 
@@ -86,10 +80,9 @@ def scale_up(
     if transfer is not None:
         from ideal_proxy.scaleup import carry
 
-        named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
-        loaded = carry(loaded, transfer, total_rows, reporter, data=named, folder=mixture.resolve().parent)
+        loaded = carry(loaded, transfer, total_rows, reporter, data=moved, folder=beside)
     short = model.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
-    folder = out or mixture.resolve().parent / f"scale-up-{short}"
+    folder = out or beside / f"scale-up-{short}"
     wanted = ScaleUp(
         spec=ModelSpec(name=model, gguf=gguf, lora=lora, gradient_checkpointing=gradient_checkpointing),
         baseline=baseline,
@@ -110,7 +103,7 @@ def scale_up(
         refine_step=refine_step,
         refine_rows=refine_rows,
     )
-    result = run(loaded, wanted, folder, reporter, folder=mixture.resolve().parent)
+    result = run(loaded, wanted, folder, reporter, folder=beside)
     typer.echo(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
 
 
@@ -132,19 +125,16 @@ def transfer(
 ) -> None:
     """Carry a mixture to a full-size budget or other rows."""
     from ideal_proxy.errors import UsageError
-    from ideal_proxy.mixture import load_mixture, save_mixture
+    from ideal_proxy.mixture import save_mixture
     from ideal_proxy.store import mixture_file
-    from ideal_proxy.terminal import Reporter, named_paths
+    from ideal_proxy.terminal import Reporter
 
-    mixture = mixture_file(mixture)
-    loaded = load_mixture(mixture)
-    named = named_paths(data or [], [d.name for d in loaded.domains], "--data")
-    if out.exists() and out.samefile(mixture):
+    loaded, folder, moved = open_mixture(mixture, data, "--data")
+    if out.exists() and out.samefile(mixture_file(mixture)):
         raise UsageError(f"--out {out} is the mixture file itself; choose another name")
     from ideal_proxy.scaleup import carry, transfer_tables
 
     reporter = Reporter(quiet=quiet or as_json)
-    folder = mixture.resolve().parent
     law = None
     if swarm:
         from ideal_proxy.pipeline import load_run
@@ -158,12 +148,12 @@ def transfer(
         law = found.at
         for note in found.notes:
             reporter.note(note)
-    moved = carry(loaded, mode, total_rows, reporter, data=named, law=law, folder=folder)
-    save_mixture(out, moved)
+    carried = carry(loaded, mode, total_rows, reporter, data=moved, law=law, folder=folder)
+    save_mixture(out, carried)
     if as_json:
-        typer.echo(moved.model_dump_json(indent=1, exclude={"law"}))
+        typer.echo(carried.model_dump_json(indent=1, exclude={"law"}))
         return
-    typer.echo(transfer_tables(loaded, moved) + f"\n\nMixture file: {out}")
+    typer.echo(transfer_tables(loaded, carried) + f"\n\nMixture file: {out}")
 
 
 def export(
@@ -184,9 +174,7 @@ def export(
 ) -> None:
     """Hand a mixture to another trainer, with its real counts."""
     from ideal_proxy.export import export_mixture, export_table
-    from ideal_proxy.mixture import load_mixture
-    from ideal_proxy.store import mixture_file
 
-    mixture = mixture_file(mixture)
-    report = export_mixture(load_mixture(mixture), to, out, strict=strict, folder=mixture.resolve().parent)
+    loaded, folder, _ = open_mixture(mixture)
+    report = export_mixture(loaded, to, out, strict=strict, folder=folder)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))

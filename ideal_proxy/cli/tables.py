@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+from ideal_proxy.cli.options import Json
+
 Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote, or the run directory of a search.")]
 
 

@@ -52,6 +52,7 @@ from ideal_proxy.mixture import (
     draw,
     save_mixture,
     search_verify_split,
+    with_shares,
 )
 from ideal_proxy.store import atomic_write_json, provenance
 from ideal_proxy.terminal import WIDTH, Reporter, table
@@ -336,12 +337,11 @@ def _result(
 
 def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping[str, Any]) -> MixtureFile:
     tokens, supervised = sources.drawn(step.rows, config.seed)
-    every = max(1, int(tokens.sum()))
     return MixtureFile(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seed=config.seed,
-        domains=[
+        domains=with_shares([
             DomainVolume(
                 name=domain.name,
                 source=domain.path,
@@ -351,13 +351,10 @@ def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping
                 rows=int(step.rows[i]),
                 tokens=int(tokens[i]),
                 supervised_tokens=int(supervised[i]),
-                share=float(tokens[i] / every),
-                repeat=float(step.rows[i] / sources.available[i]),
                 base_rows=int(sources.base[i]),
-                change=float(step.rows[i] / sources.base[i] - 1) if sources.base[i] else None,
             )
             for i, domain in enumerate(config.domains)
-        ],
+        ]),
         capabilities=[
             CapabilityResult(
                 name=capability.name,

@@ -14,6 +14,7 @@ from .file import MetricResult as MetricResult
 from .file import MixtureFile as MixtureFile
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
+from .file import with_shares as with_shares
 from .row_table import StaleTableError as StaleTableError
 from .row_table import forget as forget
 from .row_table import open_table as open_table

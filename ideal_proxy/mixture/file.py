@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,24 @@ class DomainVolume(_Part):
         if self.rows and not self.available:
             raise ValueError(f"domain {self.name!r} wants {self.rows} rows but has none available")
         return self
+
+
+def with_shares(domains: Sequence[DomainVolume]) -> list[DomainVolume]:
+    """Work out share (of tokens, or of rows where none are told), repeat and change from the rows of all domains."""
+    amounts = [domain.tokens for domain in domains]
+    if not any(amounts):
+        amounts = [domain.rows for domain in domains]
+    whole = max(1, sum(amounts))
+    return [
+        domain.model_copy(
+            update={
+                "share": amount / whole,
+                "repeat": domain.rows / domain.available if domain.available else 0.0,
+                "change": domain.rows / domain.base_rows - 1 if domain.base_rows else None,
+            }
+        )
+        for domain, amount in zip(domains, amounts, strict=True)
+    ]
 
 
 class MetricResult(_Part):

@@ -15,7 +15,7 @@ from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
 from ideal_proxy.limits import Limits
-from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture
+from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture, with_shares
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
@@ -75,9 +75,7 @@ def _result(
 ) -> dict[str, Any]:
     """Collect every number that the terminal and the report show."""
     proposal, verdict = chosen.proposal, chosen.verdict
-    base = prepared.domains.base.astype(int)
-    rows = proposal.rows
-    drawn, drawn_base = (np.array(laboratory.drawn_tokens(v))[:, 0] for v in (rows, base))
+    at_base, proposed = (domain_volumes(prepared, laboratory, rows) for rows in (prepared.domains.base, proposal.rows))
     paired = laboratory.paired_losses(chosen.number)
     pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
     ratios = ratio_bounds(paired, level=verdict.level, seed=config.seed) if config.has_metrics else verdict.ratios
@@ -86,17 +84,17 @@ def _result(
         {
             "name": domain.name,
             "available": domain.available,
-            "base_rows": int(base[i]),
-            "proposal_rows": int(rows[i]),
-            "change": float(rows[i] / base[i] - 1) if base[i] else None,
-            "base_tokens": int(drawn_base[i]),
-            "tokens": int(drawn[i]),
-            "share": float(drawn[i] / max(1, drawn.sum())),
-            "base_share": float(drawn_base[i] / max(1, drawn_base.sum())),
-            "repeat": float(rows[i] / domain.available),
-            "bootstrap": [float(x) for x in moved[i]],
+            "base_rows": domain.base_rows,
+            "proposal_rows": domain.rows,
+            "change": domain.change,
+            "base_tokens": base.tokens,
+            "tokens": domain.tokens,
+            "share": domain.share,
+            "base_share": base.share,
+            "repeat": domain.repeat,
+            "bootstrap": [float(x) for x in interval],
         }
-        for i, domain in enumerate(prepared.facts)
+        for base, domain, interval in zip(at_base, proposed, moved, strict=True)
     ]
     capabilities = [
         {
@@ -155,6 +153,26 @@ def _result(
         "cost": laboratory.cost() | {"rounds": len(outcomes)},
         "gradients": _gradients(config, laboratory, proposal),
     }
+
+
+def domain_volumes(prepared: Prepared, laboratory: Laboratory, rows: NDArray[Any]) -> list[DomainVolume]:
+    """Give every domain's place in a mixture of so many rows, with the tokens that they really draw."""
+    whole = rows.astype(np.int64)
+    drawn = laboratory.drawn_tokens(whole)
+    return with_shares([
+        DomainVolume(
+            name=domain.name,
+            source=domain.source,
+            format=domain.format,
+            fingerprint=domain.fingerprint,
+            available=domain.available,
+            rows=volume,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            base_rows=domain.base,
+        )
+        for domain, volume, (tokens, supervised) in zip(prepared.facts, whole.tolist(), drawn, strict=True)
+    ])
 
 
 def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:
@@ -245,32 +263,12 @@ def _mixture(
 ) -> MixtureFile:
     """Compose the mixture file: the proposal where it improves, the base where it does not."""
     adopted = chosen.verdict.answer == IMPROVES
-    base = prepared.domains.base.astype(np.int64)
-    rows: NDArray[np.int64] = chosen.proposal.rows if adopted else base
-    drawn = laboratory.drawn_tokens(rows)
-    total = max(1, sum(tokens for tokens, _ in drawn))
     provenance = read_json(folder / "provenance.json")
     return MixtureFile(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seed=config.seed,
-        domains=[
-            DomainVolume(
-                name=domain.name,
-                source=domain.source,
-                format=domain.format,
-                fingerprint=domain.fingerprint,
-                available=domain.available,
-                rows=int(rows[i]),
-                tokens=drawn[i][0],
-                supervised_tokens=drawn[i][1],
-                share=drawn[i][0] / total,
-                repeat=float(rows[i] / domain.available),
-                base_rows=int(base[i]),
-                change=float(rows[i] / base[i] - 1) if base[i] else None,
-            )
-            for i, domain in enumerate(prepared.facts)
-        ],
+        domains=domain_volumes(prepared, laboratory, chosen.proposal.rows if adopted else prepared.domains.base),
         capabilities=[
             CapabilityResult(
                 name=capability.name,

@@ -17,7 +17,7 @@ from scipy import stats
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, judge, sentence
 from ideal_proxy.proxy import RowLosses
-from ideal_proxy.response import Combination
+from ideal_proxy.response import Combination, combine
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.terminal import duration, paragraph, table
 
@@ -129,10 +129,7 @@ def gain_over(
         )
     if len(runs) < 2:
         ratios = np.array([entry.proposal.sum() / entry.base.sum() for entry in paired])
-        if kind == "worst":
-            value = 1 - float(ratios.max())
-        else:
-            value = 1 - float(np.average(ratios, weights=weights if kind == "weighted" else None))
+        value = 1 - float(combine(ratios, kind, weights))
         return {
             "value": value,
             "lower": None,

@@ -19,7 +19,7 @@ from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Budget, Limits
-from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, with_shares
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
@@ -253,15 +253,12 @@ def with_volumes(
     full = [d.available for d in mixture.domains] if available is None else [int(u) for u in available]
     per_row = [d.tokens / d.rows if d.rows else None for d in mixture.domains]
     known = all(rate is not None or not v for rate, v in zip(per_row, rows, strict=True))
-    amounts = [float(v) * (rate or 0.0) if known else float(v) for v, rate in zip(rows, per_row, strict=True)]
-    whole = max(sum(amounts), 1e-12)
     domains: list[DomainVolume] = []
-    for d, v, base, amount, has in zip(mixture.domains, rows, base_rows, amounts, full, strict=True):
+    for d, v, base, rate, has in zip(mixture.domains, rows, base_rows, per_row, full, strict=True):
         told = {
-            "available": has, "rows": int(v), "base_rows": int(base), "tokens": round(amount) if known else 0,
+            "available": has, "rows": int(v), "base_rows": int(base),
+            "tokens": round(float(v) * (rate or 0.0)) if known else 0,
             "supervised_tokens": round(d.supervised_tokens / d.rows * int(v)) if d.rows else 0,
-            "share": amount / whole, "repeat": float(v / has) if has else 0.0,
-            "change": float(v / base - 1) if base else None,
         }  # fmt: skip
         domains.append(DomainVolume.model_validate(d.model_dump() | told))
     capabilities = []
@@ -277,8 +274,9 @@ def with_volumes(
         capabilities.append(capability.model_copy(update=numbers))
     return mixture.model_copy(
         update={
-            "domains": domains, "capabilities": capabilities, "constraints_active": list(active), "verdict": None,
-            "verdict_text": None, "gain": None, "gain_lower": None, "gain_upper": None, "predicted_gain": None,
+            "domains": with_shares(domains), "capabilities": capabilities, "constraints_active": list(active),
+            "verdict": None, "verdict_text": None, "gain": None, "gain_lower": None, "gain_upper": None,
+            "predicted_gain": None,
             "provenance": {**mixture.provenance, **provenance},
         }
     )  # fmt: skip
