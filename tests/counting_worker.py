@@ -2,7 +2,8 @@
 
 It speaks the protocol of `swarm.worker`. A step mixes one drawn row's key into a number that starts from the warm
 start's; the number is what the run is judged by, so a lost or repeated step, other rows or another start change it.
-A step takes `learning_rate` seconds. Every step goes to a checkpoint. Each step done is a line of `$COUNTED`.
+A step takes `learning_rate` seconds. Every step goes to a checkpoint. Each step done is a line of `$COUNTED`. Where
+`$GATE` is set, a run of more than `GATE_STEP` steps, but for the warm start, waits there until that file exists.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ideal_proxy.store import atomic_write_json, is_complete, read_json
 from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
 
 PRIME = 2**61 - 1
+GATE_STEP = 60
 STOP = threading.Event()
 
 
@@ -63,6 +65,10 @@ def run(context: SwarmContext, run_dir: Path, spec: RunSpec) -> None:
                 file.write(f"{spec.id} {done}\n")
         atomic_write_json(checkpoint, [done, state])
         say("step", run=spec.id, done=done, steps=len(keys), loss=1.0)
+        gate = os.environ.get("GATE") if spec.role != "warm" and done == GATE_STEP else None
+        while gate is not None and not Path(gate).exists() and not STOP.is_set():
+            time.sleep(0.2)
+            say("step", run=spec.id, done=done, steps=len(keys), loss=1.0)
         if STOP.is_set():
             say("stopped", run=spec.id)
             return

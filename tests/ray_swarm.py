@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from builders import SPECS, gone, make_context, spec
 
+from ideal_proxy.swarm.pool import Message
 from ideal_proxy.swarm.ray_pool import RayPool
 from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, SwarmOutcome, warm_spec
 
@@ -64,41 +66,71 @@ def main() -> None:
         cluster.shutdown()
 
 
+class WatchedPool(RayPool):
+    """Remembers where workers are and how often the context was unpacked.
+
+    Where `together` is set, it gives no run out before every node has a ready worker, so that each gets a long run.
+    """
+
+    together = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.nodes: dict[int, str] = {}
+        self.unpacked: Counter[str] = Counter()
+
+    def _take(self, actor: Any, message: Message) -> Message:
+        if message["kind"] == "placed":
+            self.nodes[actor.number] = message["node"]
+            self.unpacked[message["node"]] += message["unpacked"]
+        return super()._take(actor, message)
+
+    def idle(self) -> list[int]:
+        ready = super().idle()
+        self.together = self.together and len(ready) < self.workers
+        return [] if self.together else ready
+
+
 def drive(
-    folder: Path, worker: str, address: str, on_event: Callable[[SwarmEvent, RayPool], None]
-) -> tuple[SwarmOutcome, RayPool]:
+    folder: Path, worker: str, address: str, on_event: Callable[[SwarmEvent, WatchedPool], None]
+) -> tuple[SwarmOutcome, WatchedPool]:
     """Do the runs on the cluster."""
     context = make_context(folder / "context")
-    pool = RayPool(context, folder, address=address, worker=worker)
+    pool = WatchedPool(context, folder, address=address, worker=worker)
     with Swarm(context, folder, pool=pool, checkpoint_seconds=0.0) as swarm:
         assert not swarm.run([warm_spec(context, 0)]).failures
+        pool.together = True
         return swarm.run(RUNS[worker], on_event=lambda event: on_event(event, pool)), pool
 
 
-def tell(event: SwarmEvent, pool: RayPool) -> None:
+def tell(event: SwarmEvent, pool: WatchedPool) -> None:
     sys.stdout.write(f"{event.kind} {event.run} {event.done} {event.pid}\n")
     sys.stdout.flush()
 
 
 def losses(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict[str, Any]) -> None:
-    """The head's worker process is killed in mid-run, then the other node is taken away in mid-run."""
+    """The head's worker process is killed in mid-run, then the other node is taken away in mid-run.
+
+    Counted runs wait in their middle until both has happened, so that no slow machine can miss it.
+    """
     events: list[SwarmEvent] = []
 
-    def on_event(event: SwarmEvent, pool: RayPool) -> None:
+    def on_event(event: SwarmEvent, pool: WatchedPool) -> None:
         events.append(event)
         if event.kind != "step" or not 3 <= event.done < event.steps - 3:
             return
-        elsewhere = pool.node_of(event.worker) == second.node_id
+        elsewhere = pool.nodes[event.worker] == second.node_id
         if "killed" not in report and not elsewhere:
             report["killed"], report["killed_at"] = event.run, event.done
             os.kill(event.pid, signal.SIGKILL)
         elif "killed" in report and "removed" not in report and elsewhere:
             report["removed"] = event.run
             cluster.remove_node(second, allow_graceful=False)
+            (folder / "gate").touch()
 
     outcome, pool = drive(folder, worker, cluster.address, on_event)
     report |= {
-        "workers": pool.workers, "shipments": list(pool.shipments.values()), "failures": outcome.failures,
+        "workers": pool.workers, "unpacked": list(pool.unpacked.values()), "failures": outcome.failures,
         "results": list(outcome.results), "events": [asdict(event) for event in events],
     }  # fmt: skip
 
@@ -106,7 +138,7 @@ def losses(folder: Path, worker: str, cluster: Cluster, second: Any, report: dic
 def stops(folder: Path, worker: str, cluster: Cluster, second: Any, report: dict[str, Any]) -> None:
     """Ctrl-C in mid-run; then a driver that is killed; then one that ends it."""
 
-    def interrupt(event: SwarmEvent, pool: RayPool) -> None:
+    def interrupt(event: SwarmEvent, pool: WatchedPool) -> None:
         if event.kind == "step" and event.done >= 3:
             report["stopped"], report["stopped_at"] = event.run, event.done
             raise KeyboardInterrupt

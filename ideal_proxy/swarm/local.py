@@ -34,11 +34,8 @@ class _Worker:
 class LocalPool:
     """Processes of this machine, each on its own cores where there are enough.
 
-    Args:
-        context: the prepared files and settings.
-        run_dir: the run directory.
-        workers: number of processes; default one for every `context.threads` cores, or one on a GPU.
-        worker: module that a worker process runs.
+    `workers` processes are started, by default one for every `context.threads` cores, or one on a GPU; or those of
+    the given `numbers`.
     """
 
     def __init__(
@@ -47,11 +44,14 @@ class LocalPool:
         run_dir: str | Path,
         *,
         workers: int | None = None,
+        numbers: Sequence[int] = (),
         worker: str = "ideal_proxy.swarm.worker",
     ) -> None:
         self.context = context
         self.run_dir = Path(run_dir)
-        self.workers = workers or (max(1, cpu_count() // context.threads) if context.device == "cpu" else 1)
+        workers = workers or (max(1, cpu_count() // context.threads) if context.device == "cpu" else 1)
+        self._numbers = numbers or range(workers)
+        self.workers = len(self._numbers)
         self._module = worker
         self._selector = selectors.DefaultSelector()
         self._pool: dict[int, _Worker] = {}
@@ -59,11 +59,7 @@ class LocalPool:
         self._deaths_unready = 0
 
     def hire(self, wanted: int) -> None:
-        """Start processes until there are so many.
-
-        Args:
-            wanted: processes to have.
-        """
+        """Start processes until there are so many."""
         while len(self._pool) < min(wanted, self.workers):
             self._start()
 
@@ -76,30 +72,16 @@ class LocalPool:
         return len(self._pool)
 
     def assign(self, number: int, spec: RunSpec, checkpoint_seconds: float) -> None:
-        """Give an idle worker a run.
-
-        Args:
-            number: the worker.
-            spec: the run.
-            checkpoint_seconds: time between its checkpoints.
-        """
+        """Give an idle worker a run."""
         self._pool[number].busy = True
         self._send(number, {"spec": spec.to_json(), "checkpoint_seconds": checkpoint_seconds})
 
     def stop(self, number: int) -> None:
-        """Ask a worker to save a checkpoint and to leave its run.
-
-        Args:
-            number: the worker.
-        """
+        """Ask a worker to save a checkpoint and to leave its run."""
         self._send(number, {"stop": True})
 
     def messages(self, timeout: float) -> Iterable[tuple[int, Message]]:
-        """Yield what workers say, as it comes.
-
-        Args:
-            timeout: longest wait for a first message, seconds.
-        """
+        """Yield what workers say, as it comes."""
         for key, _ in self._selector.select(0 if self._inbox else timeout):
             worker: _Worker = key.data
             chunk = worker.process.stdout.read() if worker.process.stdout is not None else b""
@@ -139,16 +121,16 @@ class LocalPool:
         if not worker.ready:
             self._deaths_unready += 1
             if self._deaths_unready > self.workers + 1:
-                raise UserError(f"no worker process starts ({how}); see {self._log_path(worker.number)}")
+                raise UserError(f"no worker process starts ({how}); see {self.log_path(worker.number)}")
         return {"kind": "died", "message": f"the worker process ended by {how} (out of memory?)", "charged": True}
 
     def _start(self) -> None:
         """Start one worker process, on its own cores where there are enough."""
-        number = next(n for n in range(self.workers) if n not in self._pool)
+        number = next(n for n in self._numbers if n not in self._pool)
         threads = self.context.threads
         mine = cores()
         pin = self.workers > 1 and self.context.device == "cpu" and self.workers * threads <= len(mine)
-        log = self._log_path(number)
+        log = self.log_path(number)
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab") as errors:
@@ -183,7 +165,8 @@ class LocalPool:
                 worker.process.stdin.close()
         worker.process.wait()
 
-    def _log_path(self, number: int) -> Path:
+    def log_path(self, number: int) -> Path:
+        """Return where a worker's messages and errors go."""
         return self.run_dir / "workers" / f"worker-{number}.log"
 
 
@@ -197,20 +180,7 @@ def start_worker(
     cores: Sequence[int] = (),
     stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a worker process that speaks JSON lines on its standard input and output.
-
-    Args:
-        module: what it runs, such as "ideal_proxy.swarm.worker".
-        context: folder of the prepared context.
-        run_dir: folder that holds `runs/`.
-        number: the worker's number; workers share out the devices by it.
-        threads: of its computations.
-        cores: to keep to; () for all.
-        stderr: file descriptor for what it prints.
-
-    Returns:
-        Popen: with pipes; it ends when its input does.
-    """
+    """Start a worker process that speaks JSON lines on its standard input and output."""
     settings = {
         "context": str(context.resolve()), "run_dir": str(run_dir.resolve()), "worker": number, "cores": list(cores),
     }  # fmt: skip
@@ -222,12 +192,7 @@ def start_worker(
 
 
 def send(process: subprocess.Popen[bytes], message: Mapping[str, object]) -> None:
-    """Write one message to a worker process.
-
-    Args:
-        process: from `start_worker`.
-        message: JSON-ready.
-    """
+    """Write one message to a worker process."""
     assert process.stdin is not None
     process.stdin.write(json.dumps(message).encode() + b"\n")
     process.stdin.flush()

@@ -32,6 +32,7 @@ def cluster(folder: Path, scenario: str, worker: str, seconds: float) -> dict[st
     env = environment(
         IDEAL_PROXY_CACHE=str(folder / "cache"), COUNTED=str(folder / "counted.txt"), RAY_USAGE_STATS_ENABLED="0",
         RAY_raylet_start_wait_time_s="200",  # a machine full of other work is slow, not broken
+        **({"GATE": str(folder / "gate")} if scenario == "losses" else {}),
     )  # fmt: skip
     command = [sys.executable, str(TESTS / "ray_swarm.py"), str(folder), scenario, worker]
     with open(folder / "output.txt", "w+") as output:
@@ -71,7 +72,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_run(tmp_path: Path, monkeypatch
 def check_losses(folder: Path, report: dict[str, Any], reference: Path, worker: str) -> None:
     runs = RUNS[worker]
     assert report["workers"] == 2
-    assert report["shipments"] == [1, 1]  # the context went to each node once, though three workers were there
+    assert report["unpacked"] == [1, 1]  # the context went to each node once, though three workers were there
     assert not report["failures"]
     assert report["results"] == [run.id for run in runs]
     assert {report["killed"], report["removed"]} == {"long-a", "long-b"}

@@ -1,17 +1,38 @@
-"""Folders in pieces, and the cache of a node: whole or not at all, swept when nobody holds it."""
+"""Folders in pieces, and the cache of a node: complete or done again, swept when nobody holds it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import MARKER
-from ideal_proxy.swarm import ship
+from ideal_proxy.store import MARKER, is_complete
+from ideal_proxy.swarm import ray_worker as ship
+from ideal_proxy.swarm.ray_pool import keep_only
+
+
+class Store:
+    """Stands for Ray's object store; may lose the connection at one `get`."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+        self.given = 0
+        self.fail_at: int | None = None
+
+    def put(self, data: bytes) -> int:
+        self.kept.append(data)
+        return len(self.kept) - 1
+
+    def get(self, number: int) -> bytes:
+        if number + 1 == self.fail_at:
+            raise ConnectionError
+        self.given += 1
+        return self.kept[number]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -26,52 +47,51 @@ def test_a_folder_arrives_as_it_was(tmp_path, size):
         (tmp_path / "from" / name).write_bytes(content)
     (tmp_path / "from" / ".half.part").write_bytes(b"not yet")
     (tmp_path / "from" / MARKER).touch()
-    pieces = list(ship.pack(tmp_path / "from", size))
-    assert all(sum(len(data) for _, data in piece) <= size for piece in pieces)
-    written = ship.unpack(iter(pieces), tmp_path / "to")
+    store = Store()
+    files = ship.pack(tmp_path / "from", store.put, size)
+    assert all(0 < len(data) <= size for data in store.kept)
+    ship.unpack(files, tmp_path / "to", store.get)
     assert tree(tmp_path / "to") == sent
-    assert sorted(p.relative_to(tmp_path / "to").as_posix() for p in written) == sorted(sent)
 
 
 def test_nothing_is_sent_of_nothing(tmp_path):
-    assert list(ship.pack(tmp_path / "missing")) == []
-    assert ship.unpack([], tmp_path / "to") == []
+    assert ship.pack(tmp_path / "missing", pytest.fail) == []
+    ship.unpack([], tmp_path / "to", pytest.fail)
+    assert not (tmp_path / "to").exists()
 
 
-def test_a_file_cut_off_on_the_way_does_not_appear(tmp_path):
+def test_a_node_takes_a_folder_in_once_and_again_where_it_was_cut_off(tmp_path):
     (tmp_path / "from").mkdir()
-    (tmp_path / "from" / "a").write_bytes(b"1" * 10)
-    (tmp_path / "from" / "b").write_bytes(b"2" * 10)
-    (tmp_path / "to").mkdir()
-    (tmp_path / "to" / "b").write_bytes(b"before")
-
-    def broken():
-        pieces = list(ship.pack(tmp_path / "from", 6))
-        yield from pieces[:-1]
-        raise ConnectionError
-
+    for name in ("a", "b"):
+        (tmp_path / "from" / name).write_bytes(name.encode() * 10)
+    store = Store()
+    files = ship.pack(tmp_path / "from", store.put, 6)
+    store.fail_at = 3
     with pytest.raises(ConnectionError):
-        ship.unpack(broken(), tmp_path / "to")
-    shown = {name: content for name, content in tree(tmp_path / "to").items() if not name.startswith(".")}
-    assert shown == {"a": b"1" * 10, "b": b"before"}
+        ship.unpack_once(files, tmp_path / "to", store.get)
+    assert not is_complete(tmp_path / "to")
+    store.fail_at = None
+    with ThreadPoolExecutor(4) as threads:
+        did = list(threads.map(lambda _: ship.unpack_once(files, tmp_path / "to", store.get), range(4)))
+    assert sorted(did) == [False, False, False, True]
+    assert tree(tmp_path / "to") == {**tree(tmp_path / "from"), MARKER: b""}
+    assert store.given == 2 + 4  # before it was cut off, and then each piece once
 
 
 def test_only_what_is_named_stays(tmp_path):
     for name in ("a", "model/weights", "kept/b", "kept/c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    ship.keep_only(tmp_path, ["a", "kept/b"])
+    keep_only(tmp_path, ["a", "kept/b"])
     assert set(tree(tmp_path)) == {"a", "kept/b"}
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_nobody_holds_is_swept_after_a_while(tmp_path, monkeypatch):
-    code = "import sys, pathlib\nfrom ideal_proxy.swarm.ship import hold\nheld = hold(pathlib.Path(sys.argv[1]))\n"
+def test_a_folder_that_nobody_holds_is_swept_after_a_while(tmp_path):
+    code = (
+        "import sys, pathlib\nfrom ideal_proxy.swarm.ray_worker import hold\nheld = hold(pathlib.Path(sys.argv[1]))\n"
+    )
     wait = "print('held', flush=True)\nsys.stdin.read()\n"
-
-    def lock(name):
-        return tmp_path / f"{name}{ship.LOCK_END}"
-
     for name in ("dead", "fresh"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
     with subprocess.Popen(
@@ -79,33 +99,29 @@ def test_a_folder_that_nobody_holds_is_swept_after_a_while(tmp_path, monkeypatch
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         assert other.stdout.readline() == "held\n"
-        for name in ("dead", "fresh", "alive", "mine"):
-            (tmp_path / name).mkdir()
-            if name not in {"fresh", "mine"}:
-                os.utime(lock(name), (0, 0))
+        for name in ("dead", "alive"):
+            os.utime(tmp_path / name / ship.MARK, (0, 0))
         with ship.hold(tmp_path / "mine"):
-            assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"fresh", "alive", "mine"}
-            assert not lock("dead").exists()
+            assert {path.name for path in tmp_path.iterdir()} == {"fresh", "alive", "mine"}
         other.stdin.close()
-    ship.remove(tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
-    assert not lock("mine").exists()
 
 
 def test_nothing_of_other_programs_is_swept(tmp_path):
-    """The cache may be set to a folder that others use: their locks, however named, and their folders stay."""
-    for name in ("tool", "sly"):
+    """The cache may be set to a folder that others use: their folders stay, whatever they call their locks."""
+    for name, content in {
+        "tool": b"",
+        "sly": b"pid 7",
+        "other": b"\xff\xfe",
+        "longer": ship.SIGN.encode() + b"x",
+    }.items():
         (tmp_path / name / "precious").mkdir(parents=True)
-    theirs = {"tool.lock": b"", f"sly{ship.LOCK_END}": b"", f"other{ship.LOCK_END}": b"\xff\xfe", "x.lock": b"pid 7"}
-    for name, content in theirs.items():
-        (tmp_path / name).write_bytes(content)
-        os.utime(tmp_path / name, (0, 0))
+        (tmp_path / name / ship.MARK).write_bytes(content)
+        os.utime(tmp_path / name / ship.MARK, (0, 0))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / ship.MARK).write_text(ship.SIGN)
+    before = sorted(tmp_path.rglob("*"))
     with ship.hold(tmp_path / "mine"):
-        assert (tmp_path / "tool" / "precious").is_dir()
-        assert (tmp_path / "sly" / "precious").is_dir()
-        assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
-    ship.remove(tmp_path / "mine")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["tool", "sly", *theirs])
+        assert sorted(path for path in tmp_path.rglob("*") if "mine" not in path.parts) == before
 
 
 def test_the_cache_is_ones_own(tmp_path, monkeypatch):
