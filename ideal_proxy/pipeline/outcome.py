@@ -16,6 +16,7 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
 from ideal_proxy.limits import Limits
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture, with_shares
+from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
@@ -107,6 +108,14 @@ def _result(
         | _metric(config, laboratory, chosen, j)
         for j, capability in enumerate(prepared.capabilities)
     ]
+    added = contributions(
+        np.array([ratio.value for ratio in verdict.ratios]), config.objective.kind,
+        [capability.weight for capability in config.capabilities],
+    )  # fmt: skip
+    for entry, share, before, base_search in zip(
+        capabilities, added, proposal.evidence.losses_before, proposal.predicted_losses.other, strict=True
+    ):
+        entry |= {"adds": float(share), "base_against_start": float(base_search / before)}
     text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config))
     return {
         "name": config.name,
@@ -126,6 +135,11 @@ def _result(
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
         "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
         "warnings": [
+            *objective_notes(
+                prepared.capability_names, added, kind=config.objective.kind,
+                scored=[capability.name for capability in config.capabilities if capability.metric is not None],
+                base_losses_J=np.array([losses[0] for losses in pair_losses]),
+            ),
             *proposal.notes,
             *prepared.health["duplicates"],
             *laboratory.failures(),

@@ -48,6 +48,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             ("capability", "at base", "predicted", "verified", "interval"),
             capabilities,
         ),
+        *(paragraph(text) for text in (_who_gains(result), _forgotten(result)) if text),
         *([paragraph(sentence(price))] if (price := who_pays(result)) else []),
         "",
         *_scores(result),
@@ -71,6 +72,27 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *([] if kept else [f"      ideal-proxy apply {folder / 'mixture.json'} --out DIR   (the rows to train on)"]),
     ]
     return "\n".join(lines)
+
+
+def _who_gains(result: dict[str, Any]) -> str:
+    """Say what each capability adds to the objective's gain."""
+    added = [(entry["name"], entry["adds"]) for entry in result["capabilities"] if "adds" in entry]
+    ordered = sorted(added, key=lambda pair: -pair[1])
+    parts = ", ".join(f"{name} {value:+.2%}" for name, value in ordered if value)
+    return f"The gain is made of: {parts} (points of the objective)." if parts else ""
+
+
+def _forgotten(result: dict[str, Any]) -> str:
+    """Compare pretrained proxies with the model as it was before any fine-tuning."""
+    entries = [entry for entry in result["capabilities"] if "base_against_start" in entry]
+    if not entries or not result["proxy"].get("model"):
+        return ""
+    parts = [
+        f"{e['name']} {e['base_against_start'] - 1:+.1%}, then "
+        f"{e['base_against_start'] * e['verified']['value'] - 1:+.1%}"
+        for e in entries
+    ]
+    return f"Loss against the model before fine-tuning, with base, then with the proposal: {'; '.join(parts)}."
 
 
 def who_pays(result: dict[str, Any]) -> str:

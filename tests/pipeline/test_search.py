@@ -41,6 +41,9 @@ def test_a_poor_base_is_improved_and_the_terminal_says_so(finished):
     assert all(len(line) <= 80 or str(folder) in line for line in answer.stdout.splitlines())  # but for long paths
     assert "Warning:" not in answer.stderr
     tokens, base = (sum(d[key] for d in result["domains"]) for key in ("tokens", "base_tokens"))
+    added = sum(capability["adds"] for capability in result["capabilities"])
+    assert added == pytest.approx(result["verdict"]["gain"]["value"], abs=0.01)
+    assert "The gain is made of: " in answer.stdout
     assert tokens == pytest.approx(base, rel=0.01)  # the budget is kept: exactly in mean tokens a row, nearly in drawn
 
 
