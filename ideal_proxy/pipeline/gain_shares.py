@@ -32,10 +32,7 @@ def contributions(
 def objective_notes(
     names: Sequence[str], added_J: Array, *, scored: Sequence[str], base_losses_J: Array, kind: str
 ) -> list[str]:
-    """Warn where one capability decides the objective, or where it averages unlike things.
-
-    `scored` names the capabilities that a metric judges; losses are in nats per token.
-    """
+    """Warn where one capability decides the objective, or where it averages unlike things; a metric judges those `scored`."""
     if kind == "worst":
         return []
     notes, moved = [], np.abs(added_J)

@@ -136,7 +136,9 @@ def _result(
         "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
         "warnings": [
             *objective_notes(
-                prepared.capability_names, added, kind=config.objective.kind,
+                prepared.capability_names,
+                added,
+                kind=config.objective.kind,
                 scored=[capability.name for capability in config.capabilities if capability.metric is not None],
                 base_losses_J=np.array([losses[0] for losses in pair_losses]),
             ),

@@ -39,4 +39,6 @@ def test_unlike_things_are_named():
     assert notes([0.03, -0.02, 0.01], scored=NAMES) == [], "all alike"
     (found,) = notes([0.03, -0.02, 0.01], losses=(0.1, 1.5, 0.9))
     assert "1% of maths (0.1 nats a token) counts as much as 1% of code (1.5)" in found
-    assert notes([0.03, -0.02, 0.01], scored=["maths"], losses=(0.1, 1.5, 0.9))[0].startswith("the objective averages l")
+    assert notes([0.03, -0.02, 0.01], scored=["maths"], losses=(0.1, 1.5, 0.9))[0].startswith(
+        "the objective averages l"
+    )
