@@ -32,7 +32,7 @@ def contributions(
 def objective_notes(
     names: Sequence[str], added_J: Array, *, scored: Sequence[str], base_losses_J: Array, kind: str
 ) -> list[str]:
-    """Warn where one capability decides the objective, or where it averages unlike things; a metric judges those `scored`."""
+    """Warn where one capability decides, or where it averages unlike things; metrics judge those `scored`."""
     if kind == "worst":
         return []
     notes, moved = [], np.abs(added_J)
