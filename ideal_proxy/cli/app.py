@@ -178,7 +178,11 @@ def apply(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Write file I of N alone, counted from 0: one a reader.")
     ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Write the base mixture instead of the proposal.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Rewrite every row as chat messages.")] = False,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Keep every row as it is, also where their columns differ.")
+    ] = False,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="Where a domain's rows lie now; may repeat.")
     ] = None,
@@ -189,15 +193,18 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Write the exact rows of a mixture, in training order."""
-    from ideal_proxy.mixture import apply_mixture, index_folder, shard_numbers
+    from ideal_proxy.mixture import apply_mixture, base_of, index_folder, shard_numbers
     from ideal_proxy.report import applied_table, applied_values
     from ideal_proxy.terminal import Reporter
 
+    if chat and as_is:
+        raise UsageError("--chat rewrites rows and --as-is keeps them; leave one out")
     loaded, folder, sources = open_mixture(mixture, source)
+    loaded = base_of(loaded) if base else loaded
     number, shards = shard_numbers(shard, shards)
     with Reporter(quiet=quiet or as_json).counted("apply") as progress:
         applied = apply_mixture(
-            loaded, out, shards=shards, shard=number, row_format="chat" if chat else "as-is",
+            loaded, out, shards=shards, shard=number, row_format="chat" if chat else "as-is" if as_is else "auto",
             sources=sources, index=index or index_folder(folder), progress=progress,
         )  # fmt: skip
     values = applied_values(loaded, applied)

@@ -8,6 +8,7 @@ from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
 from .layout import Found as Found
 from .layout import look as look
+from .messages import Message as Message
 from .messages import Row as Row
 from .messages import chat_record as chat_record
 from .messages import row_keys as row_keys

@@ -16,6 +16,7 @@ from ideal_proxy.mixture import (
     MixtureFile,
     StaleTableError,
     apply_mixture,
+    chat_layout,
     forget,
     open_table,
     refuse_changed,
@@ -125,7 +126,7 @@ class Job:
         try:
             table = open_table(source, domain.format, keep=self.index, scratch=scratch)
             refuse_changed(domain, source, table)
-            for batch in table.batches(chat=True):
+            for batch in table.batches(chat_layout([table.shape])):
                 yield batch.column("text").to_pylist()
         except StaleTableError as error:
             forget(self.index, source, domain.format)

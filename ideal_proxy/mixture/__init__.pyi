@@ -1,5 +1,6 @@
 from .apply import Applied as Applied
 from .apply import apply_mixture as apply_mixture
+from .apply import base_of as base_of
 from .apply import index_folder as index_folder
 from .apply import shard_numbers as shard_numbers
 from .draws import apportion as apportion
@@ -15,6 +16,7 @@ from .file import MixtureFile as MixtureFile
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
 from .file import with_shares as with_shares
+from .row_shape import chat_layout as chat_layout
 from .row_table import StaleTableError as StaleTableError
 from .row_table import forget as forget
 from .row_table import open_table as open_table

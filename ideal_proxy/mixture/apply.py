@@ -1,8 +1,9 @@
 """Write the exact rows of a mixture file, in training order, ready for any trainer.
 
-Lines are copied byte for byte as they stand in their source. The table of a source (`row_table`) says which rows it
-has; the sources are then read once and put in order in bounded memory (`order`). Nothing stands under its final name
-before it is whole, and the manifest is written last.
+Lines are copied byte for byte as they stand in their source where all of them have the same keys and types; else every
+row is written as `messages`, so that one file has one schema. The table of a source (`row_table`) says which rows it
+has and what is in them; the sources are then read once and put in order in bounded memory (`order`). Nothing stands
+under its final name before it is whole, and the manifest is written last.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import Any, Literal
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
+from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.store import atomic_write_json, provenance, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "ideal-proxy/rows/1"
 SPOOL = ".ideal-proxy-spool"
-RowFormat = Literal["as-is", "chat"]
+RowFormat = Literal["auto", "as-is", "chat"]
 Progress = Callable[[str, int, int], None]
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
 WRITTEN_AT_ONCE = 1 << 14
@@ -46,6 +48,7 @@ class Applied:
         sha256: of each row file.
         already_there: nothing was written because the folder held exactly this.
         manifest: name of the manifest.
+        row_format: how rows were written: as-is or chat.
     """
 
     folder: Path
@@ -55,6 +58,7 @@ class Applied:
     sha256: tuple[str, ...]
     already_there: bool = False
     manifest: str = MANIFEST
+    row_format: RowFormat = "as-is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class _Job:
     Attributes:
         mixture: the mixture file.
         folder: the output folder.
-        row_format: as-is or chat.
+        row_format: auto, as-is or chat.
         shards: files that the whole mixture makes.
         shard: the one to write; None: all of them.
         sources: for a domain, where its data is now.
@@ -115,7 +119,7 @@ def apply_mixture(
     *,
     shards: int = 1,
     shard: int | None = None,
-    row_format: RowFormat = "as-is",
+    row_format: RowFormat = "auto",
     sources: Mapping[str, str] | None = None,
     index: str | Path | None = None,
     progress: Progress | None = None,
@@ -127,7 +131,8 @@ def apply_mixture(
         out: output folder; it must be new or empty, or hold exactly this mixture already.
         shards: number of files; they follow each other in training order and differ by one row at most.
         shard: write this one alone, 0 to shards - 1; the folder may hold the others, which others may be writing.
-        row_format: "as-is" copies lines as they stand, "chat" writes every row as `messages`.
+        row_format: "as-is" copies lines as they stand, "chat" writes every row as `messages`, "auto" does that only
+            where lines differ in their keys or types, so that `datasets.load_dataset` reads the file either way.
         sources: for a domain, where its data is now, if it has moved.
         index: folder to keep the indexes of the sources in, so that they are parsed once; None: keep none.
         progress: called with what is done ("reading NAME", "sorting", "writing"), how many rows, and of how many.
@@ -176,6 +181,26 @@ def apply_mixture(
         shutil.rmtree(job.spool, ignore_errors=True)
 
 
+def base_of(mixture: MixtureFile) -> MixtureFile:
+    """The base mixture of a mixture file, as one of its own: what would have been trained on without a search."""
+    if not any(d.base_rows for d in mixture.domains):
+        raise UsageError("the mixture file tells no base: base_rows of every domain is 0; add them")
+    tokens = [d.base_rows * (d.tokens / d.rows if d.rows else 0.0) for d in mixture.domains]
+    known = sum(tokens) if all(d.rows or not d.base_rows for d in mixture.domains) else 0.0
+    domains = [
+        d.model_copy(update={
+            "rows": d.base_rows,
+            "tokens": round(t),
+            "supervised_tokens": round(d.supervised_tokens * d.base_rows / d.rows) if d.rows else 0,
+            "share": t / known if known else 0.0,
+            "repeat": d.base_rows / d.available if d.available else 0.0,
+            "change": 0.0,
+        })
+        for d, t in zip(mixture.domains, tokens, strict=True)
+    ]  # fmt: skip
+    return mixture.model_copy(update={"name": f"{mixture.name}-base", "domains": domains, "verdict": None})
+
+
 def index_folder(folder: Path) -> Path | None:
     """Name the place of indexes in a run directory."""
     return folder / "prepared" / "rows" if (folder / "prepared").is_dir() else None
@@ -204,7 +229,9 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     tell = progress or (lambda *_: None)
     parts = _parts(job, tell)
     rows = job.bounds[-1] - job.bounds[0]
-    with Ordering(job.spool, parts, job.mixture.seed, chat=job.row_format == "chat") as ordering:
+    shapes = [part.table.shape for part in parts]
+    as_is = job.row_format == "as-is" or (job.row_format == "auto" and one_schema(shapes))
+    with Ordering(job.spool, parts, job.mixture.seed, chat=None if as_is else chat_layout(shapes)) as ordering:
         batches = ordering.rows(job.bounds[0], job.bounds[-1], lambda done: tell("sorting", min(done, rows), rows))
         with contextlib.closing(batches):
             written = _files(job, batches, tell)
@@ -214,7 +241,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     try:
         for name in job.names:
             os.replace(job.spool / name, job.folder / name)
-        atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written))
+        atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written, as_is))
     except BaseException:
         for name in job.names:
             (job.folder / name).unlink(missing_ok=True)
@@ -227,6 +254,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
         domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
         sha256=tuple(str(entry["sha256"]) for entry in written),
         manifest=job.manifest,
+        row_format="as-is" if as_is else "chat",
     )
 
 
@@ -274,7 +302,7 @@ def _fresh(folder: Path) -> None:
     folder.mkdir()
 
 
-def _manifest(job: _Job, identity: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(job: _Job, identity: str, files: list[dict[str, Any]], as_is: bool) -> dict[str, Any]:
     mixture = job.mixture
     part = {} if job.shard is None else {"shard": job.shard, "shards": job.shards, "first_row": job.bounds[0]}
     return {
@@ -283,7 +311,8 @@ def _manifest(job: _Job, identity: str, files: list[dict[str, Any]]) -> dict[str
         "identity": identity,
         "seed": mixture.seed,
         "verdict": mixture.verdict,
-        "row_format": job.row_format,
+        "row_format": "as-is" if as_is else "chat",
+        "asked": job.row_format,
         "order": "training order; keep it, or shuffle with a seed of your own",
         "rows": job.bounds[-1] - job.bounds[0],
         **part,
@@ -318,7 +347,7 @@ def _finished(job: _Job, identity: str) -> Applied | None:
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OSError):
             manifest = read_json(folder / job.manifest)
             files = manifest["files"]
-            same = (manifest["identity"], manifest["row_format"]) == (identity, job.row_format)
+            same = (manifest["identity"], _asked(manifest)) == (identity, job.row_format)
             if (
                 same
                 and [f["name"] for f in files] == job.names
@@ -332,6 +361,7 @@ def _finished(job: _Job, identity: str) -> Applied | None:
                     sha256=tuple(str(f["sha256"]) for f in files),
                     already_there=True,
                     manifest=job.manifest,
+                    row_format=manifest["row_format"],
                 )
     elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
         for name in content:  # a run that was stopped before its manifest
@@ -348,9 +378,14 @@ def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
     if name.startswith("manifest"):
         with contextlib.suppress(UserError, KeyError, TypeError):
             manifest = read_json(job.folder / name)
-            return bool((manifest["identity"], manifest["row_format"]) == (identity, job.row_format))
+            return bool((manifest["identity"], _asked(manifest)) == (identity, job.row_format))
         return False
     return True
+
+
+def _asked(manifest: Mapping[str, Any]) -> str:
+    """Which form of rows a manifest was asked for."""
+    return str(manifest.get("asked", manifest["row_format"]))
 
 
 def read_back(applied: Applied) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ import pyarrow as arrow
 from joblib import cpu_count
 
 from ideal_proxy.mixture.draws import order_hashes, training_hashes
+from ideal_proxy.mixture.row_shape import ChatLayout
 from ideal_proxy.mixture.row_table import SCHEMA, RowTable, StaleTableError
 
 MEMORY = "512MB"
@@ -55,10 +56,10 @@ class Ordering:
         folder: for what does not fit into memory.
         parts: the domains that have a volume.
         seed: the mixture's.
-        chat: write every row as `messages`.
+        chat: how every row is written as `messages`; None: as it stands.
     """
 
-    def __init__(self, folder: Path, parts: list[Part], seed: int, *, chat: bool) -> None:
+    def __init__(self, folder: Path, parts: list[Part], seed: int, *, chat: ChatLayout | None) -> None:
         self.parts, self.seed, self.chat = parts, seed, chat
         settings = {"memory_limit": MEMORY, "threads": min(cpu_count(), MOST_THREADS), "temp_directory": str(folder)}
         self._connection = duckdb.connect(str(folder / "order.duckdb"), config=settings)
@@ -109,7 +110,7 @@ class Ordering:
         read = 0
         try:
             for number, part in enumerate(self.parts):
-                for batch in part.table.batches(chat=self.chat):
+                for batch in part.table.batches(self.chat):
                     domain = arrow.array(np.full(len(batch), number, dtype=np.int32))
                     yield arrow.record_batch([domain, *batch.columns], schema=LINES)
                     read += len(batch)

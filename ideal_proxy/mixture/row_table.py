@@ -18,19 +18,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import xxhash
 
-from ideal_proxy.data import SourceReader, chat_record, is_line_file, log, read_turns, source_fingerprint
+from ideal_proxy.data import SourceReader, is_line_file, log, read_turns, source_fingerprint
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import DomainVolume
+from ideal_proxy.mixture.row_shape import ChatLayout, Shape
 from ideal_proxy.store import atomic_write_json, read_json
 
-FORMAT = "ideal-proxy/row-table/2"
+FORMAT = "ideal-proxy/row-table/3"
 TABLE, ROWS, LINES = "table.json", "rows.parquet", "lines.jsonl"
 READ_BYTES = 1 << 23
 BATCH_ROWS = 1 << 16
@@ -56,6 +56,7 @@ class RowTable:
         rows: N, rows with an answer.
         without_answer: rows left out.
         fingerprint: SHA-256 over the keys, as `source_fingerprint` gives it.
+        shape: what is in the rows.
     """
 
     folder: Path
@@ -66,13 +67,14 @@ class RowTable:
     rows: int
     without_answer: int
     fingerprint: str
+    shape: Shape
 
     @property
     def path(self) -> Path:
         """The parquet file of (key, file, line)."""
         return self.folder / ROWS
 
-    def batches(self, *, chat: bool = False) -> Iterator[arrow.RecordBatch]:
+    def batches(self, chat: ChatLayout | None = None) -> Iterator[arrow.RecordBatch]:
         """Read the rows in the order of the source, as (row, text): lines without their end, or rows as `messages`."""
         table = parquet.read_table(self.path, columns=["file", "line"])
         file_N, line_N = table["file"].to_numpy(), table["line"].to_numpy()
@@ -83,8 +85,8 @@ class RowTable:
                 last = first + len(lines)
                 until = at + int(np.searchsorted(line_N[at:end], last))
                 texts = [lines[n] for n in (line_N[at:until] - first).tolist()]
-                if chat:
-                    texts = [chat_line(json.loads(text), self.format) for text in texts]
+                if chat is not None:
+                    texts = [chat.line(*read_turns(json.loads(text), self.format, "a row")) for text in texts]
                 if texts:
                     yield arrow.record_batch([arrow.array(np.arange(at, until)), arrow.array(texts)], schema=SCHEMA)
                 first, at = last, until
@@ -100,11 +102,6 @@ class RowTable:
 
 
 SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
-
-
-def chat_line(value: dict[str, Any], format: str) -> bytes:
-    """Write a record as one line of `messages`, without a line end."""
-    return json.dumps(chat_record(*read_turns(value, format, "a row")), ensure_ascii=False).encode()
 
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
@@ -151,6 +148,7 @@ def _kept(table: RowTable, keep: Path | None, source: str, asked: str) -> RowTab
     value = {
         "format": FORMAT, "asked": asked, "row_format": table.format, "rows": table.rows,
         "without_answer": table.without_answer, "fingerprint": table.fingerprint,
+        "shape": table.shape.to_json(),
         "files": [[os.path.abspath(f), *state] for f, state in zip(table.files, table.states, strict=True)],
         "checksums": table.checksums, "keys": _checksum(table.path),
     }  # fmt: skip
@@ -181,7 +179,7 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
                 _tell_left_out(reader.source, value["without_answer"])
             return RowTable(
                 place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
-                value["without_answer"], value["fingerprint"],
+                value["without_answer"], value["fingerprint"], Shape.from_json(value["shape"]),
             )  # fmt: skip
     return None
 
@@ -194,6 +192,7 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
     number_of: dict[Path | None, int] = {file: number for number, file in enumerate(reader.files)}
     keys: list[int] = []
     places: list[tuple[int, int]] = []
+    shape = Shape()
     with contextlib.ExitStack() as stack:
         states = _states(files) if plain else ()
         spool = None if plain else stack.enter_context(open(folder / LINES, "wb"))
@@ -205,6 +204,7 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
                 spool.write(line.removesuffix(b"\n") + b"\n")
                 places.append((0, len(keys)))
             keys.append(row.key)
+            shape.add(record.value, row.messages, row.tools)
             if seen is not None and len(keys) % BATCH_ROWS == 0:
                 seen(len(keys))
     key_N = np.array(keys, dtype=np.uint64)
@@ -214,7 +214,7 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
         seen(len(keys))
     return RowTable(
         folder, files, states or _states(files), tuple(map(_checksum, files)), reader.format, len(keys),
-        reader.without_answer, source_fingerprint(key_N),
+        reader.without_answer, source_fingerprint(key_N), shape,
     )  # fmt: skip
 
 

@@ -236,6 +236,7 @@ def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
         "files": [path.name for path in applied.files],
         "manifest": applied.manifest,
         "rows": applied.rows,
+        "row_format": applied.row_format,
         "already_there": applied.already_there,
         "domains": [
             {"name": d.name, "rows": applied.domain_rows[d.name], "available": d.available, "repeat": d.repeat}
@@ -248,8 +249,10 @@ def applied_table(values: dict[str, Any]) -> str:
     """Lay out what `apply` wrote."""
     rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in values["domains"]]
     state = "were already there" if values["already_there"] else "written"
+    form = "as messages, one schema for all; columns beside the conversation are left out"
     return "\n".join([
         table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
         f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
         f"{', ...' if len(values['files']) > 3 else ''}, {values['manifest']})",
+        *([f"Rows are written {form}."] if values["row_format"] == "chat" else []),
     ])  # fmt: skip

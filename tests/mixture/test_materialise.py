@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import gzip
 import hashlib
 import json
@@ -24,9 +25,11 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import apply as materialise
 from ideal_proxy.mixture import draws as mixture_module
 from ideal_proxy.mixture import order, row_table
-from ideal_proxy.mixture.apply import MANIFEST, apply_mixture, mixture_identity, read_back
+from ideal_proxy.mixture.apply import MANIFEST, mixture_identity, read_back
 from ideal_proxy.mixture.draws import domain_order, draw, training_order
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+
+apply_mixture = functools.partial(materialise.apply_mixture, row_format="as-is")
 
 
 def volume(name: str, source, rows: int, format: str = "auto") -> DomainVolume:

@@ -1,0 +1,147 @@
+"""What the rows of sources look like, so that one file gets one schema: the same keys with the same types in every row.
+
+`datasets.load_dataset` takes the columns of a file from its first rows; a key that comes later, or changes its type,
+ends the reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ideal_proxy.data import Message, chat_record
+
+MOST_LINES = 4  # shapes of lines that are told apart
+MOST_PATHS = 2_000  # within the arguments of calls; beyond, arguments are written as text
+
+
+@dataclass(slots=True)
+class Shape:
+    """What is in the rows of a source.
+
+    Attributes:
+        lines: the shapes of its lines: one where all have the same keys with values of the same types.
+        turn_keys: keys that some turns have beside role and content.
+        call_keys: keys that some calls have beside type and function.
+        tools: whether some rows have schemas.
+        arguments: for every place in the arguments of calls, the types that stand there.
+    """
+
+    lines: set[str] = field(default_factory=set)
+    turn_keys: set[str] = field(default_factory=set)
+    call_keys: set[str] = field(default_factory=set)
+    tools: bool = False
+    arguments: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, value: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """Take a row into account."""
+        if len(self.lines) < MOST_LINES:
+            self.lines.add(_shape(value))
+        self.tools = self.tools or bool(tools)
+        if all(turn.plain for turn in messages):
+            return
+        for turn in chat_record(messages)["messages"]:
+            self.turn_keys.update(turn.keys() - {"role", "content"})
+            for call in turn.get("tool_calls", ()):
+                self.call_keys.update(call.keys() - {"type", "function"})
+                if len(self.arguments) < MOST_PATHS:
+                    _places(call["function"]["arguments"], "", self.arguments)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for a file."""
+        return {
+            "lines": sorted(self.lines), "turn_keys": sorted(self.turn_keys), "call_keys": sorted(self.call_keys),
+            "tools": self.tools, "arguments": {place: sorted(kinds) for place, kinds in self.arguments.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Shape:
+        """Read what `to_json` wrote."""
+        return cls(
+            set(value["lines"]), set(value["turn_keys"]), set(value["call_keys"]), bool(value["tools"]),
+            {place: set(kinds) for place, kinds in value["arguments"].items()},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChatLayout:
+    """How a row is written as `messages`, so that all rows of a file have the same keys.
+
+    Attributes:
+        turn_keys: keys that every turn gets beside role and content.
+        call_keys: keys that every call gets beside type and function.
+        tools: whether every row gets its schemas, as JSON text.
+        arguments_as_text: write the arguments of calls as JSON text, since their types differ.
+    """
+
+    turn_keys: tuple[str, ...] = ()
+    call_keys: tuple[str, ...] = ()
+    tools: bool = False
+    arguments_as_text: bool = False
+
+    def line(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bytes:
+        """Write a row as a line without its end."""
+        record = chat_record(messages)
+        if self.turn_keys:
+            record["messages"] = [self._turn(turn) for turn in record["messages"]]
+        if self.tools:
+            record["tools"] = json.dumps(list(tools), ensure_ascii=False)
+        return json.dumps(record, ensure_ascii=False).encode()
+
+    def _turn(self, turn: dict[str, Any]) -> dict[str, Any]:
+        filled = turn | {key: 1 if key == "weight" else None for key in self.turn_keys if key not in turn}
+        calls = [self._call(call) for call in turn.get("tool_calls", ())]
+        return filled | ({"tool_calls": calls} if calls else {})
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        if self.arguments_as_text:
+            function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+        return call | {"function": function} | {key: None for key in self.call_keys if key not in call}
+
+
+def one_schema(shapes: Iterable[Shape]) -> bool:
+    """Whether the lines of all sources have the same keys and types as they stand."""
+    return len(set().union(*(shape.lines for shape in shapes))) == 1
+
+
+def chat_layout(shapes: Iterable[Shape]) -> ChatLayout:
+    """The one layout of `messages` that the rows of all sources fit into."""
+    shapes = list(shapes)
+    kinds: dict[str, set[str]] = {}
+    for shape in shapes:
+        for place, found in shape.arguments.items():
+            kinds.setdefault(place, set()).update(found)
+    mixed = len(kinds) >= MOST_PATHS or any(len(found - {"null"}) > 1 for found in kinds.values())
+    keys = [sorted(set().union(*names)) for names in ([s.turn_keys for s in shapes], [s.call_keys for s in shapes])]
+    # an object without keys has no place in a column of parquet
+    return ChatLayout(tuple(keys[0]), tuple(keys[1]), any(s.tools for s in shapes), mixed or "{}" in kinds.get("", ()))
+
+
+def _shape(value: Any) -> str:
+    """A value's type as text; of objects and lists also what is in them."""
+    if isinstance(value, dict):
+        return "{" + ",".join(sorted([f"{json.dumps(key)}:{_shape(inner)}" for key, inner in value.items()])) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + "|".join(sorted({_shape(inner) for inner in value})) + "]"
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _places(value: Any, place: str, found: dict[str, set[str]]) -> None:
+    """Note the type at every place of a value."""
+    if isinstance(value, dict):
+        found.setdefault(place, set()).add("object" if value else "{}")
+        for key, inner in value.items():
+            _places(inner, f"{place}.{key}", found)
+    elif isinstance(value, list):
+        found.setdefault(place, set()).add("list")
+        for inner in value:
+            _places(inner, f"{place}[]", found)
+    else:
+        found.setdefault(place, set()).add(_kind(value))
