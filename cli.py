@@ -20,7 +20,7 @@ VENV = ROOT / ".venv"
 NEEDED = {
     "run": ("typer", "torch", "transformers", "pydantic", "yaml", "scipy", "sklearn", "pandas", "pyarrow",
             "matplotlib", "rich", "accelerate", "psutil", "xxhash", "tokenizers", "safetensors", "lazy_loader",
-            "duckdb", "jinja2", "joblib"),
+            "duckdb", "filelock", "jinja2", "joblib"),
     "test": ("pytest", "hypothesis", "xdist"),
 }  # fmt: skip
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -20,7 +19,9 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ideal_proxy import __version__
 from ideal_proxy.errors import UsageError, UserError
@@ -28,6 +29,7 @@ from ideal_proxy.errors import UsageError, UserError
 MARKER = "complete"
 MIXTURE = "mixture.json"
 LOCK = "lock"
+HOLDER = "lock.holder"  # names the holder, beside the lock: `filelock` empties the lock itself
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
 QUIET_SECONDS = 90.0
@@ -146,17 +148,11 @@ def is_complete(folder: str | Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold the run directory for this process; the kernel lets go of it however the process ends.
+    """Hold the run directory for this process; it is given back however the process ends.
 
-    On one machine that is certain. Over a shared file system it is where that carries `flock` between machines (NFS
-    does by default, some mounts do not); for those the holder also touches the file now and then, and a machine that
-    sees another's fresh touch refuses. Two searches begun within a moment of each other on such a mount can both pass.
-
-    Args:
-        folder: the run directory.
-
-    Yields:
-        None: while the lock is held.
+    On one machine that is certain. Over a shared file system it is where that carries locks between machines (NFS does
+    by default, some mounts do not); for those the holder also touches a file that names it, and a machine that sees
+    another's fresh touch refuses. Two searches begun within a moment of each other on such a mount can both pass.
 
     Raises:
         UserError: another process holds it.
@@ -164,94 +160,90 @@ def lock(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held until the block ends)
+        taken = _take(folder)
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is in use by {_read(folder) or 'another process'}; wait for it, stop it, or choose another --out"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot use {folder} as a run directory: {error.strerror}; choose another --out") from error
-    with handle:
-        deadline = time.monotonic() + LOOK_SECONDS
-        while (locked := _flock(handle, fcntl.LOCK_EX)) is False:
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"{folder} is in use by {_read(handle) or 'another process'}; wait for it, stop it, or choose "
-                    "another --out"
-                )
-            time.sleep(LOOK_SECONDS / 5)  # `lock_holder` may be looking just now
-        if (quiet := _quiet_seconds(handle, folder, locks=locked is True)) is not None:
+    over = threading.Event()
+    beat = threading.Thread(target=_beat, args=(folder / HOLDER, over), daemon=True)
+    try:
+        if (quiet := _quiet_seconds(folder, locks=taken is not None)) is not None:
             raise UserError(
-                f"{folder} was in use by {_read(handle)} {quiet:.0f} s ago, and its file system may not carry locks; "
+                f"{folder} was in use by {_read(folder)} {quiet:.0f} s ago, and its file system may not carry locks; "
                 f"stop that search, or, if it is gone, try again in {QUIET_SECONDS - quiet:.0f} s"
             )
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
-        over = threading.Event()
-        beat = threading.Thread(target=_beat, args=(handle, over), daemon=True)
+        (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         beat.start()
         try:
             yield
         finally:
             over.set()
             beat.join()
-            handle.truncate(0)  # released, for machines that cannot see the lock itself
+            (folder / HOLDER).unlink(missing_ok=True)
+    finally:
+        if taken is not None:
+            taken.release()
 
 
-def _flock(handle: IO[str], kind: int) -> bool | None:
-    """Try to lock a file; None where its file system has no locks, and other signs must do."""
+def _take(folder: Path) -> FileLock | None:
+    """Take the lock; None where the file system has no locks, and other signs must do."""
+    taken = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        taken.acquire(timeout=LOOK_SECONDS, poll_interval=LOOK_SECONDS / 50)  # a look takes it for a moment
     except OSError as error:
-        return None if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP} else False
-    return True
+        if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
+            return None
+        raise
+    return taken
 
 
-def _beat(handle: IO[str], over: threading.Event) -> None:
-    """Touch the lock until it is over."""
+def _beat(holder: Path, over: threading.Event) -> None:
+    """Touch the file that names the holder until it is over."""
     while not over.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):
-            os.utime(handle.fileno())
+            os.utime(holder)
 
 
-def _read(handle: IO[str]) -> str:
-    handle.seek(0)
-    return handle.read().strip()
+def _read(folder: Path) -> str:
+    """Return who holds a run directory, as it says itself; also what a crash left."""
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text(encoding="utf-8").strip()
+    return ""
 
 
-def _quiet_seconds(handle: IO[str], folder: Path, *, locks: bool) -> float | None:
+def _quiet_seconds(folder: Path, *, locks: bool) -> float | None:
     """Return how long ago somebody touched the lock who has not given it back; None where that is past.
 
     Where there are locks, one that was had says enough of this machine's own processes.
     """
-    holder = _read(handle)
+    holder = _read(folder)
     if not holder or (locks and holder.endswith(f" on {platform.node()}")):
         return None
     # The file system's own clock, which is not this machine's, says what time it is.
     with tempfile.TemporaryFile(dir=folder) as now:
-        quiet = os.fstat(now.fileno()).st_mtime - os.fstat(handle.fileno()).st_mtime
+        quiet = os.fstat(now.fileno()).st_mtime - (folder / HOLDER).stat().st_mtime
     return max(0.0, quiet) if quiet < QUIET_SECONDS else None
 
 
 def lock_holder(folder: str | Path) -> str | None:
-    """Tell who holds a run directory, without disturbing them.
-
-    Args:
-        folder: the run directory.
-
-    Returns:
-        str: such as 'process 4711 on node7'; None where nobody does.
-    """
-    try:
-        handle = open(Path(folder) / LOCK, encoding="utf-8")  # noqa: SIM115 (closed by the block)
-    except OSError:
+    """Tell who holds a run directory, such as 'process 4711 on node7', without disturbing them; None for nobody."""
+    folder = Path(folder)
+    if not (holder := _read(folder)):
         return None
-    with handle:
-        locked = _flock(handle, fcntl.LOCK_SH)
-        if locked is False:
-            return _read(handle) or "another process"
-        with contextlib.suppress(OSError):  # a folder that only others may write to
-            if _quiet_seconds(handle, Path(folder), locks=locked is True) is not None:
-                return _read(handle)
-    return None
+    taken = None
+    try:
+        taken = _take(folder)
+        return holder if _quiet_seconds(folder, locks=taken is not None) is not None else None
+    except Timeout:
+        return holder
+    except OSError:  # a folder that only others may write to
+        return None
+    finally:
+        if taken is not None:
+            taken.release()
 
 
 def provenance() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -72,7 +73,7 @@ def test_lock_refuses_a_second_process_and_falls_with_the_first(tmp_path):
 
 def test_a_lock_of_another_machine_is_honoured_while_it_is_fresh(tmp_path):
     """Some mounts keep `flock` to one machine: there the holder's touches must do."""
-    file = tmp_path / store.LOCK
+    file = tmp_path / store.HOLDER
     file.write_text("process 4711 on elsewhere")
     refusal = r"was in use by process 4711 on elsewhere \d+ s ago.*in [5-9]\d s"
     with pytest.raises(UserError, match=refusal), store.lock(tmp_path):
@@ -83,11 +84,11 @@ def test_a_lock_of_another_machine_is_honoured_while_it_is_fresh(tmp_path):
     assert store.lock_holder(tmp_path) is None
     with store.lock(tmp_path):
         assert f"process {os.getpid()} on" in file.read_text()
-    assert not file.read_text()  # given back, so that nobody need wait
+    assert not file.exists()  # given back, so that nobody need wait
 
 
 def test_a_crash_on_this_machine_makes_nobody_wait(tmp_path):
-    (tmp_path / store.LOCK).write_text(f"process 4711 on {platform.node()}")
+    (tmp_path / store.HOLDER).write_text(f"process 4711 on {platform.node()}")
     assert store.lock_holder(tmp_path) is None
     with store.lock(tmp_path):
         pass
@@ -95,7 +96,7 @@ def test_a_crash_on_this_machine_makes_nobody_wait(tmp_path):
 
 def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BEAT_SECONDS", 0.02)
-    file = tmp_path / store.LOCK
+    file = tmp_path / store.HOLDER
     with store.lock(tmp_path):
         os.utime(file, (0, 0))
         deadline = time.monotonic() + 5
@@ -104,17 +105,38 @@ def test_the_holder_touches_its_lock(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
     def refuse(handle, kind):
-        raise OSError(errno.ENOLCK, "no locks available")
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(store.fcntl, "flock", refuse)
-    with store.lock(tmp_path):
-        assert store.lock_holder(tmp_path) == f"process {os.getpid()} on {platform.node()}"
-        with pytest.raises(UserError, match="may not carry locks"), store.lock(tmp_path):
-            pass
-    with store.lock(tmp_path):
-        pass
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with store.lock(tmp_path):
+            assert store.lock_holder(tmp_path) == f"process {os.getpid()} on {platform.node()}"
+            with pytest.raises(UserError, match="may not carry locks"), store.lock(tmp_path):
+                pass
+        assert store.lock_holder(tmp_path) is None
+
+
+def test_looking_does_not_disturb_and_two_looks_do_not_meet(tmp_path):
+    """A look takes the lock for a moment: neither a search that begins nor another look may stumble over it."""
+    (tmp_path / store.HOLDER).write_text(f"process 4711 on {platform.node()}")  # left by a crash
+    look = (
+        "import sys, time\nfrom ideal_proxy.store import lock_holder\nprint('on', flush=True)\n"
+        "while True: lock_holder(sys.argv[1]); time.sleep(0.002)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", look, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "on\n"
+        assert [store.lock_holder(tmp_path) for _ in range(200)] == [None] * 200
+        for _ in range(20):
+            with store.lock(tmp_path):
+                assert store.lock_holder(tmp_path) == f"process {os.getpid()} on {platform.node()}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_provenance_names_versions_and_machine():
