@@ -1,26 +1,22 @@
 """What to predict with, decided by cross-validation inside the fitted runs.
 
-Legend: R runs, D domains, J capabilities, K folds, C candidates, P parameters.
+Legend: R runs, D domains, J capabilities, K folds, C forms, P parameters.
 
-Candidates: the law; the law and a Gaussian process on what it leaves; a Gaussian process alone.  Every run is
-predicted by each of them from the other folds.  A capability is then predicted by a convex combination, fitted to
-those predictions and shrunk to the combination that serves all capabilities best.  The law alone is kept unless the
-combination beats it by more than half a standard error, pooled over the capabilities: with a whole one, noisy tables
-that a process predicts better would keep the law.
+Every run is predicted by each form (`forms.py`) from the other folds. A capability is then predicted by the convex combination
+of forms that misses those runs least (stacking), pulled to the combination that serves all capabilities best, and that one to
+equal shares: few runs cannot tell the forms apart, and a mean of them is safer than a lucky winner.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
+from ideal_proxy.response.forms import HeldOut, HeldOutLaw
 from ideal_proxy.response.law import Array, evaluate
 from ideal_proxy.response.law_fit import LawData, LawFit, prior_for, solve_law
-from ideal_proxy.response.process import fit_processes
 
-LAW, LAW_PROCESS, PROCESS = 0, 1, 2
-"""Places of the candidates in a combination."""
 FOLDS = 5
 LEAVE_ONE_OUT = 15
 """Up to this many runs each is a fold of its own."""
@@ -28,24 +24,12 @@ LEAST_RUNS = 6
 """Below this many runs nothing is held out: the law is used as it is."""
 POOL_RUNS = 40.0
 """How many runs the pooled combination counts as."""
+EQUAL_RUNS = 8.0
+"""How many runs equal shares of the forms count as."""
 OPTIMISM = 6.0
 """Held-out errors also chose what predicts and are too small: intervals grow by 1 + 6/R (set on training runs)."""
-SIMPLEX = np.array([(a, b, 10 - a - b) for a in range(11) for b in range(11 - a)])[::-1] / 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Predictions of runs by fits that did not see them (standardised units).
-
-    Attributes:
-        mean_CJR: (C, J, R) predictions of each candidate.
-        variance_CJR: (C, J, R) variance of the mean.
-        noise_CJ: (C, J) noise standard deviation.
-    """
-
-    mean_CJR: Array
-    variance_CJR: Array
-    noise_CJ: Array
+FAR = 5.0
+"""An error counts as at most this many times the median one."""
 
 
 def fold_of_runs(runs: int, rng: np.random.Generator) -> np.ndarray:
@@ -54,7 +38,7 @@ def fold_of_runs(runs: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.arange(runs) % folds)
 
 
-def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) -> tuple[Array, Array]:
+def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) -> HeldOutLaw:
     """Predict every run by the law of the other folds."""
     J, R = data.y_JR.shape
     K = int(fold_R.max()) + 1
@@ -68,67 +52,52 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
     solution = solve_law(
         data, prior, member, weight, fit.theta_JP[member], fit.noise_J[member], fit.seed_effect_JS[:, data.seed_R], 25
     )
-    mean, variance = np.zeros((J, R)), np.zeros((J, R))
+    mean, variance, every = np.zeros((J, R)), np.zeros((J, R)), np.zeros((K, J, R))
     u_RD = data.volumes.effective(data.v_RD)[0]
     for k in range(K):
         out = out_KR[k]
         stack = slice(k * J, (k + 1) * J)
         covariance = np.linalg.inv(solution.hessian_BPP[stack])
-        e = evaluate(solution.theta_BP[stack], data.bounds_J2, data.volumes, u_RD[out], by_theta=True)
+        e = evaluate(solution.theta_BP[stack], data.bounds_J2, data.volumes, u_RD, by_theta=True)
         assert e.by_theta_JRP is not None
-        mean[:, out] = e.loss_JR
-        variance[:, out] = np.einsum("jrp,jrp->jr", np.matmul(e.by_theta_JRP, covariance), e.by_theta_JRP)
-    return mean, variance
+        every[k], mean[:, out] = e.loss_JR, e.loss_JR[:, out]
+        by = e.by_theta_JRP[:, out]
+        variance[:, out] = np.einsum("jrp,jrp->jr", np.matmul(by, covariance), by)
+    return HeldOutLaw(mean, variance, every)
 
 
-def held_out(data: LawData, fit: LawFit, law: tuple[Array, Array], fold_R: np.ndarray) -> HeldOut:
-    """Predict every run by every candidate from the other folds."""
-    J, R = data.y_JR.shape
-    u_RD = data.volumes.effective(data.v_RD)[0]
-    x_RD = u_RD / data.volumes.scale
-    y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
-    mean, variance = np.zeros((3, J, R)), np.zeros((3, J, R))
-    mean[LAW], variance[LAW] = law
-    noise = np.zeros((3, J))
-    noise[LAW] = fit.noise_J
-    in_sample = evaluate(fit.theta_JP, data.bounds_J2, data.volumes, u_RD).loss_JR
-    K = int(fold_R.max()) + 1
-    for k in range(K):
-        out = fold_R == k
-        weight = data.weight_JR * ~out
-        centre = (weight * y).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-12)
-        # what the law leaves over is measured out of sample for the fold and in sample elsewhere
-        rest = fit_processes(x_RD, y - in_sample, weight, raw=False)
-        alone = fit_processes(x_RD, y - centre[:, None], weight, raw=True)
-        for j in range(J):
-            mean[LAW_PROCESS, j, out] = law[0][j, out] + rest[j].mean(x_RD[out])
-            variance[LAW_PROCESS, j, out] = law[1][j, out] + rest[j].spread(x_RD[out])
-            mean[PROCESS, j, out] = centre[j] + alone[j].mean(x_RD[out])
-            variance[PROCESS, j, out] = alone[j].spread(x_RD[out])
-            noise[LAW_PROCESS, j] += np.sqrt(rest[j].variance * rest[j].noise_ratio) / K
-            noise[PROCESS, j] += np.sqrt(alone[j].variance * alone[j].noise_ratio) / K
-    return HeldOut(mean, variance, noise)
-
-
-def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut, *, caution: float = 0.5) -> Array:
-    """Choose the combination of candidates for each capability."""
-    J = len(y_JR)
-    alone = np.zeros((J, 3))
-    alone[:, LAW] = 1.0
+def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut) -> Array:
+    """Choose the shares of the forms for each capability, (J, C)."""
     error_CJR = predicted.mean_CJR - y_JR
-    blended_WJR = np.einsum("wc,cjr->wjr", SIMPLEX, error_CJR)
-    squared = weight_JR * np.minimum(blended_WJR**2, 25.0 * np.median(blended_WJR**2, axis=2, keepdims=True))
-    cost_WJ = squared.sum(axis=2) / weight_JR.sum(axis=1)
-    cost_WJ = cost_WJ / cost_WJ.min(axis=0)
-    runs = (weight_JR > 0).sum(axis=1)
-    pooled = cost_WJ.mean(axis=1)
-    chosen = SIMPLEX[(runs * cost_WJ + POOL_RUNS * pooled[:, None]).argmin(axis=0)]
-    law = weight_JR * error_CJR[LAW] ** 2
-    best = weight_JR * np.einsum("jc,cjr->jr", chosen, error_CJR) ** 2
-    level = np.maximum(best.sum(axis=1) / weight_JR.sum(axis=1), 1e-12)
-    gain_R = ((law - best) / level[:, None]).mean(axis=0)
-    error = gain_R.std(ddof=1) / np.sqrt(len(gain_R))
-    return chosen if gain_R.mean() > caution * error else alone
+    size_CJR = np.abs(error_CJR)
+    most = FAR * np.median(size_CJR, axis=(0, 2), keepdims=True)
+    error_CJR = np.clip(error_CJR, -most, most)
+    products_JCC = np.einsum("jr,cjr,djr->jcd", weight_JR, error_CJR, error_CJR) / weight_JR.sum(axis=1)[:, None, None]
+    products_JCC /= np.einsum("jcc->jc", products_JCC).min(axis=1)[:, None, None] + 1e-300
+    C = len(error_CJR)
+    runs_J = (weight_JR > 0).sum(axis=1)
+    pooled_CC = products_JCC.mean(axis=0)
+    equal = np.full(C, 1.0 / C)
+    pooled = _least(runs_J.mean() * pooled_CC + EQUAL_RUNS * np.eye(C), EQUAL_RUNS * equal)
+    return np.array([
+        _least(n * own + POOL_RUNS * np.eye(C), POOL_RUNS * pooled) for n, own in zip(runs_J, products_JCC, strict=True)
+    ])
+
+
+def _least(quadratic_CC: Array, linear_C: Array) -> Array:
+    """Minimise ½ wᵀQw − lᵀw over shares: every set of forms is tried, for there are few."""
+    C = len(linear_C)
+    best, found = np.inf, linear_C
+    for count in range(1, C + 1):
+        for chosen in map(list, combinations(range(C), count)):
+            Q, one = quadratic_CC[np.ix_(chosen, chosen)], np.ones(count)
+            free, level = np.linalg.solve(Q, np.column_stack([linear_C[chosen], one])).T
+            w = free + level * (1.0 - free.sum()) / level.sum()
+            value = 0.5 * w @ Q @ w - linear_C[chosen] @ w
+            if (w >= 0).all() and value < best:
+                best, found = value, np.zeros(C)
+                found[chosen] = w
+    return found
 
 
 def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from ideal_proxy.response import choice
+from ideal_proxy.response import choice, forms
 from ideal_proxy.response.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, sigmoid, unpack
 from ideal_proxy.response.law_fit import LawData, LawFit
 
@@ -29,7 +29,7 @@ class Diagnosis:
         error: root mean square held-out error, in the unit of L; NaN with too few runs.
         noise: standard deviation of one run about the fit, in the unit of L.
         spread: standard deviation of L over the runs.
-        weights: share of the law, of the law with a process, and of a process alone in the prediction.
+        weights: share of each form of the response in the prediction, the law alone first (`forms.FORMS`).
         harm: whether the harm term is in the law.
         parameters: name → (value, standard error), natural units.
         warning: a sentence where the fit should not be trusted, else None.
@@ -40,7 +40,7 @@ class Diagnosis:
     error: float
     noise: float
     spread: float
-    weights: tuple[float, float, float]
+    weights: tuple[float, ...]
     harm: bool
     parameters: dict[str, tuple[float, float]]
     warning: str | None
@@ -67,11 +67,10 @@ def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
                     f"{name}: the fit predicts runs it did not see no better than their mean: "
                     "add runs, widen the volumes tried, or use more reference rows."
                 )
-            elif model.weights_[j, choice.PROCESS] >= 0.8:
-                warning = f"{name}: the law does not fit: a Gaussian process alone predicts better and is used."
+            elif model.weights_[j, forms.ON_LAW == 0].sum() >= 0.8:
+                warning = f"{name}: the law does not fit: other forms of the response predict better and are used."
         if warning:
             log.warning(warning)
-        law, both, process = map(float, model.weights_[j])
         scale = float(model.scale_[j])
         out.append(
             Diagnosis(
@@ -80,7 +79,7 @@ def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
                 error * scale,
                 float(model.residual_scale_[j]),
                 spread * scale,
-                (law, both, process),
+                tuple(map(float, model.weights_[j])),
                 bool(model.harm_[j]),
                 _parameters(model, j),
                 warning,

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.response.diagnosis import Diagnosis
+from ideal_proxy.response.forms import FORMS
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.law import Volumes
 from ideal_proxy.response.process import Kernel, Process, restore
 
-FORMAT = "ideal-proxy/fit/1"
+FORMAT, FIRST_FORMAT = "ideal-proxy/fit/2", "ideal-proxy/fit/1"
 ARRAYS = (
     "theta_",
     "bounds_",
     "covariance_",
     "theta_draws_",
     "weights_",
-    "centre_",
     "widening_",
     "noise_",
     "seed_sd_",
@@ -52,23 +52,33 @@ def _plain(value: Any) -> Any:
 
 def _process(p: Process) -> dict[str, Any]:
     return {
-        "root": p.kernel.root,
-        "length": p.kernel.length,
-        "noise_ratio": p.noise_ratio,
-        "variance": p.variance,
-        "x": _plain(p.x_RD),
-        "weight": _plain(p.weight_R),
-        "target": _plain(p.target_R),
-    }
+        "shape": p.kernel.shape, "root": p.kernel.root, "length": p.kernel.length, "features_centre": _plain(p.kernel.centre_D),
+        "noise_ratio": p.noise_ratio, "variance": p.variance, "centre": p.centre, "floor": p.floor,
+        "x": _plain(p.x_RD), "weight": _plain(p.weight_R), "target": _plain(p.target_R),
+    }  # fmt: skip
 
 
 def _restored(d: dict[str, Any]) -> Process:
-    return restore(
-        Kernel(bool(d["root"]), float(d["length"])),
-        float(d["noise_ratio"]),
-        float(d["variance"]),
-        *(np.array(d[key], dtype=float) for key in ("x", "weight", "target")),
-    )
+    x, weight, target = (np.array(d[key], dtype=float) for key in ("x", "weight", "target"))
+    kernel = Kernel(d["shape"], bool(d["root"]), float(d["length"]), np.array(d["features_centre"], dtype=float))
+    return restore(kernel, float(d["noise_ratio"]), float(d["variance"]), x, weight, target, d["centre"], d["floor"])
+
+
+def _of_first_format(document: dict[str, Any]) -> dict[str, Any]:
+    """Turn a fit of the first format, which had three forms, into one of today's."""
+    weights = np.array(document["weights_"], dtype=float)
+    forms: dict[str, dict[str, Any]] = {"2": {}, "4": {}}
+    for place, column, key in (("2", 1, "rest"), ("4", 2, "alone")):
+        for j, process in enumerate(document[key]):
+            if weights[j, column]:
+                centre = document["centre_"][j] if key == "alone" else 0.0
+                forms[place][str(j)] = process | {
+                    "shape": "matern", "features_centre": [0.0] * len(process["x"][0]), "floor": None, "centre": centre,
+                    "target": [t + centre for t in process["target"]],
+                }  # fmt: skip
+    five = np.zeros((len(weights), len(FORMS)))
+    five[:, [0, 2, 4]] = weights
+    return {**document, "weights_": five.tolist(), "forms": forms}
 
 
 def dump(model: Any) -> dict[str, Any]:
@@ -80,8 +90,9 @@ def dump(model: Any) -> dict[str, Any]:
         "named": hasattr(model, "feature_names_in_"),
         "one_dimensional": model._one_dimensional_,
         "volumes": _plain(asdict(model.volumes_)),
-        "rest": [_process(p) for p in model.rest_],
-        "alone": [_process(p) for p in model.alone_],
+        "forms": {
+            str(c): {str(j): _process(p) for place, j, p in model._used() if place == c} for c in model.processes_
+        },
         "diagnostics": [_plain(asdict(d)) for d in model.diagnostics_],
         "sign_": _plain(model.sign_),
         **state,
@@ -98,7 +109,9 @@ def load(model: Any, document: dict[str, Any]) -> None:
     Raises:
         BadInput: the document is not a fit.
     """
-    if document.get("format") != FORMAT:
+    if document.get("format") == FIRST_FORMAT:
+        document = _of_first_format(document)
+    elif document.get("format") != FORMAT:
         raise BadInput(f"The fit says format {document.get('format')!r} and {FORMAT!r} is needed: fit again.")
     for name in ARRAYS:
         setattr(model, name, np.array(document[name], dtype=float))
@@ -116,8 +129,9 @@ def load(model: Any, document: dict[str, Any]) -> None:
     v = document["volumes"]
     available = None if v["available"] is None else np.array(v["available"], dtype=float)
     model.volumes_ = Volumes(float(v["scale"]), float(v["kappa"]), available, np.array(v["rho"], dtype=float))
-    model.rest_ = [_restored(d) for d in document["rest"]]
-    model.alone_ = [_restored(d) for d in document["alone"]]
+    model.processes_ = {
+        int(c): {int(j): _restored(d) for j, d in members.items()} for c, members in document["forms"].items()
+    }
     nan = float("nan")
     model.diagnostics_ = [
         Diagnosis(**{

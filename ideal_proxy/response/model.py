@@ -5,8 +5,10 @@ Legend: N mixtures, R runs, D domains, J capabilities, S posterior draws, P para
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +19,14 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from ideal_proxy.response import choice, json_form, trust
-from ideal_proxy.response.choice import LAW, LAW_PROCESS, PROCESS
+from ideal_proxy.response import choice, forms, json_form, trust
 from ideal_proxy.response.diagnosis import diagnose
+from ideal_proxy.response.forms import FORMS, LAW, ON_LAW, HeldOutLaw
 from ideal_proxy.response.gradient_rows import GradientRows, Responses
 from ideal_proxy.response.inputs import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
 from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate
 from ideal_proxy.response.law_fit import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
-from ideal_proxy.response.process import Process, fit_processes
+from ideal_proxy.response.process import Process
 from ideal_proxy.response.relative import directions
 
 log = logging.getLogger(__name__)
@@ -278,11 +280,11 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self,
         data: LawData,
         fit: LawFit,
-        law: tuple[Array, Array] | None,
+        law: HeldOutLaw | None,
         fold_R: np.ndarray,
         rng: np.random.Generator,
         asked: np.ndarray | None,
-    ) -> tuple[LawFit, tuple[Array, Array] | None]:
+    ) -> tuple[LawFit, HeldOutLaw | None]:
         with_harm = fit_law(data, harm=True, starts=1, rng=rng, warm=fit, rounds=2)
         keep = np.zeros(len(data.y_JR), dtype=bool) if asked is None else asked.copy()
         law_harm = None
@@ -312,10 +314,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             seed_effect_JS=np.where(keep[:, None], with_harm.seed_effect_JS, fit.seed_effect_JS),
         )
         if law is not None and law_harm is not None:
-            law = (
-                np.where(keep[:, None], law_harm[0], law[0]),
-                np.where(keep[:, None], law_harm[1], law[1]),
-            )
+            pairs = zip(law_harm, law, strict=True)
+            law = HeldOutLaw(*(np.where(keep[:, None], with_it, plain) for with_it, plain in pairs))
         return fit, law
 
     def _keep(self, data: LawData, fit: LawFit) -> None:
@@ -328,27 +328,21 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         )
         self.log_rho_error_ = fit.log_rho_error_D
 
-    def _choose(self, data: LawData, fit: LawFit, law: tuple[Array, Array] | None, fold_R: np.ndarray) -> None:
+    def _choose(self, data: LawData, fit: LawFit, law: HeldOutLaw | None, fold_R: np.ndarray) -> None:
         J, R = data.y_JR.shape
-        y = data.y_JR - fit.seed_effect_JS[:, data.seed_R]
-        self.weights_ = np.tile([1.0, 0.0, 0.0], (J, 1))
-        self.centre_ = (data.weight_JR * y).sum(axis=1) / data.weight_JR.sum(axis=1)
-        self.rest_: list[Process] = []
-        self.alone_: list[Process] = []
+        self.weights_ = np.zeros((J, len(FORMS)))
+        self.weights_[:, LAW] = 1.0
+        self.processes_: dict[int, dict[int, Process]] = {}
         noise = fit.noise_J
         self.widening_ = np.full(J, 1.2 + 2.0 / R)
         self.held_out_ = np.full((J, R), np.nan)
         if law is not None:
-            x = data.volumes.effective(data.v_RD)[0] / data.volumes.scale
-            mean, variance = law
-            if self.process == "auto":
-                predicted = choice.held_out(data, fit, law, fold_R)
+            mean, variance = law.mean, law.variance
+            x, y, in_sample = forms.seen(data, fit)
+            if self.process == "auto" and R <= forms.MOST_RUNS:
+                predicted = forms.held_out(data, fit, law, fold_R)
                 self.weights_ = choice.combine(y, data.weight_JR, predicted)
-                in_sample = evaluate(fit.theta_JP, data.bounds_J2, data.volumes, x * data.volumes.scale).loss_JR
-                if self.weights_[:, LAW_PROCESS].any():
-                    self.rest_ = fit_processes(x, y - in_sample, data.weight_JR, raw=False)
-                if self.weights_[:, PROCESS].any():
-                    self.alone_ = fit_processes(x, y - self.centre_[:, None], data.weight_JR, raw=True)
+                self.processes_ = forms.fit_forms(x, y, in_sample, data.weight_JR)
                 mean = np.einsum("jc,cjr->jr", self.weights_, predicted.mean_CJR)
                 variance = np.einsum("jc,cjr->jr", self.weights_, predicted.variance_CJR)
                 noise = (self.weights_ * predicted.noise_CJ.T).sum(axis=1)
@@ -370,8 +364,24 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _draw_processes(self) -> None:
         rng = np.random.default_rng(self.process_seed_)
-        self.rest_draws_ = [p.draws(self.n_draws, rng) for p in self.rest_]
-        self.alone_draws_ = [p.draws(self.n_draws, rng) for p in self.alone_]
+        self.process_draws_ = {
+            (c, j): process.draws(self.n_draws, rng) for c, j, process in self._used()
+        }
+
+    def _used(self) -> Iterator[tuple[int, int, Process]]:
+        """Processes that share in a prediction, by form and capability."""
+        for c, processes in self.processes_.items():
+            for j in np.flatnonzero(self.weights_[:, c]):
+                yield c, int(j), processes[j]
+
+    def alone(self, form: str) -> ResponseModel:
+        """The same fit, predicting by one form of the response alone."""
+        model = copy.copy(self)
+        model.weights_ = np.zeros_like(self.weights_)
+        model.weights_[:, FORMS.index(form)] = 1.0
+        model._set_convexity()
+        model._draw_processes()
+        return model
 
     # -------------------------------------------------------------- predict
 
@@ -380,13 +390,11 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         v = check_volumes(validate_data(self, V, dtype=np.float64, reset=False), self.unit)
         return v, self.volumes_.effective(v)[0]
 
-    def _blend(self, law_JN: Array, x_ND: Array) -> Array:
-        w = self.weights_
-        y = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law_JN + (w[:, PROCESS] * self.centre_)[:, None]
-        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
-            for j, process in enumerate(processes):
-                if w[j, place]:
-                    y[j] += w[j, place] * process.mean(x_ND)
+    def _blend(self, law_JN: Array, x_ND: Array, draw: int | None = None) -> Array:
+        y = (self.weights_ @ ON_LAW)[:, None] * law_JN
+        for c, j, process in self._used():
+            beta = None if draw is None else self.process_draws_[c, j][draw]
+            y[j] += self.weights_[j, c] * process.mean(x_ND, beta)
         return np.asarray(y)
 
     def _original(self, y_JN: Array) -> Array:
@@ -417,12 +425,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         by = evaluation.by_theta_JRP
         assert by is not None
         law = np.einsum("jrp,jrp->jr", np.matmul(by, self.covariance_), by)
-        w = self.weights_
-        variance = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law
-        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
-            for j, process in enumerate(processes):
-                if w[j, place]:
-                    variance[j] += w[j, place] * process.spread(x)
+        variance = (self.weights_ @ ON_LAW)[:, None] * law
+        for c, j, process in self._used():
+            variance[j] += self.weights_[j, c] * process.spread(x)
         total = self.widening_[:, None] ** 2 * (variance + self.noise_[:, None] ** 2) + self.seed_sd_[:, None] ** 2
         half = (norm.ppf(0.5 + level / 2.0) * self.scale_[:, None] * np.sqrt(total)).T
         bounds = (mean, mean - half, mean + half)
@@ -435,23 +440,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         rng = np.random.default_rng(self.random_state)
         J, N = len(self.theta_), len(u)
         out = np.empty((n, N, J))
-        w = self.weights_
         for i in range(n):
             s = i % self.n_draws
-            law = evaluate(self.theta_draws_[s], self.bounds_, self.volumes_, u).loss_JR
-            y = (w[:, LAW] + w[:, LAW_PROCESS])[:, None] * law + (w[:, PROCESS] * self.centre_)[:, None]
-            for place, processes, draws in self._drawn():
-                for j, process in enumerate(processes):
-                    if w[j, place]:
-                        y[j] += w[j, place] * (process.kernel(x, process.x_RD) @ draws[j][s])
+            y = self._blend(evaluate(self.theta_draws_[s], self.bounds_, self.volumes_, u).loss_JR, x, s)
             if noise:
                 run = (self.widening_ * self.noise_)[:, None] * rng.standard_normal((J, N))
                 y = y + run + self.seed_sd_[:, None] * rng.standard_normal((J, N))
             out[i] = self._original(y)
         return out
-
-    def _drawn(self) -> list[tuple[int, list[Process], list[Array]]]:
-        return [(LAW_PROCESS, self.rest_, self.rest_draws_), (PROCESS, self.alone_, self.alone_draws_)]
 
     def gradient(self, V: Any) -> Array:
         """Differentiate the prediction by log volume: the response R.
@@ -474,7 +470,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         Returns:
             (J,) predictions and (J, D) ∂L/∂v.
         """
-        values, by = self._at(np.asarray(v, dtype=float), self.theta_[None], None)
+        values, by = self._at(np.asarray(v, dtype=float), self.theta_[None], drawn=False)
         return values[0], by[0]
 
     def draws_value_and_gradient(self, v: Array) -> tuple[Array, Array]:
@@ -486,26 +482,22 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         Returns:
             (S, J) values and (S, J, D) ∂L/∂v.
         """
-        return self._at(np.asarray(v, dtype=float), self.theta_draws_, self._drawn())
+        return self._at(np.asarray(v, dtype=float), self.theta_draws_, drawn=True)
 
-    def _at(self, v: Array, theta_SJP: Array, drawn: Any) -> tuple[Array, Array]:
+    def _at(self, v: Array, theta_SJP: Array, *, drawn: bool) -> tuple[Array, Array]:
         check_is_fitted(self, "theta_")
         u, du_dv, _ = self.volumes_.effective(v[None])
         S, J, P = theta_SJP.shape
         e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u, by_u=True)
         assert e.by_u_JRD is not None
-        w = self.weights_
-        law_share = w[:, LAW] + w[:, LAW_PROCESS]
-        y = law_share * e.loss_JR.reshape(S, J) + w[:, PROCESS] * self.centre_
+        law_share = self.weights_ @ ON_LAW
+        y = law_share * e.loss_JR.reshape(S, J)
         by = law_share[:, None] * e.by_u_JRD.reshape(S, J, -1)
         x = u[0] / self.volumes_.scale
-        for place, processes in ((LAW_PROCESS, self.rest_), (PROCESS, self.alone_)):
-            for j, process in enumerate(processes):
-                if not w[j, place]:
-                    continue
-                draws = process.beta_R[None] if drawn is None else drawn[place - 1][2][j]
-                y[:, j] += w[j, place] * (draws @ process.kernel(x[None], process.x_RD)[0])
-                by[:, j] += w[j, place] * (draws @ process.kernel.by_x(x, process.x_RD)) / self.volumes_.scale
+        for c, j, process in self._used():
+            value, by_x = process.at(x, self.process_draws_[c, j] if drawn else process.beta_R[None])
+            y[:, j] += self.weights_[j, c] * value
+            by[:, j] += self.weights_[j, c] * by_x / self.volumes_.scale
         value = self.sign_ * (self.location_ + self.scale_ * y)
         return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
 

@@ -1,54 +1,90 @@
-"""A Gaussian process for what the law does not explain, or for the whole response where the law does not help.
+"""Gaussian processes: for what the law does not explain, for interactions of domains, and for the whole response.
 
 Legend: R training runs, N mixtures asked for, D domains, J capabilities, S posterior draws.
 
-The kernel is Matérn 5/2 on √(x + δ) (distances in it are Hellinger distances for shares) or on x itself.  Kernel,
-length, and noise ratio are chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every
-noise ratio and every capability is then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
+A kernel is Matérn 5/2, a product of degree two (every pair of domains has a term of its own) or linear, on the scaled
+volumes x or their roots √(x + δ) (distances in it are Hellinger distances for shares). Kernel, length and noise ratio are
+chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every noise ratio and every capability is
+then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ideal_proxy.response.law import DELTA, Array
 
-LENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Length scales tried, in root mean square spreads of one feature."""
+Shape = Literal["matern", "product", "linear"]
+LENGTHS: dict[Shape, tuple[float, ...]] = {
+    "matern": (1.0, 2.0, 4.0, 8.0, 16.0), "product": (1.0, 2.0, 4.0, 8.0), "linear": (0.3, 1.0, 3.0),
+}  # fmt: skip
+"""Length scales tried, in root mean square spreads of one feature (products, linear: of all features together)."""
 NOISE_RATIOS = 10.0 ** np.arange(-3.0, 3.01, 0.25)
 """Noise variances tried, relative to the kernel's."""
+FLOORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""How far below the least loss the floor of an exponential may lie, in spreads of the loss."""
 RANK = 64
 """Directions that posterior draws vary in; the rest of the kernel is below the noise."""
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """Kernels that are tried together, on x or √x, for a target as it is or for the logarithm of what it exceeds a floor by."""
+
+    shapes: tuple[Shape, ...]
+    roots: tuple[bool, ...]
+    centred: bool = False
+    exponential: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
-    """One Matérn 5/2 kernel on transformed volumes.
+    """One kernel on transformed volumes.
 
     Attributes:
+        shape: what it is made of.
         root: whether the features are √(x + δ) rather than x.
         length: length scale in feature units.
+        centre_D: subtracted from the features.
     """
 
+    shape: Shape
     root: bool
     length: float
+    centre_D: Array
 
     def features(self, x_ND: Array) -> Array:
         """Transform scaled volumes."""
-        return np.asarray((np.sqrt(x_ND + DELTA) if self.root else x_ND) / self.length)
+        return np.asarray(((np.sqrt(x_ND + DELTA) if self.root else x_ND) - self.centre_D) / self.length)
 
     def __call__(self, a_ND: Array, b_RD: Array) -> Array:
         """Compare mixtures."""
-        r = np.sqrt(5.0) * _distance(self.features(a_ND), self.features(b_RD))
+        a, b = self.features(a_ND), self.features(b_RD)
+        if self.shape != "matern":
+            one = 1.0 + a @ b.T
+            return one if self.shape == "linear" else np.asarray(one * one)
+        r = np.sqrt(5.0) * _distance(a, b)
         return np.asarray((1.0 + r + r * r / 3.0) * np.exp(-r))
+
+    def diagonal(self, x_ND: Array) -> Array:
+        """Compare every mixture with itself."""
+        if self.shape == "matern":
+            return np.ones(len(x_ND))
+        one = 1.0 + (self.features(x_ND) ** 2).sum(axis=1)
+        return one if self.shape == "linear" else np.asarray(one * one)
 
     def by_x(self, a_D: Array, b_RD: Array) -> Array:
         """Differentiate k(a, b) by a."""
         f_a, f_b = self.features(a_D[None])[0], self.features(b_RD)
-        r = np.sqrt(5.0) * _distance(f_a[None], f_b)[0]
-        by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
+        if self.shape == "matern":
+            r = np.sqrt(5.0) * _distance(f_a[None], f_b)[0]
+            by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
+        else:
+            by_feature = f_b if self.shape == "linear" else 2.0 * (1.0 + f_b @ f_a)[:, None] * f_b
         inner = 0.5 / np.sqrt(a_D + DELTA) if self.root else np.ones_like(a_D)
         return np.asarray(by_feature * inner / self.length)
 
@@ -58,13 +94,16 @@ def _distance(a: Array, b: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
 
 
-def kernels_for(x_RD: Array, *, raw: bool) -> list[Kernel]:
+def kernels_for(x_RD: Array, family: Family) -> list[Kernel]:
     """List the kernels tried, scaled to the spread of the runs."""
     kernels = []
-    for root in (True, False) if raw else (True,):
+    for root in family.roots:
         features = np.sqrt(x_RD + DELTA) if root else x_RD
-        spread = float(np.sqrt(features.var(axis=0).mean())) or 1.0
-        kernels += [Kernel(root, spread * length) for length in LENGTHS]
+        variance = features.var(axis=0)
+        centre = features.mean(axis=0)
+        for shape in family.shapes:
+            spread = float(np.sqrt(variance.mean() if shape == "matern" else variance.sum())) or 1.0
+            kernels += [Kernel(shape, root, spread * length, centre) for length in LENGTHS[shape]]
     return kernels
 
 
@@ -81,6 +120,8 @@ class Process:
         target_R: (R,) what was fitted.
         beta_R: (R,) the mean is k(·, x) β.
         half_RM: (R, M) root of K⁻¹ in the variance, k half halfᵀ k.
+        centre: added to k(·, x) β.
+        floor: the prediction is floor + exp(centre + k(·, x) β); None: without an exponential.
     """
 
     kernel: Kernel
@@ -91,15 +132,35 @@ class Process:
     target_R: Array
     beta_R: Array
     half_RM: Array
+    centre: float = 0.0
+    floor: float | None = None
 
-    def mean(self, x_ND: Array) -> Array:
-        """Predict."""
-        return self.kernel(x_ND, self.x_RD) @ self.beta_R
+    def mean(self, x_ND: Array, beta: Array | None = None) -> Array:
+        """Predict, or evaluate one draw."""
+        inside = self.centre + self.kernel(x_ND, self.x_RD) @ (self.beta_R if beta is None else beta)
+        return inside if self.floor is None else np.asarray(self.floor + np.exp(inside))
+
+    def at(self, x_D: Array, beta_SR: Array) -> tuple[Array, Array]:
+        """Evaluate draws at one mixture, (S,), with their derivatives by x, (S, D)."""
+        inside = self.centre + beta_SR @ self.kernel(x_D[None], self.x_RD)[0]
+        by = beta_SR @ self.kernel.by_x(x_D, self.x_RD)
+        if self.floor is None:
+            return inside, by
+        grown = np.exp(inside)
+        return self.floor + grown, grown[:, None] * by
 
     def spread(self, x_ND: Array) -> Array:
         """Give the posterior variance of the mean."""
-        known = self.kernel(x_ND, self.x_RD) @ self.half_RM
-        return np.asarray(self.variance * np.maximum(1.0 - (known * known).sum(axis=1), 0.0))
+        k = self.kernel(x_ND, self.x_RD)
+        known = k @ self.half_RM
+        inside = self.variance * np.maximum(self.kernel.diagonal(x_ND) - (known * known).sum(axis=1), 0.0)
+        return inside if self.floor is None else np.asarray(inside * (self.mean(x_ND) - self.floor) ** 2)
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one run about the mean."""
+        inside = float(np.sqrt(self.variance * self.noise_ratio))
+        return inside if self.floor is None else inside * float(np.exp(self.centre))
 
     def draws(self, count: int, rng: np.random.Generator) -> Array:
         """Draw weight vectors β from the posterior, in its leading directions."""
@@ -112,7 +173,7 @@ class Process:
         return np.asarray(self.beta_R + (noise @ vectors[:, keep].T) * root)
 
 
-def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, *, raw: bool) -> list[Process]:
+def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, family: Family) -> list[Process]:
     """Fit one process a capability, kernel and noise by marginal likelihood."""
     processes: list[Process | None] = [None] * len(target_JR)
     patterns: dict[bytes, list[int]] = {}
@@ -121,37 +182,62 @@ def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, *, raw: bool)
     for members in patterns.values():
         seen = weight_JR[members[0]] > 0
         weight, x = weight_JR[members[0]][seen], x_RD[seen]
-        root = np.sqrt(weight)
-        y_RK = (target_JR[members][:, seen] * root).T
-        best = np.full(len(members), -np.inf)
-        for kernel in kernels_for(x, raw=raw):
-            e, vectors = np.linalg.eigh(kernel(x, x) * root[:, None] * root[None])
-            e = np.maximum(e, 0.0)
-            z_RK = vectors.T @ y_RK
-            diagonal_GR = e[None] + NOISE_RATIOS[:, None]
-            variance_GK = np.maximum((1.0 / diagonal_GR) @ (z_RK * z_RK) / len(x), 1e-300)
-            likelihood_GK = -0.5 * (len(x) * np.log(variance_GK) + np.log(diagonal_GR).sum(axis=1)[:, None])
-            choice = likelihood_GK.argmax(axis=0)
-            for k, j in enumerate(members):
-                g = choice[k]
-                if likelihood_GK[g, k] <= best[k]:
-                    continue
-                best[k] = likelihood_GK[g, k]
-                half = (vectors * root[:, None]) / np.sqrt(diagonal_GR[g])
-                beta = (vectors * root[:, None]) @ (z_RK[:, k] / diagonal_GR[g])
-                processes[j] = Process(
-                    kernel, float(NOISE_RATIOS[g]), float(variance_GK[g, k]), x, weight, target_JR[j][seen], beta, half
-                )
+        for j, process in zip(members, _fit_group(x, target_JR[members][:, seen], weight, family), strict=True):
+            processes[j] = process
     return [p for p in processes if p is not None]
 
 
+def _fit_group(x_RD: Array, target_KR: Array, weight_R: Array, family: Family) -> list[Process]:
+    """Fit capabilities that were seen in the same runs."""
+    root = np.sqrt(weight_R)
+    kernels = kernels_for(x_RD, family)
+    spectra = [np.linalg.eigh(k(x_RD, x_RD) * root[:, None] * root[None]) for k in kernels]
+    best: list[tuple[float, Process | None]] = [(-np.inf, None)] * len(target_KR)
+    for target, floor_K, bonus_K in _transformed(target_KR, family):
+        centre_K = (target @ weight_R) / weight_R.sum() if family.centred else np.zeros(len(target))
+        y_RK = ((target - centre_K[:, None]) * root).T
+        for kernel, (e, vectors) in zip(kernels, spectra, strict=True):
+            z_RK = vectors.T @ y_RK
+            diagonal_GR = np.maximum(e, 0.0)[None] + NOISE_RATIOS[:, None]
+            variance_GK = np.maximum((1.0 / diagonal_GR) @ (z_RK * z_RK) / len(x_RD), 1e-300)
+            likelihood_GK = -0.5 * (len(x_RD) * np.log(variance_GK) + np.log(diagonal_GR).sum(axis=1)[:, None])
+            for k, g in enumerate(likelihood_GK.argmax(axis=0)):
+                likelihood = likelihood_GK[g, k] + bonus_K[k]
+                if likelihood <= best[k][0]:
+                    continue
+                half = (vectors * root[:, None]) / np.sqrt(diagonal_GR[g])
+                beta = (vectors * root[:, None]) @ (z_RK[:, k] / diagonal_GR[g])
+                best[k] = likelihood, Process(
+                    kernel, float(NOISE_RATIOS[g]), float(variance_GK[g, k]), x_RD, weight_R, target_KR[k], beta, half,
+                    float(centre_K[k]), None if floor_K is None else float(floor_K[k]),
+                )  # fmt: skip
+    return [process for _, process in best if process is not None]
+
+
+def _transformed(target_KR: Array, family: Family) -> Sequence[tuple[Array, Array | None, Array]]:
+    """The target in each way it may be fitted, its floors, and what the change of variables adds to the likelihood."""
+    if not family.exponential:
+        return [(target_KR, None, np.zeros(len(target_KR)))]
+    low, spread = target_KR.min(axis=1), np.maximum(target_KR.std(axis=1), 1e-9)
+    ways = []
+    for depth in FLOORS:
+        floor = low - depth * spread
+        inside = np.log(target_KR - floor[:, None])
+        ways.append((inside, floor, -inside.sum(axis=1)))
+    return ways
+
+
 def restore(
-    kernel: Kernel, noise_ratio: float, variance: float, x_RD: Array, weight_R: Array, target_R: Array
-) -> Process:
+    kernel: Kernel, noise_ratio: float, variance: float, x_RD: Array, weight_R: Array, target_R: Array,
+    centre: float = 0.0, floor: float | None = None,
+) -> Process:  # fmt: skip
     """Build a process again from what a file keeps."""
     root = np.sqrt(weight_R)
     e, vectors = np.linalg.eigh(kernel(x_RD, x_RD) * root[:, None] * root[None])
     diagonal = np.maximum(e, 0.0) + noise_ratio
     scaled = vectors * root[:, None]
-    beta = scaled @ ((vectors.T @ (target_R * root)) / diagonal)
-    return Process(kernel, noise_ratio, variance, x_RD, weight_R, target_R, beta, scaled / np.sqrt(diagonal))
+    inside = (target_R if floor is None else np.log(target_R - floor)) - centre
+    beta = scaled @ ((vectors.T @ (inside * root)) / diagonal)
+    return Process(
+        kernel, noise_ratio, variance, x_RD, weight_R, target_R, beta, scaled / np.sqrt(diagonal), centre, floor
+    )

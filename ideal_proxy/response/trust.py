@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ideal_proxy.response.choice import held_out_law
+from ideal_proxy.response.forms import HeldOutLaw
 from ideal_proxy.response.gradient_rows import LEVEL, LEVEL_FEW, Scale, law_response, law_scale, regressed_scale
 from ideal_proxy.response.law import Array
 from ideal_proxy.response.law_fit import LawData, LawFit, fit_law, prior_for
@@ -36,14 +37,14 @@ class Trusted:
 
     data: LawData
     fit: LawFit
-    law: tuple[Array, Array] | None
+    law: HeldOutLaw | None
     errors: dict[float, float]
 
 
 def choose_trust(
     data: LawData,
     fit: LawFit,
-    law: tuple[Array, Array] | None,
+    law: HeldOutLaw | None,
     fold_R: np.ndarray,
     rng: np.random.Generator,
     *,
