@@ -1,9 +1,9 @@
 """Surfaces of known truth: what a search would have found is computed, not believed.
 
-A surface is drawn from a seed: five domains, five capabilities, an uneven base whose total is kept. The volumes may move by
-e^±1.2 about base. Families: `law` (the response law itself), `interactions` (the law, and domains that help or hinder one
-another, in one of three ways that the fit does not know of), `harm` (a share raises a loss), `peak` (too much of one's own
-domain hurts again), `flat` (nothing matters).
+A surface is drawn from a seed: five domains, five capabilities, an uneven base whose total is kept. Volumes move by
+e^±1.2 about base. Families: `law` (the response law itself), `interactions` (the law, and domains that help or
+hinder one another, in one of three ways that the fit does not know of), `harm` (a share raises a loss), `peak` (too much of
+one's own domain hurts again), `flat` (nothing matters).
 
 Legend: N mixtures, D domains, J capabilities.
 """
@@ -117,11 +117,11 @@ class Surface:
     def constraints(self) -> Constraints:
         """Base's total, every volume within e^±1.2 of base."""
         problem = self.problem()
-        limits = Limits(
-            lower={d: Amount(float(v * np.exp(-SPREAD)), "rows") for d, v in zip(problem.domains, self.base, strict=True)},
-            upper={d: Amount(float(v * np.exp(SPREAD)), "rows") for d, v in zip(problem.domains, self.base, strict=True)},
+        lower, upper = (
+            {d: Amount(float(v), "rows") for d, v in zip(problem.domains, self.base * np.exp(side), strict=True)}
+            for side in (-SPREAD, SPREAD)
         )
-        return Constraints.of(limits, problem)
+        return Constraints.of(Limits(lower=lower, upper=upper), problem)
 
     def design(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """Mixtures (N, D) and seeds (N,), as a search lays them out."""

@@ -1,12 +1,11 @@
-"""What the fit loses beside the best mixture, and beside the best single form of the response, on surfaces of known truth.
+"""What the fit loses beside the best mixture and the best single form of the response, on surfaces of known truth.
 
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/response/forms.py
 
-Four surfaces: the law's own at 3 % noise of a run, interactions at 0.6 % and at 3 % (`benchmarks/surfaces.py`, a new surface a
-repeat), and RegMix's tables (a random subset of the training runs; the best of the 256 test mixtures is asked for, of
-each loss by itself). One fit a
-repeat serves all: the blend as it is used, and each form alone on the same runs. A row a fit is appended to `forms.jsonl`; what
-stands there is not done again.
+Four surfaces: the law's own at 3 % noise of a run, interactions at 0.6 % and at 3 % (`benchmarks/surfaces.py`, one
+a repeat), and RegMix's tables (a random subset of the training runs; the best of the 256 test mixtures is
+asked for, of each loss by itself). One fit serves the blend as it is used and each form alone, on the same runs.
+A row a fit is appended to `forms.jsonl`; what stands there is not done again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 DATA = ROOT.parent / "shared" / "data" / "regmix"
-SURFACES = {"law 3 %": ("law", 0.03), "interactions 0.6 %": ("interactions", 0.006), "interactions 3 %": ("interactions", 0.03)}
+SURFACES = {
+    "law 3 %": ("law", 0.03),
+    "interactions 0.6 %": ("interactions", 0.006),
+    "interactions 3 %": ("interactions", 0.03),
+}
 TABLES = "RegMix's tables"
 RUNS = (8, 16, 32, 64)
 REPEATS = 40
@@ -43,18 +46,20 @@ def one_fit(name: str, runs: int, repeat: int) -> dict[str, float]:
         model = ResponseModel(unit="share").fit(V[chosen], L[chosen])
         seconds = time.process_time() - start
         regrets = {"seconds": seconds}
-        for form, one in views(model):  # of each loss alone, the mean over the 13: of all together even 16 runs find the best
+        for form, one in views(model):  # of each loss by itself: of all together even 16 runs find the best
             chosen = truth[one.predict(T).argmin(axis=0), np.arange(truth.shape[1])]
             regrets[form] = float(100.0 * (chosen / truth.min(axis=0) - 1.0).mean())
         return regrets
-    from ideal_proxy.optimizer import Objective, optimize
     from surfaces import Surface
+
+    from ideal_proxy.optimizer import Objective, optimize
 
     family, noise = SURFACES[name]
     surface = Surface(family, repeat)
     v, seeds = surface.design(runs)
     start = time.process_time()
-    model = ResponseModel(available=100.0 * surface.base, base=surface.base).fit(v, surface.observe(v, noise, rng), seed_id=seeds)
+    model = ResponseModel(available=100.0 * surface.base, base=surface.base)
+    model.fit(v, surface.observe(v, noise, rng), seed_id=seeds)
     seconds = time.process_time() - start
     regrets = {"seconds": seconds, "gain": 100.0 * surface.best.predicted_gain}
     for form, one in views(model):
@@ -99,7 +104,8 @@ def main() -> None:
                 row = {"surface": name, "runs": runs, "repeat": repeat, **one_fit(name, runs, repeat)}
                 rows.append(row)
                 with given.out.open("a") as file:
-                    file.write(json.dumps({k: round(x, 5) if isinstance(x, float) else x for k, x in row.items()}) + "\n")
+                    short = {k: round(x, 5) if isinstance(x, float) else x for k, x in row.items()}
+                    file.write(json.dumps(short) + "\n")
     print(table(rows))
 
 

@@ -2,9 +2,9 @@
 
 Legend: R runs, D domains, J capabilities, K folds, C forms, P parameters.
 
-Every run is predicted by each form (`forms.py`) from the other folds. A capability is then predicted by the convex combination
-of forms that misses those runs least (stacking), pulled to the combination that serves all capabilities best, and that one to
-equal shares: few runs cannot tell the forms apart, and a mean of them is safer than a lucky winner.
+Every run is predicted by each form (`forms.py`) from the other folds. A capability is then predicted by the convex
+combination of forms that misses those runs least (stacking), pulled to the combination that serves all capabilities
+best, and that one to equal shares: few runs cannot tell the forms apart, and a mean of them is safer than one.
 """
 
 from __future__ import annotations

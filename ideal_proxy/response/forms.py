@@ -1,4 +1,4 @@
-"""The forms of the response, each good somewhere and none everywhere: what they are made of, and what they make of held-out runs.
+"""The forms of the response, each good somewhere and none everywhere, and what they make of held-out runs.
 
 Legend: R runs, D domains, J capabilities, K folds, C forms.
 
@@ -37,7 +37,7 @@ MOST_RUNS = 1000
 
 
 class HeldOutLaw(NamedTuple):
-    """What laws that did not see a run predict of it, (J, R), with the variance; and the law of each fold at every run, (K, J, R)."""
+    """What laws say of runs they did not see, (J, R), its variance, and each fold's law at every run, (K, J, R)."""
 
     mean: Array
     variance: Array
@@ -45,7 +45,7 @@ class HeldOutLaw(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Predictions of runs by fits that did not see them (standardised units): mean and variance (C, J, R), noise (C, J)."""
+    """Predictions of runs by fits that did not see them, in standardised units."""
 
     mean_CJR: Array
     variance_CJR: Array

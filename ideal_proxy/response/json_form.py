@@ -52,7 +52,8 @@ def _plain(value: Any) -> Any:
 
 def _process(p: Process) -> dict[str, Any]:
     return {
-        "shape": p.kernel.shape, "root": p.kernel.root, "length": p.kernel.length, "features_centre": _plain(p.kernel.centre_D),
+        "shape": p.kernel.shape, "root": p.kernel.root, "length": p.kernel.length,
+        "features_centre": _plain(p.kernel.centre_D),
         "noise_ratio": p.noise_ratio, "variance": p.variance, "centre": p.centre, "floor": p.floor,
         "x": _plain(p.x_RD), "weight": _plain(p.weight_R), "target": _plain(p.target_R),
     }  # fmt: skip

@@ -364,15 +364,13 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _draw_processes(self) -> None:
         rng = np.random.default_rng(self.process_seed_)
-        self.process_draws_ = {
-            (c, j): process.draws(self.n_draws, rng) for c, j, process in self._used()
-        }
+        self.process_draws_ = {(c, j): process.draws(self.n_draws, rng) for c, j, process in self._used()}
 
     def _used(self) -> Iterator[tuple[int, int, Process]]:
         """Processes that share in a prediction, by form and capability."""
         for c, processes in self.processes_.items():
             for j in np.flatnonzero(self.weights_[:, c]):
-                yield c, int(j), processes[j]
+                yield c, int(j), processes[int(j)]
 
     def alone(self, form: str) -> ResponseModel:
         """The same fit, predicting by one form of the response alone."""

@@ -3,9 +3,9 @@
 Legend: R training runs, N mixtures asked for, D domains, J capabilities, S posterior draws.
 
 A kernel is Matérn 5/2, a product of degree two (every pair of domains has a term of its own) or linear, on the scaled
-volumes x or their roots √(x + δ) (distances in it are Hellinger distances for shares). Kernel, length and noise ratio are
-chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every noise ratio and every capability is
-then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
+volumes x or their roots √(x + δ) (distances in it are Hellinger distances for shares). Kernel, length and noise ratio
+are chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every noise ratio and every
+capability is then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RANK = 64
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Kernels that are tried together, on x or √x, for a target as it is or for the logarithm of what it exceeds a floor by."""
+    """Kernels that are tried together, on x or √x, for a target as it is or for the log of what exceeds a floor."""
 
     shapes: tuple[Shape, ...]
     roots: tuple[bool, ...]
