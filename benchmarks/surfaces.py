@@ -2,8 +2,8 @@
 
 A surface is drawn from a seed: five domains, five capabilities, an uneven base whose total is kept. Volumes move by
 e^±1.2 about base. Families: `law` (the response law itself), `interactions` (the law, and domains that help or
-hinder one another, in one of three ways that the fit does not know of), `harm` (a share raises a loss), `peak` (too much of
-one's own domain hurts again), `flat` (nothing matters).
+hinder one another, in one of three ways that the fit does not know of), `harm` (a share raises a loss), `peak`
+(too much of one's own domain hurts again), `flat` (nothing matters).
 
 Legend: N mixtures, D domains, J capabilities.
 """
