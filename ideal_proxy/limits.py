@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ideal_proxy.amounts import Amount, Comparison, Unit, check_name, parse_amount, parse_comparison, parse_fraction
 from ideal_proxy.errors import UsageError
 
+PROTECT = 0.02  # no capability may lose more, unless the user says so
 TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 
 
@@ -40,7 +41,9 @@ class Limits:
         pinned: domains that do not move: at the amount, or at base where it is None.
         repeat_cap: largest repeat; None for none.
         groups: linear constraints.
-        must_not_drop: tolerance of each protected capability, relative to base.
+        must_not_drop: tolerance of each capability that has to be proved not to drop, relative to base; for a score a
+            share of its scale.
+        protect: largest rise that the others may show; where both are given, the stricter holds.
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -51,6 +54,7 @@ class Limits:
     repeat_cap: float | None = 4.0
     groups: tuple[Comparison, ...] = ()
     must_not_drop: Mapping[str, float] = field(default_factory=dict)
+    protect: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return numbers with their units, as a mixture file keeps them; `from_json` gives equal limits."""
@@ -91,6 +95,7 @@ def read_limits(options: Mapping[str, Any], domains: Sequence[str], capabilities
         "repeat_cap": lambda x: _read_number(x, "repeat_cap"),
         "groups": lambda x: tuple(_read_group(group, domains) for group in ([x] if isinstance(x, str) else x)),
         "must_not_drop": lambda x: _read_tolerances(x, capabilities),
+        "protect": lambda x: _read_tolerances(x, capabilities),
         "confidence": lambda x: parse_fraction(x, where="confidence"),
         "trust_region": _read_trust_region,
         "kl_cap": lambda x: _read_number(x, "kl_cap"),
@@ -151,6 +156,31 @@ def _read_tolerances(value: Any, capabilities: Sequence[str]) -> dict[str, float
         name: 0.0 if tol is None else parse_fraction(tol, where=f"must_not_drop of {name}")
         for name, tol in pairs.items()
     }
+
+
+def read_protection(value: Any, capabilities: Sequence[str]) -> dict[str, float]:
+    """Read `2 %`, `none`, or a mapping by name in which `none` lifts one and the default holds for the rest."""
+    if not isinstance(value, Mapping):
+        told = _read_tolerance(value, "protect")
+        return {} if told is None else dict.fromkeys(capabilities, told)
+    found = dict.fromkeys(capabilities, PROTECT)
+    for name, given in value.items():
+        check_name(str(name), capabilities, what="capability", where="protect")
+        told = _read_tolerance(given, f"protect of {name}")
+        if told is None:
+            del found[str(name)]
+        else:
+            found[str(name)] = told
+    return found
+
+
+def _read_tolerance(value: Any, where: str) -> float | None:
+    if value in ("none", "off") or value is None:
+        return None
+    told = parse_fraction(value, where=where)
+    if not 0 <= told <= 1:
+        raise UsageError(f'{where} is {value!r}; give a share from 0 to 1 (0.02 is 2 %), or "none" to lift it.')
+    return told
 
 
 def _read_trust_region(value: Any) -> TrustRegion | None:

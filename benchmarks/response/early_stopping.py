@@ -14,8 +14,8 @@ A surface is the response law with random coefficients, five domains, five capab
 Judged on 200 mixtures of the explored region: error and signed error of the predicted objective (mean loss relative
 to base; in the worse half of the mixtures apart), share of them inside the 90 % interval, and the mixture that the
 fit would propose among them: how much worse than the best (regret), how much its gain is overstated (optimism).
-Second part: the check's looks. Pairs without any true gain; how often they end in `improves`, with the level divided
-over the looks (what the search does) and undivided.
+Second part: the check's looks. Pairs without any true gain; how often they end in `improves`, with one level
+over all looks (what the search does) and with the whole level at each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.pipeline.design import make_design
-from ideal_proxy.pipeline.verdict import IMPROVES, UNDECIDED, PairedLosses, judge, planned_looks
+from ideal_proxy.pipeline.sequential import planned_looks
+from ideal_proxy.pipeline.verdict import IMPROVES, PairedLosses, judge
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance
 
@@ -123,18 +124,18 @@ def one(seed: int, *, harm: bool) -> dict[str, dict[str, float]]:
 
 
 def false_alarms(nulls: int) -> dict[str, float]:
-    """Count `improves` where base and proposal are the same, with divided and undivided level."""
+    """Count `improves` where base and proposal are the same, with one level for all looks and with one for each."""
     rng = np.random.default_rng(1)
     looks = planned_looks(3, 8)
-    counts = {"divided": 0, "undivided": 0}
+    counts = {"together": 0, "each": 0}
     for _ in range(nulls):
         pairs = [rng.standard_normal((2, looks[-1], 1)) * 0.02 + 1.0 for _ in range(CAPABILITIES)]
-        for name, share in (("divided", len(looks)), ("undivided", 1)):
+        for name, planned in (("together", looks), ("each", None)):
             for look in looks:
                 losses = [PairedLosses(b[:look], p[:look], np.ones(1)) for b, p in pairs]
-                answer = judge(losses, min_gain=0.005, looks=share).answer
-                if answer != UNDECIDED:
-                    counts[name] += answer == IMPROVES
+                verdict = judge(losses, min_gain=0.005, looks=planned)
+                if verdict.answer == IMPROVES or (planned and not verdict.go_on):
+                    counts[name] += verdict.answer == IMPROVES
                     break
     return {name: count / nulls for name, count in counts.items()}
 
@@ -191,8 +192,8 @@ def main() -> None:
     se = 100 * np.sqrt(0.05 * 0.95 / options.nulls)
     lines += [
         "",
-        f"Checks of {options.nulls} pairs of equal mixtures that end in `improves`: level divided over the "
-        f"looks {100 * alarms['divided']:.1f} %, undivided {100 * alarms['undivided']:.1f} % (± {se:.1f}).",
+        f"Checks of {options.nulls} pairs of equal mixtures that end in `improves`: one level over all "
+        f"looks {100 * alarms['together']:.1f} %, the whole level at each {100 * alarms['each']:.1f} % (± {se:.1f}).",
         "",
     ]
     print("\n".join(lines))

@@ -11,6 +11,7 @@ from .draws import search_verify_split as search_verify_split
 from .draws import training_order as training_order
 from .file import CapabilityResult as CapabilityResult
 from .file import DomainVolume as DomainVolume
+from .file import FreeAnswer as FreeAnswer
 from .file import MetricResult as MetricResult
 from .file import MixtureFile as MixtureFile
 from .file import load_mixture as load_mixture

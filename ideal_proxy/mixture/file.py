@@ -97,6 +97,18 @@ class CapabilityResult(_Part):
     metric: MetricResult | None = None
 
 
+class FreeAnswer(_Part):
+    """What the same fit proposes without protection; predicted only, not checked."""
+
+    rows: dict[str, int]
+    predicted_gain: float
+    predicted_lower: float
+    predicted_upper: float
+    predicted_changes: dict[str, float] = Field(
+        description="of each capability's loss or score, relative; 0.02 is 2 % worse"
+    )
+
+
 class MixtureFile(_Part):
     """A mixture with everything needed to repeat it: sources, fingerprints, volumes, seed, evidence, law."""
 
@@ -113,6 +125,7 @@ class MixtureFile(_Part):
     gain_lower: float | None = None
     gain_upper: float | None = None
     predicted_gain: float | None = None
+    free: FreeAnswer | None = Field(default=None, description="the answer without protection, where it is another")
     provenance: dict[str, Any] = Field(default_factory=dict)
     law: dict[str, Any] | None = None
     proxy_fraction: float | None = Field(default=None, gt=0, le=1)

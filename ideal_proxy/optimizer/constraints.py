@@ -119,8 +119,9 @@ class Constraints:
             raise UsageError(f"The budget is in {limits.budget.amount.unit} but its unit is {unit}; use one.")
         for name in {*limits.lower, *limits.upper, *limits.pinned, *self._trust_map()}:
             check_name(name, domains.names, what="domain", where="the constraints")
-        for name in limits.must_not_drop:
-            check_name(name, self.problem.capabilities, what="capability", where="must_not_drop")
+        for where in ("must_not_drop", "protect"):
+            for name in getattr(limits, where):
+                check_name(name, self.problem.capabilities, what="capability", where=where)
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"confidence is {self.confidence}; it must be at least 0.5 and below 1.")
         for name, value in (("repeat_cap", limits.repeat_cap), ("kl_cap", self.kl_cap)):

@@ -144,6 +144,11 @@ class RelativeLosses:
             raise UserError("A score has no positive scale (its replicates do not differ); give `scale` for it.")
         return result
 
+    @property
+    def base_value(self) -> float:
+        """The relative loss of base."""
+        return 1.0 - self._shift
+
     def allowance(self, tolerance: float, j: int) -> float:
         """Give the largest relative loss that a protected capability may have."""
         return self._stick.allowance(tolerance, self.base_losses_J, j) - self._shift

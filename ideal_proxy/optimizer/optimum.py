@@ -297,12 +297,10 @@ def _plus_kl(smooth: ScalarFunction | None, kl: ScalarFunction, penalty: float) 
 def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints: Constraints) -> list[NonlinearAtom]:
     atoms = []
     level = constraints.confidence
-    for name, tolerance in constraints.limits.must_not_drop.items():
+    for name, (what, tolerance, allowed) in _tolerances(losses, constraints).items():
         j = constraints.problem.capabilities.index(name)
-        label = f"must not drop: {name} (tolerance {100 * tolerance:g} %, {100 * level:g} % upper bound)"
-        function = at_most(
-            weighted_function(losses, np.eye(len(losses.base_losses_J))[j], level), losses.allowance(tolerance, j)
-        )
+        label = f"{what}: {name} (tolerance {100 * tolerance:g} %, {100 * level:g} % upper bound)"
+        function = at_most(weighted_function(losses, np.eye(len(losses.base_losses_J))[j], level), allowed)
         # An upper bound adds a standard deviation, which is not convex in general.
         atoms.append(NonlinearAtom(Limit.PROTECTION, label, function, bool(model.is_convex_[j]) and level <= 0.5))
     if (cap := constraints.kl_cap) is not None:
@@ -310,6 +308,18 @@ def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints
             NonlinearAtom(Limit.DIVERGENCE, f"KL from base <= {cap:g} nats", kl_excess(constraints, cap), True)
         )
     return atoms
+
+
+def _tolerances(losses: RelativeLosses, constraints: Constraints) -> dict[str, tuple[str, float, float]]:
+    """Give each protected capability's strictest limit: its kind, its tolerance, the largest relative loss."""
+    found: dict[str, tuple[str, float, float]] = {}
+    for name, tolerance in constraints.limits.must_not_drop.items():
+        allowed = losses.allowance(tolerance, constraints.problem.capabilities.index(name))
+        found[name] = "must not drop", tolerance, allowed
+    for name, tolerance in constraints.limits.protect.items():
+        if name not in found or losses.base_value + tolerance < found[name][2]:
+            found[name] = "protect", tolerance, losses.base_value + tolerance
+    return found
 
 
 def at_most(function: ScalarFunction, limit: float) -> ScalarFunction:

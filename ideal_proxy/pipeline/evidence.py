@@ -5,6 +5,7 @@ Legend: R runs, D domains, J capabilities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.response import ResponseModel, Responses
+from ideal_proxy.pipeline.sequential import Spread
+from ideal_proxy.pipeline.verdict import Known
+from ideal_proxy.response import Combination, ResponseModel, Responses, Yardstick, combine
 
 Array = NDArray[np.float64]
 
@@ -53,3 +56,21 @@ class Evidence:
             baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,
             responses=list(self.gradients) or None, own=self.own,
         )  # fmt: skip
+
+    def scatter(self, stick: Yardstick, base_J: Array, kind: Combination, weights: Sequence[float] | None) -> Known:
+        """Estimate how much the difference of two mixtures scatters, from mixtures run with several seeds."""
+        _, mixture_R = np.unique(self.volumes, axis=0, return_inverse=True)
+        _, seed_R = np.unique(self.seeds, return_inverse=True)
+        cells = np.ones(len(self.ids), dtype=bool)
+        for group in (mixture_R.ravel(), seed_R):  # a mixture of one seed tells nothing of a difference
+            cells &= np.bincount(group, weights=cells)[group] > 1
+        dummies = [np.eye(group.max(initial=0) + 1)[group][cells] for group in (mixture_R.ravel(), seed_R)]
+        table = np.concatenate(dummies, axis=1)
+        degrees = len(table) - (int(np.linalg.matrix_rank(table)) if len(table) else 0)
+        if not degrees:
+            return Known()
+        relative_RJ = stick.relative(self.values, base_J)[cells]
+        both = np.column_stack([relative_RJ, combine(relative_RJ, kind, weights)])
+        left = both - table @ np.linalg.lstsq(table, both, rcond=None)[0]
+        variance = 2 * (left**2).sum(axis=0) / degrees
+        return Known(Spread(variance[-1], degrees), Spread(variance[:-1], degrees))

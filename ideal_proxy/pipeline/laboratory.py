@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from ideal_proxy.pipeline.design import make_design, spread_mixtures
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
@@ -80,8 +82,8 @@ class Laboratory:
         self._results: dict[str, Run] = {}
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
-        self._pairs: dict[int, list[PairedLosses]] = {}
-        self._paired_scores: dict[int, dict[int, PairedScores]] = {}
+        self.paired_losses: list[PairedLosses] = []  # of the check, by capability; () before it
+        self.paired_scores: dict[int, PairedScores] = {}
         self.gradients, self.gradients_why = gradient_method(config, plan.runs)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
         worker = "ideal_proxy.gradients.worker" if self.gradients else "ideal_proxy.swarm.worker"
@@ -149,8 +151,8 @@ class Laboratory:
         if not self.gradients:
             return
         specs = []
-        for seed in range(self.config.swarm.seeds):
-            trained = self._spec(centre, self._seed(seed), "design", rate)
+        for seed in self._seeds(number):
+            trained = self._spec(centre, seed, "design", rate)
             if trained.id in self._results:
                 name = hashlib.sha256(f"{self.gradients} of {trained.id}".encode()).hexdigest()[:16]
                 specs.append(replace(trained, id=name, role="gradients", responses=self.gradients, trained=trained.id))
@@ -195,24 +197,21 @@ class Laboratory:
             own=self.config.own,
         )
 
-    def pairs(
-        self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float, number: int
-    ) -> list[PairedLosses | PairedScores]:
+    def is_base(self, rows: NDArray[np.int64]) -> bool:
+        """Tell whether a proxy trained on a mixture would be one trained on base."""
+        return self._spec(rows, 0, "design", 1.0).rows == self._spec(self.prepared.domains.base, 0, "design", 1.0).rows
+
+    def pairs(self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float) -> list[PairedLosses | PairedScores]:
         """Train base and proposal on fresh seeds, and read the verify rows and what the metrics gave."""
         base = self.prepared.domains.base
         specs = [
             (self._spec(base, self._seed(s), "verify", rate), self._spec(rows, self._seed(s), "verify", rate))
             for s in seeds
         ]
-        self._run(
-            Stage.CHECK, list({spec.id: spec for pair in specs for spec in pair}.values()), role="verify", number=number
-        )
+        self._run(Stage.CHECK, [spec for pair in specs for spec in pair], role="verify")
         done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
         if len(done) < 2:
-            raise UserError(
-                f"{stage_text(Stage.CHECK, number + 1)}: only {len(done)} pairs of runs succeeded; "
-                "see the warnings above"
-            )
+            raise UserError(f"{Stage.CHECK}: only {len(done)} pairs of runs succeeded; see the warnings above")
         entries: list[PairedLosses] = []
         for j in range(len(self.prepared.capabilities)):
             name = reference(j, "verify")
@@ -230,16 +229,12 @@ class Laboratory:
                 key = reference(j, "verify")
                 given = np.array([[self._results[spec.id].scores[key] for spec in pair] for pair in done])
                 scores[j] = PairedScores(base=given[:, 0], proposal=given[:, 1])
-        self._pairs[number], self._paired_scores[number] = entries, scores
+        self.paired_losses, self.paired_scores = entries, scores
         return [scores.get(j, entry) for j, entry in enumerate(entries)]
 
-    def paired_losses(self, number: int) -> list[PairedLosses]:
-        """Return each capability's verify losses of all pairs of a round."""
-        return self._pairs[number]
-
-    def paired_scores(self, number: int) -> dict[int, PairedScores]:
-        """Return what the metrics gave in all pairs of a round."""
-        return self._paired_scores[number]
+    def seconds_of_check(self) -> float:
+        """Return the mean seconds of one run of the check."""
+        return float(np.mean([r.seconds for run, r in self._results.items() if self._roles[run] == "verify"]))
 
     def scripts(self) -> dict[str, set[str]]:
         """Say which versions of each metric's script were seen."""
@@ -303,11 +298,17 @@ class Laboratory:
     def _seed(self, number: int) -> int:
         return self.config.seed * SEED_STRIDE + number
 
+    def _seeds(self, number: int) -> list[int]:
+        """Return the seeds of a round; those of a later one are fresh, so that its centre is not judged by its own."""
+        first = number * self.config.swarm.seeds
+        return [self._seed(first + s) for s in range(self.config.swarm.seeds)]
+
     def _design(self, centre: Array, spread: float, count: int, number: int) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
         weights = self.prepared.domains.lengths
         if self.config.budget.unit == "rows":
             weights = np.ones_like(weights)
+        seeds = self._seeds(number)
         return make_design(
             centre,
             spread=spread,
@@ -318,8 +319,9 @@ class Laboratory:
             # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
             total=float(weights @ centre) if self.config.budget.mode == "keep" else None,
             existing=self.evidence().volumes if number else None,
-            replicates=0 if number else 1,
-            seeds=[self._seed(s) for s in range(self.config.swarm.seeds)],
+            replicates=0 if number else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
+            # Too few runs to tell a direction from another: none of them is spent on a second seed.
+            seeds=seeds[:1] if count <= len(weights) + 1 and not self.gradients else seeds,
             random_state=self.config.seed + 1000 * number,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,25 @@ from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
 from ideal_proxy.limits import Limits
-from ideal_proxy.mixture import CapabilityResult, DomainVolume, MetricResult, MixtureFile, save_mixture, with_shares
+from ideal_proxy.mixture import (
+    CapabilityResult,
+    DomainVolume,
+    FreeAnswer,
+    MetricResult,
+    MixtureFile,
+    save_mixture,
+    with_shares,
+)
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, gradient_note
-from ideal_proxy.pipeline.verdict import IMPROVES, Verdict, ratio_bounds, score_bounds, sentence
-from ideal_proxy.response import Bound, directions
+from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
+from ideal_proxy.proxy import cost_of
+from ideal_proxy.response import directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundOutcome:
-    """One round: what was proposed and how it was judged."""
-
-    number: int
-    proposal: Proposal
-    verdict: Verdict
-
-
-def best_round(outcomes: list[RoundOutcome]) -> RoundOutcome:
-    """Choose the round that the search stands by."""
-    improving = [outcome for outcome in outcomes if outcome.verdict.answer == IMPROVES]
-    return max(improving, key=lambda outcome: outcome.verdict.gain.lower) if improving else outcomes[-1]
+from ideal_proxy.terminal import duration, money
 
 
 def write_outcome(
@@ -46,22 +41,24 @@ def write_outcome(
     prepared: Prepared,
     plan: Plan,
     laboratory: Laboratory,
-    outcomes: list[RoundOutcome],
+    proposals: list[Proposal],
+    verdict: Verdict,
     folder: Path,
     trust: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished."""
-    chosen = best_round(outcomes)
-    result = _result(config, prepared, plan, laboratory, outcomes, chosen) | {"trust": trust}
+    proposal = proposals[-1]
+    result = _result(config, prepared, plan, laboratory, proposals, verdict) | {"trust": trust}
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
-    atomic_write_json(folder / "fit.json", chosen.proposal.model.to_json())
-    law = chosen.proposal.loss_model.to_json()  # what full-size runs measure: reference losses
+    atomic_write_json(folder / "fit.json", proposal.model.to_json())
+    law = proposal.loss_model.to_json()  # what full-size runs measure: reference losses
     if config.has_metrics:
         atomic_write_json(folder / "fit_losses.json", law)
-    save_mixture(folder / "mixture.json", _mixture(config, prepared, plan, laboratory, chosen, result, law, folder))
+    file = _mixture(config, prepared, plan, laboratory, proposal, verdict, result, law, folder)
+    save_mixture(folder / "mixture.json", file)
     atomic_write_json(folder / "result.json", result)
     return result
 
@@ -71,15 +68,17 @@ def _result(
     prepared: Prepared,
     plan: Plan,
     laboratory: Laboratory,
-    outcomes: list[RoundOutcome],
-    chosen: RoundOutcome,
+    proposals: list[Proposal],
+    verdict: Verdict,
 ) -> dict[str, Any]:
     """Collect every number that the terminal and the report show."""
-    proposal, verdict = chosen.proposal, chosen.verdict
+    proposal = proposals[-1]
     at_base, proposed = (domain_volumes(prepared, laboratory, rows) for rows in (prepared.domains.base, proposal.rows))
-    paired = laboratory.paired_losses(chosen.number)
+    paired = laboratory.paired_losses
     pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
-    ratios = ratio_bounds(paired, level=verdict.level, seed=config.seed) if config.has_metrics else verdict.ratios
+    ratios = ratio_bounds(paired, looks=plan.looks) if config.has_metrics and paired else verdict.ratios
+    if not paired:  # the proposal is the base: what the fit says of it
+        pair_losses = [(x, x) for x in proposal.predicted_losses.other.tolist()]
     moved = bootstrap_volumes(config, prepared, proposal, seed=config.seed)
     domains = [
         {
@@ -104,8 +103,11 @@ def _result(
             "proposal_loss": pair_losses[j][1],
             "predicted": asdict(proposal.predicted_losses.ratios[j]),
             "verified": asdict(ratios[j]),
+            "change": str(verdict.changes[j]),
+            "protection": str(verdict.protection[j]),
+            "tolerance": config.tolerance(capability.name),
         }
-        | _metric(config, laboratory, chosen, j)
+        | _metric(config, laboratory, proposal, verdict, j)
         for j, capability in enumerate(prepared.capabilities)
     ]
     added = contributions(
@@ -116,7 +118,10 @@ def _result(
         capabilities, added, proposal.evidence.losses_before, proposal.predicted_losses.other, strict=True
     ):
         entry |= {"adds": float(share), "base_against_start": float(base_search / before)}
-    text = sentence(verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config))
+    text = sentence(
+        verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config),
+        price=_price_of_pairs(config, plan, laboratory, verdict),
+    )  # fmt: skip
     return {
         "name": config.name,
         "verdict": {
@@ -130,6 +135,7 @@ def _result(
             "level": verdict.level,
         },
         "predicted_gain": asdict(proposal.predicted.gain),
+        "free": _free(prepared, proposal),
         "domains": domains,
         "capabilities": capabilities,
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
@@ -149,14 +155,11 @@ def _result(
         ],
         "rounds": [
             {
-                "round": outcome.number + 1,
-                "answer": outcome.verdict.answer,
-                "gain": asdict(outcome.verdict.gain),
-                "predicted_gain": asdict(outcome.proposal.predicted.gain),
-                "pairs": outcome.verdict.pairs,
-                "rows": [int(x) for x in outcome.proposal.rows],
+                "round": number,
+                "predicted_gain": asdict(tried.predicted.gain),
+                "rows": [int(x) for x in tried.rows],
             }
-            for outcome in outcomes
+            for number, tried in enumerate(proposals, 1)
         ],
         "proxy": {
             "parameters": plan.parameters,
@@ -166,7 +169,7 @@ def _result(
             "model": config.proxy.model,
             "lora_rank": config.proxy.lora_rank,
         },
-        "cost": laboratory.cost() | {"rounds": len(outcomes)},
+        "cost": laboratory.cost() | {"rounds": len(proposals)},
         "gradients": _gradients(config, laboratory, proposal),
     }
 
@@ -191,21 +194,44 @@ def domain_volumes(prepared: Prepared, laboratory: Laboratory, rows: NDArray[Any
     ])
 
 
+def _free(prepared: Prepared, proposal: Proposal) -> dict[str, Any] | None:
+    """Say what the same fit proposes without protection, what that is predicted to gain, and who pays."""
+    free = proposal.free
+    if free is None:
+        return None
+    names = prepared.capability_names
+    return {
+        "rows": dict(zip(prepared.domains.names, (int(x) for x in free.rows), strict=True)),
+        "predicted_gain": asdict(free.predicted.gain),
+        "capabilities": {name: asdict(ratio) for name, ratio in zip(names, free.predicted.ratios, strict=True)},
+    }
+
+
+def _price_of_pairs(config: SearchConfig, plan: Plan, laboratory: Laboratory, verdict: Verdict) -> str | None:
+    """Say what the pairs that would decide cost beside those that were run."""
+    if verdict.pairs_needed is None or not verdict.pairs:
+        return None
+    more = verdict.pairs_needed - verdict.pairs
+    seconds = 2 * more * laboratory.seconds_of_check() / plan.workers
+    cost = cost_of(config.cost, seconds, plan.devices)
+    return f"{more} more, {duration(seconds)}" + (f", {money(cost, config.cost.currency)}" if cost is not None else "")
+
+
 def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:
     """Return nats per supervised token over all pairs."""
     return float(sums_SN.mean(0).sum() / tokens_N.sum())
 
 
-def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, j: int) -> dict[str, Any]:
+def _metric(
+    config: SearchConfig, laboratory: Laboratory, proposal: Proposal, verdict: Verdict, j: int
+) -> dict[str, Any]:
     """Collect what a capability's metric gave, in its own unit; nothing where its loss is what judges."""
     metric = config.capabilities[j].metric
     if metric is None:
         return {}
-    proposal, verdict = chosen.proposal, chosen.verdict
-    scores = laboratory.paired_scores(chosen.number)[j]
-    stick, sign = proposal.yardstick, float(directions(config.kinds)[j])
-    expected, scale = proposal.predicted.ratios[j], float(stick.scale[j])
-    differences = sorted(sign * scale * (x - 1.0) for x in (expected.lower, expected.upper))
+    sign, scale = float(directions(config.kinds)[j]), float(proposal.yardstick.scale[j])
+    at_base = proposal.predicted.other[j : j + 1]
+    scores = laboratory.paired_scores.get(j, PairedScores(at_base, at_base))
     return {
         "metric": {
             "command": metric.command,
@@ -213,13 +239,13 @@ def _metric(config: SearchConfig, laboratory: Laboratory, chosen: RoundOutcome, 
             "higher_is_better": metric.higher_is_better,
             "scale": scale,
             "noise": float(np.asarray(proposal.model.residual_scale_)[j]),
-            "base_spread": float(scores.base.std(ddof=1)),
+            "base_spread": float(scores.base.std(ddof=1)) if len(scores.base) > 1 else 0.0,
             "base": float(scores.base.mean()),
             "proposal": float(scores.proposal.mean()),
             "before_sft": float(proposal.evidence.values_before[j]),
             "predicted_base": float(proposal.predicted.other[j]),
-            "predicted": asdict(Bound(sign * scale * (expected.value - 1.0), *differences)),
-            "verified": asdict(score_bounds(scores, level=verdict.level)),
+            "predicted": asdict(score_bounds(proposal.predicted.ratios[j], scale, sign)),
+            "verified": asdict(score_bounds(verdict.ratios[j], scale, sign)),
         }
     }
 
@@ -272,19 +298,20 @@ def _mixture(
     prepared: Prepared,
     plan: Plan,
     laboratory: Laboratory,
-    chosen: RoundOutcome,
+    proposal: Proposal,
+    verdict: Verdict,
     result: dict[str, Any],
     law: dict[str, Any],
     folder: Path,
 ) -> MixtureFile:
     """Compose the mixture file: the proposal where it improves, the base where it does not."""
-    adopted = chosen.verdict.answer == IMPROVES
+    adopted = verdict.answer == IMPROVES
     provenance = read_json(folder / "provenance.json")
     return MixtureFile(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seed=config.seed,
-        domains=domain_volumes(prepared, laboratory, chosen.proposal.rows if adopted else prepared.domains.base),
+        domains=domain_volumes(prepared, laboratory, proposal.rows if adopted else prepared.domains.base),
         capabilities=[
             CapabilityResult(
                 name=capability.name,
@@ -297,13 +324,14 @@ def _mixture(
             )
             for j, capability in enumerate(prepared.capabilities)
         ],
-        constraints_active=list(chosen.proposal.optimum.active),
-        verdict=chosen.verdict.answer,
+        constraints_active=list(proposal.optimum.active),
+        verdict=verdict.answer,
         verdict_text=result["verdict"]["sentence"],
-        gain=chosen.verdict.gain.value,
-        gain_lower=chosen.verdict.gain.lower,
-        gain_upper=chosen.verdict.gain.upper,
-        predicted_gain=chosen.proposal.predicted.gain.value,
+        gain=verdict.gain.value,
+        gain_lower=verdict.gain.lower,
+        gain_upper=verdict.gain.upper,
+        predicted_gain=proposal.predicted.gain.value,
+        free=_free_answer(result["free"]),
         provenance={
             **provenance,
             "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},
@@ -333,6 +361,16 @@ def _mixture(
         template=prepared.template,
         trust=result["trust"],
     )
+
+
+def _free_answer(found: dict[str, Any] | None) -> FreeAnswer | None:
+    if found is None:
+        return None
+    gain = found["predicted_gain"]
+    return FreeAnswer(
+        rows=found["rows"], predicted_gain=gain["value"], predicted_lower=gain["lower"], predicted_upper=gain["upper"],
+        predicted_changes={name: ratio["value"] - 1 for name, ratio in found["capabilities"].items()},
+    )  # fmt: skip
 
 
 def _limits(config: SearchConfig, prepared: Prepared) -> Limits:

@@ -23,14 +23,14 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, load_tracker
 from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.outcome import RoundOutcome, write_outcome
+from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
-from ideal_proxy.pipeline.verdict import IMPROVES, UNDECIDED, PairedLosses, PairedScores, Verdict, judge
+from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
 from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
@@ -160,11 +160,13 @@ def run_search(
             check_constraints(config, prepared, laboratory.first_volumes())
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
-            outcomes = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
-            noise = np.asarray(outcomes[-1].proposal.loss_model.residual_scale_, dtype=float)
+            proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
+            verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter)
+            tracker.tell("verdict", **_told_verdict(verdict))
+            noise = np.asarray(proposals[-1].loss_model.residual_scale_, dtype=float)
             trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage(Stage.RESULT)
-            result = write_outcome(config, prepared, plan, laboratory, outcomes, folder, trust)
+            result = write_outcome(config, prepared, plan, laboratory, proposals, verdict, folder, trust)
     tracker.tell("search finished", **_told_result(result))
     return result
 
@@ -182,9 +184,9 @@ def _rounds(
     rate: float,
     reporter: Reporter,
     tracker: Tracker,
-) -> list[RoundOutcome]:
-    """Search and check until it is decided or rounds or budget are used."""
-    outcomes: list[RoundOutcome] = []
+) -> list[Proposal]:
+    """Search until the proposal lies inside what was explored, or rounds or budget are used; verify rows stay shut."""
+    proposals: list[Proposal] = []
     centre = prepared.domains.base
     started = time.monotonic()
     for number in range(plan.rounds):
@@ -196,18 +198,16 @@ def _rounds(
         laboratory.record.stage(Stage.FIT, number + 1)
         proposal = fit_and_propose(
             config, prepared, evidence, seed=config.seed,
-            yardstick=outcomes[0].proposal.yardstick if outcomes else None,
+            yardstick=proposals[0].yardstick if proposals else None,
         )  # fmt: skip
         for line in proposal.notes:
             reporter.note(line)
         if evidence.gradients:
             reporter.note(gradient_note(proposal.model, laboratory.gradients))
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
-        verdict = _check(config, plan, laboratory, proposal, rate, number, reporter)
-        tracker.tell("verdict", **_told_verdict(number, verdict))
-        outcomes.append(RoundOutcome(number=number, proposal=proposal, verdict=verdict))
-        reporter.note(f"round {number + 1}: {verdict.answer}, gain {verdict.gain.value:+.2%}")
-        again = _again(proposal, verdict)
+        proposals.append(proposal)
+        reporter.note(f"round {number + 1}: predicted gain {proposal.predicted.gain.value:+.2%}")
+        again = _again(proposal)
         if again is None or number + 1 == plan.rounds:
             break
         spent = (time.monotonic() - started) / 3600
@@ -217,7 +217,7 @@ def _rounds(
             break
         reporter.note(f"another round: {again}")
         centre = proposal.rows.astype(float)
-    return outcomes
+    return proposals
 
 
 def _trained(plan: Plan) -> str:
@@ -235,12 +235,11 @@ def _told_fit(number: int, proposal: Proposal, names: Sequence[str]) -> dict[str
     }  # fmt: skip
 
 
-def _told_verdict(number: int, verdict: Verdict) -> dict[str, Any]:
-    """Say to the tracker how a round was judged."""
+def _told_verdict(verdict: Verdict) -> dict[str, Any]:
+    """Say to the tracker how the proposal was judged."""
     gain = verdict.gain
     return {
-        "round": number + 1, "answer": verdict.answer, "gain": gain.value, "lower": gain.lower, "upper": gain.upper,
-        "pairs": verdict.pairs,
+        "answer": verdict.answer, "gain": gain.value, "lower": gain.lower, "upper": gain.upper, "pairs": verdict.pairs,
     }  # fmt: skip
 
 
@@ -252,15 +251,12 @@ def _told_result(result: dict[str, Any]) -> dict[str, Any]:
     return {"sentence": result["verdict"]["sentence"], "rows": rows, "adopted": adopted}
 
 
-def _again(proposal: Proposal, verdict: Verdict) -> str | None:
+def _again(proposal: Proposal) -> str | None:
     """Say why another round is worth it, None where it is not."""
-    low, high = proposal.predicted.gain.lower, proposal.predicted.gain.upper
-    if verdict.gain.upper < low or verdict.gain.lower > high:
-        return "the verification missed the prediction"
     if Limit.TRUST_REGION in proposal.optimum.binding:
         return "the proposal sits on the edge of what the swarm explored"
-    if verdict.answer == UNDECIDED:
-        return "the check did not decide"
+    if proposal.predicted.gain.lower <= 0 < proposal.predicted.gain.upper:
+        return "the runs do not tell the proposal from base yet"
     return None
 
 
@@ -270,25 +266,28 @@ def _check(
     laboratory: Laboratory,
     proposal: Proposal,
     rate: float,
-    number: int,
     reporter: Reporter,
 ) -> Verdict:
-    """Train base and proposal on fresh seeds, first few, then more while it is undecided."""
+    """Open the verify rows, once: train base and proposal on fresh seeds, first few, then more while it is worth it."""
+    if laboratory.is_base(proposal.rows):
+        return nothing_to_check(len(config.capabilities))
     verdict: Verdict | None = None
     for look in plan.looks:
-        seeds = [VERIFY_SEED + 100 * number + k for k in range(look)]
-        pairs = laboratory.pairs(proposal.rows, seeds, rate, number)
-        verdict = judge_pairs(config, plan, pairs, proposal.yardstick)
-        if verdict.answer != UNDECIDED:
+        pairs = laboratory.pairs(proposal.rows, [VERIFY_SEED + k for k in range(look)], rate)
+        verdict = judge_pairs(config, plan, pairs, proposal.yardstick, proposal.known)
+        if not verdict.go_on:
             break
-        if look != plan.looks[-1]:
-            reporter.note(f"undecided after {look} pairs ({verdict.gain.value:+.2%}); training more")
+        reporter.note(f"{verdict.answer} after {look} pairs ({verdict.gain.value:+.2%}); training more")
     assert verdict is not None
     return verdict
 
 
 def judge_pairs(
-    config: SearchConfig, plan: Plan, pairs: Sequence[PairedLosses | PairedScores], yardstick: Yardstick
+    config: SearchConfig,
+    plan: Plan,
+    pairs: Sequence[PairedLosses | PairedScores],
+    yardstick: Yardstick,
+    known: Known,
 ) -> Verdict:
     """Apply the run file's objective and tolerances to paired runs."""
     return judge(
@@ -296,11 +295,11 @@ def judge_pairs(
         yardstick=yardstick,
         kind=config.objective.kind,
         weights=[capability.weight for capability in config.capabilities],
-        tolerances=[capability.must_not_drop for capability in config.capabilities],
+        tolerances=[config.protection.get(name) for name in config.capability_names],
+        must_not_drop=[capability.must_not_drop for capability in config.capabilities],
         min_gain=config.objective.min_gain,
-        looks=len(plan.looks),
-        rounds=plan.rounds,
-        seed=config.seed,
+        looks=plan.looks,
+        known=known,
     )
 
 

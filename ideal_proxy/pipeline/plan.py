@@ -23,8 +23,8 @@ from ideal_proxy.pipeline.machine import (
     probe_metrics,
 )
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.sequential import planned_looks
 from ideal_proxy.pipeline.stage import Stage
-from ideal_proxy.pipeline.verdict import planned_looks
 from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import response_trainings
@@ -194,19 +194,13 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
         (Stage.SWARM, swarm, tokens * swarm, (training + half) * swarm, swarm * steps),
         *([(Stage.GRADIENTS, passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
-        (Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps),
     ]
     if plan.rounds > 1:
         later = plan.rounds - 1
-        more, again, estimates = plan.more_runs * later, pairs * later, trainings * passes * later
-        work = (more + again + estimates) * training + (more + 2 * again) * half
-        stages.append((
-            Stage.MORE_ROUNDS,
-            more + again,
-            tokens * (more + again + estimates),
-            work,
-            (more + again) * steps,
-        ))
+        more, estimates = plan.more_runs * later, trainings * passes * later
+        work = (more + estimates) * training + more * half
+        stages.append((Stage.MORE_ROUNDS, more, tokens * (more + estimates), work, more * steps))
+    stages.append((Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps))
     if config.verify.larger_size is not None:
         larger = scratch_products(config.verify.larger_size, prepared.vocabulary)[1]
         work = TRUST_MIXTURES * (larger.training(tokens, labelled, length) + _judging(prepared, larger))
@@ -224,9 +218,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         if name is Stage.MORE_ROUNDS:
             described[-1]["rounds"] = plan.rounds - 1
     seconds = sum(stage["seconds"] for stage in described)
-    first = [stage["name"] for stage in described].index(Stage.CHECK)
-    least = sum(s["seconds"] for s in described[:first]) + described[first]["seconds"] * plan.looks[0] / plan.looks[-1]
-    least += sum(s["seconds"] for s in described if s["name"] == Stage.TRUST_CHECK)
+    share = {str(Stage.MORE_ROUNDS): 0.0, str(Stage.CHECK): plan.looks[0] / plan.looks[-1]}
+    least = sum(s["seconds"] * share.get(s["name"], 1.0) for s in described)
     return {
         **asdict(plan),
         "model": config.proxy.model,

@@ -30,11 +30,26 @@ from ideal_proxy.optimizer import (
 )
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.verdict import Known
 from ideal_proxy.response import Prediction, ResponseModel, Yardstick, compare
 
 Array = NDArray[np.float64]
 
+SAME = 0.01  # volumes so near are one answer
 BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """The optimum of the same fit without protection: it is not checked.
+
+    Attributes:
+        rows: whole rows of each domain, shape (D,).
+        predicted: against base.
+    """
+
+    rows: NDArray[np.int64]
+    predicted: Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +65,8 @@ class Proposal:
         optimum: the volumes, with their whole rows.
         predicted: the optimum against base, intervals for the mean of the first pairs.
         predicted_losses: the same of the reference losses, also where a metric judges.
+        free: what protection forbids; None where it forbids nothing.
+        known: how much a pair of runs scatters, by the swarm's replicates.
         notes: what the fit wants the user to know.
     """
 
@@ -61,6 +78,8 @@ class Proposal:
     optimum: Optimum
     predicted: Prediction
     predicted_losses: Prediction
+    free: Free | None
+    known: Known
     notes: tuple[str, ...]
 
     @property
@@ -101,17 +120,46 @@ def fit_and_propose(
     problem = make_problem(prepared, config)
     constraints = make_constraints(config, prepared, problem, evidence.volumes)
     objective = make_objective(config, stick)
-    optimum = optimize(model, objective, constraints, random_state=seed)
-    optimum = replace(optimum, rows=round_volumes(optimum.volumes, constraints))
+    optimum, free_optimum, notes_of_protection = _optima(model, objective, constraints, seed)
     rows = np.asarray(optimum.rows, dtype=float)
     weights = [c.weight for c in config.capabilities]
     options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
+    free = None
+    if free_optimum is not None and (free_rows := free_optimum.rows) is not None:
+        predicted = compare(model, free_rows.astype(float), base, yardstick=stick, **options)
+        free = Free(rows=free_rows, predicted=predicted)
+    at_base = model.value_and_gradient(base)[0]
     return Proposal(
         evidence=evidence, model=model, loss_model=loss_model, yardstick=stick, constraints=constraints,
-        optimum=optimum, notes=notes,
+        optimum=optimum, free=free, notes=notes + notes_of_protection,
+        known=evidence.scatter(stick, at_base, config.objective.kind, weights),
         predicted=compare(model, rows, base, yardstick=stick, **options),
         predicted_losses=compare(loss_model, rows, base, **options),
     )  # fmt: skip
+
+
+def _optima(
+    model: ResponseModel, objective: Objective, constraints: Constraints, seed: int
+) -> tuple[Optimum, Optimum | None, tuple[str, ...]]:
+    """Optimise with protection and without it; whole rows. None where protection changes nothing."""
+
+    def whole(limits: Constraints, **options: Any) -> Optimum:
+        found = optimize(model, objective, limits, random_state=seed, **options)
+        return replace(found, rows=round_volumes(found.volumes, limits))
+
+    open_ = replace(constraints, limits=replace(constraints.limits, protect={}))
+    if not constraints.limits.protect:
+        return whole(constraints), None, ()
+    free = whole(open_)
+    try:
+        held = whole(constraints)
+        same = np.allclose(held.volumes, free.volumes, rtol=SAME, atol=1.0)
+        return held, None if same else free, ()
+    except UserError:
+        lifted = (
+            "no mixture inside the limits keeps every capability within its protection: the proposal is the free one"
+        )
+        return free, None, (lifted,)
 
 
 def gradient_note(model: ResponseModel, method: str) -> str:

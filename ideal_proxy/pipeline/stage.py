@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stage(StrEnum):
-    """What a search does, in this order; from SWARM to CHECK once a round."""
+    """What a search does, in this order; from SWARM to FIT once a round."""
 
     PREPARING = "preparing"
     WARM_START = "warm start"
@@ -17,15 +17,15 @@ class Stage(StrEnum):
     SWARM = "swarm"
     GRADIENTS = "gradients"
     FIT = "fit"
-    CHECK = "check"
     MORE_ROUNDS = "more rounds"  # of a plan: all rounds after the first
+    CHECK = "check"
     TRUST_CHECK = "trust check"
     RESULT = "result"
 
     @property
     def in_round(self) -> bool:
         """Whether it comes once a round."""
-        return self in (Stage.SWARM, Stage.GRADIENTS, Stage.FIT, Stage.CHECK)
+        return self in (Stage.SWARM, Stage.GRADIENTS, Stage.FIT)
 
     @property
     def alone(self) -> bool:
@@ -60,9 +60,12 @@ def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], trust_do
     if stage is Stage.TRUST_CHECK:  # two rounds of runs: the warm start, then the mixtures
         return max(here, (1 - trust_done) * trust)
     passed = ORDER.index(stage) if stage is not None else 0
-    later = sum(costs.get(s, 0.0) for s in ORDER[passed + 1 : ORDER.index(Stage.MORE_ROUNDS)])
-    rounds = next((entry["rounds"] for entry in record["plan"] if entry["name"] == Stage.MORE_ROUNDS), None)
-    if rounds is not None:
-        begun = (number or 1) - 1  # of the further rounds, which are alike
-        later += max(0.0, 1.0 - begun / rounds) * costs[Stage.MORE_ROUNDS]
-    return here + later + trust
+    begun = (number or 1) - 1  # of the further rounds, which are alike
+    if passed < ORDER.index(Stage.CHECK):
+        if not begun:
+            here += sum(costs.get(s, 0.0) for s in ORDER[passed + 1 : ORDER.index(Stage.MORE_ROUNDS)])
+        rounds = next((entry["rounds"] for entry in record["plan"] if entry["name"] == Stage.MORE_ROUNDS), None)
+        if rounds is not None:
+            here += max(0.0, 1.0 - begun / rounds) * costs[Stage.MORE_ROUNDS]
+        here += costs.get(Stage.CHECK, 0.0)
+    return here + trust

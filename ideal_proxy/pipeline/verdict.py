@@ -1,20 +1,30 @@
 """The verdict: does the proposal beat the base on rows and seeds that the search never saw?
 
-Legend: S fresh seeds (pairs), J capabilities, N_j verify rows of capability j. Formulas:
+Legend: S fresh seeds (pairs), J capabilities, N_j verify rows of capability j. Formulas: `pipeline/sequential` and
 `docs/how-it-works.md`, section 6.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from ideal_proxy.pipeline.sequential import (
+    LEVEL,
+    MOST_PAIRS,
+    UNKNOWN,
+    Boundary,
+    Spread,
+    boundary,
+    futile,
+    moderated,
+    pairs_that_decide,
+)
 from ideal_proxy.response import Bound, Combination, Yardstick, combine
 
 Array = NDArray[np.float64]
@@ -22,9 +32,23 @@ Array = NDArray[np.float64]
 IMPROVES = "improves"
 NO_BETTER = "no better than base"
 UNDECIDED = "not enough evidence"
-LEVEL = 0.95  # one-sided, before it is divided over looks and rounds
-BOOTSTRAP = 400
-MOST_PAIRS = 200
+
+
+class Change(StrEnum):
+    """What the check says of one capability, all capabilities and looks together at one level."""
+
+    BETTER = "surely better"
+    WORSE = "surely worse"
+    OPEN = "open"
+
+
+class Protection(StrEnum):
+    """What the check says of one capability's tolerance."""
+
+    NONE = "not protected"
+    HELD = "within tolerance"
+    BROKEN = "surely above tolerance"
+    OPEN = "not proven"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +80,84 @@ class PairedScores:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What the swarm's replicates tell of the scatter of a pair, before the check.
+
+    Attributes:
+        gain: of the objective.
+        ratios: of every capability's ratio; its variance has shape (J,).
+    """
+
+    gain: Spread = UNKNOWN
+    ratios: Spread = UNKNOWN
+
+    def of(self, j: int) -> Spread:
+        """Return what is known of one capability."""
+        variance = self.ratios.variance
+        return Spread(variance[j] if variance.ndim else variance, self.ratios.degrees)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The decision and everything it rests on.
 
     Attributes:
         answer: `improves`, `no better than base` or `not enough evidence`.
         gain: relative gain in the objective, proposal against base.
-        ratios: for each capability L_j(proposal) / L_j(base), with intervals; for scores relative as `relative` says.
+        ratios: for each capability L_j(proposal) / L_j(base), with intervals that hold for all of them together; for
+            scores relative as `relative` says.
+        changes: of each capability.
+        protection: of each capability.
+        lacking: capabilities whose `must_not_drop` is neither proved nor broken.
         gains_by_seed: G_s, shape (S,).
         pairs: number of pairs S.
         pairs_needed: pairs that would decide at the present estimates, None when decided or beyond 200.
         row_noise: standard error of the gain from the choice of verify rows; a metric adds none.
-        dropped: protected capabilities whose whole interval lies beyond their tolerance.
-        level: the one-sided level used at this look.
+        level: the one-sided level over all looks.
+        go_on: whether the next look is worth its pairs.
     """
 
     answer: str
     gain: Bound
     ratios: tuple[Bound, ...]
+    changes: tuple[Change, ...]
+    protection: tuple[Protection, ...]
+    lacking: tuple[int, ...]
     gains_by_seed: tuple[float, ...]
     pairs: int
     pairs_needed: int | None
     row_noise: float
-    dropped: tuple[int, ...]
     level: float
+    go_on: bool
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Protected capabilities that are surely above their tolerance."""
+        return tuple(j for j, found in enumerate(self.protection) if found is Protection.BROKEN)
+
+    @property
+    def unproven(self) -> tuple[int, ...]:
+        """Protected capabilities of which the check can say neither."""
+        return tuple(j for j, found in enumerate(self.protection) if found is Protection.OPEN)
 
 
-def planned_looks(pairs: int, max_pairs: int) -> tuple[int, ...]:
-    """Say after how many pairs the evidence is looked at."""
-    return tuple(sorted({pairs, (pairs + max_pairs) // 2, max_pairs}))
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """A mean over pairs with its two errors."""
+
+    mean: float
+    variance: float
+    row_error: float
+    pairs: int
+
+    @classmethod
+    def of(cls, values_S: Array, row_error: float, known: Spread) -> _Estimate:
+        sample = np.array(values_S.var(ddof=1))
+        return cls(float(values_S.mean()), float(moderated(sample, len(values_S) - 1, known)), row_error, len(values_S))
+
+    def bound(self, edges: Boundary) -> Bound:
+        half = float(edges.half_width(self.pairs, self.variance, self.row_error))
+        return Bound(self.mean, self.mean - half, self.mean + half)
 
 
 def judge(
@@ -94,60 +167,128 @@ def judge(
     kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     tolerances: Sequence[float | None] | None = None,
+    must_not_drop: Sequence[float | None] | None = None,
     min_gain: float = 0.005,
-    looks: int = 1,
-    rounds: int = 1,
-    seed: int = 0,
+    looks: tuple[int, ...] | None = None,
+    known: Known | None = None,
 ) -> Verdict:
-    """Judge the proposal against the base from paired runs."""
-    pairs = losses[0].base.shape[0]
+    """Judge the proposal against the base from paired runs.
+
+    Args:
+        losses: one entry a capability.
+        yardstick: what scores are measured in.
+        kind: how the objective combines the capabilities.
+        weights: for `weighted`.
+        tolerances: largest rise of each capability, None for those that are free: a rise that is surely larger forbids
+            `improves`.
+        must_not_drop: largest rise that has to be excluded before `improves` is said.
+        min_gain: a smaller gain is no gain.
+        looks: pairs at each look that was planned; default one look, at these pairs.
+        known: what the swarm knows of the scatter.
+
+    Returns:
+        Verdict: the answer at this look, with what it rests on.
+
+    Raises:
+        ValueError: fewer than 2 pairs.
+    """
+    count, pairs = len(losses), losses[0].base.shape[0]
     if pairs < 2:
         raise ValueError(f"a verdict needs at least 2 pairs, got {pairs}")
-    level = 1 - (1 - LEVEL) / (looks * rounds)
-    stick = yardstick or Yardstick.of_losses(len(losses))
+    looks, known = looks or (pairs,), known or Known()
+    tolerances, proofs = tolerances or [None] * count, must_not_drop or [None] * count
+    stick = yardstick or Yardstick.of_losses(count)
     base_SJ, proposal_SJ = (np.stack([_totals(e, side) for e in losses], axis=1) for side in ("base", "proposal"))
     ratios_SJ = stick.relative(proposal_SJ, base_SJ)
     gains_S = 1 - combine(ratios_SJ, kind, weights)
-    resampled_BSJ = _bootstrap_ratios(losses, ratios_SJ, seed)
-    row_noise = float((1 - combine(resampled_BSJ, kind, weights)).mean(axis=1).std(ddof=1))
-    gain = _bound(gains_S, row_noise, level)
-    row_noise_J = resampled_BSJ.mean(axis=1).std(axis=0, ddof=1)
-    bounds = tuple(_bound(ratios_SJ[:, j], float(row_noise_J[j]), level) for j in range(len(losses)))
-    tolerances = tolerances or [None] * len(losses)
-    dropped = tuple(
-        j
-        for j, tolerance in enumerate(tolerances)
-        if tolerance is not None and bounds[j].lower > stick.allowance(tolerance, base_SJ.mean(axis=0), j)
-    )
-    if gain.lower > 0 and not dropped:
-        answer = IMPROVES
-    elif gain.upper < min_gain or (gain.lower > 0 and dropped):
+    share_SJ = np.eye(count)[ratios_SJ.argmax(axis=1)] if kind == "worst" else _linear(kind, weights, ratios_SJ)
+    row_noise = float(np.sqrt(sum(_row_error(e, share_SJ[:, j]) ** 2 for j, e in enumerate(losses))))
+    gain = _Estimate.of(gains_S, row_noise, known.gain)
+    ratios = [
+        _Estimate.of(ratios_SJ[:, j], _row_error(entry, np.ones(pairs)), known.of(j)) for j, entry in enumerate(losses)
+    ]
+    edges = boundary(looks, known.gain.weight)
+    alone = boundary(looks, known.ratios.weight)
+    together = boundary(looks, known.ratios.weight, 1 - (1 - LEVEL) / count)
+    bounds = tuple(ratio.bound(together) for ratio in ratios)
+    uppers = [ratio.bound(alone).upper for ratio in ratios]
+    base_J = base_SJ.mean(axis=0)
+    allowed = [None if told is None else 1 + told for told in tolerances]
+    proved = [None if told is None else stick.allowance(told, base_J, j) for j, told in enumerate(proofs)]
+    strictest = [min((x for x in both if x is not None), default=None) for both in zip(allowed, proved, strict=True)]
+    protection = tuple(_protection(b.lower, u, s) for b, u, s in zip(bounds, uppers, strictest, strict=True))
+    lacking = tuple(
+        j for j, most in enumerate(proved)
+        if most is not None and protection[j] is not Protection.BROKEN and uppers[j] > most
+    )  # fmt: skip
+    bound = gain.bound(edges)
+    if Protection.BROKEN in protection or bound.upper < min_gain:
         answer = NO_BETTER
     else:
-        answer = UNDECIDED
+        answer = IMPROVES if bound.lower > 0 and not lacking else UNDECIDED
+    needed, hopeless = None, False
+    if answer == UNDECIDED:
+        wanted = [] if bound.lower > 0 else [(gain.mean, gain, edges, min_gain)]
+        wanted += [((proved[j] or 1.0) - ratios[j].mean, ratios[j], alone, -np.inf) for j in lacking]
+        found = [pairs_that_decide(m, e.variance, e.row_error, pairs, edge, least) for m, e, edge, least in wanted]
+        needed = None if None in found else max(x for x in found if x is not None)
+        hopeless = any(futile(m, e.variance, e.row_error, pairs, edge) for m, e, edge, _ in wanted)
+    doubtful = any(
+        state is Protection.OPEN and ratio.mean > (most or np.inf)
+        for state, ratio, most in zip(protection, ratios, strictest, strict=True)
+    )
     return Verdict(
         answer=answer,
-        gain=gain,
+        gain=bound,
         ratios=bounds,
+        changes=tuple(Change.BETTER if b.upper < 1 else Change.WORSE if b.lower > 1 else Change.OPEN for b in bounds),
+        protection=protection,
+        lacking=lacking,
         gains_by_seed=tuple(float(g) for g in gains_S),
         pairs=pairs,
-        pairs_needed=_pairs_needed(gains_S, row_noise, level, min_gain) if answer == UNDECIDED else None,
+        pairs_needed=needed,
         row_noise=row_noise,
-        dropped=dropped,
-        level=level,
+        level=LEVEL,
+        go_on=pairs < looks[-1] and (not hopeless if answer == UNDECIDED else answer == IMPROVES and doubtful),
     )
 
 
-def ratio_bounds(losses: Sequence[PairedLosses], *, level: float, seed: int = 0) -> tuple[Bound, ...]:
+def nothing_to_check(count: int) -> Verdict:
+    """Judge a proposal that is the base itself: no pair is run, for a mixture is never compared with itself."""
+    same = Bound(1.0, 1.0, 1.0)
+    return Verdict(
+        answer=NO_BETTER, gain=Bound(0.0, 0.0, 0.0), ratios=(same,) * count, changes=(Change.OPEN,) * count,
+        protection=(Protection.NONE,) * count, lacking=(), gains_by_seed=(), pairs=0, pairs_needed=None,
+        row_noise=0.0, level=LEVEL, go_on=False,
+    )  # fmt: skip
+
+
+def _linear(kind: Combination, weights: Sequence[float] | None, ratios_SJ: Array) -> Array:
+    """Weight of every capability in the objective, in every pair."""
+    unit = np.eye(ratios_SJ.shape[1])
+    return np.broadcast_to(combine(unit, kind, weights), ratios_SJ.shape)
+
+
+def _protection(lower: float, upper: float, allowed: float | None) -> Protection:
+    """Compare a capability's bounds with its strictest tolerance."""
+    if allowed is None:
+        return Protection.NONE
+    if lower > allowed:
+        return Protection.BROKEN
+    return Protection.HELD if upper <= allowed else Protection.OPEN
+
+
+def ratio_bounds(
+    losses: Sequence[PairedLosses], *, looks: tuple[int, ...] | None = None, known: Known | None = None
+) -> tuple[Bound, ...]:
     """Bound the ratios of losses by themselves, as `judge` bounds them: for losses that a metric stands before."""
-    ratios_SJ = np.stack([_totals(e, "proposal") / _totals(e, "base") for e in losses], axis=1)
-    noise_J = _bootstrap_ratios(losses, ratios_SJ, seed).mean(axis=1).std(axis=0, ddof=1)
-    return tuple(_bound(ratios_SJ[:, j], float(noise_J[j]), level) for j in range(len(losses)))
+    return judge(losses, looks=looks, known=known).ratios
 
 
-def score_bounds(scores: PairedScores, *, level: float) -> Bound:
-    """Bound the difference of a score, proposal less base, in its own unit."""
-    return _bound(scores.proposal - scores.base, 0.0, level)
+def score_bounds(bound: Bound, scale: float, sign: float) -> Bound:
+    """Turn a relative value with its bounds back into a difference of the score, proposal less base."""
+    ends = sorted(sign * scale * (x - 1.0) for x in (bound.lower, bound.upper))
+    return Bound(sign * scale * (bound.value - 1.0), *ends)
 
 
 def _totals(entry: PairedLosses | PairedScores, side: Literal["base", "proposal"]) -> Array:
@@ -156,60 +297,43 @@ def _totals(entry: PairedLosses | PairedScores, side: Literal["base", "proposal"
     return values.sum(axis=1) if isinstance(entry, PairedLosses) else values
 
 
-def _bootstrap_ratios(losses: Sequence[PairedLosses | PairedScores], ratios_SJ: Array, seed: int) -> Array:
-    """Resample verify rows, the same for base and proposal and for every pair; shape (B, S, J)."""
-    rng = np.random.default_rng(seed)
-    columns = []
-    for j, entry in enumerate(losses):
-        if isinstance(entry, PairedScores):
-            columns.append(np.tile(ratios_SJ[:, j], (BOOTSTRAP, 1)))
-            continue
-        rows = entry.tokens.shape[0]
-        counts_BN = rng.multinomial(rows, np.full(rows, 1 / rows), size=BOOTSTRAP).astype(float)
-        columns.append((counts_BN @ entry.proposal.T) / (counts_BN @ entry.base.T))
-    return np.stack(columns, axis=2)
-
-
-def _bound(values_S: Array, row_noise: float, level: float) -> Bound:
-    """t interval over seeds, widened by the noise of the verify rows (the two are independent)."""
-    pairs = values_S.size
-    half = _half_width(float(values_S.std(ddof=1)), pairs, row_noise, level)
-    mean = float(values_S.mean())
-    return Bound(mean, mean - half, mean + half)
-
-
-def _half_width(spread: float, pairs: int, row_noise: float, level: float) -> float:
-    over_seeds = float(stats.t.ppf(level, pairs - 1)) * spread / math.sqrt(pairs)
-    over_rows = float(stats.norm.ppf(level)) * row_noise
-    return math.hypot(over_seeds, over_rows)
-
-
-def _pairs_needed(gains_S: Array, row_noise: float, level: float, min_gain: float) -> int | None:
-    """Smallest number of pairs that would decide if mean and spread stayed as they are."""
-    mean, spread = float(gains_S.mean()), float(gains_S.std(ddof=1))
-    for pairs in range(gains_S.size + 1, MOST_PAIRS + 1):
-        half = _half_width(spread, pairs, row_noise, level)
-        if mean - half > 0 or mean + half < min_gain:
-            return pairs
-    return None
+def _row_error(entry: PairedLosses | PairedScores, share_S: Array) -> float:
+    """Standard error, by the choice of rows, of a mean of ratios over pairs; the rows are the same in all of them."""
+    if isinstance(entry, PairedScores):
+        return 0.0
+    base_S1, proposal_S1 = entry.base.sum(axis=1, keepdims=True), entry.proposal.sum(axis=1, keepdims=True)
+    each_N = (share_S[:, None] * (entry.proposal - proposal_S1 / base_S1 * entry.base) / base_S1).mean(axis=0)
+    rows = len(each_N)
+    return float(np.sqrt((each_N**2).sum() * rows / max(1, rows - 1)))
 
 
 def sentence(
-    verdict: Verdict, capabilities: Sequence[str], *, min_gain: float, judged: str = "on unseen reference rows"
+    verdict: Verdict,
+    capabilities: Sequence[str],
+    *,
+    min_gain: float,
+    judged: str = "on unseen reference rows",
+    price: str | None = None,
 ) -> str:
-    """Say the verdict in one sentence."""
+    """Say the verdict in one sentence; `price` is what the pairs that would decide cost."""
+    if not verdict.pairs:
+        return "no better than base: the proposal is the base itself, so there was nothing to check; keep the base"
     gain = verdict.gain
     interval = f"{gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] over {verdict.pairs} pairs"
     if verdict.answer == IMPROVES:
-        return f"improves: the objective gains {interval} of fresh runs {judged}"
+        said = f"improves: the objective gains {interval} of fresh runs {judged}"
+        open_ones = ", ".join(capabilities[j] for j in verdict.unproven)
+        return said + (f"; not proven to stay within tolerance: {open_ones}" if open_ones else "")
     if verdict.dropped:
         names = ", ".join(capabilities[j] for j in verdict.dropped)
-        return f"no better than base: {names} fell beyond the tolerance, though the objective gains {interval}"
+        return f"no better than base: {names} fell beyond the tolerance, while the objective gains {interval}"
     if verdict.answer == NO_BETTER:
         return f"no better than base: the gain is {interval}, below the {min_gain:.1%} that counts; keep the base"
     more = (
-        f"about {verdict.pairs_needed} pairs would decide"
+        f"about {verdict.pairs_needed} pairs would decide{f' ({price})' if price else ''}"
         if verdict.pairs_needed is not None
         else f"more than {MOST_PAIRS} pairs would be needed, or more verify rows"
     )
-    return f"not enough evidence: the gain is {interval}; {more}; keep the base"
+    names = ", ".join(capabilities[j] for j in verdict.lacking)
+    lacking = f", and that {names} did not drop is not proved" if names else ""
+    return f"not enough evidence: the gain is {interval}{lacking}; {more}; keep the base"

@@ -133,12 +133,13 @@ def test_the_stages_add_up(prepared, tmp_path):
     assert described["worker_bytes"] == pytest.approx(560e6 + 4 * 1.5e6 + 12 * 1.5e6 + 130 * 2048 * 1000)
 
 
-def test_more_rounds_cost_more_runs_and_checks(prepared, tmp_path):
+def test_more_rounds_cost_more_runs_and_no_check(prepared, tmp_path):
     settings = config(rounds=3)
     described = describe_plan(settings, prepared, make_plan(settings, prepared, tmp_path / "plan.json"))
-    more, by_hand = described["stages"][-1], hand_counted()
-    assert (more["name"], more["rounds"], more["runs"]) == ("more rounds", 2, 2 * (4 + 16))
-    expected = 2 * (20 * by_hand["training"] + (4 + 2 * 16) * by_hand["judging"])
+    (more, check), by_hand = described["stages"][-2:], hand_counted()
+    assert (more["name"], more["rounds"], more["runs"]) == ("more rounds", 2, 2 * 4)
+    assert (check["name"], check["runs"]) == ("check", 16)
+    expected = 2 * 4 * (by_hand["training"] + by_hand["judging"])
     assert more["flops"] == pytest.approx(expected)
 
 

@@ -87,11 +87,11 @@ def test_a_running_search(tmp_path):
 def test_later_rounds_leave_less(tmp_path):
     record = begin(tmp_path)
     left = []
-    for stage, number in ((Stage.CHECK, 1), (Stage.SWARM, 2), (Stage.CHECK, 2), (Stage.CHECK, 3)):
+    for stage, number in ((Stage.FIT, 1), (Stage.SWARM, 2), (Stage.FIT, 3), (Stage.CHECK, None)):
         record.stage(stage, number)
         left.append(read_status(tmp_path)["seconds_left"])
     each = 30 / 6_000 / 2
-    assert left == pytest.approx([80_000 * each, (40_000 + 32_000) * each, 40_000 * each, 0.0])
+    assert left == pytest.approx([(80_000 + 32_000) * each, (40_000 + 32_000) * each, 32_000 * each, 0.0])
 
 
 def test_gradients_and_the_trust_check_count_too(tmp_path):
@@ -109,8 +109,8 @@ def test_gradients_and_the_trust_check_count_too(tmp_path):
     record = StatusRecord(tmp_path, plan)
     left = {}
     for stage, number in (
-        (Stage.SWARM, 1), (Stage.GRADIENTS, 1), (Stage.FIT, 1), (Stage.CHECK, 1), (Stage.GRADIENTS, 2),
-        (Stage.CHECK, 3), (Stage.TRUST_CHECK, None), (Stage.RESULT, None),
+        (Stage.SWARM, 1), (Stage.GRADIENTS, 1), (Stage.FIT, 1), (Stage.GRADIENTS, 2), (Stage.FIT, 3),
+        (Stage.CHECK, None), (Stage.TRUST_CHECK, None), (Stage.RESULT, None),
     ):  # fmt: skip
         record.stage(stage, number)
         found = read_status(tmp_path)
@@ -121,9 +121,9 @@ def test_gradients_and_the_trust_check_count_too(tmp_path):
         "round 1: swarm": pytest.approx((8_000 + 16_000 + 40_000) * each + trust),
         "round 1: gradients": pytest.approx((16_000 + 40_000) * each + trust),
         "round 1: fit": pytest.approx((16_000 + 40_000) * each + trust),
-        "round 1: check": pytest.approx(40_000 * each + trust),
         "round 2: gradients": pytest.approx((16_000 + 20_000) * each + trust),
-        "round 3: check": pytest.approx(trust),
+        "round 3: fit": pytest.approx(16_000 * each + trust),
+        "check": pytest.approx(trust),
         "trust check": pytest.approx(trust),
         "result": 0.0,
     }

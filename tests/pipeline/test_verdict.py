@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ideal_proxy.pipeline.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedLosses, judge, planned_looks, sentence
+from ideal_proxy.pipeline.sequential import Spread
+from ideal_proxy.pipeline.verdict import (
+    IMPROVES,
+    NO_BETTER,
+    UNDECIDED,
+    Change,
+    Known,
+    PairedLosses,
+    Protection,
+    judge,
+    nothing_to_check,
+    sentence,
+)
 
 
 def pairs(gain: float, *, seeds: int, noise: float, rows: int = 300, capabilities: int = 3, seed: int = 0):
@@ -51,11 +63,11 @@ def test_noise_is_not_enough_evidence_and_says_how_many_pairs_would_decide():
     assert "keep the base" in sentence(verdict, ["a", "b", "c"], min_gain=0.005)
 
 
-def test_more_looks_and_rounds_make_the_interval_wider():
+def test_more_looks_make_the_early_interval_wider():
     entries = pairs(0.02, seeds=4, noise=0.004)
-    one, many = judge(entries), judge(entries, looks=3, rounds=2)
-    assert many.level > one.level
+    one, many = judge(entries), judge(entries, looks=(4, 6, 8))
     assert many.gain.upper - many.gain.lower > 1.5 * (one.gain.upper - one.gain.lower)
+    assert many.level == one.level == 0.95
 
 
 def test_verify_row_noise_widens_the_interval():
@@ -82,15 +94,85 @@ def test_row_bootstrap_matches_the_textbook_ratio_standard_error():
     assert verdict.row_noise == pytest.approx(expected, rel=0.12)
 
 
-def test_protected_capability_that_fell_blocks_the_answer():
+def test_a_capability_surely_above_its_tolerance_forbids_improves():
     good, bad = pairs(0.10, seeds=5, noise=0.002, capabilities=2)
     bad = PairedLosses(base=bad.base, proposal=bad.base * 1.03, tokens=bad.tokens)
-    assert judge([good, bad]).answer == IMPROVES
+    free = judge([good, bad])
+    assert free.answer == IMPROVES
+    assert free.changes == (Change.BETTER, Change.WORSE)
+    assert free.protection == (Protection.NONE, Protection.NONE)
     verdict = judge([good, bad], tolerances=[None, 0.01])
     assert verdict.answer == NO_BETTER
     assert verdict.dropped == (1,)
     assert "safety fell" in sentence(verdict, ["math", "safety"], min_gain=0.005)
-    assert judge([good, bad], tolerances=[None, 0.05]).answer == IMPROVES
+    held = judge([good, bad], tolerances=[0.01, 0.05])
+    assert held.answer == IMPROVES
+    assert held.protection == (Protection.HELD, Protection.HELD)
+    assert judge([good, bad], tolerances=[None, 0.05], must_not_drop=[None, 0.01]).answer == NO_BETTER, "stricter holds"
+
+
+def checks(truths, *, count, tolerances=None, must_not_drop=None, scatter=0.01):
+    """Whole checks, look by look as the search runs them: pairs whose capabilities' ratios are `truths` on average."""
+    looks, answers = (3, 5, 8), []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((2, 8, len(truths))) * scatter / 2**0.5
+        for look in looks:
+            losses = [
+                PairedLosses(1 + noise[0, :look, j : j + 1], truth + noise[1, :look, j : j + 1], np.ones(1))
+                for j, truth in enumerate(truths)
+            ]
+            verdict = judge(losses, tolerances=tolerances, must_not_drop=must_not_drop, looks=looks)
+            if not verdict.go_on:
+                break
+        answers.append(verdict)
+    return answers
+
+
+def test_a_capability_three_percent_worse_hardly_ever_passes_and_the_default_names_it():
+    found = checks([0.90, 1.03], count=200, must_not_drop=[None, 0.01])
+    assert sum(v.answer == IMPROVES for v in found) <= 10
+    found = checks([0.90, 1.03], count=200, tolerances=[0.02, 0.02])
+    assert all(v.answer != IMPROVES or v.unproven == (1,) for v in found)
+    assert sum(v.dropped == (1,) for v in found) > 40  # 1 % above the tolerance at 1 % scatter
+
+
+def test_a_capability_that_did_not_fall_is_proved():
+    found = checks([0.95, 1.0], count=200, must_not_drop=[None, 0.02])
+    assert sum(v.answer == IMPROVES for v in found) >= 180
+
+
+def test_what_is_not_proved_is_named_and_asks_for_more_pairs():
+    found = checks([0.95, 1.01], count=60, must_not_drop=[None, 0.01])
+    lacking = [v for v in found if v.lacking]
+    assert len(lacking) > 40
+    for verdict in lacking:
+        assert verdict.answer == UNDECIDED
+        assert "that safety did not drop is not proved" in sentence(verdict, ["math", "safety"], min_gain=0.005)
+
+
+def test_open_capabilities_are_called_so_in_all_but_five_percent_of_families():
+    wrong = sum(set(v.changes) != {Change.OPEN} for v in checks([1.0] * 4, count=200))
+    assert wrong <= 2 * 0.05 * 200 + 9  # both sides, three standard deviations
+
+
+def test_a_hopeless_check_ends_early_and_a_mixture_is_never_compared_with_itself():
+    ended = checks([1.02, 1.01], count=40)
+    assert np.mean([v.pairs for v in ended]) < 5
+    assert not any(v.answer == IMPROVES for v in ended)
+    same = nothing_to_check(3)
+    assert same.answer == NO_BETTER
+    assert "the proposal is the base itself" in sentence(same, ["a", "b", "c"], min_gain=0.005)
+
+
+def test_what_the_swarm_knows_of_the_scatter_narrows_the_interval():
+    entries = pairs(0.02, seeds=3, noise=0.004)
+    spread = np.var(judge(entries).gains_by_seed, ddof=1)
+    known = Known(Spread(np.array(spread), 4.0), Spread(np.full(3, spread), 4.0))
+    without, with_it = judge(entries), judge(entries, known=known)
+    assert with_it.gain.upper - with_it.gain.lower < 0.8 * (without.gain.upper - without.gain.lower)
+    wild = Known(Spread(np.array(100 * spread), 4.0))
+    assert judge(entries, known=wild).gain.lower < with_it.gain.lower
 
 
 def test_worst_and_weighted_objectives():
@@ -111,8 +193,6 @@ def test_a_null_rarely_improves_and_the_interval_covers():
     assert 170 <= covered <= 199  # 90 % two-sided
 
 
-def test_looks_are_planned_between_first_and_last():
-    assert planned_looks(3, 8) == (3, 5, 8)
-    assert planned_looks(4, 4) == (4,)
+def test_a_single_pair_is_no_check():
     with pytest.raises(ValueError, match="at least 2 pairs"):
         judge(pairs(0.0, seeds=1, noise=0.1))
