@@ -30,6 +30,7 @@ MARKER = "complete"
 MIXTURE = "mixture.json"
 LOCK = "lock"
 HOLDER = "lock.holder"  # names the holder, beside the lock: `filelock` empties the lock itself
+LOCK_FILES = frozenset({LOCK, HOLDER})
 LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
 QUIET_SECONDS = 90.0

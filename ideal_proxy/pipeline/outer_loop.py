@@ -33,7 +33,7 @@ from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
-from ideal_proxy.store import atomic_write_json, atomic_write_text, lock, provenance, read_json
+from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
 
 Array = NDArray[np.float64]
@@ -342,7 +342,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
-    kept = {"lock", planned.name, BAD_ROWS}
+    kept = {*LOCK_FILES, planned.name, BAD_ROWS}
     if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and _identity(before) == _identity(config) and still_true(folder):

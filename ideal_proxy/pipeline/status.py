@@ -10,7 +10,7 @@ from typing import Any
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.stage import Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
-from ideal_proxy.store import is_complete, lock_holder, read_json
+from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, table
 
 CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load torch
@@ -21,7 +21,7 @@ def read_status(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise UserError(f"{run} is no folder; give the run directory of `ideal-proxy search --out`")
     if not (run / "config.yaml").exists():
-        if any(entry.name != "lock" for entry in run.iterdir()):
+        if any(entry.name not in LOCK_FILES for entry in run.iterdir()):
             raise UserError(f"{run} holds no search; give the run directory of `ideal-proxy search --out`")
         return _status(run, "empty", {}, [], f"ideal-proxy search MIX.YAML --out {run}")
     runs = [read_json(path / "metrics.json") for path in sorted(run.glob("runs/*")) if is_complete(path)]

@@ -22,7 +22,7 @@ from ideal_proxy.scaleup.result import FORMAT, compare
 from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
 from ideal_proxy.scaleup.source import Drawn, draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
 from ideal_proxy.scaleup.transfer import usable_law
-from ideal_proxy.store import atomic_write_json, lock, provenance, read_json
+from ideal_proxy.store import LOCK_FILES, atomic_write_json, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
 
 SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's
@@ -247,7 +247,7 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
         "wanted": {key: value for key, value in asdict(wanted).items() if key not in _FREE},
     }
     if not path.exists():
-        if any(entry.name not in {"lock"} for entry in out.iterdir()) and not (out / "runs").exists():
+        if any(entry.name not in LOCK_FILES for entry in out.iterdir()) and not (out / "runs").exists():
             raise UsageError(f"{out} is not empty and holds no scale-up; choose another --out")
         if _main():
             atomic_write_json(path, {**asked, "settings": _plain(settings)})

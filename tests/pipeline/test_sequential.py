@@ -1,4 +1,4 @@
-"""The check's mathematics on pairs of known truth: what it finds, what it takes for a gain, and how wide it says it is."""
+"""The check's mathematics on pairs of known truth: what it finds, what it takes for a gain, and its intervals."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_pairs_that_would_decide_do_decide_and_a_hopeless_check_is_seen():
     edges = boundary(LOOKS, 4.0)
     needed = pairs_that_decide(0.003, 0.01**2, 0.0, 8, edges, -1.0)
     assert needed is not None
-    assert 0.003 > edges.half_width(needed, 0.01**2, 0.0)
-    assert 0.003 <= edges.half_width(needed - 1, 0.01**2, 0.0)
+    assert edges.half_width(needed, 0.01**2, 0.0) < 0.003
+    assert edges.half_width(needed - 1, 0.01**2, 0.0) >= 0.003
     assert pairs_that_decide(0.003, 0.01**2, 0.01, 8, edges, -1.0) is None, "rows alone hide it"
     assert futile(-0.005, 0.01**2, 0.0, 5, edges)
     assert not futile(0.005, 0.01**2, 0.0, 5, edges)
