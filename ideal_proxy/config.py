@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ideal_proxy.amounts import Amount, parse_comparison, parse_fraction
+from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.errors import UsageError
-from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
+from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
+Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
 Format = Annotated[str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)$")]  # columns: is written by `columns`
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
@@ -302,10 +303,7 @@ class SearchConfig(Section):
     swarm: SwarmConfig = SwarmConfig()
     verify: VerifyConfig = VerifyConfig()
     cost: CostConfig = CostConfig()
-    protect: float | Literal["none"] | dict[str, float | Literal["none"]] = Field(
-        default=PROTECT,
-        description="most that a capability may lose against base, 2% by default; by name where they differ; none",
-    )
+    protect: Protect = Field(default=PROTECT, description="most that a capability may lose: 2%, none, or by name")
     on_bad_rows: Literal["drop", "refuse"] = Field(
         default="drop", description="rows that cannot be read: left out and counted, or the first stops"
     )
@@ -386,27 +384,8 @@ class SearchConfig(Section):
             repeat_cap=self.constraints.max_repeat,
             groups=tuple(parse_comparison(text, self.domain_names) for text in self.constraints.groups),
             must_not_drop={c.name: c.must_not_drop for c in self.capabilities if c.must_not_drop is not None},
-            protect=self.protection,
+            protect=read_protection(self.protect, self.capability_names),
         )
-
-    @field_validator("protect", mode="before")
-    @classmethod
-    def _percent(cls, value: Any) -> Any:
-        """Read `2%` as 0.02, alone or in a mapping by name."""
-        if isinstance(value, dict):
-            return {str(name): cls._percent(told) for name, told in value.items()}
-        return "none" if value is None or value == "none" else parse_fraction(value, where="protect")
-
-    def tolerance(self, name: str) -> float | None:
-        """Return the strictest tolerance of a capability; None where it is free."""
-        limits = self.limits
-        given = [told[name] for told in (limits.protect, limits.must_not_drop) if name in told]
-        return min(given, default=None)
-
-    @property
-    def protection(self) -> dict[str, float]:
-        """Tolerance of every protected capability."""
-        return read_protection(self.protect, self.capability_names)
 
     @model_validator(mode="after")
     def _own_domains(self) -> SearchConfig:

@@ -56,6 +56,11 @@ class Limits:
     must_not_drop: Mapping[str, float] = field(default_factory=dict)
     protect: Mapping[str, float] = field(default_factory=dict)
 
+    def tolerance(self, capability: str) -> float | None:
+        """Return the strictest tolerance of a capability; None where it is free."""
+        given = (limit.get(capability) for limit in (self.protect, self.must_not_drop))
+        return min((told for told in given if told is not None), default=None)
+
     def to_json(self) -> dict[str, Any]:
         """Return numbers with their units, as a mixture file keeps them; `from_json` gives equal limits."""
         return asdict(self) | {"groups": [asdict(group) for group in self.groups]}
@@ -156,6 +161,14 @@ def _read_tolerances(value: Any, capabilities: Sequence[str]) -> dict[str, float
         name: 0.0 if tol is None else parse_fraction(tol, where=f"must_not_drop of {name}")
         for name, tol in pairs.items()
     }
+
+
+def plain_protection(value: Any) -> Any:
+    """Turn `2%` into 0.02, alone or in a mapping by name; `none` stays."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_protection(told) for name, told in value.items()}
+    told = _read_tolerance(value, "protect")
+    return "none" if told is None else told
 
 
 def read_protection(value: Any, capabilities: Sequence[str]) -> dict[str, float]:

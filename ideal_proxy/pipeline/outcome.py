@@ -105,7 +105,7 @@ def _result(
             "verified": asdict(ratios[j]),
             "change": str(verdict.changes[j]),
             "protection": str(verdict.protection[j]),
-            "tolerance": config.tolerance(capability.name),
+            "tolerance": config.limits.tolerance(capability.name),
         }
         | _metric(config, laboratory, proposal, verdict, j)
         for j, capability in enumerate(prepared.capabilities)

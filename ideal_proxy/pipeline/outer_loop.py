@@ -295,7 +295,7 @@ def judge_pairs(
         yardstick=yardstick,
         kind=config.objective.kind,
         weights=[capability.weight for capability in config.capabilities],
-        tolerances=[config.protection.get(name) for name in config.capability_names],
+        tolerances=[config.limits.protect.get(name) for name in config.capability_names],
         must_not_drop=[capability.must_not_drop for capability in config.capabilities],
         min_gain=config.objective.min_gain,
         looks=plan.looks,
