@@ -20,7 +20,7 @@ from ideal_proxy.proxy.model import evaluate
 def _rows(name: str, split: str, identity: str, tokenizer: Any) -> TokenRows:
     """Return the half of a demo capability's reference rows that the search itself would judge on."""
     rows = tokenize_rows(list(read_rows(f"demo:{name}?rows=120&split=reference")), make_template(tokenizer), 48)
-    search = search_verify_split(rows.keys)
+    search = search_verify_split(rows.split_keys)
     return rows.select(np.flatnonzero(search if split == "search" else ~search))
 
 

@@ -184,9 +184,9 @@ def prepare(
     tokenizer = train_tokenizer((text for part in train.values() for row in part for _, text in row.pairs), vocabulary)
     template = make_template(tokenizer, plain=True)
     tokens = {name: tokenize_rows(part, template, context, run_dir / "cache") for name, part in train.items()}
-    reserved = {name: reserve_mask(part.keys, WARM_FRACTION) for name, part in tokens.items()}
+    reserved = {name: reserve_mask(part.split_keys, WARM_FRACTION) for name, part in tokens.items()}
     judged = {name: tokenize_rows(part, template, context, run_dir / "cache") for name, part in judge.items()}
-    judged = {name: part.select(np.flatnonzero(search_verify_split(part.keys))) for name, part in judged.items()}
+    judged = {name: part.select(np.flatnonzero(search_verify_split(part.split_keys))) for name, part in judged.items()}
     free = {name: part.select(np.flatnonzero(~reserved[name])) for name, part in tokens.items()}
     base = np.array([len(part) for part in free.values()], dtype=float)
     base = np.full(len(base), rows / len(base)) if problem != "sources" else base * rows / base.sum()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ideal_proxy.data.messages import prompt_groups
 from ideal_proxy.data.rows import read_rows, row_keys
 from ideal_proxy.mixture.draws import search_verify_split
 
@@ -30,7 +31,7 @@ def exact_match(model: Any, tokenizer: Any, split: str) -> float:
         float: share of the items, 0 to 1.
     """
     rows = list(read_rows(f"demo:{os.environ['IDEAL_PROXY_CAPABILITY']}?rows={ITEMS}&split=reference"))
-    search = search_verify_split(row_keys(rows))
+    search = search_verify_split(prompt_groups(rows, row_keys(rows)))
     rows = [row for row, mine in zip(rows, search if split == "search" else ~search, strict=True) if mine]
     tokenizer.padding_side = "left"
     prompts = [

@@ -181,3 +181,15 @@ def source_fingerprint(keys: npt.ArrayLike) -> str:
         str: SHA-256 in hex.
     """
     return hashlib.sha256(np.asarray(keys, dtype=np.uint64).astype(">u8").tobytes()).hexdigest()
+
+
+def prompt_groups(rows: Sequence[Row], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Give each row the smallest key of the rows with its prompt, (N,) uint64; a row without a prompt keeps its own."""
+    places: dict[str, int] = {}
+    group = np.fromiter(
+        (places.setdefault(text, n) if (text := row.prompt.strip()) else n for n, row in enumerate(rows)),
+        dtype=np.int64, count=len(rows),
+    )  # fmt: skip
+    smallest = np.asarray(keys, dtype=np.uint64).copy()
+    np.minimum.at(smallest, group, keys)
+    return smallest[group]

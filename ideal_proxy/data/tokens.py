@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ideal_proxy.data.messages import Row, row_keys, source_fingerprint
+from ideal_proxy.data.messages import Row, prompt_groups, row_keys, source_fingerprint
 from ideal_proxy.data.template import ChatTemplate, Rendered
 from ideal_proxy.data.writing import RefusedRowError
 from ideal_proxy.errors import UserError
@@ -55,6 +55,7 @@ class TokenRows:
         refused: rows left out because the chat template refuses them.
         supervised_cut: tokens that carried loss and did not fit, those of dropped rows included.
         told: what the chat template made of rows, each to be read after "N rows:", with their number.
+        groups: (N,) uint64, equal for rows of equal prompt, which every split keeps together; None is the keys.
     """
 
     ids: npt.NDArray[np.int32]
@@ -68,10 +69,16 @@ class TokenRows:
     refused: int = 0
     supervised_cut: int = 0
     told: dict[str, int] = field(default_factory=dict)
+    groups: npt.NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.keys)
+
+    @property
+    def split_keys(self) -> npt.NDArray[np.uint64]:
+        """What splits go by, (N,) uint64: rows of equal prompt fall on one side."""
+        return self.keys if self.groups is None else self.groups
 
     @property
     def cut_share(self) -> float:
@@ -116,6 +123,7 @@ class TokenRows:
             refused=self.refused,
             supervised_cut=self.supervised_cut,
             told=self.told,
+            groups=None if self.groups is None else np.asarray(self.groups[chosen]),
         )
 
     def save(self, path: str | Path) -> None:
@@ -314,6 +322,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         refused=len(refused),
         supervised_cut=supervised_cut,
         told=dict(told),
+        groups=prompt_groups(rows, keys)[index],
     )
 
 

@@ -123,7 +123,7 @@ def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -
             raise UserError(f"domain {name} has no row with an answer; every row needs a non-empty answer")
     for name, rows in reference_rows.items():
         tokens = tokenize_rows(rows, template, context)
-        references[name] = tokens.select(np.flatnonzero(search_verify_split(tokens.keys)))
+        references[name] = tokens.select(np.flatnonzero(search_verify_split(tokens.split_keys)))
         if not len(references[name]):
             raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
     available = np.array([len(rows) for rows in domain_rows.values()], dtype=np.int64)

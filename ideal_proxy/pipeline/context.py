@@ -45,7 +45,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
     pools, reserved, available = [], [], []
     for index, domain in enumerate(prepared.facts):
         rows = prepared.domain_rows(index)
-        mask = reserve_mask(rows.keys, config.proxy.warm_fraction or 0.0)
+        mask = reserve_mask(rows.split_keys, config.proxy.warm_fraction or 0.0)
         pools.append(rows.select(np.flatnonzero(~mask)))
         reserved.append(rows.select(np.flatnonzero(mask)))
         seen = int(plan.fraction * domain.available)

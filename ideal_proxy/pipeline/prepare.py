@@ -193,7 +193,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         rows = references[capability.name].rows
         tokens = tokenize_rows(rows, template, config.proxy.context)
         _refuse_empty(tokens, f"capability {capability.name}", capability.path)
-        search = search_verify_split(tokens.keys)
+        search = search_verify_split(tokens.split_keys)
         halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
         for half, part in halves.items():
             if len(part) == 0:
@@ -313,7 +313,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
             f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
             f"{config.constraints.max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
         )
-    reserved = int(reserve_mask(tokens.keys, config.proxy.warm_fraction or 0.0).sum())
+    reserved = int(reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0).sum())
     if config.proxy.warm_fraction and not reserved:
         raise UserError(
             f"domain {entry.name} has no two different rows, and the warm start takes one of them; "

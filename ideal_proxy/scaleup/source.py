@@ -150,7 +150,7 @@ def draw_rows(
     for name, rows, volume in zip(names, token_rows, volumes, strict=True):
         order = domain_order(seed, name, rows.keys)
         if exclude:
-            order = order[~reserve_mask(rows.keys, exclude)[order]]
+            order = order[~reserve_mask(rows.split_keys, exclude)[order]]
         if fraction < 1:
             order = order[: max(1, round(fraction * len(rows)))]
         count = round(fraction * int(volume))
@@ -208,6 +208,6 @@ def tokenize_mixture(
         domains=tuple(tokens),
         capabilities=tuple(capability.name for capability in mixture.capabilities),
         references=tuple(judged),
-        verify=tuple(~search_verify_split(rows.keys) for rows in judged),
+        verify=tuple(~search_verify_split(rows.split_keys) for rows in judged),
         truncated=tuple(rows.truncated for rows in tokens),
     )

@@ -1,0 +1,62 @@
+"""Rows of equal prompt stand on one side of every split: search and verify halves, the warm start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ideal_proxy.config import parse_config
+from ideal_proxy.data.messages import prompt_groups, row_keys
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.mixture.draws import reserve_mask
+from ideal_proxy.pipeline.prepare import prepare
+from ideal_proxy.terminal import Reporter
+from tests.builders import write_rows
+
+PROMPTS, ANSWERS = 60, 3
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    return [
+        {"prompt": f"{name} {n % PROMPTS}", "completion": f"answer {n // PROMPTS} to {n % PROMPTS}"}
+        for n in range(PROMPTS * ANSWERS)
+    ]
+
+
+def test_no_prompt_stands_on_both_sides(tmp_path: Path) -> None:
+    domains = [{"name": name, "path": write_rows(tmp_path / f"{name}.jsonl", rows_of(name))} for name in ("a", "b")]
+    reference = write_rows(tmp_path / "reference.jsonl", rows_of("reference"))
+    config = parse_config({
+        "name": "prompts", "domains": domains, "capabilities": [{"name": "a", "path": reference}],
+        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 64, "warm_fraction": 0.25},
+    })  # fmt: skip
+    prepared = prepare(config, tmp_path / "prepared", Reporter(quiet=True))
+    prompts = np.array([row["prompt"] for row in rows_of("reference")])
+    search, verify = (prompts[prepared.reference_rows(0, half).source_index] for half in ("search", "verify"))
+    assert len(search) + len(verify) == len(prompts)
+    assert not set(search) & set(verify)
+    assert len(set(search)) == len(set(verify)) == PROMPTS // 2, "half of the prompts on each side"
+    for index, domain in enumerate(("a", "b")):
+        tokens = prepared.domain_rows(index)
+        warm = reserve_mask(tokens.split_keys, 0.25)
+        asked = np.array([row["prompt"] for row in rows_of(domain)])[tokens.source_index]
+        assert warm.any() and not warm.all()
+        assert not set(asked[warm]) & set(asked[~warm])
+        assert prepared.facts[index].reserved == warm.sum()
+
+
+def test_a_row_of_its_own_prompt_keeps_its_key(tmp_path: Path) -> None:
+    # So that splits of rows without equal prompts are those of earlier versions.
+    text = [*rows_of("x")[:5], rows_of("x")[PROMPTS]]
+    rows = list(read_rows(write_rows(tmp_path / "x.jsonl", text)))
+    keys = row_keys(rows)
+    groups = prompt_groups(rows, keys)
+    assert (groups[1:5] == keys[1:5]).all()
+    assert groups[0] == groups[5] == min(keys[0], keys[5])
+    spoken = tmp_path / "spoken.jsonl"  # rows that open with the assistant have no prompt to share
+    turns = [{"messages": [{"role": "assistant", "content": f"hello {n}"}]} for n in range(4)]
+    spoken.write_text("".join(json.dumps(one) + "\n" for one in turns))
+    rows = list(read_rows(str(spoken)))
+    assert (prompt_groups(rows, row_keys(rows)) == row_keys(rows)).all()
