@@ -8,6 +8,7 @@ from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
 from .layout import Found as Found
 from .layout import look as look
+from .messages import KEY_VERSION as KEY_VERSION
 from .messages import Message as Message
 from .messages import Row as Row
 from .messages import chat_record as chat_record
@@ -28,8 +29,8 @@ from .sources import tally_lines as tally_lines
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
 from .tokenizer import train_tokenizer as train_tokenizer
-from .tokens import IGNORED as IGNORED
 from .tokens import Batch as Batch
+from .tokens import IGNORED as IGNORED
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows

@@ -125,7 +125,7 @@ class Job:
         scratch, source = self.folder / ".table", self.sources[domain.name]
         try:
             table = open_table(source, domain.format, keep=self.index, scratch=scratch)
-            refuse_changed(domain, source, table)
+            refuse_changed(domain, source, table, self.mixture.key_note)
             for batch in table.batches(chat_layout([table.shape])):
                 yield batch.column("text").to_pylist()
         except StaleTableError as error:

@@ -268,7 +268,7 @@ def _parts(job: _Job, tell: Progress) -> list[Part]:
             tell(f"reading {domain.name}", rows, domain.available)
 
         table = open_table(source, domain.format, keep=job.keep, scratch=job.spool / f"table-{number}", seen=seen)
-        refuse_changed(domain, source, table)
+        refuse_changed(domain, source, table, job.mixture.key_note)
         parts.append(Part(domain.name, table, domain.rows))
     return parts
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.config import Format
+from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -116,6 +117,7 @@ class MixtureFile(_Part):
     name: str = "mix"
     created: str = Field(default="", description="time, ISO 8601 UTC")
     seed: int = Field(default=0, ge=0)
+    key_version: int = Field(default=KEY_VERSION, ge=1, description="of the row keys behind the fingerprints")
     domains: list[DomainVolume] = Field(min_length=1)
     capabilities: list[CapabilityResult] = Field(default_factory=list)
     constraints_active: list[str] = Field(default_factory=list)
@@ -146,6 +148,13 @@ class MixtureFile(_Part):
         """Rows of the whole mixture."""
         return sum(domain.rows for domain in self.domains)
 
+    @property
+    def key_note(self) -> str:
+        """Why fingerprints may differ though no data changed; nothing where the row keys are today's."""
+        if self.key_version == KEY_VERSION:
+            return ""
+        return f" (its row keys are of version {self.key_version}, today's of {KEY_VERSION}: some kinds of rows differ)"
+
 
 def load_mixture(path: str | Path) -> MixtureFile:
     """Read and check a mixture file.
@@ -166,6 +175,12 @@ def load_mixture(path: str | Path) -> MixtureFile:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise UsageError(f"{path} is not a mixture file: its format is {found!r}, it must be {FORMAT!r}")
+    version = raw.setdefault("key_version", 1)  # files of before said nothing
+    if isinstance(version, int) and version > KEY_VERSION:
+        raise UsageError(
+            f"{path} was written by a newer ideal-proxy: its row keys are of version {version}, this program makes "
+            f"{KEY_VERSION}; upgrade it"
+        )
     try:
         return MixtureFile.model_validate(raw)
     except ValidationError as error:

@@ -121,7 +121,7 @@ def forget(keep: Path | None, source: str, format: str) -> None:
         shutil.rmtree(_kept_at(keep, source, format), ignore_errors=True)
 
 
-def refuse_changed(domain: DomainVolume, source: str, table: RowTable) -> None:
+def refuse_changed(domain: DomainVolume, source: str, table: RowTable, note: str = "") -> None:
     """Refuse a source that is not the one that the mixture was made for: a row changed, moved, came or went."""
     if table.fingerprint == domain.fingerprint and table.rows == domain.available:
         return
@@ -129,7 +129,7 @@ def refuse_changed(domain: DomainVolume, source: str, table: RowTable) -> None:
     if table.rows == domain.available:
         change = "the number of rows is the same, their content or order is not"
     raise UserError(
-        f"the data of domain {domain.name!r} changed since the search: {source} ({change}); "
+        f"the data of domain {domain.name!r} changed since the search: {source} ({change}){note}; "
         "bring back the old data or search again"
     )
 

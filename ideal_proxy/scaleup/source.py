@@ -74,7 +74,7 @@ def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[
     domains = []
     for domain in mixture.domains:
         rows = list(read_rows(resolve(domain.source, folder), format=domain.format, max_bad=-1))
-        _same(source_fingerprint(row_keys(rows)), domain.fingerprint, f"domain {domain.name}", domain.source)
+        _same(source_fingerprint(row_keys(rows)), domain.fingerprint, f"domain {domain.name}", domain.source, mixture.key_note)
         domains.append(rows)
     return domains
 
@@ -90,7 +90,7 @@ def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[li
         rows = list(read_rows(resolve(capability.source, folder), format=capability.format, max_bad=-1))
         if capability.fingerprint:
             found = source_fingerprint(row_keys(rows))
-            _same(found, capability.fingerprint, f"capability {capability.name}", capability.source)
+            _same(found, capability.fingerprint, f"capability {capability.name}", capability.source, mixture.key_note)
         references.append(rows)
     return references
 
@@ -103,11 +103,11 @@ def resolve(source: str, folder: Path | None) -> str:
     return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
 
 
-def _same(found: str, wanted: str, what: str, source: str) -> None:
+def _same(found: str, wanted: str, what: str, source: str, note: str) -> None:
     if found != wanted:
         raise UserError(
             f"{what}: the rows in {source} are not those that the mixture was made for (fingerprint {found[:12]}…, "
-            f"the file says {wanted[:12]}…); restore them, or run the search again"
+            f"the file says {wanted[:12]}…){note}; restore them, or run the search again"
         )
 
 

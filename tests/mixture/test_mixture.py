@@ -14,9 +14,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ideal_proxy.data.messages import KEY_VERSION
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.draws import apportion, domain_order, draw, reserve_mask, search_verify_split, training_order
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
+from ideal_proxy.mixture.row_table import open_table
+from tests.builders import write_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "draws.json"
 MASK = 2**64 - 1
@@ -299,6 +303,7 @@ def test_mixture_file_comes_back_as_it_was_written(tmp_path):
         (lambda m: m["domains"][0].update(available=0), "wants 25 rows but has none"),
         (lambda m: m["domains"][0].pop("fingerprint"), "'domains.0.fingerprint' is missing"),
         (lambda m: m["domains"].append(m["domains"][0]), "'coding' stands twice"),
+        (lambda m: m.update(key_version=99), "newer ideal-proxy: its row keys are of version 99"),
         (lambda m: m.update(format="ideal-proxy/mixture/9"), "must be 'ideal-proxy/mixture/1'"),
         (lambda m: m.update(domains=[]), "'domains'"),
     ],
@@ -312,6 +317,25 @@ def test_a_wrong_mixture_file_gets_one_sentence(tmp_path, edit, words):
         load_mixture(path)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+def test_an_older_mixture_file_says_so_where_its_rows_have_other_keys(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "a"}]} for n in range(9)]
+    source = write_rows(tmp_path / "maths.jsonl", rows)
+    table = open_table(source, "auto", keep=None, scratch=tmp_path / "scratch")
+    volume = DomainVolume(name="maths", source=source, fingerprint=table.fingerprint, available=9, rows=4)
+    path = tmp_path / "mixture.json"
+    save_mixture(path, MixtureFile(domains=[volume]))
+    value = json.loads(path.read_text())
+    assert value.pop("key_version") == KEY_VERSION
+    path.write_text(json.dumps(value))
+    old = load_mixture(path)
+    assert old.key_version == 1
+    apply_mixture(old, tmp_path / "out")  # rows of roles and texts alone have kept their keys
+    rows[0]["tools"] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    write_rows(tmp_path / "maths.jsonl", rows)
+    with pytest.raises(UserError, match="its row keys are of version 1, today's of"):
+        apply_mixture(old, tmp_path / "again")
 
 
 def test_a_missing_or_broken_mixture_file(tmp_path):
