@@ -29,8 +29,8 @@ from .sources import tally_lines as tally_lines
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
 from .tokenizer import train_tokenizer as train_tokenizer
-from .tokens import Batch as Batch
 from .tokens import IGNORED as IGNORED
+from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows

@@ -174,7 +174,9 @@ def make_start(
     if not is_complete(place):
         place.mkdir(parents=True, exist_ok=True)
         model = build_proxy(spec.scratch, len(encoder.tokenizer), context, proxies.seed).to(device)
-        reserved = [rows.select(np.flatnonzero(reserve_mask(rows.split_keys, proxies.warm_fraction))) for rows in domains]
+        reserved = [
+            rows.select(np.flatnonzero(reserve_mask(rows.split_keys, proxies.warm_fraction))) for rows in domains
+        ]
         settings = TrainSettings(learning_rate=SCRATCH_RATES[spec.scratch], batch_rows=proxies.batch_rows, dtype=dtype)
         warm_start(model, names, reserved, settings, seed=proxies.seed, checkpoint_dir=place, on_step=on_step)
         save_weights(model, weights)

@@ -74,7 +74,13 @@ def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[
     domains = []
     for domain in mixture.domains:
         rows = list(read_rows(resolve(domain.source, folder), format=domain.format, max_bad=-1))
-        _same(source_fingerprint(row_keys(rows)), domain.fingerprint, f"domain {domain.name}", domain.source, mixture.key_note)
+        _same(
+            source_fingerprint(row_keys(rows)),
+            domain.fingerprint,
+            f"domain {domain.name}",
+            domain.source,
+            mixture.key_note,
+        )
         domains.append(rows)
     return domains
 

@@ -320,7 +320,9 @@ def test_a_wrong_mixture_file_gets_one_sentence(tmp_path, edit, words):
 
 
 def test_an_older_mixture_file_says_so_where_its_rows_have_other_keys(tmp_path):
-    rows = [{"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "a"}]} for n in range(9)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "a"}]} for n in range(9)
+    ]
     source = write_rows(tmp_path / "maths.jsonl", rows)
     table = open_table(source, "auto", keep=None, scratch=tmp_path / "scratch")
     volume = DomainVolume(name="maths", source=source, fingerprint=table.fingerprint, available=9, rows=4)

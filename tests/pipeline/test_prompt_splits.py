@@ -42,7 +42,7 @@ def test_no_prompt_stands_on_both_sides(tmp_path: Path) -> None:
         tokens = prepared.domain_rows(index)
         warm = reserve_mask(tokens.split_keys, 0.25)
         asked = np.array([row["prompt"] for row in rows_of(domain)])[tokens.source_index]
-        assert warm.any() and not warm.all()
+        assert 0 < warm.sum() < len(warm)
         assert not set(asked[warm]) & set(asked[~warm])
         assert prepared.facts[index].reserved == warm.sum()
 
