@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
@@ -438,6 +438,26 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
     if rows < 0:
         raise UsageError(f"{what} is {value!r}; a volume cannot be negative")
     return rows
+
+
+def range_of(entry: DomainConfig, available: int, max_repeat: float) -> tuple[int, int, int]:
+    """Give a domain's rows in the base mixture, the fewest and the most, of the rows it has."""
+    cap = int(max_repeat * available)
+    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    if entry.pinned:
+        lower = upper = base
+    else:
+        lower = rows_of(entry.min, available, default=0, what=f"min of {entry.name}")
+        upper = rows_of(entry.max, available, default=cap, what=f"max of {entry.name}")
+    if lower > upper and (entry.max is not None or lower <= cap):
+        raise UserError(f"domain {entry.name}: min ({lower:,} rows) is above max ({upper:,} rows); swap or drop one")
+    needed = max(base if not (entry.min or entry.max) else 0, lower)
+    if needed > cap:
+        raise UserError(
+            f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
+            f"{max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
+        )
+    return base, lower, min(upper, cap)
 
 
 def load_config(path: str | Path) -> SearchConfig:

@@ -57,6 +57,13 @@ class Domains:
             raise UsageError(f"{name} is negative or not finite for {', '.join(bad)}.")
 
     @property
+    def supply(self) -> FloatArray:
+        """Rows that each domain has; an error where they are not known."""
+        if self.available is None:
+            raise UsageError("The rows that each domain has are not known here; give them.")
+        return self.available
+
+    @property
     def lengths(self) -> FloatArray:
         """Tokens of one row of each domain; an error where they are not known."""
         if self.tokens_per_row is None:

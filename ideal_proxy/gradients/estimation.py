@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
+from ideal_proxy.config import SearchConfig, range_of
 from ideal_proxy.data import (
     ChatTemplate,
     TokenRows,
@@ -127,8 +127,9 @@ def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -
         if not len(references[name]):
             raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
     available = np.array([len(rows) for rows in domain_rows.values()], dtype=np.int64)
-    limits = [_limits(entry, int(n), config) for entry, n in zip(config.domains, available, strict=True)]
-    base, lower, upper = np.array(limits, dtype=np.int64).T
+    most = config.constraints.max_repeat
+    ranges = [range_of(entry, int(n), most) for entry, n in zip(config.domains, available, strict=True)]
+    base, lower, upper = np.array(ranges, dtype=np.int64).T
     return Sources(
         domains=domains,
         references=references,
@@ -142,22 +143,6 @@ def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -
         ),
         template=template.to_dict() | {"context": context},
     )
-
-
-def _limits(entry: DomainConfig, available: int, config: SearchConfig) -> tuple[int, int, int]:
-    """Base, fewest and most rows of a domain."""
-    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
-    if entry.pinned:
-        return base, base, base
-    cap = int(config.constraints.max_repeat * available)
-    lower = rows_of(entry.min, available, default=0, what=f"min of {entry.name}")
-    upper = min(cap, rows_of(entry.max, available, default=cap, what=f"max of {entry.name}"))
-    if lower > upper:
-        raise UsageError(
-            f"domain {entry.name}: at least {lower:,} and at most {upper:,} rows cannot both hold; lower its min, "
-            "or raise its max or constraints.max_repeat"
-        )
-    return base, lower, upper
 
 
 def take_step(matrix: ResponseMatrix, sources: Sources, names: Sequence[str]) -> Step:

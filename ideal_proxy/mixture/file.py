@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.config import Format
 from ideal_proxy.data import KEY_VERSION
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -142,6 +144,14 @@ class MixtureFile(_Part):
         if twice:
             raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
         return values
+
+    @property
+    def over(self) -> Domains:
+        """The domains with their base mixture; all rows once where the file tells none."""
+        base = np.array([domain.base_rows for domain in self.domains], dtype=float)
+        available = np.array([domain.available for domain in self.domains], dtype=float)
+        names = tuple(domain.name for domain in self.domains)
+        return Domains(names=names, base=base if base.sum() > 0 else available, available=available)
 
     @property
     def total_rows(self) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import DomainConfig, SearchConfig, rows_of
+from ideal_proxy.config import DomainConfig, SearchConfig, range_of
 from ideal_proxy.data import (
     ChatTemplate,
     DuplicateReport,
@@ -299,20 +299,7 @@ def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
 def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, config: SearchConfig) -> DomainFacts:
     """Resolve a domain's base and bounds against the rows it has."""
     available = len(rows)
-    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
-    cap = int(config.constraints.max_repeat * available)
-    lower = rows_of(entry.min, available, default=0, what=f"min of {entry.name}")
-    upper = rows_of(entry.max, available, default=cap, what=f"max of {entry.name}")
-    if entry.pinned:
-        lower = upper = base
-    if lower > upper and (entry.max is not None or lower <= cap):
-        raise UserError(f"domain {entry.name}: min ({lower:,} rows) is above max ({upper:,} rows); swap or drop one")
-    needed = max(base if not (entry.min or entry.max) else 0, lower)
-    if needed > cap:
-        raise UserError(
-            f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
-            f"{config.constraints.max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
-        )
+    base, lower, upper = range_of(entry, available, config.constraints.max_repeat)
     reserved = int(reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0).sum())
     if config.proxy.warm_fraction and not reserved:
         raise UserError(
@@ -327,7 +314,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
         available=available,
         base=base,
         lower=lower,
-        upper=min(upper, cap) if not entry.pinned else upper,
+        upper=upper,
         tokens_per_row=float(tokens.lengths.mean()),
         supervised_per_row=float(tokens.supervised_tokens.mean()),
         reserved=reserved,

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.data import TokenRows
-from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_seeds, one_step, processes, responses
 from ideal_proxy.limits import Budget
@@ -258,12 +257,7 @@ class Refiner:
         self.reporter.note(f"refine {step.number}: {surface.why}")
         start = parent.volumes.astype(float)
         origin = self.base.astype(float) if self.base.sum() else start
-        domains = Domains(
-            names=self.data.names,
-            base=origin,
-            available=np.array([d.available for d in self.mixture.domains], dtype=float),
-            tokens_per_row=self._tokens(),
-        )
+        domains = replace(self.mixture.over, base=origin, tokens_per_row=self._tokens())
         problem = Problem(domains=domains, capabilities=self.data.capabilities)
         constraints = file_constraints(
             self.mixture, problem, self._budget(problem, start), self._unit(problem),

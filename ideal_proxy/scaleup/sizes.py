@@ -67,9 +67,7 @@ def law_across(
     if 0 in moving and parameters is None:
         raise UsageError("the searches differ in proxy size, so --parameters of the full-size model is needed")
     scales = np.repeat(here[:, moving].astype(float), counts, axis=0)
-    base = np.array([d.base_rows for d in mixture.domains], dtype=float)
-    available = np.array([d.available for d in mixture.domains], dtype=float)
-    law = SizeLaw(available=available, base=base if base.sum() else available, random_state=random_state)
+    law = SizeLaw(available=mixture.over.supply, base=mixture.over.base, random_state=random_state)
     law.fit(V, L, scales)
     target = [float(parameters) if k == 0 and parameters else 1.0 for k in moving]
     notes = [_distance(SCALES[k], here[:, k], goal) for k, goal in zip(moving, target, strict=True)]

@@ -52,28 +52,24 @@ class Transfer:
 
 def transfer_volumes(
     mode: str,
-    *,
-    domains: Sequence[str],
-    capabilities: Sequence[str],
     rows: Array,
-    base: Array,
-    available: Array,
+    domains: Domains,
+    capabilities: Sequence[str],
+    *,
     total: int | None,
     full_available: Array | None = None,
     law: ResponseSurface | None = None,
     objective: Objective | None = None,
     limits: Callable[[Problem, int], Constraints] | None = None,
-    tokens: Array | None = None,
     repeat_cap: float = 4.0,
     random_state: int = 0,
 ) -> Transfer:
     """Carry volumes to another total or to other available rows."""
     if mode not in get_args(Mode):
         raise UsageError(f"--transfer is {mode!r}; it must be share, repeat or law")
-    rows, base, available = (np.asarray(part, dtype=float) for part in (rows, base, available))
+    available, base_total = domains.supply, float(domains.base.sum())
     full = available if full_available is None else np.asarray(full_available, dtype=float)
     notes: list[str] = []
-    scaled_base = base if base.sum() > 0 else available
     if mode == "repeat":
         repeats = np.divide(rows, available, out=np.zeros_like(rows), where=available > 0)
         wanted = repeats * full
@@ -97,9 +93,7 @@ def transfer_volumes(
                 f"{size:,} rows are more than {room:,.0f}, all domains {repeat_cap:g} times over; lower the total, "
                 "raise max_repeat or add rows"
             )
-        there = Domains(
-            names=tuple(domains), base=scaled_base * size / scaled_base.sum(), available=full, tokens_per_row=tokens
-        )
+        there = replace(domains, base=domains.base * size / base_total, available=full)
         problem = Problem(domains=there, capabilities=tuple(capabilities))
         if limits is not None:
             constraints = limits(problem, size)
@@ -111,13 +105,13 @@ def transfer_volumes(
         best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
         found = round_volumes(best.volumes, constraints)
         notes.append(str(best.message))
-    base_rows = apportion(scaled_base, size)
-    over = [d for d, v, u in zip(domains, found, full, strict=True) if v > repeat_cap * u + 1]
+    base_rows = apportion(domains.base, size)
+    over = [d for d, v, u in zip(domains.names, found, full, strict=True) if v > repeat_cap * u + 1]
     if over:
         notes.append(
             f"{', '.join(over)}: more than {repeat_cap:g} times over; the law was not asked, consider --transfer law"
         )
-    grown = size / scaled_base.sum()
+    grown = size / base_total
     if grown > FAR or grown < 1 / FAR:
         notes.append(
             f"the total is {grown:.2g} times the base that the proxies stood for: predictions are extrapolated"
@@ -142,24 +136,21 @@ def transfer_mixture(
     law: ResponseSurface | None = None,
 ) -> MixtureFile:
     """Carry a mixture file to another total or to other available rows, predictions included."""
-    column = {key: np.array([getattr(d, key) for d in mixture.domains], dtype=float) for key in _COLUMNS}
-    full = column["available"] if full_available is None else np.asarray(full_available, dtype=float)
+    domains = replace(mixture.over, tokens_per_row=tokens_per_row(mixture))
+    full = domains.supply if full_available is None else np.asarray(full_available, dtype=float)
     if law is None and mixture.law is not None:
         law = file_law(mixture, full)
     cap = file_limits(mixture).repeat_cap
     moved = transfer_volumes(
         mode,
-        domains=[d.name for d in mixture.domains],
-        capabilities=[c.name for c in mixture.capabilities],
-        rows=column["rows"],
-        base=column["base_rows"],
-        available=column["available"],
+        np.array([d.rows for d in mixture.domains], dtype=float),
+        domains,
+        [c.name for c in mixture.capabilities],
         total=total,
         full_available=full,
         law=law,
         objective=file_objective(mixture),
         limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
-        tokens=tokens_per_row(mixture),
         repeat_cap=float(cap) if cap else 4.0,
         random_state=mixture.seed,
     )
@@ -223,9 +214,6 @@ def usable_law(mixture: MixtureFile) -> Any:
 def _fits(law: Any, mixture: MixtureFile) -> bool:
     names = [d.name for d in mixture.domains], [c.name for c in mixture.capabilities]
     return (list(law.domain_names_), list(law.target_names_)) == names and law.unit == "rows" and law.kind == "loss"
-
-
-_COLUMNS = ("rows", "base_rows", "available")
 
 
 def _with_volumes(mixture: MixtureFile, moved: Transfer, full: Array) -> MixtureFile:

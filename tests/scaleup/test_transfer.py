@@ -15,6 +15,7 @@ from builders import write_rows
 from scipy.optimize import minimize
 from typer.testing import CliRunner
 
+from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
 from ideal_proxy.response.law import Volumes
@@ -72,11 +73,9 @@ def optimum(law: SizeSurface, total: float, cap: float = 4.0) -> np.ndarray:
 def carry(mode: str, rows: np.ndarray, total: int, law: SizeSurface | ResponseModel | None, **more):  # type: ignore[no-untyped-def]
     return transfer_volumes(
         mode,
-        domains=NAMES,
-        capabilities=("a", "b"),
-        rows=rows,
-        base=BASE,
-        available=AVAILABLE,
+        rows,
+        Domains(names=NAMES, base=BASE, available=AVAILABLE),
+        ("a", "b"),
         total=total,
         law=law,
         **more,
@@ -136,11 +135,9 @@ def test_repeat_keeps_repeats_when_the_data_grow() -> None:
     grown = np.array([900.0, 20_000.0, 60_000.0])
     moved = transfer_volumes(
         "repeat",
-        domains=NAMES,
-        capabilities=("a",),
-        rows=rows,
-        base=BASE,
-        available=AVAILABLE,
+        rows,
+        Domains(names=NAMES, base=BASE, available=AVAILABLE),
+        ("a",),
         total=None,
         full_available=grown,
     )
@@ -148,11 +145,9 @@ def test_repeat_keeps_repeats_when_the_data_grow() -> None:
     assert moved.rows.tolist() == [1800, 200, 0]
     scaled = transfer_volumes(
         "repeat",
-        domains=NAMES,
-        capabilities=("a",),
-        rows=rows,
-        base=BASE,
-        available=AVAILABLE,
+        rows,
+        Domains(names=NAMES, base=BASE, available=AVAILABLE),
+        ("a",),
         total=1000,
         full_available=grown,
     )
@@ -160,11 +155,9 @@ def test_repeat_keeps_repeats_when_the_data_grow() -> None:
     assert "scaled by 0.500" in scaled.notes[0]
     shares = transfer_volumes(
         "share",
-        domains=NAMES,
-        capabilities=("a",),
-        rows=rows,
-        base=BASE,
-        available=AVAILABLE,
+        rows,
+        Domains(names=NAMES, base=BASE, available=AVAILABLE),
+        ("a",),
         total=4000,
     )
     assert shares.rows.tolist() == [3000, 1000, 0]
@@ -232,11 +225,9 @@ def test_volumes_at_the_larger_size_beat_those_of_the_small_one(sizes: tuple) ->
     best, small = optimum(truth, total), optimum(moving(np.log(1e6 / 3e6)), total)
     moved = transfer_volumes(
         "law",
-        domains=NAMES,
-        capabilities=("a", "b"),
-        rows=small,
-        base=BASE,
-        available=available,
+        small,
+        Domains(names=NAMES, base=BASE, available=available),
+        ("a", "b"),
         total=total,
         law=law.at(1e8),
     )
