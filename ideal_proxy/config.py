@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import glob
 import json
 import re
@@ -14,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
+from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
 
@@ -493,7 +492,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
     try:
         config = SearchConfig.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_first_problem(error, raw)}") from error
+        raise UsageError(f"{where}: {first_problem(error, SearchConfig, raw)}") from error
     if folder is None:
         return config
     return config.model_copy(
@@ -539,82 +538,3 @@ def _model_place(name: str | None, folder: Path) -> str | None:
         return None
     place = folder / Path(name).expanduser()
     return str(place.resolve()) if name.startswith((".", "~")) or place.is_dir() else name
-
-
-def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
-    """Turn pydantic's first complaint into one sentence with the place and the cure."""
-    problems = error.errors()
-    places = [problem["loc"] for problem in problems]
-    problems = [p for p in problems if not any(q[: len(p["loc"])] == p["loc"] != q for q in places)]  # the innermost
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = repr(".".join(str(part) for part in first["loc"]) or "the file")
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        cure = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {place}; {cure}"
-    if first["type"] == "missing":
-        return f"{place} is missing; add it"
-    if not first["loc"]:  # a check of the whole file names the keys itself
-        return _plain(first)
-    others = len({problem["loc"] for problem in problems}) - 1
-    return f"{place}{_named(first['loc'], raw)}: {_plain(first)}{f' (and {others} more)' if others else ''}"
-
-
-def _named(place: tuple[int | str, ...], raw: dict[str, Any]) -> str:
-    """Name the domain or capability that a place such as domains.3.base lies in."""
-    if len(place) > 2 and isinstance(place[1], int):
-        with contextlib.suppress(KeyError, IndexError, TypeError):
-            return f" ({raw[str(place[0])][place[1]]['name']})"
-    return ""
-
-
-JARGON = (
-    ("Input should be", "must be"),
-    ("a valid ", "a "),
-    ("a integer", "a whole number"),
-    (", unable to parse string as a number", ""),
-    (", unable to parse string as an integer", ""),
-    (", got a number with a fractional part", ""),
-)
-
-
-def _plain(problem: Any) -> str:
-    """Say what pydantic complains of in the words of the run file."""
-    kind, value, field = problem["type"], problem.get("input"), problem["loc"][-1] if problem["loc"] else ""
-    if kind == "too_short":
-        return f"needs at least {problem['ctx']['min_length']}, has {problem['ctx']['actual_length']}"
-    if kind in {"tuple_type", "list_type"}:
-        return f"must be a list, one '- ' a line, got {_short(value)}"
-    if kind in {"model_type", "dict_type", "model_attributes_type"}:
-        return f"must be a block of 'key: value' lines, got {_short(value)}"
-    if kind == "string_pattern_mismatch":
-        return f"a name has 1 to 80 characters and no slash, got {_short(value)}"
-    if kind == "string_too_short":
-        return "must not be empty"
-    if kind == "string_type":
-        return f"must be text, got {_short(value)}; put it in quotes" if value is not None else "must be text, is empty"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    for jargon, plain in JARGON:
-        message = message.replace(jargon, plain)
-    message = message[0].lower() + message[1:]
-    quoted = field not in {"", "domains", "capabilities", "verify"}  # there the sentence says it all
-    return f"{message}, got {_short(value)}" if quoted else message
-
-
-def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    """Return the keys allowed where the unknown one stood."""
-    model: Any = SearchConfig
-    for part in place[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        arguments = getattr(annotation, "__args__", None)
-        model = arguments[0] if arguments else annotation
-    return list(model.model_fields)
-
-
-def _short(value: object) -> str:
-    """Return a value's text, cut to what fits in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

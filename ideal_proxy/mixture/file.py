@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ideal_proxy.complaints import first_problem
 from ideal_proxy.config import Format
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
@@ -194,7 +194,9 @@ def load_mixture(path: str | Path) -> MixtureFile:
     try:
         return MixtureFile.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first_problem(error)}") from error
+        raise UsageError(
+            f"{path}: {first_problem(error, MixtureFile, raw, 'add it, or let `ideal-proxy search` write the file')}"
+        ) from error
 
 
 def save_mixture(path: str | Path, mixture: MixtureFile) -> None:
@@ -224,21 +226,3 @@ def _not_finite(value: Any, place: str) -> str | None:
         if found:
             return found
     return None
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Turn pydantic's first complaint into one sentence."""
-    problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = ".".join(str(part) for part in first["loc"]) or "the file"
-    if first["type"] == "extra_forbidden":
-        top = first["loc"][0]
-        parts: dict[Any, type[BaseModel]] = {"domains": DomainVolume, "capabilities": CapabilityResult}
-        known = list((parts.get(top, MixtureFile) if len(first["loc"]) > 1 else MixtureFile).model_fields)
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"unknown key {place!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
-    if first["type"] == "missing":
-        return f"{place!r} is missing; add it, or let `ideal-proxy search` write the file"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    got = repr(first.get("input"))
-    return f"{place!r}: {message[0].lower() + message[1:]}, got {got if len(got) <= 60 else got[:57] + '...'}"
