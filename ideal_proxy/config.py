@@ -314,7 +314,9 @@ class SearchConfig(Section):
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )
     tracker: str | None = Field(
-        default=None, description="package.module:function that is called with a dict as the search goes on"
+        default=None,
+        description="package.module:function that is called with a dict as the search goes on; or wandb, mlflow, "
+        "trackio, tensorboard",
     )
 
     @model_validator(mode="after")

@@ -115,6 +115,14 @@ def search_command(folder: Path, out: str) -> list[str]:
     return [*PROGRAM, "search", str(folder / "mix.yaml"), "--out", str(folder / out)]
 
 
+def board(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read what TensorBoard would show of a folder: by name, steps and values."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(folder)).Reload()
+    return {name: [(e.step, e.value) for e in seen.Scalars(name)] for name in seen.Tags()["scalars"]}
+
+
 def without_times(path: Path) -> dict[str, Any]:
     """Read a mixture file without what differs between two equal searches."""
     value = json.loads(path.read_text(encoding="utf-8"))

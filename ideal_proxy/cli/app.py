@@ -17,7 +17,7 @@ from ideal_proxy.cli import preview as cli_preview
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
-from ideal_proxy.cli.options import Json, Mixture, Quiet, RunFolder, open_mixture
+from ideal_proxy.cli.options import Json, Mixture, Quiet, RunFolder, Track, open_mixture
 from ideal_proxy.errors import UsageError, UserError
 
 app = typer.Typer(
@@ -116,6 +116,7 @@ def search(
     trust_check: Annotated[
         bool, typer.Option("--trust-check", help="Train three spread mixtures at the next larger size, compare ranks.")
     ] = False,
+    track: Track = None,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -143,7 +144,7 @@ def search(
         plan = plan_search(settings, folder, reporter, device_flops=device_flops, utilisation=utilisation)
         typer.echo(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
         return
-    result = run_search(settings, folder, reporter)
+    result = run_search(settings, folder, reporter, track=track or ())
     typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Track = Annotated[
+    list[str] | None, typer.Option(help="Log to wandb, mlflow, trackio or tensorboard as well; may repeat.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
 Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")]
 

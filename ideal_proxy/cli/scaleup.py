@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ideal_proxy.cli.options import Json, Mixture, Quiet, open_mixture
+from ideal_proxy.cli.options import Json, Mixture, Quiet, Track, open_mixture
 
 TotalRows = Annotated[
     int | None, typer.Option(min=1, help="Rows of the full-size run; default the mixture's, or what `repeat` gives.")
@@ -63,6 +63,7 @@ def scale_up(
     save_steps: Annotated[int | None, typer.Option(min=1, help="A checkpoint every so many steps as well.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the scale-up in --out.")] = False,
+    track: Track = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,6 +100,7 @@ def scale_up(
         save_seconds=save_minutes * 60,
         save_steps=save_steps,
         resume=resume,
+        track=tuple(track or ()),
         refine=refine,
         refine_step=refine_step,
         refine_rows=refine_rows,

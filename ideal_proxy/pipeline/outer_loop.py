@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.hooks import OnEvent, Tracker, load_tracker
+from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
@@ -125,13 +125,20 @@ def plan_search(
 
 
 def run_search(
-    config: SearchConfig, folder: Path, reporter: Reporter, on_event: OnEvent | None = None
+    config: SearchConfig,
+    folder: Path,
+    reporter: Reporter,
+    on_event: OnEvent | None = None,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run the whole search, or go on with one that was interrupted."""
+    """Run the whole search, or go on with one that was interrupted; `track` names tracking services that hear of it."""
     check_gradients(config)
-    if on_event is None and config.tracker is not None:
-        on_event = load_tracker(config.tracker)
-    tracker = Tracker(on_event, reporter.note)
+    calls = listeners(config.tracker, track, folder, config.name, on_event)
+    with Tracker(calls, reporter.note) as tracker:
+        return _search(config, folder, reporter, tracker)
+
+
+def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tracker) -> dict[str, Any]:
     with lock(folder):
         _claim(config, folder)
         if (folder / "result.json").exists():

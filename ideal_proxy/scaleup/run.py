@@ -24,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
+from ideal_proxy.hooks import PROJECT
 from ideal_proxy.proxy import RowLosses, TrainSettings, quiet_libraries, save_model
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
@@ -48,6 +49,7 @@ class RunSettings:
         evaluations: reference losses measured during training, besides before and after.
         save_seconds: time between checkpoints, roughly; 0 keeps none.
         keep_model: write the trained model.
+        track: tracking services to log to.
     """
 
     train: TrainSettings
@@ -57,6 +59,7 @@ class RunSettings:
     evaluations: int = 4
     save_seconds: float = 600.0
     keep_model: bool = True
+    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,10 @@ def run_training(
         trainer.remove_callback(PrinterCallback)
         with quiet_libraries(), _room_for(folder):
             trainer.train(resume_from_checkpoint=str(found) if found else None)
+    if "wandb" in settings.track:  # transformers leaves its run open, and the next training would log into it
+        import wandb
+
+        wandb.finish()
     after = trainer.row_losses()
     for name, losses in after.items():
         if not np.isfinite(losses.mean):
@@ -179,7 +186,9 @@ def _arguments(
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,
         save_total_limit=CHECKPOINTS_KEPT,
-        report_to="none",
+        report_to=list(settings.track) or "none",
+        run_name=folder.name,
+        project=PROJECT,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -14,6 +14,7 @@ import torch
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import IDEAL_STEP
+from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import MixtureFile
 from ideal_proxy.proxy import TrainSettings, pick_device
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start
@@ -50,6 +51,7 @@ class ScaleUp:
         save_steps: a checkpoint every so many steps as well.
         keep_models: write the trained models; of the first seed always.
         resume: go on in a folder that holds this very scale-up.
+        track: tracking services that each training logs to, of `ideal_proxy.hooks.SERVICES`.
         refine: iterations of `refine.Refiner` after the first mixture.
         refine_step: largest |log change| of a volume in one of them.
         refine_rows: most rows of each source whose gradients are taken.
@@ -71,6 +73,7 @@ class ScaleUp:
     save_steps: int | None = None
     keep_models: bool = True
     resume: bool = False
+    track: tuple[str, ...] = ()
     refine: int = 0
     refine_step: float = IDEAL_STEP
     refine_rows: int = 400
@@ -98,6 +101,7 @@ def scale_up(
         evaluations=wanted.evaluations,
         save_seconds=wanted.save_seconds,
         keep_model=wanted.keep_models,
+        track=wanted.track,
     )
     same = all(domain.rows == domain.base_rows for domain in mixture.domains)
     baseline = wanted.baseline and not same
@@ -213,6 +217,8 @@ def scale_up(
 
 def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
     """Refuse wrong options before any work."""
+    for service in wanted.track:
+        check_service(service, "--track")
     if wanted.seeds < 1:
         raise UsageError(f"--seeds is {wanted.seeds}; it must be at least 1")
     if not 0 < wanted.fraction <= 1:
@@ -273,7 +279,8 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
 
 
 _FREE = frozenset({  # may change on resume
-    "resume", "save_seconds", "save_steps", "seeds", "baseline", "keep_models", "refine", "refine_step", "refine_rows",
+    "resume", "track", "save_seconds", "save_steps", "seeds", "baseline", "keep_models", "refine", "refine_step",
+    "refine_rows",
 })  # fmt: skip
 
 

@@ -13,12 +13,15 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate import tracking
 from builders import environment, run, search_command, start, without_times, write_small_search
 
-from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.status import read_status
 from ideal_proxy.store import lock_holder
+from ideal_proxy.terminal import Reporter
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,46 @@ def test_a_finished_search_takes_a_trust_check_and_a_tracker(finished, tmp_path)
     assert {k: v for k, v in again.result["trust"].items() if k != "cost"} == {
         k: v for k, v in trust.items() if k != "cost"
     }
+
+
+def test_a_tracking_service_hears_losses_gain_and_verdict(finished, tmp_path, monkeypatch):
+    """Of a copy of the finished search that lost its result and one run."""
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    complete = [path.parent for path in sorted((tmp_path / "run" / "runs").glob("*/complete"))]
+    roles = [json.loads((path / "metrics.json").read_text())["spec"]["role"] for path in complete]
+    lost = complete[roles.index("design")]
+    (lost / "complete").unlink()
+    logged: list[tuple[int, dict]] = []
+
+    class Service:
+        def __init__(self, run_name, **options):
+            assert options == {"name": "small", "dir": str(tmp_path / "run")}
+
+        def start(self):
+            pass
+
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def finish(self):
+            logged.append((-1, {}))
+
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Service)
+    result = run_search(load_config(folder / "mix.yaml"), tmp_path / "run", Reporter(quiet=True), track=["wandb"])
+    metrics = json.loads((lost / "metrics.json").read_text())
+    assert {step for step, _ in logged[:-1]} == {len(complete)}
+    assert logged[-1] == (-1, {})
+    values = [values for _, values in logged]
+    assert values[0]["design/loss/strings"] == pytest.approx(metrics["reference_loss"]["search-0"], rel=1e-9)
+    (fitted,) = (found for found in values if "round/predicted_gain" in found)
+    assert fitted["round/proposal/strings"] == result["domains"][0]["proposal_rows"]
+    (verdict,) = (found for found in values if "verdict/gain" in found)
+    assert verdict["verdict/gain"] == result["verdict"]["gain"]["value"]
+    assert verdict["verdict/answer"] == result["verdict"]["answer"] == "improves"
+    assert values[-2]["search/adopted"] == 1.0
 
 
 def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import environment, write_rows
+from builders import board, environment, write_rows
 
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.data.template import make_template
@@ -295,6 +295,19 @@ def test_a_finished_scale_up_is_not_trained_again(mixture: MixtureFile, done: tu
     again = scale_up(mixture, replace(TINY, baseline=True, seeds=2, resume=True), out, QUIET)
     assert again["capabilities"] == result["capabilities"]
     assert weights.stat().st_mtime_ns == stamp
+
+
+def test_a_training_logs_to_tensorboard(mixture: MixtureFile, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (pip install tensorboard)")
+    with pytest.raises(UsageError, match="--track is 'neptune'; choose wandb, mlflow, trackio or tensorboard"):
+        scale_up(mixture, replace(TINY, track=("neptune",)), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out").exists()
+    scale_up(mixture, replace(TINY, fraction=0.2, track=("tensorboard",)), tmp_path / "out", QUIET)
+    log = json.loads((tmp_path / "out" / "runs" / "mixture-5" / "log.json").read_text())
+    (events,) = (tmp_path / "out" / "runs" / "mixture-5").rglob("events.*")
+    seen = board(events.parent)
+    assert log["curve"] == [[step, pytest.approx(value, rel=1e-6)] for step, value in seen["train/loss"]]
+    assert log["during"][0]["sums"] == pytest.approx(seen["eval/sums"][0][1], rel=1e-6)
 
 
 def test_refine_takes_up_a_finished_scale_up(mixture: MixtureFile, tmp_path: Path, done: tuple[Path, dict]) -> None:
