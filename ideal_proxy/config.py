@@ -314,9 +314,7 @@ class SearchConfig(Section):
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )
     tracker: str | None = Field(
-        default=None,
-        description="package.module:function that is called with a dict as the search goes on; or wandb, mlflow, "
-        "trackio, tensorboard",
+        default=None, description="package.module:function that is told how the search goes on; or wandb, mlflow, ..."
     )
 
     @model_validator(mode="after")
