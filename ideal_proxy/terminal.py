@@ -1,4 +1,4 @@
-"""What the terminal shows: progress with an honest estimate, and tables that fit 80 columns.
+"""What the terminal shows: progress with an honest estimate, and tables that fit 80 columns, or a narrower terminal.
 
 Results go to stdout; everything else, progress included, to stderr. Where stderr is no terminal: plain lines.
 """
@@ -6,18 +6,24 @@ Results go to stdout; everything else, progress included, to stderr. Where stder
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-WIDTH = 80
+WIDTH, LEAST_WIDTH = 80, 30
+GAP = 2  # between the columns of a table
 PLAIN_SECONDS = 15.0  # between two plain progress lines
 
 
@@ -168,36 +174,95 @@ def remaining(done: float, total: float, elapsed: float, left: float | None = No
 
 
 def paragraph(text: str) -> str:
-    """Break prose at 80 columns, never within a word.
+    """Break prose at the terminal's width, never within a word.
 
     Args:
-        text: one paragraph.
+        text: one paragraph; where it is set in by spaces, its further lines are set in by two more.
 
     Returns:
         str: its lines.
     """
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    lead = len(text) - len(text.lstrip(" "))
+    whole = re.sub(r"(\[[^\s\[\]]+,) (?=[^\s\[\]]+\])", "\\1\0", text)  # an interval stays on its line
+    lines = textwrap.fill(
+        whole.lstrip(), width(), initial_indent=" " * lead, subsequent_indent=" " * (lead + 2 if lead else 0),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return lines.replace("\0", " ")
+
+
+def width() -> int:
+    """Columns to write in: 80, or those of a narrower terminal."""
+    return max(LEAST_WIDTH, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def program() -> str:
+    """The command that the user called us by, to print before what may be called next."""
+    called = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("ideal-proxy")
+    if called.name == "cli.py":
+        place = os.path.relpath(called)
+        return f"python3 {place if len(place) <= len(str(called)) else called}"
+    if called.name == "__main__.py":
+        return "python3 -m ideal_proxy.cli"
+    known = called.name != "ideal-proxy" or shutil.which("ideal-proxy") is not None
+    return "ideal-proxy" if known else str(called)
+
+
+def step(label: str, command: str, why: str = "") -> str:
+    """Write what may be called next: a line to copy, and what it is for beside or below it."""
+    line = f"{label}{program()} {command}"
+    if not why:
+        return line
+    beside = f"{line}   ({why})"
+    return beside if cell_len(beside) <= width() else f"{line}\n{' ' * cell_len(label)}({why})"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lay out a table that fits 80 columns.
+    """Lay out a table that fits the terminal: what is too wide goes on below, under its first columns.
 
     Args:
         title: line above it; empty for none.
         header: column names.
         rows: cells, as text.
-        left: number of columns aligned left; the others are numbers.
+        left: number of columns aligned left; the others are numbers, which are never cut.
 
     Returns:
         str: the table as plain text.
     """
-    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for position, name in enumerate(header):
-        first = position < left
-        grid.add_column(name, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    room = width()
+    cells = [max(map(cell_len, column), default=0) for column in zip(*rows, strict=True)] or [0] * len(header)
+    widths = [max(cell, cell_len(name)) for cell, name in zip(cells, header, strict=True)]
+    blocks = [list(range(left, len(header)))]
+    if _total(widths) > room:  # names of columns may take several lines
+        words = [max(cell, *map(cell_len, name.split() or [""])) for cell, name in zip(cells, header, strict=True)]
+        widths = [*widths[:left], *words[left:]]
+    for k in sorted(range(left), key=lambda k: -widths[k]):  # then the texts on the left
+        widths[k] -= min(max(0, _total(widths) - room), max(0, widths[k] - room // 3))
+    if _total(widths) > room:  # then numbers go on below
+        blocks = [[]]
+        for k in range(left, len(header)):
+            widths[k] = min(widths[k], room - (_total(widths[:left]) + GAP if left else 0))
+            if blocks[-1] and _total([widths[j] for j in (*range(left), *blocks[-1], k)]) > room:
+                blocks.append([])
+            blocks[-1].append(k)
+    grids = [_grid([*range(left), *block], header, rows, widths, left) for block in blocks]
+    return "\n".join([*([paragraph(title)] if title else []), "\n\n".join(grids)])
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _grid(
+    columns: Sequence[int], header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], left: int
+) -> str:
+    """Lay out some columns of a table in the widths given."""
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for k in columns:
+        grid.add_column(escape(header[k]), justify="left" if k < left else "right", width=widths[k], overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
-    console = Console(width=WIDTH, color_system=None, highlight=False, file=sys.stdout)
+        grid.add_row(*(escape(row[k]) for k in columns))
+    console = Console(width=max(width(), _total([widths[k] for k in columns])), color_system=None, highlight=False)
     with console.capture() as capture:
         console.print(grid)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").splitlines())

@@ -1,13 +1,68 @@
-"""What long commands say while they work."""
+"""Tables and prose at any width: nothing is wider than the terminal, no number is cut, and what comes next is named."""
 
 from __future__ import annotations
 
-from ideal_proxy.terminal import remaining
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from ideal_proxy import terminal
+
+NAMES = ["arithmetic", "数学", "a-domain-with-a-name-of-many-many-letters-and-more", "x"]
+HEADER = ("domain", "base", "proposal", "supervised tokens", "interval", "moves")
+ROWS = [(name, "2,400", "+256%", "1,234,567,890", "[-18.2%, -4.1%]", "2,671-3,126") for name in NAMES]
 
 
-def test_a_forecast_that_is_given_wins_over_a_straight_line():
-    # One step of a hundred after eleven seconds, ten of them imports: the swarm knows better.
-    assert remaining(0.01, 1.0, 11.0) == "about 18 min left"
-    assert remaining(0.01, 1.0, 11.0, 60.0) == "about 60 s left"
-    assert remaining(0.5, 1.0, 11.0, 0.0) == "about 0 s left"
-    assert remaining(0.0, 1.0, 11.0, 60.0) == "", "nothing was done"
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_a_table_fits_and_cuts_no_number(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = terminal.table("Volumes of the run", HEADER, ROWS)
+    lines = text.splitlines()
+    assert max(map(cell_len, lines)) <= min(columns, 80)
+    for cell in ROWS[0][1:]:
+        assert sum(cell in line for line in lines) == len(ROWS), cell
+    assert text.count("数学") == sum(line.startswith("domain") for line in lines)
+    said = terminal.paragraph("The gain is +8.80% [+4.31%, +13.30%] over 5 pairs of fresh runs on unseen rows.")
+    assert "[+4.31%, +13.30%]" in said
+    assert max(map(cell_len, said.splitlines())) <= min(columns, 80)
+
+
+def test_a_table_that_fits_is_as_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert (
+        terminal.table("T", ("name", "rows"), [("a", "1,200"), ("bcd", "3")])
+        == "T\nname   rows\na     1,200\nbcd       3"
+    )
+    assert terminal.table("", ("name", "rows"), []) == "name  rows"
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 10**12), min_size=5, max_size=5), min_size=1, max_size=4),
+    st.integers(30, 90),
+)
+def test_every_number_stands_whole_at_any_width(rows: list[list[int]], columns: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        text = terminal.table("", tuple("abcdef"), [("row", *map(str, row)) for row in rows])
+    assert sorted(w for w in text.split() if w.isdigit()) == sorted(str(n) for row in rows for n in row)
+    assert max(map(len, text.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(
+    ("called", "named"),
+    [
+        ("cli.py", "python3 cli.py"), ("/opt/x/ideal_proxy/cli/__main__.py", "python3 -m ideal_proxy.cli"),
+        ("/nowhere/bin/ideal-proxy", "/nowhere/bin/ideal-proxy"), ("/usr/bin/pytest", "ideal-proxy"),
+    ],
+)  # fmt: skip
+def test_what_comes_next_is_called_as_the_user_called_us(
+    monkeypatch: pytest.MonkeyPatch, called: str, named: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called, "init"])
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal.step("next: ", "check mix.yaml") == f"next: {named} check mix.yaml"
+    assert terminal.step("next: ", "check " + "x" * 60, "see it").splitlines()[1] == "      (see it)"

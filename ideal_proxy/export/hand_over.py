@@ -18,7 +18,7 @@ from ideal_proxy.export import formats, trainers
 from ideal_proxy.export.job import ExportReport, Job
 from ideal_proxy.mixture import MixtureFile, index_folder
 from ideal_proxy.store import atomic_write_json
-from ideal_proxy.terminal import table
+from ideal_proxy.terminal import paragraph, table
 
 MANIFEST = "export.json"
 
@@ -121,8 +121,8 @@ def export_table(report: ExportReport) -> str:
     how = "counts in the configuration" if configured else "exact rows written out"
     title = f"{report.target}: rows a domain ({how})"
     lines = [table(title, ("domain", "available", "wanted", "will draw", "repeat"), rows), ""]
-    lines += [f"Note: {note}." for note in report.notes]
-    lines.append(f"Written to {report.folder}: {', '.join(report.files)}")
+    lines += [paragraph(f"Note: {note}.") for note in report.notes]
+    lines.append(paragraph(f"Written to {report.folder}: {', '.join(report.files)}"))
     lines.append(f"Use: {report.use}")
     return "\n".join(lines)
 

@@ -12,7 +12,6 @@ import math
 import resource
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ from ideal_proxy.mixture import (
     with_shares,
 )
 from ideal_proxy.store import atomic_write_json, provenance
-from ideal_proxy.terminal import WIDTH, Reporter, table
+from ideal_proxy.terminal import Reporter, paragraph, table
 
 Ints = NDArray[np.int64]
 
@@ -365,16 +364,16 @@ def influence_tables(result: Mapping[str, Any], folder: Path) -> str:
     first_order = result["method"] == "first-order"
     scale = "not in nats: the first-order scale is arbitrary" if first_order else "the scale is not calibrated"
     parts = [
-        *_matrix_tables(result, "M", "se", "unresolved", "mixing response dL/dlog w at fixed steps"),
-        _wrapped(
+        _matrix_table(result, "M", "se", "unresolved", "mixing response dL/dlog w at fixed steps"),
+        paragraph(
             f"± one standard error; ? unresolved, within {RESOLVED:g} of them. Negative: more of the domain (row) "
             f"lowers the capability's loss (column). M is known up to a positive factor a capability ({scale})."
         ),
     ]
     if result["R"] is not None:
         parts += [
-            *_matrix_tables(result, "R", "se_R", "unresolved_R", "response dL/dlog v with rows added"),
-            _wrapped("R = M + tau q adds tau in nats to an M whose scale is not calibrated; its error is M's alone."),
+            _matrix_table(result, "R", "se_R", "unresolved_R", "response dL/dlog v with rows added"),
+            paragraph("R = M + tau q adds tau in nats to an M whose scale is not calibrated; its error is M's alone."),
         ]
     proposal, cost = result["proposal"], result["cost"]
     rows = [
@@ -393,13 +392,13 @@ def influence_tables(result: Mapping[str, Any], folder: Path) -> str:
     ]  # fmt: skip
     parts += [
         table("IDEAL's one step (not verified by training)", ("domain", "base", "A", "change", "rows", "repeat"), rows),
-        _wrapped(
+        paragraph(
             f"A sums {proposal['from']} over the capabilities; the largest |A| moves {IDEAL_STEP:.0%} even where all "
             f"is noise (? marks A within {RESOLVED:g} summed errors). The rule holds no budget: "
             f"{proposal['base_tokens']:,} tokens become {proposal['tokens']:,}."
         ),
-        _wrapped(f"Bounds that cut the step: {', '.join(proposal['active']) or 'none'}."),
-        _wrapped(
+        paragraph(f"Bounds that cut the step: {', '.join(proposal['active']) or 'none'}."),
+        paragraph(
             f"Cost: {cost['gradient_tokens']:,} gradient tokens ({cost['base_trainings']:.2g} passes over the base "
             f"mixture), {cost['seconds']:,.0f} s, {cost['peak_memory_bytes'] / 2**30:.2f} GiB at the peak."
         ),
@@ -408,8 +407,8 @@ def influence_tables(result: Mapping[str, Any], folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _matrix_tables(result: Mapping[str, Any], key: str, error: str, doubtful: str, what: str) -> list[str]:
-    """A matrix with errors, domains down and capabilities across, in as many tables as 80 columns need."""
+def _matrix_table(result: Mapping[str, Any], key: str, error: str, doubtful: str, what: str) -> str:
+    """A matrix with errors, domains down and capabilities across."""
     values = np.array(result[key], dtype=float)
     largest = float(np.abs(values).max())
     power = math.floor(math.log10(largest)) - 1 if largest > 0 else 0
@@ -423,23 +422,9 @@ def _matrix_tables(result: Mapping[str, Any], key: str, error: str, doubtful: st
     ]
     domains = [_short(name) for name in result["domains"]]
     heads = [_short(name) for name in result["capabilities"]]
-    widths = [max(len(head), *map(len, column)) + 2 for head, column in zip(heads, cells, strict=True)]
-    blocks: list[list[int]] = [[]]
-    for j, width in enumerate(widths):
-        if blocks[-1] and max(map(len, domains)) + 2 + sum(widths[k] for k in blocks[-1]) + width > WIDTH:
-            blocks.append([])
-        blocks[-1].append(j)
-    title = f"{key} in 1e{power:+d}: {what}"
-    tables = []
-    for block in blocks:
-        rows = [(domain, *(cells[j][i] for j in block)) for i, domain in enumerate(domains)]
-        tables.append(title + "\n" + table("", ("domain", *(heads[j] for j in block)), rows))
-    return tables
+    rows = [(domain, *row) for domain, row in zip(domains, cells, strict=True)]
+    return table(f"{key} in 1e{power:+d}: {what}", ("domain", *heads), rows)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

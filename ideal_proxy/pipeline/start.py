@@ -23,6 +23,7 @@ from ideal_proxy.data import (
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
 from ideal_proxy.store import atomic_write_text
+from ideal_proxy.terminal import paragraph, step
 
 ENOUGH_REFERENCE_ROWS = 400
 HELD_OUT_SHARE = 4  # never more than a quarter of a domain's rows
@@ -84,9 +85,9 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
     if any(line.endswith("(few)") for line in seen):
         notes.append(f"  few: under {ENOUGH_REFERENCE_ROWS} reference rows the verdict is noisy")
     return "\n".join([
-        f"{out} written with {len(domains)} domains:", *seen, *notes,
-        f"next: ideal-proxy check {out}",
-        f"then: ideal-proxy search {out} --dry-run   (what it costs; without --dry-run it runs)",
+        f"{out} written with {len(domains)} domains:", *map(paragraph, [*seen, *notes]),
+        step("next: ", f"check {out}"),
+        step("then: ", f"search {out} --dry-run", "what it costs; without --dry-run it runs"),
     ])  # fmt: skip
 
 

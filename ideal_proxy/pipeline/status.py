@@ -11,7 +11,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.stage import Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
-from ideal_proxy.terminal import duration, paragraph, table
+from ideal_proxy.terminal import duration, paragraph, program, table
 
 CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load torch
 
@@ -23,14 +23,14 @@ def read_status(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").exists():
         if any(entry.name not in LOCK_FILES for entry in run.iterdir()):
             raise UserError(f"{run} holds no search; give the run directory of `ideal-proxy search --out`")
-        return _status(run, "empty", {}, [], f"ideal-proxy search MIX.YAML --out {run}")
+        return _status(run, "empty", {}, [], f"{program()} search MIX.YAML --out {run}")
     runs = [read_json(path / "metrics.json") for path in sorted(run.glob("runs/*")) if is_complete(path)]
     record = read_json(run / STATUS) if (run / STATUS).exists() else {}
-    again = f"ideal-proxy search {run / 'config.yaml'} --out {run}"
+    again = f"{program()} search {run / 'config.yaml'} --out {run}"
     if (run / "result.json").exists():
-        return _status(run, "finished", record, runs, f"ideal-proxy show {run}")
+        return _status(run, "finished", record, runs, f"{program()} show {run}")
     if (holder := lock_holder(run)) is not None:
-        return _status(run, "running", record, runs, f"ideal-proxy status {run}", holder=holder)
+        return _status(run, "running", record, runs, f"{program()} status {run}", holder=holder)
     return _status(run, "stopped" if record or runs else "planned", record, runs, again)
 
 

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.mixture import Applied, MixtureFile
-from ideal_proxy.terminal import change_text, count_text, duration, interval_text, money, paragraph, sentence, table
+from ideal_proxy.terminal import (
+    change_text,
+    count_text,
+    duration,
+    interval_text,
+    money,
+    paragraph,
+    sentence,
+    step,
+    table,
+)
 
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
@@ -68,8 +78,8 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
         f"Mixture file: {folder / 'mixture.json'}",
-        f"next: ideal-proxy report {folder}   (one page to look at and to show)",
-        *([] if kept else [f"      ideal-proxy apply {folder / 'mixture.json'} --out DIR   (the rows to train on)"]),
+        step("next: ", f"report {folder}", "one page to look at and to show"),
+        *([] if kept else [step("      ", f"apply {folder / 'mixture.json'} --out DIR", "the rows to train on")]),
     ]
     return "\n".join(lines)
 
@@ -249,10 +259,10 @@ def applied_table(values: dict[str, Any]) -> str:
     """Lay out what `apply` wrote."""
     rows = [(e["name"], f"{e['rows']:,}", f"{e['available']:,}", f"{e['repeat']:.2f}x") for e in values["domains"]]
     state = "were already there" if values["already_there"] else "written"
-    form = "as messages, one schema for all; columns beside the conversation are left out"
+    files = ", ".join([*values["files"][:3], *(["..."] if len(values["files"]) > 3 else []), values["manifest"]])
+    form = "Every row is written as messages, with one schema; columns beside the conversation are left out."
     return "\n".join([
         table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
-        f"{values['rows']:,} rows {state} in training order: {values['folder']} ({', '.join(values['files'][:3])}"
-        f"{', ...' if len(values['files']) > 3 else ''}, {values['manifest']})",
-        *([f"Rows are written {form}."] if values["row_format"] == "chat" else []),
+        paragraph(f"{values['rows']:,} rows {state} in training order: {values['folder']} ({files})"),
+        *([paragraph(form)] if values["row_format"] == "chat" else []),
     ])  # fmt: skip

@@ -196,10 +196,12 @@ def what_if_tables(answer: WhatIf) -> str:
             ("capability", "base", "proposal", "yours", "one run", "change", "interval"), capabilities,
         ),
         "",
-        f"Objective: {gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] against base; "
-        f"proposal {proposal.value:+.2%}.",
+        paragraph(
+            f"Objective: {gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] against base; "
+            f"proposal {proposal.value:+.2%}."
+        ),
         f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
-        *(["A score's change is its difference from base over its scale, worse is positive."]
+        *([paragraph("A score's change is its difference from base over its scale, worse is positive.")]
           if any(c.kind != "loss" for c in answer.capabilities) else []),
         *(paragraph(f"Caution: {text}.") for text in answer.cautions),
     ])  # fmt: skip

@@ -180,7 +180,7 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
     else:
-        lines.append("Base was not trained: --baseline compares with it, and checks the prediction.")
+        lines.append(paragraph("Base was not trained: --baseline compares with it, and checks the prediction."))
     if result.get("refine"):
         lines += ["", *_refine_tables(result["refine"])]
     lines.append(f"Models and {folder}/result.json written.")

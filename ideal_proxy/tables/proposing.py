@@ -33,7 +33,7 @@ from ideal_proxy.store import provenance, read_json
 from ideal_proxy.tables.columns import without_prefix
 from ideal_proxy.tables.reading import read_available
 from ideal_proxy.tables.sheet import read_cells, to_numbers
-from ideal_proxy.terminal import table
+from ideal_proxy.terminal import paragraph, table
 
 Array = NDArray[np.float64]
 
@@ -221,8 +221,8 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
         "",
         table("Predicted (optimistic: it was selected)", ("capability", "base", "optimum", relative), capabilities),
         "",
-        f"{optimum.scope}, optimality residual {optimum.kkt_residual:.1e}",
-        f"active: {active}",
+        paragraph(f"{optimum.scope}, optimality residual {optimum.kkt_residual:.1e}"),
+        paragraph(f"active: {active}"),
     ])  # fmt: skip
 
 
