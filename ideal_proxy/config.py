@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
+from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Loss, Section
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
@@ -30,12 +31,6 @@ def _volume(value: Any) -> Any:
 
 
 Volume = Annotated[int | str | None, BeforeValidator(_volume)]
-
-
-class Section(BaseModel):
-    """One block of the run file; a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ColumnsConfig(Section):
@@ -148,14 +143,6 @@ class CapabilityConfig(SourceSection):
     metric: MetricConfig | None = None
 
 
-class BudgetConfig(Section):
-    """How much the full-size run may train on."""
-
-    unit: Literal["tokens", "rows"] = "tokens"
-    mode: Literal["keep", "at_most", "free"] = "keep"
-    total: int | None = Field(default=None, gt=0, description="default: the base mixture's total")
-
-
 class ConstraintsConfig(Section):
     """Limits on the volumes besides the bounds of each domain."""
 
@@ -203,7 +190,7 @@ class ProxyConfig(Section):
     fraction: float | None = Field(
         default=None, gt=0, le=1, description="share φ of the volumes that a proxy sees; default: by budget"
     )
-    batch_rows: int = Field(default=32, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1, description="an older way to write batch: {rows: N}")
     learning_rate: float | None = Field(default=None, gt=0, description="default: chosen once by a short sweep")
     warm_fraction: float | None = Field(
         default=None, gt=0, lt=0.9, description="scratch: rows reserved for the warm start; default 0.15"
@@ -295,6 +282,14 @@ class SearchConfig(Section):
     seed: int = Field(default=0, ge=0)
     domains: tuple[DomainConfig, ...] = Field(min_length=2)
     capabilities: tuple[CapabilityConfig, ...] = Field(min_length=1)
+    base: BaseConfig = BaseConfig()
+    loss: Loss = Field(
+        default="token",
+        description="as the target trainer has it: mean over a step's supervised tokens, or a row's mean",
+    )
+    batch: Batch = Field(
+        default=Batch(rows=BATCH_ROWS), description="what fills an optimiser step of the target trainer"
+    )
     budget: BudgetConfig = BudgetConfig()
     constraints: ConstraintsConfig = ConstraintsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -330,8 +325,17 @@ class SearchConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_blocks(cls, raw: Any) -> Any:
-        """Read a key whose lines are all commented out as not given."""
-        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+        """Read a key whose lines are all commented out as not given, and proxy.batch_rows as batch."""
+        if not isinstance(raw, dict):
+            return raw
+        raw = {key: value for key, value in raw.items() if value is not None}
+        proxy = raw.get("proxy")
+        if isinstance(proxy, dict) and proxy.get("batch_rows") is not None:
+            rows = proxy["batch_rows"]
+            if raw.setdefault("batch", {"rows": rows}) != {"rows": rows}:
+                raise ValueError("batch and proxy.batch_rows differ; leave proxy.batch_rows out")
+            raw["proxy"] = {key: value for key, value in proxy.items() if key != "batch_rows"}
+        return raw
 
     @field_validator("domains", "capabilities")
     @classmethod

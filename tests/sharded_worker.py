@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from ideal_proxy.batching import Loss
 from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.scaleup.source import draw_rows
 from ideal_proxy.scaleup.steps import StepSet, accumulate, check_sharded
 
@@ -39,10 +41,11 @@ def rows(count: int, seed: int) -> TokenRows:
     )
 
 
-def steps(rank: int, world: int) -> StepSet:
+def steps(rank: int, world: int, loss: Loss = "token") -> StepSet:
     domains = [rows(40, 1), rows(30, 2)]
     drawn = draw_rows(["a", "b"], domains, [37, 45], 7)
-    return StepSet(drawn, domains, BATCH_ROWS, MICRO_TOKENS, rank=rank, world=world)
+    settings = TrainSettings(batch_rows=BATCH_ROWS, micro_batch_tokens=MICRO_TOKENS, loss=loss)
+    return StepSet(drawn, domains, settings, rank=rank, world=world)
 
 
 def train(model, inner, plan: StepSet, world: int, no_sync) -> list[float]:  # type: ignore[no-untyped-def]
@@ -99,6 +102,10 @@ def main(rank: int, world: int, store: str, out: str) -> None:
     wrapped = torch.nn.parallel.DistributedDataParallel(plain)
     found["ddp_losses"] = train(wrapped, plain, plan, world, wrapped.no_sync)
     found["ddp"] = whole(plain)
+    plain = build_proxy("0.1M", VOCABULARY, 64, 0)
+    wrapped = torch.nn.parallel.DistributedDataParallel(plain)
+    found["row_losses"] = train(wrapped, plain, steps(rank, world, "row"), world, wrapped.no_sync)
+    found["row"] = whole(plain)
     torch.save(found, Path(out) / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -51,6 +51,8 @@ def scale_up(
     refine_rows: Annotated[int, typer.Option(min=2, help="Most rows of each source in their gradients.")] = 400,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default by model.")] = None,
     batch_rows: Annotated[int | None, typer.Option(min=1, help="Rows of an optimiser step.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Its tokens, instead of rows.")] = None,
+    loss: Annotated[str | None, typer.Option(help="token or row; default the search's.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the search's.")] = None,
     lora: Annotated[int | None, typer.Option(min=1, help="Train low-rank updates of this rank.")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="Default: on CUDA.")] = None,
@@ -92,6 +94,8 @@ def scale_up(
         fraction=fraction,
         learning_rate=learning_rate,
         batch_rows=batch_rows,
+        batch_tokens=batch_tokens,
+        loss=loss,  # type: ignore[arg-type]  # scale_up refuses any other word
         context=context,
         dtype={None: "auto", True: "bfloat16", False: "float32"}[bf16],
         device=device,

@@ -325,6 +325,9 @@ def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seed=config.seed,
+        loss=config.loss,
+        batch=config.batch,
+        epochs=config.base.epochs,
         domains=with_shares([
             DomainVolume(
                 name=domain.name,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.config import Format
 from ideal_proxy.data import KEY_VERSION
@@ -120,6 +121,9 @@ class MixtureFile(_Part):
     created: str = Field(default="", description="time, ISO 8601 UTC")
     seed: int = Field(default=0, ge=0)
     key_version: int = Field(default=KEY_VERSION, ge=1, description="of the row keys behind the fingerprints")
+    loss: Loss = Field(default="token", description="over a step's supervised tokens, or a mean over its rows' means")
+    batch: Batch | None = Field(default=None, description="what fills an optimiser step; null in files that do not say")
+    epochs: int = Field(default=1, ge=1, description="of the base; all volumes hold them already: train one epoch")
     domains: list[DomainVolume] = Field(min_length=1)
     capabilities: list[CapabilityResult] = Field(default_factory=list)
     constraints_active: list[str] = Field(default_factory=list)

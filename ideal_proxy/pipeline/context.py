@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.mixture import reserve_mask
 from ideal_proxy.pipeline.machine import micro_batch_tokens
@@ -62,7 +63,9 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
         vocab_size=prepared.vocabulary,
         context=config.proxy.context,
         train=TrainSettings(
-            batch_rows=config.proxy.batch_rows,
+            batch_rows=config.batch.rows or BATCH_ROWS,
+            batch_tokens=config.batch.tokens,
+            loss=config.loss,
             dtype=plan.dtype,
             micro_batch_tokens=micro_batch_tokens(config, plan.device),
         ),

@@ -46,9 +46,9 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     from ideal_proxy.proxy import TrainSettings, train, trainable_parameters
 
     parts = [prepared.domain_rows(index) for index in range(len(prepared.facts))]
-    batch = config.proxy.batch_rows
+    mean = float(prepared.domains.lengths.mean())
+    batch = round(config.batch.mean_rows(mean))
     if config.proxy.model is not None:  # a third of it warms up; long enough to tell, short enough to wait for
-        mean = float(prepared.domains.lengths.mean())
         batch = min(batch, max(1, round(MEASURED_TOKENS / 6 / mean)))
     rng = np.random.default_rng(0)
     domain = rng.integers(0, len(parts), 6 * batch)

@@ -311,6 +311,9 @@ def _mixture(
         name=config.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seed=config.seed,
+        loss=config.loss,
+        batch=config.batch,
+        epochs=config.base.epochs,
         domains=domain_volumes(prepared, laboratory, proposal.rows if adopted else prepared.domains.base),
         capabilities=[
             CapabilityResult(
@@ -340,7 +343,7 @@ def _mixture(
                 "vocabulary": config.proxy.vocabulary,
                 "context": config.proxy.context,
                 "warm_fraction": config.proxy.warm_fraction,
-                "batch_rows": config.proxy.batch_rows,
+                "batch_rows": config.batch.rows,
                 "learning_rate": read_json(folder / "rate.json")["learning_rate"],
                 "seed": config.seed,
                 **_pretrained(config, prepared),

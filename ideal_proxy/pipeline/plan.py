@@ -176,7 +176,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     length_D, labelled_D = prepared.domains.lengths, prepared.column("supervised_per_row")
     tokens, labelled = float(base @ length_D), float(base @ labelled_D)
     length = tokens / max(float(base.sum()), 1e-9)
-    steps = int(np.ceil(float(base.sum()) / config.proxy.batch_rows))
+    steps = config.batch.steps(float(base.sum()), tokens)
     training = plan.products.training(tokens, labelled, length)
     half = _judging(prepared, plan.products)  # the search rows; the check judges the verify rows as well
     warm_tokens, warm_rows = _warm_tokens(prepared)
@@ -188,7 +188,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     trainings = response_trainings(method, len(config.capabilities))
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
     stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
-        (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.proxy.batch_rows)
+        (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / warm_rows))
         if config.proxy.model is None
         else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),

@@ -29,6 +29,7 @@ from .model import collate_across as collate_across
 from .model import evaluate as evaluate
 from .model import is_packed as is_packed
 from .model import label_losses as label_losses
+from .model import label_weights as label_weights
 from .model import micro_batches as micro_batches
 from .model import proxy_shape as proxy_shape
 from .pretrained import Pretrained as Pretrained

@@ -23,14 +23,7 @@ _PLAIN_HEADS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Q
 
 
 def has_plain_head(model: Any) -> bool:
-    """Tell whether a model's logits are its decoder's last hidden states times the output embedding.
-
-    Args:
-        model: a transformers causal LM.
-
-    Returns:
-        bool: False for any architecture that is not known to be so, and for wrapped models.
-    """
+    """Tell whether a model is known to multiply its decoder's last hidden states by the output embedding, no more."""
     if type(model).__name__ not in _PLAIN_HEADS or type(model).__module__.split(".")[0] != "transformers":
         return False
     head = model.get_output_embeddings()
@@ -41,7 +34,9 @@ class _HeadLoss(torch.autograd.Function):
     """Σ nll of (hidden, weight, targets), with both gradients formed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, weights: Tensor | None
+    ) -> Tensor:
         rows = max(256, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 22) // weight.shape[0])
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
@@ -53,8 +48,13 @@ class _HeadLoss(torch.autograd.Function):
             gradient = torch.softmax(logits, dim=-1)
             # log Σ exp from the likeliest token, whose probability is at least 1/V: saves a second pass of exp.
             normaliser = logits.amax(-1) - gradient.amax(-1).log()
-            total += (normaliser - logits.gather(1, target).squeeze(1)).sum()
+            losses = normaliser - logits.gather(1, target).squeeze(1)
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+            if weights is not None:
+                share = weights[first : first + rows].to(wide)
+                losses = losses * share
+                gradient *= share[:, None]
+            total += losses.sum()
             gradient = gradient.to(hidden.dtype)
             torch.mm(gradient, weight, out=d_hidden[first : first + rows])
             if d_weight is not None:
@@ -66,20 +66,11 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grads[0], None if d_weight is None else d_weight * grads[0], None, None
+        return d_hidden * grads[0], None if d_weight is None else d_weight * grads[0], None, None, None
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-    """Compute scale · Σ nll of the targets under softmax(hidden · weightᵀ).
-
-    Args:
-        hidden: (L, d).
-        weight: (V, d) output embedding, of the same precision as `hidden`.
-        targets: (L,) token ids.
-        scale: factor, 1 / supervised tokens of the step.
-
-    Returns:
-        Tensor: scalar in float32 or wider, nats; differentiable once.
-    """
-    loss: Tensor = _HeadLoss.apply(hidden, weight, targets, scale)  # type: ignore[no-untyped-call]
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
+    """Compute scale · Σ weights · nll of targets (L,) under softmax(hidden (L, d) · weight (V, d)ᵀ), nats."""
+    # Hidden and weight are of one precision, the sum is in float32 or wider, and it is differentiable once.
+    loss: Tensor = _HeadLoss.apply(hidden, weight, targets, scale, weights)  # type: ignore[no-untyped-call]
     return loss

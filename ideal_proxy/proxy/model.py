@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ideal_proxy.batching import Loss
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UsageError
 from ideal_proxy.proxy.attention import PACKED, register_packed_attention, row_layout
@@ -197,15 +198,42 @@ def label_losses(
     return cross_entropy(logits, targets, reduction="none")
 
 
+def label_weights(batch: Batch, loss: Loss) -> NDArray[np.float64] | None:
+    """Weight of every label (L,) in the sum that `normaliser` divides: labels of a row share 1; None is 1 each."""
+    if loss == "token":
+        return None
+    row = np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") - 1
+    return np.asarray(1.0 / np.bincount(row)[row]) if len(row) else np.zeros(0)
+
+
+def normaliser(batches: Sequence[Batch], loss: Loss) -> int:
+    """What the weighted sum over a step's labels is divided by: its supervised tokens, or its rows with one."""
+    if loss == "token":
+        return max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
+    places = (np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") for batch in batches)
+    return max(1, sum(len(np.unique(rows)) for rows in places))
+
+
 def batch_loss(
-    model: Any, batch: Batch, scale: float, *, device: torch.device, autocast: torch.dtype | None = None
+    model: Any,
+    batch: Batch,
+    scale: float,
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    loss: Loss = "token",
 ) -> Tensor:
-    """Compute scale · Σ nll of a micro-batch for a training step, by the fastest path that the model allows."""
+    """Compute scale · Σ weight · nll of a training step's micro-batch, by the fastest path that the model allows."""
+    share = label_weights(batch, loss)
+    weights = (
+        None if share is None else _to(share, device) if device.type != "mps" else _to(share.astype(np.float32), device)
+    )
     whole = model
     if hasattr(model, "get_base_model"):  # LoRA stands inside the layers; the decoder and the head are the base's own
         model = model.get_base_model()
     if not (is_packed(model) and has_plain_head(model)):
-        return label_losses(whole, batch, device=device, autocast=autocast).sum() * scale
+        losses = label_losses(whole, batch, device=device, autocast=autocast)
+        return (losses if weights is None else losses * weights.to(losses.dtype)).sum() * scale
     keep = np.flatnonzero(batch.labels != IGNORED)
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         hidden = model.get_decoder()(
@@ -218,7 +246,7 @@ def batch_loss(
     weight = model.get_output_embeddings().weight
     if autocast is not None:
         labelled, weight = labelled.to(autocast), weight.to(autocast)
-    return head_loss(labelled, weight, _to(batch.labels[keep], device), scale)
+    return head_loss(labelled, weight, _to(batch.labels[keep], device), scale, weights)
 
 
 def _padded_logits(model: Any, batch: Batch, keep: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.batching import BATCH_ROWS, Batch, Ints, Loss, step_bounds
+
 RATES = {  # peak learning rates worth trying, rising, by the size of a scratch proxy
     "0.1M": (3e-3, 6e-3, 1.2e-2),
     "1M": (1e-3, 2e-3, 4e-3),
@@ -25,7 +27,10 @@ class TrainSettings:
 
     Attributes:
         learning_rate: peak rate of AdamW.
-        batch_rows: rows of an optimiser step.
+        batch_rows: rows of an optimiser step; unused where batch_tokens is given.
+        batch_tokens: tokens of an optimiser step; None counts rows.
+        loss: of a step: "token" is the mean over its supervised tokens, "row" the mean over its rows of each row's
+            mean.
         warmup_fraction: share of the steps with a rising rate; the rest falls to zero by a cosine.
         weight_decay: decoupled decay of the matrices (vectors are not decayed).
         beta1: AdamW's decay of the mean gradient.
@@ -36,7 +41,9 @@ class TrainSettings:
     """
 
     learning_rate: float = 1e-3
-    batch_rows: int = 32
+    batch_rows: int = BATCH_ROWS
+    batch_tokens: int | None = None
+    loss: Loss = "token"
     warmup_fraction: float = 0.05
     weight_decay: float = 0.01
     beta1: float = 0.9
@@ -45,13 +52,22 @@ class TrainSettings:
     dtype: str = "float32"
     micro_batch_tokens: int | None = None
 
+    def bounds(self, lengths_R: Ints) -> Ints:
+        """First row of every optimiser step, (S + 1,), of rows in training order."""
+        return step_bounds(lengths_R, self.batch)
+
+    @property
+    def batch(self) -> Batch:
+        """What fills a step."""
+        return Batch(rows=self.batch_rows) if self.batch_tokens is None else Batch(tokens=self.batch_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainLog:
     """What a finished training did.
 
     Attributes:
-        losses: (S,) nats per supervised token of each step's rows, before the step.
+        losses: (S,) the loss of each step's rows, before the step, nats.
         learning_rates: (S,) rate of each step.
         rows: rows trained on, repeats counted.
         tokens: their tokens.

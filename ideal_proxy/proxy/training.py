@@ -1,4 +1,4 @@
-"""Train one proxy on one mixture: the loss of a step is sum over sum, the rows of a step come from the order alone.
+"""Train one proxy on one mixture: loss and rows of a step are the target trainer's, however they are split or packed.
 
 Models, losses and evaluation live in `model`. Legend: R rows of the
 run in training order, S optimiser steps.
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ideal_proxy.data import IGNORED, TokenRows
+from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, training_order
 from ideal_proxy.proxy.model import (
@@ -33,6 +33,7 @@ from ideal_proxy.proxy.model import (
     is_packed,
     label_losses,
     micro_batches,
+    normaliser,
     proxy_shape,
     use_packed_attention,
 )
@@ -83,9 +84,9 @@ def train(
 ) -> TrainLog:
     """Train a model in place on rows in a given order.
 
-    Step k takes rows k·batch_rows … of the order; its loss is Σ nll / Σ supervised tokens over all of them, however
-    they are split into micro-batches. With a checkpoint folder, an interrupted training goes on from its last
-    checkpoint and ends with the same bits.
+    The order and the rows' lengths decide which rows share a step (`TrainSettings.bounds`), and its loss is taken over
+    all of them, however they are split into micro-batches. With a checkpoint folder, an interrupted training goes on
+    from its last checkpoint and ends with the same bits.
 
     Args:
         model: the model, on its device.
@@ -95,8 +96,8 @@ def train(
         every_token: plain language-model loss on every token.
         checkpoint_dir: folder for the checkpoint; None keeps none.
         checkpoint_seconds: time between checkpoints; 0 writes one after every step.
-        on_step: called with (steps done, steps in all, loss) after each step is queued; reading the loss, nats per
-            supervised token, waits for the device.
+        on_step: called with (steps done, steps in all, loss) after each step is queued; reading the loss (nats)
+            waits for the device.
         should_stop: asked after each step; True saves a checkpoint and ends the training.
 
     Returns:
@@ -110,31 +111,32 @@ def train(
     if not len(domain_R):
         raise UserError("a proxy run has no row to train on; give at least one domain a volume above 0")
     device = next(model.parameters()).device
-    steps = -(-len(domain_R) // settings.batch_rows)
+    lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
+    length_R = np.array([lengths[d][r] for d, r in zip(domain_R, row_R, strict=True)], dtype=np.int64)
+    bounds = settings.bounds(length_R)
+    steps = len(bounds) - 1
     rates = learning_rates(settings, steps)
     optimizer = _optimizer(model, settings)
     checkpoint = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir is not None else None
     identity = _identity(model, domain_R, row_R, token_rows, settings, every_token) if checkpoint else ""
     done, losses = _resume(model, optimizer, checkpoint, identity) if checkpoint else (0, [])
     resumed = done
-    lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
     limit = settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
     trainable = [p for p in model.parameters() if p.requires_grad]
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     model.train()
     started = saved = time.monotonic()
     for step in range(done, steps):
-        here = slice(step * settings.batch_rows, (step + 1) * settings.batch_rows)
+        here = slice(bounds[step], bounds[step + 1])
         domains, rows = domain_R[here], row_R[here]
-        length = np.array([lengths[d][r] for d, r in zip(domains, rows, strict=True)])
         batches = [
             collate_across(token_rows, domains[part], rows[part], every_token=every_token)
-            for part in micro_batches(length, limit)
+            for part in micro_batches(length_R[here], limit)
         ]
-        labels = max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
+        scale = 1.0 / normaliser(batches, settings.loss)
         total: Tensor | None = None
         for batch in batches:
-            loss = batch_loss(model, batch, 1.0 / labels, device=device, autocast=autocast)
+            loss = batch_loss(model, batch, scale, device=device, autocast=autocast, loss=settings.loss)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -155,7 +157,6 @@ def train(
     values = _values(losses)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    length_R = drawn_values(lengths, domain_R, row_R)
     tokens = int(length_R.sum())
     supervised = tokens - len(length_R)  # a row's first token has no label
     if not every_token:
@@ -185,27 +186,9 @@ def warm_start(
     on_step: Callable[[int, int, Tensor], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
-    """Teach a fresh proxy the language of the domains: plain language-model loss on reserved rows, equal tokens each.
-
-    Args:
-        model: the fresh proxy, trained in place.
-        names: domain names, which enter the stable order.
-        token_rows: each domain's reserved rows.
-        settings: as for `train`.
-        seed: seed of the order.
-        tokens_per_domain: tokens wanted of every domain; default the mean that the domains have, none more than four
-            times over.
-        checkpoint_dir: as for `train`.
-        checkpoint_seconds: as for `train`.
-        on_step: as for `train`.
-        should_stop: as for `train`.
-
-    Returns:
-        TrainLog: of the warm start.
-
-    Raises:
-        UserError: a domain has no reserved row.
-    """
+    """Teach a fresh proxy the language of the domains: the mean loss of every token of reserved rows."""
+    # Each domain gives as many tokens: by default the mean of what they have, but none more than four times over.
+    settings = dataclasses.replace(settings, loss="token")
     sizes = [int(rows.offsets[-1]) for rows in token_rows]
     if min(sizes) == 0:
         raise UserError(

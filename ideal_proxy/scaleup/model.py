@@ -177,7 +177,10 @@ def make_start(
         reserved = [
             rows.select(np.flatnonzero(reserve_mask(rows.split_keys, proxies.warm_fraction))) for rows in domains
         ]
-        settings = TrainSettings(learning_rate=SCRATCH_RATES[spec.scratch], batch_rows=proxies.batch_rows, dtype=dtype)
+        settings = TrainSettings(
+            learning_rate=SCRATCH_RATES[spec.scratch], batch_rows=proxies.batch_rows, batch_tokens=proxies.batch_tokens,
+            dtype=dtype,
+        )  # fmt: skip
         warm_start(model, names, reserved, settings, seed=proxies.seed, checkpoint_dir=place, on_step=on_step)
         save_weights(model, weights)
         mark_complete(place)

@@ -119,7 +119,8 @@ def run_training(
         return _load(folder, data)
     references = dict(zip(data.capabilities, data.references, strict=True))
     model = load_model(spec, encoder, context=settings.context, seed=seed, packed=settings.packed, start=start)
-    arguments = _arguments(folder, settings, drawn, seed, save_steps)
+    count = len(settings.train.bounds(drawn.look_up([np.asarray(rows.lengths) for rows in data.domains]))) - 1
+    arguments = _arguments(folder, settings, count, seed, save_steps)
     if arguments.n_gpu > 1:
         raise UserError(
             f"{arguments.n_gpu} GPUs are visible to one process; start with `accelerate launch` to use them all, or "
@@ -130,8 +131,7 @@ def run_training(
     steps = StepSet(
         drawn,
         data.domains,
-        train.batch_rows,
-        train.micro_batch_tokens or 0,
+        train,
         rank=arguments.process_index,
         world=arguments.world_size,
     )
@@ -158,11 +158,8 @@ def run_training(
     return RunLosses(before, after, log)
 
 
-def _arguments(
-    folder: Path, settings: RunSettings, drawn: Drawn, seed: int, save_steps: int | None
-) -> TrainingArguments:
+def _arguments(folder: Path, settings: RunSettings, steps: int, seed: int, save_steps: int | None) -> TrainingArguments:
     """Turn our settings into Trainer's: an item is a step, so no batching, accumulation or shuffling of its own."""
-    steps = -(-len(drawn.domain) // settings.train.batch_rows)
     if save_steps is None and settings.save_seconds > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         save_steps = max(1, steps // 10)  # clocks of several processes differ, and all must save the same step
     every = max(1, steps // (settings.evaluations + 1)) if settings.evaluations else 0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.batching import BATCH_ROWS, Loss
 from ideal_proxy.data import (
     ChatTemplate,
     Row,
@@ -40,6 +41,8 @@ class ProxySetting:
         context: longest row, tokens.
         warm_fraction: share of every domain that is reserved for the warm start.
         batch_rows: rows of an optimiser step.
+        batch_tokens: its tokens where it counts those.
+        loss: over a step's supervised tokens, or its rows.
         learning_rate: peak rate of the proxies; None where the file does not say.
         seed: of the search.
         model: folder or hub id of pretrained proxies; None for scratch ones.
@@ -51,7 +54,9 @@ class ProxySetting:
     vocabulary: int = 4096
     context: int = 512
     warm_fraction: float = 0.15
-    batch_rows: int = 32
+    batch_rows: int = BATCH_ROWS
+    batch_tokens: int | None = None
+    loss: Loss = "token"
     learning_rate: float | None = None
     seed: int = 0
     model: str | None = None
@@ -66,7 +71,9 @@ def proxy_setting(mixture: MixtureFile) -> ProxySetting:
         if isinstance(part, dict):
             found.update({key: value for key, value in part.items() if value is not None})
     known = {key: found[key] for key in ProxySetting.__dataclass_fields__ if key in found}
-    return ProxySetting(**{"seed": mixture.seed, **known})
+    if mixture.batch is not None:  # files of earlier versions name it with the proxies
+        known |= {f"batch_{mixture.batch.unit}": mixture.batch.rows or mixture.batch.tokens}
+    return ProxySetting(**{"seed": mixture.seed, "loss": mixture.loss, **known})
 
 
 def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
@@ -130,6 +137,14 @@ class Drawn:
     domain: Ints
     row: Ints
     volumes: Ints
+
+    def look_up(self, values: Sequence[Ints]) -> Ints:
+        """Look up a number of every row drawn, (R,), given one array a domain."""
+        found = np.zeros(len(self.row), dtype=np.int64)
+        for d, of_domain in enumerate(values):
+            here = self.domain == d
+            found[here] = np.asarray(of_domain)[self.row[here]]
+        return found
 
     @property
     def order(self) -> tuple[Ints, Ints]:

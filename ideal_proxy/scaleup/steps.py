@@ -1,7 +1,7 @@
 """One optimiser step of the full-size run: which rows it takes, how processes share them, and its gradient.
 
-Which rows share a step never depends on the number of processes or on what fits a micro-batch, and the loss is
-Σ nll / Σ supervised tokens over all of them, as for the proxies. Legend: R rows, S steps, B rows of a step.
+Which rows share a step never depends on the number of processes or on what fits a micro-batch, and the loss is taken
+over all of them, as for the proxies. Legend: R rows, S steps, B rows of a step.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ideal_proxy.batching import Loss
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
-from ideal_proxy.proxy import MICRO_BATCH_TOKENS, TrainSettings, batch_loss, collate_across, label_losses, micro_batches
+from ideal_proxy.proxy import (
+    MICRO_BATCH_TOKENS,
+    TrainSettings,
+    batch_loss,
+    collate_across,
+    label_losses,
+    label_weights,
+    micro_batches,
+)
 from ideal_proxy.scaleup.source import Drawn
 
 Ints = NDArray[np.int64]
@@ -32,11 +41,14 @@ class Step:
 
     Attributes:
         batches: this process's micro-batches; as many in every process.
-        labels: supervised tokens of the step, over all processes.
+        normaliser: what the sum over its labels is divided by: the step's supervised tokens, or its rows, over all
+            processes.
+        loss: whether each supervised token counts alike, or each row.
     """
 
     batches: tuple[Batch, ...]
-    labels: int
+    normaliser: int
+    loss: Loss = "token"
 
 
 class StepSet(Dataset[Step]):
@@ -46,40 +58,39 @@ class StepSet(Dataset[Step]):
         self,
         drawn: Drawn,
         token_rows: Sequence[TokenRows],
-        batch_rows: int,
-        micro_batch_tokens: int,
+        settings: TrainSettings,
         *,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.drawn = drawn
         self.token_rows = token_rows
-        self.batch_rows = batch_rows
-        self.limit = micro_batch_tokens
+        self.settings = settings
         self.rank = rank
         self.world = world
         self._lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
         self._labels = [np.asarray(rows.supervised_tokens, dtype=np.int64) for rows in token_rows]
+        self._bounds = settings.bounds(drawn.look_up(self._lengths))
 
     def __len__(self) -> int:
         """Return the number of steps S."""
-        return -(-len(self.drawn.domain) // self.batch_rows)
+        return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> Step:
         """Return step `index`; the last one may have fewer rows."""
-        here = slice(index * self.batch_rows, (index + 1) * self.batch_rows)
+        here = slice(self._bounds[index], self._bounds[index + 1])
+        limit, loss = self.settings.micro_batch_tokens or 0, self.settings.loss
         domains, rows = self.drawn.domain[here], self.drawn.row[here]
         lengths = self._of(self._lengths, domains, rows)
-        parts = [
-            [dealt[part] for part in micro_batches(lengths[dealt], self.limit)] for dealt in deal(lengths, self.world)
-        ]
+        parts = [[dealt[part] for part in micro_batches(lengths[dealt], limit)] for dealt in deal(lengths, self.world)]
         mine = parts[self.rank]
         batches = [collate_across(self.token_rows, domains[part], rows[part]) for part in mine]
         # Every process runs as many forward passes, or collectives would wait for ever: some run a row without labels.
         for _ in range(max(map(len, parts)) - len(mine)):
             shortest = np.array([int(lengths.argmin())])
             batches.insert(0, _silent(collate_across(self.token_rows, domains[shortest], rows[shortest])))
-        return Step(tuple(batches), max(1, int(self._of(self._labels, domains, rows).sum())))
+        labels = self._of(self._labels, domains, rows)
+        return Step(tuple(batches), max(1, int(labels.sum() if loss == "token" else np.count_nonzero(labels))), loss)
 
     @staticmethod
     def _of(values: Sequence[Ints], domains: Ints, rows: Ints) -> Ints:
@@ -123,16 +134,18 @@ def accumulate(
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     autocast: torch.dtype | None = None,
 ) -> Tensor:
-    """Add the gradient of one step: sum over sum, however the rows are split."""
+    """Add the gradient of one step, however its rows are split."""
     total: Tensor | None = None
+    scale = world / step.normaliser
     seen = _Wrapped(model, inner)
     for number, batch in enumerate(step.batches):
         last = number == len(step.batches) - 1
         with contextlib.nullcontext() if last else no_sync():
             if model is inner:  # a wrapper's gradients are only right through its own call
-                loss = batch_loss(model, batch, world / step.labels, device=device, autocast=autocast)
+                loss = batch_loss(model, batch, scale, device=device, autocast=autocast, loss=step.loss)
             else:
-                loss = label_losses(seen, batch, device=device).sum() * (world / step.labels)
+                losses, weights = label_losses(seen, batch, device=device), label_weights(batch, step.loss)
+                loss = (losses if weights is None else losses * torch.from_numpy(weights).to(losses)).sum() * scale
             backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None

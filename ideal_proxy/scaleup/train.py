@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ideal_proxy.batching import Loss
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
@@ -42,6 +43,8 @@ class ScaleUp:
         fraction: share of the volumes to train on.
         learning_rate: peak rate.
         batch_rows: rows of an optimiser step.
+        batch_tokens: its tokens, where it counts those.
+        loss: over a step's supervised tokens, or its rows; default the search's.
         context: longest row, tokens.
         dtype: auto, float32 or bfloat16.
         device: auto, cpu, cuda or mps.
@@ -64,6 +67,8 @@ class ScaleUp:
     fraction: float = 1.0
     learning_rate: float | None = None
     batch_rows: int | None = None
+    batch_tokens: int | None = None
+    loss: Loss | None = None
     context: int | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -94,7 +99,13 @@ def scale_up(
     rate = wanted.learning_rate or wanted.spec.learning_rate(proxies)
     dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
     settings = RunSettings(
-        train=TrainSettings(learning_rate=rate, batch_rows=wanted.batch_rows or proxies.batch_rows, dtype=dtype),
+        train=TrainSettings(
+            learning_rate=rate,
+            batch_rows=wanted.batch_rows or proxies.batch_rows,
+            batch_tokens=wanted.batch_tokens or (None if wanted.batch_rows else proxies.batch_tokens),
+            loss=wanted.loss or proxies.loss,
+            dtype=dtype,
+        ),
         context=context,
         device=device,
         packed=wanted.packed,
@@ -223,6 +234,10 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
         raise UsageError(f"--seeds is {wanted.seeds}; it must be at least 1")
     if not 0 < wanted.fraction <= 1:
         raise UsageError(f"--fraction is {wanted.fraction}; it must lie above 0 and at most at 1")
+    if wanted.loss not in (None, "token", "row"):
+        raise UsageError(f"--loss is {wanted.loss!r}; it must be token or row")
+    if wanted.batch_rows and wanted.batch_tokens:
+        raise UsageError("a step counts rows or tokens: give either --batch-rows or --batch-tokens")
     if not mixture.capabilities:
         raise UsageError("the mixture file names no capability, so nothing can be measured; add one with its source")
     if wanted.refine < 0 or not 0 < wanted.refine_step <= 2 or wanted.refine_rows < 2:

@@ -240,7 +240,9 @@ def prepare_context(
     settings = json.loads(json.dumps(settings))
     target = context.folder / SETTINGS
     if target.is_file():
-        if read_json(target) != settings:
+        before = read_json(target)
+        before["train"] = dataclasses.asdict(TrainSettings(**before["train"]))  # earlier versions said less
+        if before != settings:
             raise UserError(
                 f"{context.folder} was prepared from other data or settings; choose another --out or remove it"
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ideal_proxy.batching import Batch, Loss, step_bounds
 from ideal_proxy.data.tokens import IGNORED, TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.proxy import training as proxy
@@ -111,12 +112,16 @@ def test_packed_equals_one_row_at_a_time(order: str) -> None:
         assert torch.allclose(one, two, atol=1e-5 * float(two.abs().max()) + 1e-7)
 
 
-def test_the_fused_head_gives_the_same_loss_and_gradient() -> None:
+@pytest.mark.parametrize("loss", ["token", "row"])
+def test_the_fused_head_gives_the_same_loss_and_gradient(loss: Loss) -> None:
     rows = make_rows(9, longest=60)
     model = tiny()
     batch = batch_of(rows, range(9))
-    plain = proxy.label_losses(model, batch).sum() * 0.01
-    fused = proxy.batch_loss(model, batch, 0.01, device=torch.device("cpu"))
+    each = proxy.label_losses(model, batch)
+    if loss == "row":
+        each = torch.stack([part.mean() for part in each.split(rows.supervised_tokens.tolist())])
+    plain = each.sum() * 0.01
+    fused = proxy.batch_loss(model, batch, 0.01, device=torch.device("cpu"), loss=loss)
     assert fused.item() == pytest.approx(plain.item(), rel=1e-6)
     wanted = torch.autograd.grad(plain, list(model.parameters()))
     for one, two in zip(torch.autograd.grad(3 * fused, list(model.parameters())), wanted, strict=True):
@@ -243,18 +248,23 @@ def test_training_learns_the_rule() -> None:
     assert log.supervised_tokens == rows.supervised_tokens.sum()
 
 
-def test_a_step_is_sum_over_sum_however_it_is_split() -> None:
+@pytest.mark.parametrize("loss", ["token", "row"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_steps_loss_is_the_same_however_it_is_split_and_packed(loss: Loss, packed: bool) -> None:
     rows = make_rows(24, longest=60)
     whole, split, reference = tiny(), tiny(), tiny()
-    settings = proxy.TrainSettings(batch_rows=24, micro_batch_tokens=100_000, grad_clip=1e9, warmup_fraction=0.0)
-    small = proxy.TrainSettings(batch_rows=24, micro_batch_tokens=64, grad_clip=1e9, warmup_fraction=0.0)
+    if not packed:
+        split.set_attn_implementation("sdpa")
+    settings = proxy.TrainSettings(
+        batch_rows=24, micro_batch_tokens=100_000, grad_clip=1e9, warmup_fraction=0.0, loss=loss
+    )
     one = proxy.train(whole, in_order(24), [rows], settings)
-    two = proxy.train(split, in_order(24), [rows], small)
+    two = proxy.train(split, in_order(24), [rows], dataclasses.replace(settings, micro_batch_tokens=64))
     losses = proxy.evaluate(reference, rows)
-    assert one.losses[0] == pytest.approx(losses.loss_sum.sum() / losses.tokens.sum(), rel=1e-5)
-    assert two.losses[0] == pytest.approx(one.losses[0], rel=1e-6)
-    mean_of_means = (losses.loss_sum / losses.tokens).mean()
-    assert abs(one.losses[0] - mean_of_means) > 1e-4
+    sum_over_sum, mean_of_means = losses.mean, float((losses.loss_sum / losses.tokens).mean())
+    assert abs(sum_over_sum - mean_of_means) > 1e-4
+    assert one.losses[0] == pytest.approx(sum_over_sum if loss == "token" else mean_of_means, rel=1e-5)
+    assert two.losses[0] == pytest.approx(one.losses[0], rel=1e-5)
     for a, b in zip(whole.parameters(), split.parameters(), strict=True):
         # Adam's first step is the gradient's sign: compare where rounding cannot flip it.
         assert float((a - b).detach().abs().median()) < 1e-6
@@ -272,6 +282,47 @@ def test_rows_of_a_step_come_from_the_order_alone() -> None:
     three = proxy.train(other, moved, [rows], settings)
     assert np.allclose(one.losses, two.losses, rtol=1e-6)
     assert not np.allclose(one.losses, three.losses, rtol=1e-6)
+
+
+def test_steps_of_tokens_are_cut_where_rows_begin() -> None:
+    lengths = np.array([30, 30, 50, 10, 250, 20, 30, 80])  # begin at 0 30 60 110 120 370 390 420
+    assert step_bounds(lengths, Batch(tokens=100)).tolist() == [0, 3, 5, 7, 8]
+    assert step_bounds(lengths, Batch(rows=3)).tolist() == [0, 3, 6, 8]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = rng.integers(1, 300, rng.integers(1, 400))
+        bounds = step_bounds(lengths, Batch(tokens=1000))
+        tokens = np.add.reduceat(lengths, bounds[:-1])
+        assert bounds[-1] == len(lengths)
+        assert (np.diff(bounds) > 0).all()
+        assert tokens.max() < 1300
+        assert abs(len(tokens) - Batch(tokens=1000).steps(len(lengths), lengths.sum())) <= 1
+
+
+def test_ten_steps_give_these_losses() -> None:
+    """Any later change of training shows here. In float64, so that machines agree; rows of two domains, two lengths."""
+    rows = [make_rows(60, longest=40), make_rows(40, seed=1, step=5)]
+    rng = np.random.default_rng(3)
+    domain = rng.integers(0, 2, 80)
+    order = domain, rng.integers(0, 40, 80)
+    golden = {
+        "token": [
+            4.195084809, 3.976075445, 3.764076208, 3.706628722, 3.506134234, 3.455168137, 3.565487872, 3.347754029,
+            3.512170873, 3.438649677,
+        ],
+        "row": [
+            4.198575563, 3.986962664, 3.755463579, 3.761830755, 3.558780841, 3.495936308, 3.676765554, 3.482557414,
+            3.54896534, 3.508287184,
+        ],
+        "tokens": [
+            4.194482871, 4.06532183, 3.613616871, 3.815629052, 3.494158906, 3.562739812, 3.558104933, 3.438163563,
+            3.483084229, 3.485962916,
+        ],
+    }  # fmt: skip
+    for name, change in (("token", {}), ("row", {"loss": "row"}), ("tokens", {"batch_tokens": 170})):
+        settings = proxy.TrainSettings(learning_rate=5e-3, batch_rows=8, micro_batch_tokens=128, **change)  # type: ignore[arg-type]
+        found = proxy.train(tiny().double(), order, rows, settings).losses[:10]
+        assert found == pytest.approx(golden[name], abs=1e-6), name
 
 
 class Killed(Exception):

@@ -16,13 +16,14 @@ import pytest
 import torch
 from builders import board, environment, write_rows
 
+from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokens import collate, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.draws import domain_order
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
-from ideal_proxy.proxy.model import build_proxy, label_losses
+from ideal_proxy.proxy.model import build_proxy, collate_across, label_losses
 from ideal_proxy.proxy.records import RowLosses, TrainSettings
 from ideal_proxy.proxy.training import train
 from ideal_proxy.scaleup.model import ModelSpec, load_encoder
@@ -124,14 +125,14 @@ def test_labels_equal_the_proxies(mixture: MixtureFile, tmp_path: Path) -> None:
     rows = list(read_rows(mixture.domains[1].source))
     proxy_rows = tokenize_rows(rows, make_template(encoder.tokenizer), 48, None)
     drawn = draw_rows(["echo"], [data.domains[1]], [20], 0)
-    step = StepSet(drawn, [data.domains[1]], 20, 10_000)[0]
+    step = StepSet(drawn, [data.domains[1]], step_of(20, 10_000))[0]
     expected = collate(proxy_rows, step.batches[0].rows)
     np.testing.assert_array_equal(step.batches[0].labels, expected.labels)
     np.testing.assert_array_equal(step.batches[0].input_ids, expected.input_ids)
     answer = encoder.tokenizer.decode(expected.labels[expected.labels >= 0])
     first = rows[int(step.batches[0].rows[0])]
     assert answer.startswith(first.messages[-1].content), "loss lies on the answer, not on the prompt"
-    assert step.labels == int((expected.labels >= 0).sum())
+    assert step.normaliser == int((expected.labels >= 0).sum())
 
 
 def test_draw_is_exact_and_a_fraction_keeps_repeats(mixture: MixtureFile, tmp_path: Path) -> None:
@@ -150,22 +151,34 @@ def test_draw_is_exact_and_a_fraction_keeps_repeats(mixture: MixtureFile, tmp_pa
     assert np.bincount(part.row[part.domain == 0]).max() == 2, "130 of 120 rows repeat, so 65 of 60 do"
 
 
+def step_of(rows: int, micro_batch_tokens: int, loss: Loss = "token") -> TrainSettings:
+    return TrainSettings(batch_rows=rows, micro_batch_tokens=micro_batch_tokens, loss=loss)
+
+
+@pytest.mark.parametrize("kind", ["token", "row"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_gradient_is_sum_over_sum_however_it_is_split(mixture: MixtureFile, tmp_path: Path, packed: bool) -> None:
-    """One process, two, and three with unequal numbers of micro-batches give the gradient of Σ nll / Σ tokens."""
+def test_a_steps_gradient_is_the_same_however_it_is_split(
+    mixture: MixtureFile, tmp_path: Path, packed: bool, kind: Loss
+) -> None:
+    """One process, two, three with unequal numbers of micro-batches: Σ nll / Σ tokens, or the mean of rows' means."""
     encoder, data = encoded(mixture, tmp_path)
     drawn = draw_rows(data.names, data.domains, [9, 8, 0], 1)
     model = build_proxy("0.1M", len(encoder.tokenizer), 48, 0)
     if not packed:
         model.set_attn_implementation("sdpa")
-    whole = StepSet(drawn, data.domains, 17, 100_000)[0]
+    whole = StepSet(drawn, data.domains, step_of(17, 100_000, kind))[0]
     assert len(whole.batches) == 1
-    loss = label_losses(model, whole.batches[0]).mean()
+    rows = [
+        label_losses(model, collate_across(data.domains, *one)) for one in zip(*map(singles, drawn.order), strict=True)
+    ]
+    loss = torch.cat(rows).mean() if kind == "token" else torch.stack([row.mean() for row in rows]).mean()
     loss.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     for world, limit in ((1, 60), (2, 60), (3, 40), (20, 500)):
         model.zero_grad()
-        parts = [StepSet(drawn, data.domains, 17, limit, rank=rank, world=world)[0] for rank in range(world)]
+        parts = [
+            StepSet(drawn, data.domains, step_of(17, limit, kind), rank=rank, world=world)[0] for rank in range(world)
+        ]
         assert len({len(part.batches) for part in parts}) == 1
         totals = []
         for part in parts:
@@ -176,11 +189,40 @@ def test_gradient_is_sum_over_sum_however_it_is_split(mixture: MixtureFile, tmp_
             torch.testing.assert_close(parameter.grad, wanted, atol=2e-6, rtol=1e-4)
 
 
+def singles(values: np.ndarray) -> list[np.ndarray]:
+    return list(values[:, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"), [("row", Batch(rows=16)), ("token", Batch(tokens=300)), ("row", Batch(tokens=300))]
+)
+def test_the_full_size_run_takes_the_proxies_steps(
+    mixture: MixtureFile, tmp_path: Path, done: tuple[Path, dict], kind: Loss, batch: Batch
+) -> None:
+    """The mixture file alone says loss and batch; the curve of scale-up is that of `proxy.train`."""
+    from ideal_proxy.proxy.training import load_weights
+
+    told = mixture.model_copy(update={"loss": kind, "batch": batch, "epochs": 3})
+    result = scale_up(told, TINY, tmp_path / "out", QUIET)
+    encoder, data = encoded(mixture, done[0])
+    drawn = draw_rows(data.names, data.domains, [d.rows for d in mixture.domains], 5)
+    model = build_proxy("0.1M", len(encoder.tokenizer), 48, 5)
+    load_weights(model, tmp_path / "out" / "start" / "weights.safetensors")
+    settings = TrainSettings(learning_rate=5e-3, batch_rows=batch.rows or 1, batch_tokens=batch.tokens, loss=kind)
+    log = train(model, drawn.order, data.domains, settings)
+    curve = json.loads((tmp_path / "out" / "runs" / "mixture-5" / "log.json").read_text())["curve"]
+    np.testing.assert_allclose([loss for _, loss in curve], log.losses, rtol=2e-4)
+    tokens = sum(int(rows.lengths[drawn.row[drawn.domain == d]].sum()) for d, rows in enumerate(data.domains))
+    assert result["steps"] == len(log.losses)
+    assert abs(result["steps"] - batch.steps(180, tokens)) <= (0 if batch.rows else 1)
+    assert result["rows"] == 180, "epochs are in the volumes already"
+
+
 def test_a_mean_of_batch_means_would_be_caught(mixture: MixtureFile, tmp_path: Path) -> None:
     encoder, data = encoded(mixture, tmp_path)
     drawn = draw_rows(data.names, data.domains, [9, 8, 0], 1)
     model = build_proxy("0.1M", len(encoder.tokenizer), 48, 0)
-    parts = StepSet(drawn, data.domains, 17, 60)[0].batches
+    parts = StepSet(drawn, data.domains, step_of(17, 60))[0].batches
     assert len(parts) > 1
     sums = torch.stack([label_losses(model, part).sum() for part in parts])
     tokens = torch.tensor([(part.labels >= 0).sum() for part in parts])

@@ -42,15 +42,19 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> tuple[list[float], dict[str, torch.Tensor]]:
-    model = build_proxy("0.1M", worker.VOCABULARY, 64, 0)
-    losses = worker.train(model, model, worker.steps(0, 1), 1, contextlib.nullcontext)
-    return losses, worker.whole(model)
+def alone() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    done = {}
+    for loss in ("token", "row"):
+        model = build_proxy("0.1M", worker.VOCABULARY, 64, 0)
+        losses = worker.train(model, model, worker.steps(0, 1, loss), 1, contextlib.nullcontext)
+        done[loss] = losses, worker.whole(model)
+    return done
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
-def test_two_processes_equal_one(found: list[dict], alone: tuple, kind: str) -> None:
-    losses, weights = alone
+@pytest.mark.parametrize("kind", ["fsdp", "ddp", "row"])
+def test_two_processes_equal_one(found: list[dict], alone: dict, kind: str) -> None:
+    losses, weights = alone["row" if kind == "row" else "token"]
+    assert alone["row"][0] != pytest.approx(alone["token"][0], rel=1e-4)
     fresh = dict(build_proxy("0.1M", worker.VOCABULARY, 64, 0).named_parameters())
     assert len(losses) == 4
     together = [sum(part) / WORLD for part in zip(*(rank[f"{kind}_losses"] for rank in found), strict=True)]
@@ -69,7 +73,7 @@ def test_processes_do_not_see_the_same_rows() -> None:
     assert sum(rows) == worker.BATCH_ROWS
     assert len(parts[0].batches) == len(parts[1].batches) > 1
     labels = [sum(int((batch.labels >= 0).sum()) for batch in part.batches) for part in parts]
-    assert sum(labels) == parts[0].labels == parts[1].labels
+    assert sum(labels) == parts[0].normaliser == parts[1].normaliser
 
 
 def test_shipped_configuration_is_what_accelerate_reads() -> None:
