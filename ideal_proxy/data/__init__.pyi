@@ -4,8 +4,10 @@ from .dialects import read_turns as read_turns
 from .duplicates import DuplicateReport as DuplicateReport
 from .duplicates import find_duplicates as find_duplicates
 from .duplicates import prompt_mark as prompt_mark
+from .files import find_files as find_files
 from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
+from .hub import parse_hub as parse_hub
 from .layout import Found as Found
 from .layout import look as look
 from .messages import KEY_VERSION as KEY_VERSION

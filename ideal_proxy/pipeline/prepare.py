@@ -24,7 +24,6 @@ from ideal_proxy.data import (
     domain_tokenizer,
     find_duplicates,
     make_template,
-    read_rows,
     read_sources,
     row_keys,
     rows_by_name,
@@ -36,6 +35,7 @@ from ideal_proxy.data import (
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
+from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
@@ -150,6 +150,11 @@ class Prepared:
         """Load a domain's token arrays, memory-mapped."""
         return TokenRows.load(self.folder / f"domain-{index}")
 
+    @property
+    def sources(self) -> list[Origin]:
+        """Where all rows came from, domains first."""
+        return [Origin(entry.source, entry.format, entry.fingerprint) for entry in (*self.facts, *self.capabilities)]
+
     def reference_rows(self, index: int, half: str) -> TokenRows:
         """Load a capability's token arrays, the `search` or the `verify` half."""
         return TokenRows.load(self.folder / f"{half}-{index}")
@@ -159,10 +164,11 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     """Read, tokenise and split every source, once."""
     if is_complete(folder):
         prepared = load_prepared(folder)
-        _refuse_changed(prepared)
+        refuse_changed_sources(prepared.sources, prepared.health["stamps"], folder.parent)
         return prepared
     # What is wrong with the model is told before any row is read.
     tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
+    stamps = {entry.path: stamp(entry.path) for entry in (*config.domains, *config.capabilities)}
     domains, references = read_sources(config, bad_rows=folder.parent / BAD_ROWS)
     for line in tally_lines(domains, references):
         reporter.note(line)
@@ -224,7 +230,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         folder=folder,
         facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
-        health={"duplicates": duplicate_lines(report), "stamps": _stamps(domain_facts, capability_facts)},
+        health={"duplicates": duplicate_lines(report), "stamps": stamps},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
         base_model=base_model,
@@ -329,42 +335,16 @@ def _refuse_empty(tokens: TokenRows, what: str, source: str) -> None:
         raise UserError(f"{what} has no row with an answer in {source}; every row needs a non-empty answer")
 
 
-def _stamps(*groups: Sequence[DomainFacts] | Sequence[CapabilityFacts]) -> dict[str, list[int]]:
-    """Note size and time of every plain source file, to see a change on resume."""
-    stamps = {}
-    for group in groups:
-        for entry in group:
-            path = Path(entry.source)
-            if path.is_file():
-                stamps[entry.source] = [path.stat().st_size, path.stat().st_mtime_ns]
-    return stamps
-
-
 def still_true(run: Path) -> bool:
     """Whether what was prepared in a run directory, if anything, is of the data as it is now."""
     if not is_complete(run / "prepared"):
         return True
     try:
-        _refuse_changed(load_prepared(run / "prepared"))
+        prepared = load_prepared(run / "prepared")
+        refuse_changed_sources(prepared.sources, prepared.health["stamps"], run)
     except UserError:
         return False
     return True
-
-
-def _refuse_changed(prepared: Prepared) -> None:
-    """Refuse to go on with other data than the run was begun with."""
-    for source, stamp in prepared.health["stamps"].items():
-        path = Path(source)
-        if path.is_file() and [path.stat().st_size, path.stat().st_mtime_ns] == stamp:
-            continue
-        if path.is_file() and path.stat().st_size == stamp[0]:
-            entries: list[DomainFacts | CapabilityFacts] = [*prepared.facts, *prepared.capabilities]
-            entry = next(e for e in entries if e.source == source)
-            if source_fingerprint(row_keys(read_rows(source, format=entry.format, max_bad=-1))) == entry.fingerprint:
-                continue
-        raise UserError(
-            f"{source} changed since {prepared.folder.parent} was begun; restore it, or start anew with another --out"
-        )
 
 
 def _as_json(prepared: Prepared) -> dict[str, Any]:
