@@ -153,7 +153,8 @@ class Prepared:
     @property
     def sources(self) -> list[Origin]:
         """Where all rows came from, domains first."""
-        return [Origin(entry.source, entry.format, entry.fingerprint) for entry in (*self.facts, *self.capabilities)]
+        entries: list[DomainFacts | CapabilityFacts] = [*self.facts, *self.capabilities]
+        return [Origin(entry.source, entry.format, entry.fingerprint) for entry in entries]
 
     def reference_rows(self, index: int, half: str) -> TokenRows:
         """Load a capability's token arrays, the `search` or the `verify` half."""
