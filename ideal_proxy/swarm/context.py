@@ -72,28 +72,14 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunSpec:
-        """Read what `to_json` gave.
-
-        Args:
-            value: the mapping.
-
-        Returns:
-            RunSpec: equal to the one written.
-        """
+        """Read what `to_json` gave."""
         fields: dict[str, Any] = {k: tuple(entry) if isinstance(entry, list) else entry for k, entry in value.items()}
         fields["metrics"] = tuple(MetricSpec(**metric) for metric in fields.get("metrics", ()))
         return cls(**fields)
 
 
 def what_counts(spec: RunSpec) -> tuple[Any, ...]:
-    """Return the parts of a specification that its numbers depend on.
-
-    Args:
-        spec: the run.
-
-    Returns:
-        tuple: equal for runs whose results are the same.
-    """
+    """Return the parts of a specification that its numbers depend on; equal for runs with the same results."""
     metrics = tuple(metric.identity for metric in spec.metrics)
     return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses, metrics
 
@@ -116,12 +102,12 @@ class Run:
 
     @property
     def scores(self) -> dict[str, float]:
-        """What its metrics gave, by key."""
+        """The scores of its metrics, by key."""
         return {key: float(found["score"]) for key, found in self.metrics.get("scores", {}).items()}
 
     @property
     def seconds(self) -> float:
-        """What the run took of one worker: training, judging by loss, metrics."""
+        """How long the run kept one worker busy: training, judging by loss, metrics."""
         parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
         return float(sum(self.metrics.get(part, 0.0) for part in parts))
 
@@ -182,18 +168,11 @@ class SwarmContext:
         return [TokenRows.load(self.folder / "reserved" / f"{i:04d}") for i in range(len(self.domains))]
 
     def reference_rows(self, name: str) -> TokenRows:
-        """Map one reference set.
-
-        Args:
-            name: its name.
-
-        Returns:
-            TokenRows: its rows.
-        """
+        """Map the rows of one reference set."""
         return TokenRows.load(self.folder / "references" / f"{self.references.index(name):04d}")
 
     def fingerprint(self) -> str:
-        """Return what identifies the settings and data that a result rests on (the folder's place does not)."""
+        """Return a hash of the settings and data that a result depends on; the folder may be moved."""
         return hashlib.sha256(json.dumps(read_json(self.folder / SETTINGS), sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -204,22 +183,7 @@ def prepare_context(
     references: Sequence[TokenRows],
     reserved: Sequence[TokenRows] = (),
 ) -> SwarmContext:
-    """Write a context's files; the settings come last, so that a half-written one is never used.
-
-    A context already there is kept when it is the same, so that finished runs stay valid.
-
-    Args:
-        context: the settings.
-        domains: D sets of rows that runs may draw from.
-        references: reference sets, in the order of `context.references`.
-        reserved: D sets for the warm start; () where there is none.
-
-    Returns:
-        SwarmContext: the same.
-
-    Raises:
-        UserError: the sets do not match the names, or the folder holds another context.
-    """
+    """Write a context's files, the settings last, so that a half-written one is never used; an equal one is kept."""
     if len(domains) != len(context.domains) or len(references) != len(context.references):
         raise UserError("a swarm context needs one set of rows for every domain and every reference name")
     if context.warm and len(reserved) != len(context.domains):
@@ -255,14 +219,7 @@ def prepare_context(
 
 
 def load_context(folder: str | Path) -> SwarmContext:
-    """Open a prepared context.
-
-    Args:
-        folder: as given to `prepare_context`.
-
-    Returns:
-        SwarmContext: its settings.
-    """
+    """Open a prepared context."""
     settings = read_json(Path(folder) / SETTINGS)
     settings.pop("data")
     train = TrainSettings(**settings.pop("train"))
@@ -275,19 +232,7 @@ def load_context(folder: str | Path) -> SwarmContext:
 def draw_run(
     context: SwarmContext, token_rows: Sequence[TokenRows], spec: RunSpec
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a run's rows in training order.
-
-    Args:
-        context: names and available rows.
-        token_rows: the D domains' rows.
-        spec: seed and rows of each domain.
-
-    Returns:
-        tuple: domain (R,) and row index (R,), as `proxy.train` takes them.
-
-    Raises:
-        UserError: the run names another number of domains.
-    """
+    """Return a run's rows in training order: domain (R,) and row index (R,), as `proxy.train` takes them."""
     if len(spec.rows) != len(context.domains):
         raise UserError(f"run {spec.id!r} has {len(spec.rows)} volumes for {len(context.domains)} domains")
     drawn = []
@@ -300,15 +245,7 @@ def draw_run(
 def save_result(
     folder: Path, context: SwarmContext, spec: RunSpec, losses: Mapping[str, RowLosses], metrics: Mapping[str, Any]
 ) -> None:
-    """Write a run's results, the marker last.
-
-    Args:
-        folder: the run's folder.
-        context: what it rests on.
-        spec: the run.
-        losses: per reference set.
-        metrics: more numbers, JSON-ready.
-    """
+    """Write a run's results, the marker last."""
     save_row_losses(folder, losses)
     means = {name: value.mean for name, value in losses.items()}
     atomic_write_json(
@@ -319,12 +256,7 @@ def save_result(
 
 
 def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:
-    """Write the loss of every row of the reference sets.
-
-    Args:
-        folder: the run's folder.
-        losses: per reference set.
-    """
+    """Write the loss of every row of the reference sets."""
     arrays: dict[str, Any] = {}
     for index, value in enumerate(losses.values()):
         arrays[f"loss_sum_{index}"] = value.loss_sum
@@ -335,15 +267,7 @@ def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:
 
 
 def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
-    """Read what `save_row_losses` wrote.
-
-    Args:
-        folder: the run's folder.
-        names: of the reference sets, in their order.
-
-    Returns:
-        dict: losses by name.
-    """
+    """Read what `save_row_losses` wrote."""
     with np.load(folder / ROW_LOSSES) as arrays:
         return {
             name: RowLosses(arrays[f"loss_sum_{index}"], arrays[f"tokens_{index}"]) for index, name in enumerate(names)
@@ -351,18 +275,7 @@ def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
 
 
 def load_result(run_dir: str | Path, run_id: str) -> Run:
-    """Read a finished run.
-
-    Args:
-        run_dir: the run directory that holds `runs/`.
-        run_id: the run.
-
-    Returns:
-        Run: its losses and numbers.
-
-    Raises:
-        UserError: the run is not complete.
-    """
+    """Read a finished run; one that is not complete is an error."""
     folder = Path(run_dir) / "runs" / run_id
     if not is_complete(folder):
         raise UserError(f"run {run_id!r} in {run_dir} is not complete; run the same search again to finish it")

@@ -66,18 +66,7 @@ class Forecast:
             self._beginnings.append(beginning)
 
     def seconds_left(self, waiting: Sequence[float], under_way: Sequence[UnderWay], workers: int) -> float | None:
-        """Estimate the time until all is done.
-
-        The waiting runs go one after another to the worker that is free first, which is what the scheduler does.
-
-        Args:
-            waiting: work of the runs to come, tokens, in the order in which they are handed out.
-            under_way: the runs that workers are at.
-            workers: side by side, at least 1.
-
-        Returns:
-            float: seconds; None before anything was measured.
-        """
+        """Estimate the seconds until all is done; each waiting run goes to the worker that is free first."""
         work = self._work + sum(run.done for run in under_way)
         if work <= 0:
             return None

@@ -35,7 +35,7 @@ EXPORTED = "exported"
 
 
 def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
-    """Write the run file's metrics out."""
+    """Return the metrics of a run file, as runs take them."""
     return tuple(
         MetricSpec(
             key=f"{split}-{j}", capability=c.name, split=split, command=c.metric.command or "",
@@ -60,7 +60,7 @@ def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, de
     return time.monotonic() - started
 
 
-def put_by(
+def save_trained(
     folder: Path,
     context: SwarmContext,
     spec: RunSpec,
@@ -68,7 +68,7 @@ def put_by(
     metrics: Mapping[str, Any],
     model: Any,
 ) -> None:
-    """Keep what a training gave until its metrics are measured."""
+    """Write the model and the losses of a trained run, until its metrics are measured."""
     from transformers import AutoTokenizer
 
     source = context.folder / TOKENIZER
@@ -83,7 +83,7 @@ def put_by(
     )
 
 
-def is_put_by(folder: Path, context: SwarmContext, spec: RunSpec) -> bool:
+def is_trained(folder: Path, context: SwarmContext, spec: RunSpec) -> bool:
     """Tell whether this run is trained and only its metrics are to be measured."""
     path = folder / TRAINED
     if not (spec.metrics and path.is_file() and (folder / EXPORTED).is_dir() and (folder / ROW_LOSSES).is_file()):
@@ -120,5 +120,5 @@ def _scores(path: Path, run: Any) -> dict[str, dict[str, Any]]:
 
 
 def _identity(context: SwarmContext, spec: RunSpec) -> Any:
-    """What the put-by state depends on, as JSON gives it back."""
+    """Return what a trained run depends on, as JSON gives it back."""
     return json.loads(json.dumps([context.fingerprint(), what_counts(spec)]))

@@ -1,4 +1,4 @@
-"""Many proxies on any engine: long runs first, retries, resume, and an honest estimate of the time left.
+"""Many runs on any engine: long runs first, retries, resume, and an estimate of the time left.
 
 The parent imports no torch. It hands out one run at a time, so a worker that dies loses that run alone, and that only
 back to its last checkpoint. A run is complete when its marker stands; what is complete is never done again. Workers
@@ -18,37 +18,17 @@ import numpy as np
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_complete
-from ideal_proxy.swarm.context import (
-    MODEL,
-    RESPONSES,
-    TOKENIZER,
-    WARM_RUN,
-    ZERO_RUN,
-    Run,
-    RunSpec,
-    SwarmContext,
-    draw_run,
-    load_context,
-    load_result,
-    prepare_context,
-    what_counts,
-)
+from ideal_proxy.swarm.context import WARM_RUN, ZERO_RUN, Run, RunSpec, SwarmContext, load_result, what_counts
 from ideal_proxy.swarm.forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm.local import LocalPool
 from ideal_proxy.swarm.pool import Message, Pool
 
-__all__ = [
-    "MODEL", "RESPONSES", "TOKENIZER", "WARM_RUN", "ZERO_RUN", "Run", "RunSpec", "Swarm", "SwarmContext",
-    "SwarmEvent", "SwarmOutcome", "draw_run", "load_context", "load_result", "prepare_context", "response_trainings",
-    "run_swarm", "warm_spec", "zero_spec",
-]  # fmt: skip
-
 ATTEMPTS = 2
 LOSSES = 4
-"""Times that a run may lose its worker without being to blame, as when a machine goes away."""
+"""So often a run may lose its worker through no fault of its own, as when a machine goes away."""
 STOP_SECONDS = 10.0
 IMPLICIT_TRAININGS = 1.5
-"""What an implicit estimate may cost, in trainings of that proxy; its rows are chosen by it."""
+"""Most that an implicit estimate may cost, in trainings of its proxy; it uses as many rows as that allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +115,7 @@ class _Seat:
         return UnderWay(left, work.after(done, self.steps) - left, seconds, self.first_step is not None)
 
     def tell(self, forecast: Forecast, work: Work) -> None:
-        """Let the finished run count as measured."""
+        """Take the finished run's speed into the forecast."""
         now = time.monotonic()
         if self.first_step is None:
             forecast.measured(now - self.began, work.whole)
@@ -159,23 +139,15 @@ class _Call:
     skipped: set[str] = field(default_factory=set)
 
     def wait(self, *specs: RunSpec) -> None:
-        """Put runs into the line, long ones first: what is begun last should not be what ends last."""
+        """Put runs into the queue, long ones first, so that no long one is begun last."""
         self.waiting.extend(specs)
         self.waiting.sort(key=lambda spec: (-self.work[spec.id].whole, spec.id))
 
 
 class Swarm:
-    """Workers that stay up between calls (starting one costs seconds of imports), and what they are to do.
+    """Workers that stay up between calls, because starting one takes seconds, and the runs that they do.
 
     Use as a context manager: leaving it ends the workers.
-
-    Args:
-        context: the prepared files and settings.
-        run_dir: the run directory; runs go to `runs/<id>/` under it.
-        workers: number of processes; default one for every `context.threads` cores, or one on a GPU.
-        checkpoint_seconds: time between a run's checkpoints.
-        worker: module that a worker process runs; one that estimates responses lies to the right of this one.
-        pool: what does the runs; None takes processes of this machine, as `workers` and `worker` say.
     """
 
     def __init__(
@@ -212,19 +184,7 @@ class Swarm:
         self.close(save=kind is not None)
 
     def run(self, specs: Sequence[RunSpec], *, on_event: Callable[[SwarmEvent], None] | None = None) -> SwarmOutcome:
-        """Do the runs that are not complete yet.
-
-        Args:
-            specs: the runs; ids must differ.
-            on_event: called for every event, in this process.
-
-        Returns:
-            SwarmOutcome: results and failures; a failed run was tried twice.
-
-        Raises:
-            UserError: two runs share an id, a complete run of that id is another run, the disk is full, or no
-                worker starts.
-        """
+        """Do the runs that are not complete yet; their ids must differ. A run that fails is tried twice."""
         if len({spec.id for spec in specs}) != len(specs):
             raise UserError("two runs of a swarm have the same id; ids must differ")
         call = _Call(len(specs), {spec.id: self._work_of(spec) for spec in specs}, on_event)
@@ -249,11 +209,7 @@ class Swarm:
         return SwarmOutcome(results, call.failures)
 
     def close(self, *, save: bool = False) -> None:
-        """End the workers.
-
-        Args:
-            save: let busy workers save a checkpoint first, for some seconds at most; a second Ctrl-C ends them at once.
-        """
+        """End the workers; with `save`, busy ones save a checkpoint first, for ten seconds at most."""
         try:
             if save:
                 busy = {number for number, seat in self._seats.items() if seat.spec is not None}
@@ -321,7 +277,7 @@ class Swarm:
             self._failed(call, spec, message["message"], charged=True)
 
     def _failed(self, call: _Call, spec: RunSpec, message: str, *, charged: bool) -> None:
-        """Try a run again, or give it up where it had its chances; the others go on."""
+        """Try a run again, or give it up after its last attempt; the others go on."""
         if not charged:
             call.attempts[spec.id] -= 1
             call.losses[spec.id] = call.losses.get(spec.id, 0) + 1
@@ -333,7 +289,7 @@ class Swarm:
             self._tell(call, "failed", spec, message=message)
 
     def _work_of(self, spec: RunSpec) -> Work:
-        """Estimate a run's work; judging takes a third of training's products."""
+        """Estimate a run's work in tokens; to judge a token takes a third of the products of training on it."""
         if self._tokens_per_row is None:
             means = [np.diff(rows.offsets).mean() if len(rows) else 0.0 for rows in self.context.domain_rows()]
             self._tokens_per_row = np.array(means)
@@ -379,34 +335,13 @@ def run_swarm(
     checkpoint_seconds: float = 30.0,
     pool: Pool | None = None,
 ) -> SwarmOutcome:
-    """Do runs with workers of their own; see `Swarm`, which keeps its workers over several calls.
-
-    Args:
-        specs: the runs.
-        context: the prepared files and settings.
-        run_dir: the run directory.
-        workers: number of processes; default by cores or devices.
-        on_event: as for `Swarm.run`.
-        checkpoint_seconds: time between a run's checkpoints.
-        pool: as for `Swarm`.
-
-    Returns:
-        SwarmOutcome: results and failures.
-    """
+    """Do runs with workers of their own; see `Swarm`, which keeps its workers over several calls."""
     with Swarm(context, run_dir, workers=workers, checkpoint_seconds=checkpoint_seconds, pool=pool) as swarm:
         return swarm.run(specs, on_event=on_event)
 
 
 def warm_spec(context: SwarmContext, seed: int) -> RunSpec:
-    """Return the run that makes the warm start; do it before any other run of a warm context.
-
-    Args:
-        context: the prepared files and settings.
-        seed: seed of its order.
-
-    Returns:
-        RunSpec: its losses are Z_j, the losses before any SFT row.
-    """
+    """Return the run that makes the warm start, to be done first; its losses are Z_j, those before any SFT row."""
     nothing = (0,) * len(context.domains)
     return RunSpec(
         id=WARM_RUN, rows=nothing, volumes=nothing, seed=seed, role="warm",
@@ -415,26 +350,11 @@ def warm_spec(context: SwarmContext, seed: int) -> RunSpec:
 
 
 def zero_spec(context: SwarmContext) -> RunSpec:
-    """Return the run that judges a pretrained proxy before any row.
-
-    Args:
-        context: the prepared files and settings.
-
-    Returns:
-        RunSpec: its losses are Z_j.
-    """
+    """Return the run that judges a pretrained proxy before any row; its losses are Z_j."""
     nothing = (0,) * len(context.domains)
     return RunSpec(id=ZERO_RUN, rows=nothing, volumes=nothing, seed=0, role="zero", learning_rate=0.0)
 
 
 def response_trainings(method: str, capabilities: int) -> float:
-    """Say what an estimate of responses costs.
-
-    Args:
-        method: "implicit" or "unrolled".
-        capabilities: J.
-
-    Returns:
-        float: in trainings of the proxy on the same mixture.
-    """
+    """Return what an estimate of responses costs, in trainings of the proxy on the same mixture."""
     return IMPLICIT_TRAININGS if method == "implicit" else 3.0 + 3.0 * capabilities

@@ -42,7 +42,7 @@ from ideal_proxy.proxy import (
 )
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
-from ideal_proxy.swarm.metric_runs import is_put_by, measure_and_save, put_by
+from ideal_proxy.swarm.metric_runs import is_trained, measure_and_save, save_trained
 
 STEP_EVENT_SECONDS = 0.25
 
@@ -60,29 +60,16 @@ class Worker:
         self._references: dict[str, TokenRows] = {}
 
     def say(self, kind: str, **fields: Any) -> None:
-        """Send one event to the parent.
-
-        Args:
-            kind: what happened.
-            fields: JSON-ready details.
-        """
+        """Send one event to the parent."""
         self.out.write(json.dumps({"kind": kind, **fields}) + "\n")
         self.out.flush()
 
     def run(self, spec: RunSpec, checkpoint_seconds: float) -> None:
-        """Train and judge one proxy, and write its folder.
-
-        Args:
-            spec: the run; role "warm" makes the warm start.
-            checkpoint_seconds: time between checkpoints.
-
-        Raises:
-            UserError: the warm start is missing, or the proxy diverged.
-        """
+        """Train and judge one proxy (role "warm": make the warm start), and write its folder."""
         context = self.context
         folder = self.run_dir / "runs" / spec.id
         folder.mkdir(parents=True, exist_ok=True)
-        if is_put_by(folder, context, spec):  # trained before it was stopped
+        if is_trained(folder, context, spec):  # trained before it was stopped
             self._judge(folder, spec)
             return
         started = time.monotonic()
@@ -140,7 +127,7 @@ class Worker:
             "train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained,
         }  # fmt: skip
         if spec.metrics:
-            put_by(folder, context, spec, losses, metrics, model)
+            save_trained(folder, context, spec, losses, metrics, model)
             self._judge(folder, spec)
             return
         save_result(folder, context, spec, losses, metrics)
@@ -192,14 +179,7 @@ class Worker:
 
 
 def build_model(context: SwarmContext) -> Any:
-    """Build the proxy that every run of a context begins with, before any warm start.
-
-    Args:
-        context: the prepared files and settings.
-
-    Returns:
-        Any: a transformers causal LM or a peft wrapper, on the CPU, in training mode.
-    """
+    """Build the model that every run of a context begins with, on the CPU, before any warm start."""
     if not context.base:
         return build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
     from ideal_proxy.proxy import build_pretrained_proxy
@@ -220,11 +200,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def main(worker: type[Worker] = Worker) -> None:
-    """Serve the parent that started this process.
-
-    Args:
-        worker: what takes the runs.
-    """
+    """Serve the parent process; `worker` is the class that does the runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     settings = json.loads(sys.argv[1])
     # Libraries may print: their words go to the log, the protocol keeps its own channel.

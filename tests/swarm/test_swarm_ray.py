@@ -31,7 +31,8 @@ def cluster(folder: Path, scenario: str, worker: str, seconds: float) -> dict[st
     (folder / "cache").mkdir()
     env = environment(
         IDEAL_PROXY_CACHE=str(folder / "cache"), COUNTED=str(folder / "counted.txt"), RAY_USAGE_STATS_ENABLED="0",
-        RAY_raylet_start_wait_time_s="200",  # a machine full of other work is slow, not broken
+        # A machine full of other work is slow, not broken.
+        RAY_raylet_start_wait_time_s="200", RAY_health_check_timeout_ms="60000",
         **({"GATE": str(folder / "gate")} if scenario == "losses" else {}),
     )  # fmt: skip
     command = [sys.executable, str(TESTS / "ray_swarm.py"), str(folder), scenario, worker]
