@@ -39,15 +39,7 @@ PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scip
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it.
-
-    Args:
-        path: the file; its folder is made where it is missing.
-        content: the bytes.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
+    """Write a file so that a reader sees the old content or the new, never half of it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -67,37 +59,17 @@ def atomic_write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically.
-
-    Args:
-        path: the file.
-        text: its whole content.
-    """
+    """Write UTF-8 text atomically."""
     atomic_write_bytes(path, text.encode())
 
 
 def atomic_write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON with sorted keys off (order is part of the file) atomically.
-
-    Args:
-        path: the file.
-        value: anything `json` takes; NaN is refused.
-    """
+    """Write indented JSON with sorted keys off (order is part of the file) atomically."""
     atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Any: the parsed value.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
+    """Read a JSON file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -109,11 +81,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def mark_complete(folder: str | Path) -> None:
-    """Set the marker that says: every other file of this folder is whole. Call it last.
-
-    Args:
-        folder: the finished folder.
-    """
+    """Set the marker that says: every other file of this folder is whole. Call it last."""
     atomic_write_text(Path(folder) / MARKER, "")
 
 
@@ -136,14 +104,7 @@ def mixture_file(place: str | Path) -> Path:
 
 
 def is_complete(folder: str | Path) -> bool:
-    """Tell whether the folder's marker stands.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        bool: True when the work in it was finished.
-    """
+    """Tell whether the folder's marker stands."""
     return (Path(folder) / MARKER).is_file()
 
 
@@ -248,11 +209,7 @@ def lock_holder(folder: str | Path) -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Say what produced a result: versions, source revision, machine, command, time.
-
-    Returns:
-        dict: JSON-ready; the keys `time` and `command` are the only ones that differ between equal runs.
-    """
+    """Say what produced a result: versions, source revision, machine, command, time."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

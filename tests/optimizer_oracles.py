@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from explicit_law import DELTA, ExplicitLaw, FloatArray
 
 from ideal_proxy.optimizer.constraints import Constraints
-from ideal_proxy.optimizer.objective import RelativeLosses
+from ideal_proxy.optimizer.objective import Objective, RelativeLosses
+from ideal_proxy.optimizer.optimum import nonlinear_atoms, prepare
+from ideal_proxy.optimizer.program import certify
 
 Score = Callable[[FloatArray, FloatArray], FloatArray]
 """Relative losses (R, J) and volumes (R, D) to the objective (R,)."""
@@ -84,3 +87,19 @@ def cvxpy_optimum(law: ExplicitLaw, constraints: Constraints, worst: bool) -> fl
         ratios.append((law.floor_J[j] + span * cp.power(total, -law.alpha_J[j])) / base[j])
     goal = cp.maximum(*ratios) if worst else sum(ratios) / len(ratios)
     return float(cp.Problem(cp.Minimize(goal), rules).solve(solver="CLARABEL"))
+
+
+def kkt_residual(law: Any, objective: Objective, constraints: Constraints, volumes: FloatArray) -> float:
+    """How far any mixture is from a stationary point of the problem."""
+    return certify(prepare(law, objective, constraints).program, np.asarray(volumes, dtype=float)).residual
+
+
+def violations(law: Any, constraints: Constraints, volumes: FloatArray) -> dict[str, float]:
+    """The constraints that a mixture breaks, and by how much."""
+    found = {"volumes are not negative": float(-volumes.min())}
+    for atom in constraints.atoms():
+        value = float(atom.weights @ volumes)
+        found[atom.label] = max(atom.lower - value, value - atom.upper)
+    for hard in nonlinear_atoms(law, RelativeLosses(law, constraints.problem), constraints):
+        found[hard.label] = hard.function(volumes)[0]
+    return {label: miss for label, miss in found.items() if miss > 0}

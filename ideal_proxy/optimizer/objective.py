@@ -214,16 +214,8 @@ def each_function(losses: RelativeLosses, indices: list[int], confidence: float 
 
 
 def kl_from_base(constraints: Constraints) -> ScalarFunction:
-    """Make the Kullback–Leibler divergence of the shares from base a function of the volumes.
-
-    Shares are of the budget's unit, with η added to every volume so that a base volume of zero is allowed.
-
-    Args:
-        constraints: base mixture and unit.
-
-    Returns:
-        Volumes (D,) to nats and gradient (D,); convex where the total is fixed.
-    """
+    """Make the Kullback–Leibler divergence of the shares from base, in the budget's unit, a function of the volumes."""
+    # With η added to every volume, so that a base volume of zero is allowed.
     per_row, base_share = _smoothed(constraints)
 
     def function(v: FloatArray) -> tuple[float, FloatArray]:

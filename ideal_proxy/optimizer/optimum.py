@@ -28,9 +28,6 @@ from ideal_proxy.optimizer.objective import (
     weighted_function,
 )
 from ideal_proxy.optimizer.program import KKT_TOLERANCE, Certificate, Program, Solution, certify, project, solve
-from ideal_proxy.optimizer.rounding import round_volumes
-
-__all__ = ["Message", "Optimum", "kkt_residual", "optimize", "round_volumes", "violations"]
 
 REPORT_CONFIDENCE = 0.9
 _GAP = 1e-6
@@ -185,62 +182,13 @@ def optimize(
     return run(prepare(model, objective, constraints), random_state, n_starts, starts)
 
 
-def kkt_residual(model: ResponseSurface, objective: Objective, constraints: Constraints, volumes: FloatArray) -> float:
-    """Measure how far any mixture is from a stationary point of the problem.
-
-    Args:
-        model: the fitted response.
-        objective: what is minimised.
-        constraints: what must hold.
-        volumes: (D,).
-
-    Returns:
-        Largest of stationarity, complementarity and violation, in objective units per typical volume.
-    """
-    return _certificate(prepare(model, objective, constraints), volumes).residual
-
-
-def violations(model: ResponseSurface, constraints: Constraints, volumes: FloatArray) -> dict[str, float]:
-    """List the constraints that a mixture breaks.
-
-    Args:
-        model: the fitted response, for `must_not_drop`.
-        constraints: what must hold.
-        volumes: (D,).
-
-    Returns:
-        By name: how far the linear ones are missed in their unit, the others in relative loss or nats.
-    """
-    found = {}
-    for atom in constraints.atoms():
-        value = float(atom.weights @ volumes)
-        found[atom.label] = max(atom.lower - value, value - atom.upper)
-    for hard in _nonlinear_atoms(model, RelativeLosses(model, constraints.problem), constraints):
-        found[hard.label] = hard.function(volumes)[0]
-    found["volumes are not negative"] = float(-volumes.min())
-    return {label: miss for label, miss in found.items() if miss > 0}
-
-
 def prepare(
     model: ResponseSurface,
     objective: Objective,
     constraints: Constraints,
     extra: Sequence[NonlinearAtom] = (),
 ) -> Task:
-    """Make a problem ready for the solver.
-
-    Args:
-        model: the fitted response.
-        objective: what to minimise.
-        constraints: what must hold.
-        extra: further constraints.
-
-    Returns:
-        The program with the names of its constraints.
-
-    Raises:
-        UserError: the linear constraints contradict each other or leave a volume unbounded.
-    """
+    """Make a problem ready for the solver."""
     problem = constraints.problem
     losses = RelativeLosses(model, problem, objective.scale)
     atoms = constraints.atoms()
@@ -248,7 +196,7 @@ def prepare(
     check_linear(atoms, scale)
     lower, upper = _finite_box(constraints, atoms)
     general = [a for a in atoms if a.index is None]
-    nonlinear = [*_nonlinear_atoms(model, losses, constraints), *extra]
+    nonlinear = [*nonlinear_atoms(model, losses, constraints), *extra]
 
     weights, level = objective.weight_vector(problem), objective.upper_confidence
     worst = objective.kind == "worst"
@@ -294,7 +242,8 @@ def _plus_kl(smooth: ScalarFunction | None, kl: ScalarFunction, penalty: float) 
     return function
 
 
-def _nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints: Constraints) -> list[NonlinearAtom]:
+def nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints: Constraints) -> list[NonlinearAtom]:
+    """List the protected capabilities and the divergence from base, one by one."""
     atoms = []
     level = constraints.confidence
     for name, (what, tolerance, allowed) in _tolerances(losses, constraints).items():
@@ -323,15 +272,7 @@ def _tolerances(losses: RelativeLosses, constraints: Constraints) -> dict[str, t
 
 
 def at_most(function: ScalarFunction, limit: float) -> ScalarFunction:
-    """Turn `function(v) <= limit` into `<= 0`.
-
-    Args:
-        function: value and gradient.
-        limit: in its unit.
-
-    Returns:
-        The function less the limit.
-    """
+    """Turn `function(v) <= limit` into `<= 0`."""
 
     def excess(v: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = function(v)
@@ -368,21 +309,7 @@ def _starts(task: Task, rng: np.random.Generator, count: int) -> Iterable[FloatA
 def run(
     task: Task, random_state: int | np.random.Generator, n_starts: int, first: Iterable[FloatArray] = ()
 ) -> Optimum:
-    """Solve a problem from several starts.
-
-    Args:
-        task: the problem.
-        random_state: of the starts.
-        n_starts: most starts besides the first.
-        first: starts (D,), tried before the others.
-
-    Returns:
-        The best mixture found.
-
-    Raises:
-        UserError: no mixture was found that satisfies the constraints.
-        UsageError: no start was asked for.
-    """
+    """Solve a problem from several starts."""
     if n_starts < 1:
         raise UsageError(f"n_starts is {n_starts}; at least one start is needed.")
     rng = np.random.default_rng(random_state)

@@ -57,14 +57,7 @@ class Program:
     inequalities: VectorFunction | None = None
 
     def evaluate(self, volumes: FloatArray) -> Evaluation:
-        """Evaluate every function once, in scaled volumes x = v / scale.
-
-        Args:
-            volumes: (D,).
-
-        Returns:
-            Values and gradients with respect to x.
-        """
+        """Evaluate every function once, in scaled volumes x = v / scale."""
         size = len(self.scale)
         none = np.zeros(0), np.zeros((0, size))
         f, df = self.smooth(volumes) if self.smooth else (0.0, np.zeros(size))
@@ -73,11 +66,7 @@ class Program:
         return Evaluation(f, df * self.scale, r, dr * self.scale, g, dg * self.scale)
 
     def scaled_rows(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Write the linear rows for x = v / scale with unit norm.
-
-        Returns:
-            Rows (M, D), lower (M,), upper (M,).
-        """
+        """Write the linear rows for x = v / scale with unit norm."""
         rows = self.rows * self.scale
         norm = np.maximum(np.linalg.norm(rows, axis=1), np.finfo(float).tiny)
         return rows / norm[:, None], self.row_lower / norm, self.row_upper / norm
@@ -148,17 +137,8 @@ class Solution:
 
 
 def certify(program: Program, volumes: FloatArray) -> Certificate:
-    """Find the multipliers that best explain a point and measure what is left unexplained.
-
-    Non-negative least squares over the constraints that are active at the point: no solver output is used.
-
-    Args:
-        program: the program.
-        volumes: (D,).
-
-    Returns:
-        The certificate.
-    """
+    """Find the multipliers that best explain a point and measure what is left unexplained."""
+    # Non-negative least squares over the constraints that are active at the point: no solver output is used.
     x = volumes / program.scale
     e = program.evaluate(volumes)
     low, high = program.lower / program.scale, program.upper / program.scale
@@ -221,18 +201,7 @@ def certify(program: Program, volumes: FloatArray) -> Certificate:
 
 
 def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterations: int = 300) -> Solution:
-    """Solve a program from one start.
-
-    Args:
-        program: the program.
-        start: volumes (D,), need not be feasible.
-        sharp: start again from the answer, with a fresh Hessian, until that gains nothing; else only where the residual
-            is above `KKT_TOLERANCE`.
-        max_iterations: of SLSQP.
-
-    Returns:
-        The best point found, with its certificate; the caller judges the certificate.
-    """
+    """Solve a program from one start (feasible or not); sharp: again from the answer until that gains nothing."""
     best: Solution | None = None
     volumes = start
     goal, tolerance = (_SHARP, _SHARP_TOLERANCE) if sharp else (KKT_TOLERANCE, _TOLERANCE)
@@ -249,15 +218,7 @@ def solve(program: Program, start: FloatArray, *, sharp: bool = True, max_iterat
 
 
 def project(program: Program, target: FloatArray) -> FloatArray:
-    """Find the mixture nearest to a target that satisfies bounds and linear rows.
-
-    Args:
-        program: only its bounds and rows are used.
-        target: (D,).
-
-    Returns:
-        Volumes (D,); nearest in the Euclidean norm of v / scale.
-    """
+    """Find the mixture nearest to a target that satisfies bounds and linear rows."""
     rows, low, high = program.scaled_rows()
     goal = target / program.scale
     bounds = np.column_stack([program.lower, program.upper]) / program.scale[:, None]

@@ -10,7 +10,7 @@ import pytest
 from explicit_law import ExplicitLaw, random_law
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optimizer_oracles import brute_force, cvxpy_optimum
+from optimizer_oracles import brute_force, cvxpy_optimum, kkt_residual, violations
 
 from ideal_proxy.amounts import parse_amount, parse_comparison
 from ideal_proxy.domains import Domains
@@ -19,7 +19,7 @@ from ideal_proxy.optimizer.conflicts import InfeasibleError
 from ideal_proxy.optimizer.constraints import Constraints, Problem, explored_region
 from ideal_proxy.optimizer.front import pareto
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses, kl_excess, kl_from_base
-from ideal_proxy.optimizer.optimum import Message, kkt_residual, optimize, violations
+from ideal_proxy.optimizer.optimum import Message, optimize
 from ideal_proxy.optimizer.rounding import round_volumes
 from ideal_proxy.response.model import ResponseModel
 
