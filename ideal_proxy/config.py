@@ -183,7 +183,7 @@ class ProxyConfig(Section):
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     lora_rank: int | None = Field(default=None, ge=1, le=1024, description="low-rank updates; default: every weight")
-    context: int = Field(default=512, ge=16, le=32768, description="tokens; longer rows lose prompt from the left")
+    context: int | None = Field(default=None, ge=16, le=32768, description="longest row, tokens; default: by the data")
     allow_truncation: bool = Field(
         default=False, description="search even where that removes over 5 % of a domain's supervised tokens"
     )

@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.config import parse_config
+from ideal_proxy.data.context import Context
 from ideal_proxy.pipeline.plan import PROXY_ROWS, Plan, describe_plan
 from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts, Prepared
 from ideal_proxy.proxy import RATES
@@ -91,7 +92,13 @@ def problem(domains: int, options: argparse.Namespace) -> tuple[Any, Prepared]:
         for n in judged
     ]  # fmt: skip
     return config, Prepared(
-        folder=Path(), facts=tuple(facts), capabilities=tuple(references), health={}, vocabulary=0, template={}
+        folder=Path(),
+        facts=tuple(facts),
+        capabilities=tuple(references),
+        health={},
+        vocabulary=0,
+        template={},
+        context=Context(512),
     )
 
 

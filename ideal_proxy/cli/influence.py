@@ -21,7 +21,9 @@ def influence(
     method: Annotated[str, typer.Option(help="implicit or first-order.")] = "implicit",
     rows: Annotated[int | None, typer.Option(min=2, help="Most rows of each source; default 400.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default runs/NAME-influence.")] = None,
-    context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the run file's.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Longest row in tokens; default the run file's or the data's.")
+    ] = None,
     tau: Annotated[
         list[str] | None, typer.Option(metavar="CAPABILITY=NATS", help="dL/dlog N, where known; for each.")
     ] = None,
@@ -52,7 +54,7 @@ def influence(
     folder = open_folder(out or Path("runs") / f"{settings.name}-influence")
     length = context or settings.proxy.context
     encoder = load_encoder(spec, ProxySetting(), [], folder)
-    loaded = load_model(spec, encoder, context=length, seed=settings.seed).to(place)
+    loaded = load_model(spec, encoder, context=length or 1, seed=settings.seed).to(place)
     result = estimate(
         settings, loaded, encoder.template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
         context=length, rows=rows, tau=known, bf16=place.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,

@@ -33,24 +33,23 @@ def preview(
 ) -> None:
     """Show rows as they will be trained: «with loss», what is cut."""
     from ideal_proxy.config import load_config
-    from ideal_proxy.data import SourceReader, make_template, preview_rows
+    from ideal_proxy.data import SourceReader, preview_rows
     from ideal_proxy.pipeline import preview_sources
 
     config = load_config(Path(source)) if source.endswith((".yaml", ".yml")) else None
-    tokenizer, sources, context = preview_sources(source if config is None else config, model)
+    template, sources, context = preview_sources(source if config is None else config, model)
     if domain is not None and domain not in sources:
         raise UsageError(f"there is no domain {domain!r}; there are {', '.join(sources)}")
-    template = make_template(tokenizer)
     shown = [
         one
         for name, (path, form) in sources.items()
         if domain in {None, name}
-        for one in preview_rows(name, SourceReader(path, format=form), template, context, rows)
+        for one in preview_rows(name, SourceReader(path, format=form), template, context.tokens, rows)
     ]
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in shown], indent=1, ensure_ascii=False))
     else:
-        typer.echo(_page(shown, context, colour=sys.stdout.isatty()), color=True)
+        typer.echo(_page(shown, context.tokens, colour=sys.stdout.isatty()), color=True)
 
 
 def _page(shown: list[Preview], context: int, *, colour: bool) -> str:

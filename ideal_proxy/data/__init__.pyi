@@ -1,3 +1,8 @@
+from .context import CUT_SHARE as CUT_SHARE
+from .context import LONGEST as LONGEST
+from .context import Context as Context
+from .context import Limit as Limit
+from .context import choose_context as choose_context
 from .demo import DOMAINS as DOMAINS
 from .demo import demo_config as demo_config
 from .dialects import read_turns as read_turns

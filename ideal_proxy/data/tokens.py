@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +111,59 @@ class TokenRows:
         """
         chosen = _row_numbers(indices, len(self))
         at, offsets = _gather(self.offsets, chosen)
-        return TokenRows(
+        return replace(
+            self,
             ids=np.asarray(self.ids[at]),
             supervised=np.asarray(self.supervised[at]),
             offsets=offsets,
             keys=np.asarray(self.keys[chosen]),
             source_index=np.asarray(self.source_index[chosen]),
-            truncated=self.truncated,
-            dropped=self.dropped,
-            answers_cut=self.answers_cut,
-            refused=self.refused,
-            supervised_cut=self.supervised_cut,
-            told=self.told,
             groups=None if self.groups is None else np.asarray(self.groups[chosen]),
+        )
+
+    def cut(self, context: int, bos: int | None) -> TokenRows:
+        """Cut the rows that do not fit, and leave out those that keep no token with loss.
+
+        A row loses prompt from the left (with an earlier answer that would lose its beginning); where the last answer
+        alone is too long it loses its end.
+
+        Args:
+            context: most tokens of a row.
+            bos: token that opens a row and is kept, None where none does.
+
+        Returns:
+            TokenRows: the same object where every row fits.
+        """
+        long = np.flatnonzero(self.lengths > context)
+        if not len(long):
+            return self
+        kept_T, mask_T, lengths = np.ones(len(self.ids), dtype=np.bool_), np.array(self.supervised), self.lengths
+        dropped = answers_cut = 0
+        for n in long:
+            start, end = self.offsets[n], self.offsets[n + 1]
+            before = self.supervised[start:end]
+            at = kept_tokens(self.ids[start:end], before, context, bos)[0]
+            mask_T[start + at[0]] = False  # nothing predicts a first token
+            whole = mask_T[start + at].any()
+            dropped += not whole
+            answers_cut += bool(whole and mask_T[start + at].sum() < before.sum())
+            kept_T[start:end] = False
+            kept_T[start + at] = whole
+            lengths[n] = len(at) * whole
+        kept_N = lengths > 0
+        supervised = mask_T[kept_T]
+        return replace(
+            self,
+            ids=self.ids[kept_T],
+            supervised=supervised,
+            offsets=np.concatenate([[0], np.cumsum(lengths[kept_N])]).astype(np.int64),
+            keys=self.keys[kept_N],
+            source_index=self.source_index[kept_N],
+            groups=None if self.groups is None else self.groups[kept_N],
+            truncated=self.truncated + len(long) - dropped,
+            dropped=self.dropped + dropped,
+            answers_cut=self.answers_cut + answers_cut,
+            supervised_cut=self.supervised_cut + int(self.supervised.sum() - supervised.sum()),
         )
 
     def save(self, path: str | Path) -> None:
@@ -235,17 +275,14 @@ def collate(token_rows: TokenRows, indices: npt.ArrayLike) -> Batch:
 
 
 def tokenize_rows(
-    rows: Iterable[Row], template: ChatTemplate, context: int, cache_dir: str | Path | None = None
+    rows: Iterable[Row], template: ChatTemplate, context: int | None = None, cache_dir: str | Path | None = None
 ) -> TokenRows:
-    """Tokenise rows, cut what does not fit, and keep the result.
-
-    A row that does not fit loses prompt from the left (with an earlier answer that would lose its beginning); where the
-    last answer alone is too long it loses its end.
+    """Tokenise rows, cut what does not fit (see `TokenRows.cut`), and keep the result.
 
     Args:
         rows: the rows.
         template: how messages become tokens.
-        context: most tokens of a row, at least 2.
+        context: most tokens of a row, at least 2; None cuts nothing.
         cache_dir: folder of the token cache, keyed by content, tokenizer, template and context; None for no cache.
 
     Returns:
@@ -254,61 +291,61 @@ def tokenize_rows(
     Raises:
         UserError: the context is too small, or a row's roles are refused by the template.
     """
-    if context < 2:
+    if context is not None and context < 2:
         raise UserError(f"the context is {context} tokens; it must be at least 2")
     rows = list(rows)
     keys = row_keys(rows)
     folder = None
     if cache_dir is not None:
-        text = "\0".join([CACHE_FORMAT, template.identity, str(int(context)), source_fingerprint(keys)])
+        length = "whole" if context is None else str(int(context))
+        text = "\0".join([CACHE_FORMAT, template.identity, length, source_fingerprint(keys)])
         folder = Path(cache_dir) / hashlib.sha256(text.encode()).hexdigest()[:32]
         if folder.exists():
             with contextlib.suppress(UserError):
                 return TokenRows.load(folder)
             log.warning("the token cache entry %s is damaged and is made anew", folder)
-    result = _tokenize(rows, keys, template, int(context))
+    result = _tokenize(rows, keys, template)
+    if context is not None:
+        result = result.cut(int(context), template.tokenizer.bos_token_id)
+    if result.dropped:
+        log.warning("%d rows without a supervised token are left out", result.dropped)
+    if result.answers_cut:
+        log.warning(
+            "%d rows lost tokens of an answer: they do not fit the context of %d tokens", result.answers_cut, context
+        )
     if folder is not None:
         result.save(folder)
     return result
 
 
-def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatTemplate, context: int) -> TokenRows:
+def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatTemplate) -> TokenRows:
+    """Tokenise rows up to their last token with loss: what follows teaches nothing."""
     ids: list[npt.NDArray[np.int32]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     kept: list[int] = []
     refused: list[tuple[str, str]] = []
     told: Counter[str] = Counter()
-    truncated = dropped = answers_cut = supervised_cut = 0
+    dropped = 0
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         for n, made in enumerate(_encode(chunk, template, refused, told), start=start):
             if made is None:
                 continue
-            row_ids, row_mask = made
-            one = np.asarray(row_ids, dtype=np.int32)
-            mask = np.asarray(row_mask, dtype=np.bool_)
+            mask = np.asarray(made[1], dtype=np.bool_)
             mask[:1] = False
-            wanted = int(mask.sum())
-            one, mask, lost = _fit(one, mask, context, template.tokenizer.bos_token_id)
-            supervised_cut += wanted - int(mask.sum())
             if not mask.any():
                 dropped += 1
                 continue
-            truncated += lost
-            answers_cut += int(mask.sum()) < wanted
-            ids.append(one)
-            masks.append(mask)
+            last = int(np.flatnonzero(mask)[-1]) + 1
+            ids.append(np.asarray(made[0][:last], dtype=np.int32))
+            masks.append(mask[:last])
             kept.append(n)
     for reason, count in Counter(reason for reason, _ in refused).items():
         first = next(text for why, text in refused if why == reason)
         told[f"left out, {reason} (first: {first})"] = count
     for line in told_lines(told):
-        log.warning(line)
+        log.info(line)
     _refuse_too_many(refused, len(rows))
-    if dropped:
-        log.warning("%d rows without a supervised token are left out", dropped)
-    if answers_cut:
-        log.warning("%d rows lost tokens of an answer: they do not fit the context of %d tokens", answers_cut, context)
     index = np.asarray(kept, dtype=np.int64)
     return TokenRows(
         ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
@@ -316,11 +353,8 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
         offsets=np.concatenate([[0], np.cumsum([len(one) for one in ids], dtype=np.int64)]).astype(np.int64),
         keys=keys[index],
         source_index=index,
-        truncated=int(truncated),
         dropped=dropped,
-        answers_cut=int(answers_cut),
         refused=len(refused),
-        supervised_cut=supervised_cut,
         told=dict(told),
         groups=prompt_groups(rows, keys)[index],
     )
@@ -356,16 +390,6 @@ def _refuse_too_many(refused: Sequence[tuple[str, str]], rows: int) -> None:
             f"the chat template refuses {len(refused):,} of {rows:,} rows, more than {REFUSED_SHARE:.0%} "
             f"(the first: {refused[0][1]})"
         )
-
-
-def _fit(
-    ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
-    """Cut a row to the context."""
-    kept, cut = kept_tokens(ids, mask, context, bos)
-    ids, mask = ids[kept], mask[kept]
-    mask[:1] = False
-    return ids, mask, cut
 
 
 def kept_tokens(

@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig, range_of
 from ideal_proxy.data import (
+    LONGEST,
     ChatTemplate,
+    Limit,
     TokenRows,
+    choose_context,
     read_sources,
     row_keys,
     rows_by_name,
@@ -112,16 +115,23 @@ class Step:
     active: tuple[str, ...]
 
 
-def encode_sources(config: SearchConfig, template: ChatTemplate, context: int) -> Sources:
-    """Read and tokenise every source of a run file with a model's own template."""
+def encode_sources(
+    config: SearchConfig, template: ChatTemplate, context: int | None, longest: int | None = None
+) -> Sources:
+    """Read and tokenise every source of a run file with a model's own template; without a context, the data's own."""
     domain_rows, reference_rows = rows_by_name(*read_sources(config))
-    domains, references = {}, {}
-    for name, rows in domain_rows.items():
-        domains[name] = tokenize_rows(rows, template, context)
+    domains = {name: tokenize_rows(rows, template, context) for name, rows in domain_rows.items()}
+    judged = {name: tokenize_rows(rows, template, context) for name, rows in reference_rows.items()}
+    if context is None:
+        bos, limit = template.tokenizer.bos_token_id, Limit(min(longest or LONGEST, LONGEST))
+        every = [*domains.values(), *judged.values()]
+        context = choose_context({str(n): rows for n, rows in enumerate(every)}, limit, bos).tokens
+        domains, judged = ({n: rows.cut(context, bos) for n, rows in part.items()} for part in (domains, judged))
+    references = {}
+    for name in domains:
         if not len(domains[name]):
             raise UserError(f"domain {name} has no row with an answer; every row needs a non-empty answer")
-    for name, rows in reference_rows.items():
-        tokens = tokenize_rows(rows, template, context)
+    for name, tokens in judged.items():
         references[name] = tokens.select(np.flatnonzero(search_verify_split(tokens.split_keys)))
         if not len(references[name]):
             raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
@@ -221,7 +231,7 @@ def estimate(
         reporter: for notes.
         name: of the model, for the files.
         method: "implicit" or "first-order".
-        context: longest row, tokens; by default the run file's.
+        context: longest row, tokens; by default the run file's, or what the data needs.
         rows: most rows of a domain or capability whose gradients are taken; the curvature takes as many a domain, at
             most its default.
         tau: (J,) ∂L_j/∂log N at fixed shares, nats; fills in R.
@@ -231,7 +241,8 @@ def estimate(
     Returns:
         dict: JSON-ready; unknown numbers are None.
     """
-    sources = encode_sources(config, template, context or config.proxy.context)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    sources = encode_sources(config, template, context or config.proxy.context, longest)
     plain = InfluenceSettings()
     taken = plain.gradient_rows if rows is None else rows
     factor_rows = plain.factor_rows if rows is None else min(plain.factor_rows, rows * len(sources.domains))

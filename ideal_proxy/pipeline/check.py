@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,12 @@ import numpy as np
 
 from ideal_proxy.config import ProxyConfig, SearchConfig, rows_of
 from ideal_proxy.data import (
+    CUT_SHARE,
+    ChatTemplate,
+    Context,
+    Limit,
     TokenRows,
+    choose_context,
     domain_tokenizer,
     find_duplicates,
     make_template,
@@ -20,7 +27,9 @@ from ideal_proxy.data import (
     tokenize_rows,
     told_lines,
 )
-from ideal_proxy.pipeline.prepare import CUT_SHARE, cut_text, duplicate_lines, proxy_tokenizer
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.encoding import encode, row_limit
+from ideal_proxy.pipeline.prepare import cut_text, duplicate_lines, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
 
 
@@ -32,19 +41,21 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
     if tokenizer is None:
         tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     template = make_template(tokenizer)
+    encoded = encode(config, template, *rows_by_name(domains, references))
     health: dict[str, Any] = {
-        "context": config.proxy.context, "model": config.proxy.model, "domains": [], "capabilities": [],
+        "context": encoded.context.tokens, "context_reason": encoded.context.reason, "model": config.proxy.model,
+        "domains": [], "capabilities": [],
     }  # fmt: skip
-    for kind, entries, sources in (
-        ("domains", config.domains, domains),
-        ("capabilities", config.capabilities, references),
+    for kind, entries, sources, made in (
+        ("domains", config.domains, domains, encoded.domains),
+        ("capabilities", config.capabilities, references, encoded.references),
     ):
         for entry in entries:
             source = sources[entry.name]
-            tokens = tokenize_rows(source.rows, template, config.proxy.context)
+            tokens = made[entry.name]
             described = _describe(entry.name, tokens) | {"format": source.format.partition(":")[0]}
             if tokens.cut_share > CUT_SHARE:
-                described["too_much_cut"] = cut_text(tokens, config)
+                described["too_much_cut"] = cut_text(tokens, encoded.context)
             if kind == "domains":
                 available = len(source.rows)
                 described["base"] = rows_of(
@@ -55,20 +66,28 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
     health["findings"] += duplicate_lines(find_duplicates(*rows_by_name(domains, references)))
     for kind, which in (("domains", "domain"), ("capabilities", "reference rows of")):
         for described in health[kind]:
-            health["findings"] += [f"{which} {described['name']}: {text}" for text in _findings(described, config)]
+            health["findings"] += [
+                f"{which} {described['name']}: {text}" for text in _findings(described, health, config)
+            ]
     return health
 
 
-def preview_sources(source: SearchConfig | str, model: str | None) -> tuple[Any, dict[str, tuple[str, str]], int]:
-    """Return the tokenizer that writes the rows, path and format of every domain, and the context."""
+PREVIEW_ROWS = 2_000  # of each source, by which `preview` tells where rows will be cut
+
+
+def preview_sources(
+    source: SearchConfig | str, model: str | None
+) -> tuple[ChatTemplate, dict[str, tuple[str, str]], Context]:
+    """Return the template that writes the rows, path and format of every domain, and the context."""
     from ideal_proxy.proxy import Pretrained, load_tokenizer
 
     if isinstance(source, SearchConfig):
         sources = {entry.name: (entry.path, entry.format) for entry in source.domains}
-        context, vocabulary = source.proxy.context, None
+        judged = [(entry.path, entry.format) for entry in source.capabilities]
+        given, limit = source.proxy.context, row_limit(source)
     else:
-        sources, context = {Path(source).name.split(".")[0] or source: (source, "auto")}, ProxyConfig().context
-        vocabulary = ProxyConfig().vocabulary
+        sources, judged = {Path(source).name.split(".")[0] or source: (source, "auto")}, []
+        given, limit = None, Limit()
     if model is not None:
         tokenizer = load_tokenizer(Pretrained(name=model))
     elif isinstance(source, SearchConfig):
@@ -76,18 +95,27 @@ def preview_sources(source: SearchConfig | str, model: str | None) -> tuple[Any,
         domains, _ = read_sources(source) if scratch else ({}, {})
         tokenizer = proxy_tokenizer(source, [part.rows for part in domains.values()])
     else:
+        vocabulary = ProxyConfig().vocabulary
         assert vocabulary is not None
         tokenizer = domain_tokenizer([list(read_rows(source))], vocabulary)
-    return tokenizer, sources, context
+    template = make_template(tokenizer)
+    if given is not None:
+        return template, sources, Context(given)
+    tokens = {}
+    for n, (path, form) in enumerate([*sources.values(), *judged]):
+        with contextlib.suppress(UserError):  # what is wrong with its rows is shown row by row
+            some = islice(read_rows(path, format=form, max_bad=-1), PREVIEW_ROWS)
+            tokens[str(n)] = tokenize_rows(some, template)
+    return template, sources, choose_context(tokens, limit, template.tokenizer.bos_token_id)
 
 
-def _findings(described: dict[str, Any], config: SearchConfig) -> list[str]:
+def _findings(described: dict[str, Any], health: dict[str, Any], config: SearchConfig) -> list[str]:
     """Say what is wrong with one source's rows."""
     found = []
     if described["truncated"]:
         cut = f", {described['answers_cut']:,} also of the answer" if described["answers_cut"] else ""
         found.append(
-            f"{described['truncated']:,} longer than {config.proxy.context} tokens (proxy.context): they lose prompt "
+            f"{described['truncated']:,} longer than {health['context']} tokens (proxy.context): they lose prompt "
             f"from the left{cut}"
         )
     if described["dropped"]:
@@ -114,7 +142,8 @@ def health_tables(health: dict[str, Any]) -> str:
         lines += [table(title, ("name", "format", *more, *header), rows, left=2), ""]
     findings = [paragraph(f"- {line}") for line in health["findings"]] or ["- no duplicates, no leaks, nothing cut"]
     whose = "the proxies' model" if health.get("model") else "a tokenizer trained on these domains"
-    return "\n".join([*lines, f"Found (tokens of {whose}):", *findings])
+    context = paragraph(f"Context: {health['context']:,} tokens, {health['context_reason']}.")
+    return "\n".join([*lines, context, "", f"Found (tokens of {whose}):", *findings])
 
 
 def _describe(name: str, tokens: TokenRows) -> dict[str, Any]:

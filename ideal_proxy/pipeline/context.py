@@ -61,7 +61,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
         available=tuple(available),
         size=config.proxy.size or "",
         vocab_size=prepared.vocabulary,
-        context=config.proxy.context,
+        context=prepared.context.tokens,
         train=TrainSettings(
             batch_rows=config.batch.rows or BATCH_ROWS,
             batch_tokens=config.batch.tokens,

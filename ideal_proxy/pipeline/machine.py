@@ -102,7 +102,7 @@ def _throw_away(config: SearchConfig, prepared: Prepared) -> Any:
     if config.proxy.model is None:
         from ideal_proxy.proxy import build_proxy
 
-        return build_proxy(config.proxy.size or "1M", prepared.vocabulary, config.proxy.context, 0)
+        return build_proxy(config.proxy.size or "1M", prepared.vocabulary, prepared.context.tokens, 0)
     from ideal_proxy.proxy import build_pretrained_proxy
 
     return build_pretrained_proxy(

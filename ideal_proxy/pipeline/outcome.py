@@ -341,7 +341,7 @@ def _mixture(
             "proxy": {
                 "size": config.proxy.size,
                 "vocabulary": config.proxy.vocabulary,
-                "context": config.proxy.context,
+                "context": prepared.context.tokens,
                 "warm_fraction": config.proxy.warm_fraction,
                 "batch_rows": config.batch.rows,
                 "learning_rate": read_json(folder / "rate.json")["learning_rate"],

@@ -14,6 +14,7 @@ import psutil
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import (
     default_workers,
     gpus,
@@ -224,6 +225,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         **asdict(plan),
         "model": config.proxy.model,
         "lora_rank": config.proxy.lora_rank,
+        "context": asdict(prepared.context) | {"cut": {f.name: f.truncated for f in prepared.facts if f.truncated}},
         "pairs": plan.looks[0],
         "steps_per_run": steps,
         "stages": described,
@@ -263,18 +265,6 @@ def _worker_bytes(config: SearchConfig, prepared: Prepared, plan: Plan) -> float
     longest = float(max(domain.longest for domain in prepared.facts))
     at_once = micro_batch_tokens(config, plan.device) or CPU_MICRO_BATCH
     return worker_bytes(plan.products, plan.parameters, at_once, longest) if plan.device == "cpu" else None
-
-
-def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
-    """Count a scratch proxy without building it."""
-    from ideal_proxy.proxy import proxy_shape
-
-    shape = proxy_shape(size, vocabulary)
-    layers = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.hidden)
-    return shape.parameters, Products(
-        trained=layers, frozen=0, head=vocabulary * shape.width, head_trained=True,
-        attention=shape.layers * shape.width,
-    )  # fmt: skip
 
 
 def largest_fraction(prepared: Prepared) -> float:

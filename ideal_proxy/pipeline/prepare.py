@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import DomainConfig, SearchConfig, range_of
+from ideal_proxy.config import DomainConfig, SearchConfig, load_config, range_of
 from ideal_proxy.data import (
+    CUT_SHARE,
     ChatTemplate,
+    Context,
     DuplicateReport,
     Row,
     TokenRows,
@@ -29,20 +31,16 @@ from ideal_proxy.data import (
     rows_by_name,
     source_fingerprint,
     tally_lines,
-    tokenize_rows,
     told_lines,
 )
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
+from ideal_proxy.pipeline.encoding import encode, pretrained_source
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
-if TYPE_CHECKING:
-    from ideal_proxy.proxy import Pretrained
-
-CUT_SHARE = 0.05  # of a domain's supervised tokens; more makes another data set of it
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
 
@@ -111,6 +109,7 @@ class Prepared:
         vocabulary: number of tokens of the tokenizer.
         template: what the mixture file says of the template.
         base_model: of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy.
+        context: the most tokens of a row, decided once.
         domains: the domains that every mixture of the search is over, in full-size rows.
     """
 
@@ -120,6 +119,7 @@ class Prepared:
     health: dict[str, Any]
     vocabulary: int
     template: dict[str, Any]
+    context: Context
     base_model: dict[str, Any] = field(default_factory=dict)
     domains: Domains = field(init=False)
 
@@ -183,14 +183,18 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         f"{'tokens of the model' if config.proxy.model else 'byte-level BPE tokens trained on the domains'}, "
         f"{'the plain template' if template.plain else 'its own chat template'}"
     )
+    encoded = encode(config, template, *rows_by_name(domains, references))
+    reporter.note(f"context: {encoded.context.tokens:,} tokens, {encoded.context.reason}")
     domain_facts = []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name].rows
         reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format} format")
-        tokens = tokenize_rows(rows, template, config.proxy.context)
+        tokens = encoded.domains[entry.name]
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         if tokens.cut_share > CUT_SHARE and not config.proxy.allow_truncation:
-            raise UserError(f"domain {entry.name}: {cut_text(tokens, config)}")
+            raise UserError(f"domain {entry.name}: {cut_text(tokens, encoded.context)}")
+        if tokens.truncated:
+            reporter.note(f"domain {entry.name}: {cut_rows_text(tokens)}")
         for line in told_lines(tokens.told):
             reporter.note(f"warning: domain {entry.name}: {line}")
         tokens.save(folder / f"domain-{index}")
@@ -198,7 +202,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     capability_facts = []
     for index, capability in enumerate(config.capabilities):
         rows = references[capability.name].rows
-        tokens = tokenize_rows(rows, template, config.proxy.context)
+        tokens = encoded.references[capability.name]
         _refuse_empty(tokens, f"capability {capability.name}", capability.path)
         search = search_verify_split(tokens.split_keys)
         halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
@@ -234,6 +238,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         health={"duplicates": duplicate_lines(report), "stamps": stamps},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
+        context=encoded.context,
         base_model=base_model,
     )
     atomic_write_json(folder / "facts.json", _as_json(prepared))
@@ -241,12 +246,18 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     return prepared
 
 
-def cut_text(tokens: TokenRows, config: SearchConfig) -> str:
+def cut_text(tokens: TokenRows, context: Context) -> str:
     """Say that cutting removes too much of what is trained on, and what to do."""
     return (
-        f"cutting to proxy.context: {config.proxy.context} removes {tokens.cut_share:.0%} of its supervised tokens; "
+        f"cutting to proxy.context: {context.tokens} removes {tokens.cut_share:.0%} of its supervised tokens; "
         "raise proxy.context, or set proxy.allow_truncation: true"
     )
+
+
+def cut_rows_text(tokens: TokenRows) -> str:
+    """Say how many rows were cut, and what they lost."""
+    answers = f", {tokens.answers_cut:,} also of the answer" if tokens.answers_cut else ""
+    return f"{tokens.truncated:,} of {len(tokens):,} rows cut, prompt from the left{answers}"
 
 
 def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> Any:
@@ -257,17 +268,6 @@ def proxy_tokenizer(config: SearchConfig, domains: Iterable[Sequence[Row]]) -> A
     from ideal_proxy.proxy import load_tokenizer
 
     return load_tokenizer(pretrained_source(config))
-
-
-def pretrained_source(config: SearchConfig) -> Pretrained:
-    """Say where a pretrained proxy comes from."""
-    from ideal_proxy.proxy import Pretrained
-
-    proxy = config.proxy
-    assert proxy.model is not None
-    return Pretrained(
-        name=proxy.model, gguf=proxy.gguf, revision=proxy.revision, trust_remote_code=proxy.trust_remote_code
-    )
 
 
 def load_template(folder: Path) -> ChatTemplate:
@@ -296,7 +296,7 @@ def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
     from ideal_proxy.proxy import keep_base, load_causal_lm
 
     source = pretrained_source(config)
-    model = load_causal_lm(source, context=config.proxy.context, packed=False)
+    model = load_causal_lm(source, context=config.proxy.context or 1, packed=False)
     parameters = sum(p.numel() for p in model.parameters())
     fingerprint = keep_base(model, source, folder)
     reporter.note(f"proxy: {source.name}, {parameters / 1e6:.4g}M parameters, weights {fingerprint[:12]}…")
@@ -352,16 +352,20 @@ def _as_json(prepared: Prepared) -> dict[str, Any]:
     value = {entry.name: getattr(prepared, entry.name) for entry in fields(prepared) if entry.init}
     del value["folder"]
     value = {"domains": [asdict(facts) for facts in value.pop("facts")]} | value
+    value["context"] = asdict(prepared.context)
     return value | {"capabilities": [asdict(facts) for facts in value["capabilities"]]}
 
 
 def load_prepared(folder: Path) -> Prepared:
     """Read what an earlier command prepared; what versions before wrote nothing of is empty."""
     value = read_json(folder / "facts.json")
-    rest = {entry.name for entry in fields(Prepared) if entry.init} - {"folder", "facts", "capabilities"}
+    rest = {entry.name for entry in fields(Prepared) if entry.init} - {"folder", "facts", "capabilities", "context"}
+    if "context" not in value:  # of an earlier version, whose run file always says it
+        value["context"] = {"tokens": load_config(folder.parent / "config.yaml").proxy.context or 512}
     return Prepared(
         folder=folder,
         facts=tuple(DomainFacts(**entry) for entry in value["domains"]),
         capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
+        context=Context(**value["context"]),
         **{name: value.get(name, {}) for name in rest},
     )

@@ -168,7 +168,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         "  size: 1M            # 0.1M, 1M, 3M or 10M parameters; or a pretrained model instead:",
         "  # model: path/or/hub-id",
         "  # lora_rank: 16     # left out, every weight is trained",
-        "  context: 512        # tokens; longer rows lose prompt from the left",
+        "  # context: 1024     # tokens of a row; left out, what 95 % of the rows of each source need",
         "",
         "rounds: 2",
         "seed: 0",

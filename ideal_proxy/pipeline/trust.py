@@ -24,9 +24,10 @@ from scipy import stats
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.design import spread_mixtures
+from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan import TRUST_MIXTURES, Plan, scratch_products
+from ideal_proxy.pipeline.plan import TRUST_MIXTURES, Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord

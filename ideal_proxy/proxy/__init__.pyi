@@ -10,6 +10,7 @@ from .cost import Products as Products
 from .cost import budget_hours as budget_hours
 from .cost import cost_of as cost_of
 from .cost import count_products as count_products
+from .cost import row_that_fits as row_that_fits
 from .cost import run_flops as run_flops
 from .cost import worker_bytes as worker_bytes
 from .device import best_device as best_device
@@ -37,6 +38,7 @@ from .pretrained import load_causal_lm as load_causal_lm
 from .pretrained import load_tokenizer as load_tokenizer
 from .pretrained import quiet_libraries as quiet_libraries
 from .pretrained import save_model as save_model
+from .pretrained import shape_of as shape_of
 from .pretrained import with_lora as with_lora
 from .records import RATES as RATES
 from .records import RowLosses as RowLosses

@@ -107,6 +107,11 @@ def worker_bytes(products: Products, parameters: int, micro_batch_tokens: int, l
     return PROCESS_BYTES + 4.0 * parameters + 12.0 * learning + ACTIVATION_BYTES * at_once * products.attention
 
 
+def row_that_fits(products: Products, parameters: int, memory: float) -> int:
+    """Say how many tokens a row may have for one worker in so many bytes, by the same estimate."""
+    return int((memory - worker_bytes(products, parameters, 0, 0)) / (ACTIVATION_BYTES * products.attention))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
     """Another machine that a plan is worked out for.

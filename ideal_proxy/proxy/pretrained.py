@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.proxy.cost import Products
 from ideal_proxy.proxy.model import use_packed_attention
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,22 @@ def load_causal_lm(source: Pretrained, *, context: int, packed: bool = True) -> 
         model = _plain(model)
     model.config.use_cache = False
     return use_packed_attention(model) if packed else model
+
+
+def shape_of(source: Pretrained, *, lora: bool) -> tuple[int | None, int, Products]:
+    """Read from a model's configuration the tokens that it reads, and about its parameters and products."""
+    from transformers import AutoConfig
+
+    config = _had(lambda: AutoConfig.from_pretrained(source.name, **source.options()), source, "configuration")
+    text = config.get_text_config()
+    width, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    weights, head = layers * (4 * width**2 + 3 * width * inner), text.vocab_size * width
+    products = Products(
+        trained=0 if lora else weights, frozen=weights if lora else 0, head=head, head_trained=not lora,
+        attention=layers * heads * (getattr(text, "head_dim", None) or width // heads),
+    )  # fmt: skip
+    return getattr(text, "max_position_embeddings", None), weights + head, products
 
 
 def empty_model(source: Any, *, trust_remote_code: bool = False) -> Any:

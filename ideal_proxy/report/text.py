@@ -218,6 +218,9 @@ def plan_tables(plan: dict[str, Any]) -> str:
             f"{speed}."
         )
     ]
+    context = plan["context"]
+    cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())
+    lines.append(paragraph(f"Context: {context['tokens']:,} tokens, {context['reason']}{f' ({cut})' * bool(cut)}."))
     if plan.get("metric_seconds"):
         lines.append(paragraph(
             f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."

@@ -135,7 +135,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "base_tokens": total_base,
             "rounds": len(result["rounds"]),
         },
-        "proxy": result["proxy"] | {"vocabulary": prepared.vocabulary, "context": run.config.proxy.context},
+        "proxy": result["proxy"] | {"vocabulary": prepared.vocabulary, "context": prepared.context.tokens},
         "plan": run.plan,
         "learning_rate": run.rate,
         "health": _health(run),
@@ -361,7 +361,7 @@ def _health(run: SearchRun) -> dict[str, Any]:
     domains = [asdict(entry) for entry in run.prepared.facts]
     capabilities = [asdict(entry) for entry in run.prepared.capabilities]
     findings = list(run.prepared.health.get("duplicates", []))
-    context = run.config.proxy.context
+    context = run.prepared.context.tokens
     for entry in (*domains, *capabilities):
         if entry.get("truncated"):
             findings.append(

@@ -196,7 +196,6 @@ class ScaleData:
         capabilities: J names.
         references: J sets of reference rows.
         verify: J masks (N_j,) of the rows that the search never saw.
-        truncated: D counts of rows that did not fit the context.
     """
 
     names: tuple[str, ...]
@@ -204,7 +203,6 @@ class ScaleData:
     capabilities: tuple[str, ...]
     references: tuple[TokenRows, ...]
     verify: tuple[NDArray[np.bool_], ...]
-    truncated: tuple[int, ...]
 
 
 def tokenize_mixture(
@@ -230,5 +228,4 @@ def tokenize_mixture(
         capabilities=tuple(capability.name for capability in mixture.capabilities),
         references=tuple(judged),
         verify=tuple(~search_verify_split(rows.split_keys) for rows in judged),
-        truncated=tuple(rows.truncated for rows in tokens),
     )

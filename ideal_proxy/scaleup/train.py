@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ideal_proxy.batching import Loss
+from ideal_proxy.data import told_lines
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
@@ -133,9 +134,11 @@ def scale_up(
             and searched not in (None, encoder.template.identity)
         ):
             reporter.note("the tokenizer trained here is not the search's (other library version or vocabulary)")
-        for name, cut in zip(data.names, data.truncated, strict=True):
-            if cut:
-                reporter.note(f"{name}: {cut:,} rows were cut to the context of {context} tokens")
+        for name, rows in zip(data.names, data.domains, strict=True):
+            if rows.truncated:
+                reporter.note(f"{name}: {rows.truncated:,} rows were cut to the context of {context} tokens")
+            for line in told_lines(rows.told):
+                reporter.note(f"warning: {name}: {line}")
         with _first(), reporter.work("warm start", 1.0 if wanted.spec.scratch else 0.0) as update:
             start = make_start(
                 wanted.spec,

@@ -103,7 +103,7 @@ def test_check_counts_duplicates_and_leaks(folder):
         file.write(json.dumps({"instruction": "say " * 600, "input": "", "output": "long"}) + "\n")
         file.write(json.dumps({"instruction": "say", "input": "", "output": None}) + "\n")
     found = " ".join(run("check", "mix.yaml", cwd=folder).stdout.split())
-    assert "- reference rows of code: 1 longer than 512 tokens (proxy.context): they lose prompt from the left" in found
+    assert "- reference rows of code: 1 longer than 64 tokens (proxy.context): they lose prompt from the left" in found
     assert "- reference rows of code: 1 row left out: no answer" in found
     assert "math: 2 rows repeat another row of it" in found
     assert "code and math share 1 equal rows" in found

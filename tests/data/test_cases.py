@@ -215,6 +215,7 @@ def test_a_call_that_is_told_in_another_way_than_a_last_turn_is_trained_on_too()
 
 def test_what_a_template_has_no_place_for_is_counted_and_no_answer_is_trained_without_its_call(caplog):
     made = template(BARE)
+    caplog.set_level("INFO")
     rows = [Row(messages_of([("user", q), ("assistant", a)]), {}, f"x:{n}") for n, (q, a) in enumerate(SUMS)]
     thinking = Row((Message("user", "q"), Message("assistant", "a", "hm")), {}, "t:1", (TOOL,))
     kept = tokenize_rows([*rows, thinking, Row(STRUCTURED, {}, "c:1")], made, 200)

@@ -119,6 +119,7 @@ def test_rows_that_the_template_refuses_are_left_out_and_counted_up_to_a_tenth(t
         "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('odd') }}"
         "{% endif %}{{ m['content'] + '<|end|>' }}{% endfor %}"
     )
+    caplog.set_level("INFO")
     odd = Row(messages_of([("assistant", "a"), ("user", "b"), ("assistant", "c")]), {}, "mine.jsonl:7")
     rows = [odd, *(row("a", str(n)) for n in range(20)), odd]
     kept = tokenize_rows(rows, make_template(made), 50)

@@ -98,13 +98,12 @@ def test_answers_that_the_template_tells_otherwise_when_they_are_not_last(jinja:
     assert said.endswith("3 2 1 done<|im_end|>")
 
 
-def test_rows_of_which_an_answer_is_not_told_are_counted_as_partly_supervised(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_of_which_an_answer_is_not_told_are_counted_as_partly_supervised() -> None:
     jinja = HEAD.replace("{{ '<", "{% if m['role'] != 'assistant' or loop.last %}{{ '<")
     jinja += "{{ m['content'] + '<|im_end|>\n' }}{% endif %}" + TAIL
     template = make_template(tokenizer(jinja))
     rows = [Row(tuple(Message(*turn) for turn in TURNS[:n]), {}, f"row {n}") for n in (4, 2, 4)]
     assert tokenize_rows(rows, template, 200).told == {PARTLY: 2}
-    assert "2 rows: partly supervised" in caplog.text
 
 
 ALTERNATES = (  # Gemma's and Mistral's: no system role, and turns must alternate
@@ -148,6 +147,7 @@ def test_neighbours_of_one_role_are_merged_where_the_template_demands_it(said, e
 )
 def test_rows_that_cannot_be_merged_are_left_out_under_that_name(said, caplog: pytest.LogCaptureFixture) -> None:
     template = make_template(tokenizer(ALTERNATES))
+    caplog.set_level("INFO")
     rows = [Row((USER, ANSWER), {}, f"mine.jsonl:{n}") for n in range(20)]
     kept = tokenize_rows([*rows, Row(tuple(said), {}, "mine.jsonl:99")], template, 200)
     assert (len(kept), kept.refused) == (20, 1)

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 from builders import capability_facts, config_of, domain_facts
 
+from ideal_proxy.data.context import Context
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline import machine
 from ideal_proxy.pipeline import plan as planning
+from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import Measured
 from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan
 from ideal_proxy.pipeline.prepare import Prepared
@@ -35,7 +37,15 @@ def prepared(tmp_path):
         )
     )  # fmt: skip
     capabilities = (capability_facts("code"),)
-    return Prepared(folder=tmp_path, facts=domains, capabilities=capabilities, health={}, vocabulary=1000, template={})
+    return Prepared(
+        folder=tmp_path,
+        facts=domains,
+        capabilities=capabilities,
+        health={},
+        vocabulary=1000,
+        template={},
+        context=Context(64),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +158,7 @@ def test_the_trust_check_is_a_stage_of_its_own(prepared, tmp_path):
     plan = make_plan(settings, prepared, tmp_path / "plan.json")
     with_check, without = (describe_plan(c, prepared, plan) for c in (settings, config(rounds=2)))
     stage, by_hand = with_check["stages"][-1], hand_counted()
-    larger = planning.scratch_products("3M", 1000)[1]
+    larger = scratch_products("3M", 1000)[1]
     rows, tokens, warm = 4000, by_hand["tokens"], 358_000
     expected = 3 * (larger.training(tokens, 40 * rows, tokens / rows) + larger.judging(200 * 80, 4500, 80))
     expected += larger.training(warm, warm, tokens / rows) + 2 * larger.judging(200 * 80, 4500, 80)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ideal_proxy.config import SearchConfig, parse_config
-from ideal_proxy.data.tokens import kept_tokens
+from ideal_proxy.data.context import Limit, choose_context
+from ideal_proxy.data.tokens import TokenRows, kept_tokens
 from ideal_proxy.errors import UserError
-from ideal_proxy.pipeline.check import check_sources
+from ideal_proxy.pipeline.check import check_sources, health_tables
 from ideal_proxy.pipeline.prepare import prepare
 from ideal_proxy.terminal import Reporter
 
@@ -47,11 +48,82 @@ def test_a_domain_that_loses_more_than_a_twentieth_is_refused_and_named(tmp_path
 
 def test_it_is_done_where_the_run_file_allows_it_and_where_it_is_little(tmp_path: Path) -> None:
     allowed = config(tmp_path, 30, allow_truncation=True)
-    assert prepare(allowed, tmp_path / "allowed", Reporter(quiet=True)).domains[1].truncated == 30
+    assert prepare(allowed, tmp_path / "allowed", Reporter(quiet=True)).facts[1].truncated == 30
     assert not [line for line in check_sources(allowed)["findings"] if "allow_truncation" in line]
     little = config(tmp_path, 1)
-    assert prepare(little, tmp_path / "little", Reporter(quiet=True)).domains[1].truncated == 1
+    assert prepare(little, tmp_path / "little", Reporter(quiet=True)).facts[1].truncated == 1
     assert not [line for line in check_sources(little)["findings"] if "allow_truncation" in line]
+
+
+def lengths_of(lengths: list[int], supervised: float = 0.5) -> TokenRows:
+    """Rows of so many tokens, the last of which carry loss."""
+    masks = [np.arange(n) >= n * (1 - supervised) for n in lengths]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    numbers = np.arange(len(lengths))
+    return TokenRows(
+        np.zeros(offsets[-1], np.int32), np.concatenate(masks), offsets, numbers.astype(np.uint64), numbers
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "limit", "expected"),
+    [
+        ({"a": [100] * 100}, 4096, (128, "95 % of the rows of a")),
+        ({"a": [100] * 96 + [130] * 4}, 4096, (128, "95 % of the rows of a")),  # a few of them lose some prompt
+        ({"a": [100] * 100, "b": [700] * 95 + [900] * 5}, 4096, (704, "95 % of the rows of b")),
+        ({"a": [100] * 960 + [4000] * 40}, 8192, (4032, "98 % of the rows of a")),  # the few hold most of the tokens
+        ({"a": [100] * 991 + [8000] * 9}, 9000, (8000, "the longest row of a")),
+        ({"a": [700] * 100}, 512, (512, "reads no more; 95 % of the rows of a would take 704")),
+        ({"a": [], "b": [30] * 9}, 512, (64, "95 % of the rows of b")),
+    ],
+    ids=[
+        "short",
+        "a few long",
+        "the longest source",
+        "few rows, many tokens",
+        "traces",
+        "the model's limit",
+        "an empty one",
+    ],
+)
+def test_the_default_context_comes_from_the_data(
+    sources: dict[str, list[int]], limit: int, expected: tuple[int, str]
+) -> None:
+    rows = {name: lengths_of(lengths) if lengths else lengths_of([9]).select([]) for name, lengths in sources.items()}
+    found = choose_context(rows, Limit(limit, "it reads no more"), None)
+    assert found.tokens == expected[0]
+    assert expected[1] in found.reason
+
+
+def test_it_is_kept_for_resume_and_scale_up_and_cuts_what_it_says(tmp_path: Path) -> None:
+    wanted = config(tmp_path, 2, context=None)
+    prepared = prepare(wanted, tmp_path / "prepared", Reporter(quiet=True))
+    health = check_sources(wanted)
+    assert prepared.context.tokens == health["context"] == 64 < prepared.facts[1].longest + 64
+    assert prepared.facts[1].truncated == health["domains"][1]["truncated"] == 2
+    rows_of_b = prepared.domain_rows(1)
+    assert (len(rows_of_b), int(rows_of_b.lengths.max())) == (100, 64)
+    again = prepare(wanted, tmp_path / "prepared", Reporter(quiet=True))
+    assert again.context == prepared.context
+    assert "64 tokens, for 95 % of the rows of " in " ".join(health_tables(health).split())
+
+
+def test_rows_cut_at_once_and_later_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    rows = lengths_of(rng.integers(2, 60, 200).tolist(), 0.6)
+    at_once, later = rows.cut(20, None), rows.cut(40, None).cut(20, None)
+    one_by_one = []
+    for n in range(len(rows)):
+        part = rows.select([n])
+        kept, _ = kept_tokens(part.ids, part.supervised, 20, None)
+        mask = part.supervised[kept]
+        mask[:1] = False
+        one_by_one.append(mask.tolist())
+    masks = [at_once.supervised[a:b].tolist() for a, b in zip(at_once.offsets, at_once.offsets[1:], strict=False)]
+    assert masks == one_by_one
+    assert at_once.supervised.tolist() == later.supervised.tolist()
+    assert at_once.truncated == int((rows.lengths > 20).sum())
+    assert at_once.supervised_cut == int(rows.supervised.sum() - at_once.supervised.sum()) > 0
 
 
 @pytest.mark.parametrize(

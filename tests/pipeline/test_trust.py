@@ -12,9 +12,9 @@ from builders import config_of
 from finished_run import result
 
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.outer_loop import override
-from ideal_proxy.pipeline.plan import scratch_products
 from ideal_proxy.pipeline.trust import AGREES, DISAGREES, UNCLEAR, compare, far_apart
 from ideal_proxy.report.text import result_tables
 

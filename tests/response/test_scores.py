@@ -12,6 +12,7 @@ import pytest
 from builders import capability_facts, domain_facts
 
 from ideal_proxy.config import parse_config
+from ideal_proxy.data.context import Context
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer.constraints import Constraints, Problem
@@ -55,6 +56,7 @@ def settings(*metrics: dict[str, Any] | None, **changes: Any):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     return Prepared(
+        context=Context(64),
         folder=tmp_path_factory.mktemp("prepared"), facts=tuple(domain_facts(name) for name in DOMAINS),
         capabilities=tuple(capability_facts(name) for name in ("code", "math")), health={}, vocabulary=300, template={},
     )  # fmt: skip
