@@ -90,6 +90,11 @@ def result(**changes: Any) -> dict[str, Any]:
             "level": 0.9875,
         },
         "predicted_gain": {"value": gain + 0.01, "lower": gain - 0.02, "upper": gain + 0.04},
+        "free": {
+            "rows": {name: int(2 * x) for name, x in zip(DOMAINS, PROPOSAL, strict=True)},
+            "predicted_gain": {"value": 0.077, "lower": 0.01, "upper": 0.1},
+            "capabilities": {name: _bound(0.9 + 0.3 * j, 0.02) for j, name in enumerate(CAPABILITIES)},
+        },
         "domains": [
             {
                 "name": name, "available": int(AVAILABLE[i]), "base_rows": int(BASE[i]),
@@ -104,6 +109,7 @@ def result(**changes: Any) -> dict[str, Any]:
             {
                 "name": name, "base_loss": float(there[j]), "proposal_loss": float(here[j]),
                 "predicted": _bound(ratio[j], 0.03), "verified": _bound(ratio[j] + 0.004, 0.02),
+                "change": "surely better" if j else "open", "protection": "not proven", "tolerance": 0.02,
             }
             for j, name in enumerate(CAPABILITIES)
         ],
@@ -111,8 +117,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "optimum": {"scope": "global optimum", "active": ["repeat cap: <coding>"]},
         "warnings": ["coding <i>and</i> more"],
         "rounds": [
-            {"round": 1, "answer": "improves", "gain": around, "predicted_gain": around, "pairs": 3,
-             "rows": [int(x) for x in PROPOSAL]},
+            {"round": 1, "predicted_gain": around, "rows": [int(x) for x in PROPOSAL]},
         ],
         "proxy": {"parameters": 121_152, "fraction": 0.25, "size": "0.1M"},
         "cost": {"runs": 23, "tokens": 23_000, "seconds": 230.0, "rounds": 1},

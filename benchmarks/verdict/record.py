@@ -34,10 +34,7 @@ def main() -> None:
     def interval(bound: dict) -> str:
         return f"{bound['value']:+.2%} [{bound['lower']:+.2%}, {bound['upper']:+.2%}]"
 
-    rounds = [
-        f"| {r['round']} | {r['answer']} | {interval(r['gain'])} | {interval(r['predicted_gain'])} | {r['pairs']} |"
-        for r in result["rounds"]
-    ]
+    rounds = [f"| {r['round']} | {interval(r['predicted_gain'])} |" for r in result["rounds"]]
     gains = ", ".join(f"{g:+.2%}" for g in result["verdict"]["gains_by_seed"])
     lines = [
         f"# {name}", "",
@@ -49,9 +46,9 @@ def main() -> None:
         f"Proxy: {plan['parameters']:,} parameters, φ = {plan['fraction']:g}, rate {rate['learning_rate']:g} "
         f"({rate['chosen']}: {rate.get('scores')}). {len(frame)} runs, {frame['tokens'].sum():,} tokens, "
         f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; "
-        f"gain of each pair of the round kept: {gains}.", "",
+        f"gain of each pair: {gains}.", "",
         *_memory(run),
-        "| round | verdict | verified gain | predicted gain | pairs |", "|---:|---|---|---|---:|", *rounds, "",
+        "| round | predicted gain |", "|---:|---|", *rounds, "",
         "```", result_tables(result, Path("RUN")), "```", "",
     ]  # fmt: skip
     atomic_write_text(RESULTS / f"{name}.md", "\n".join(lines))

@@ -141,7 +141,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         ]
     text += [
         "",
-        "# What the result is judged on. must_not_drop: 0.01 forbids this loss to rise by more than 1 %.",
+        "# What the result is judged on. must_not_drop: 0.01 beside one: a rise above 1 % has to be ruled out.",
         "capabilities:",
     ]
     for name, place, info in capabilities:
@@ -155,6 +155,8 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         "budget:",
         "  unit: tokens        # tokens or rows",
         "  mode: keep          # keep the base's total, at_most, or free",
+        "",
+        "protect: 2%           # most that any capability may lose; by name ({safety: 1%, chat: none}), or none",
         "",
         "constraints:",
         "  max_repeat: 4       # no row is seen more often",

@@ -14,7 +14,7 @@ import jinja2
 import markupsafe
 
 from ideal_proxy.report.plot_style import THEME
-from ideal_proxy.report.text import proxy_text
+from ideal_proxy.report.text import proxy_text, says
 from ideal_proxy.terminal import change_text, count_text, duration, interval_text, number_text, sentence
 
 FORMAT = "ideal-proxy/report/1"
@@ -56,8 +56,8 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined, finalize=_printable,
     )  # fmt: skip
     made.filters |= {
-        "as": number_text, "interval": interval_text, "change": change_text, "many": count_text, "sentence": sentence,
-        "duration": duration, "proxy_text": proxy_text,
+        "as": number_text, "interval": interval_text, "says": says, "change": change_text, "many": count_text,
+        "sentence": sentence, "duration": duration, "proxy_text": proxy_text,
     }  # fmt: skip
     made.globals |= {"with_errors": _with_errors, "measured": _measured}
     return made

@@ -42,6 +42,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{entry['predicted']['value'] - 1:+.1%}",
             f"{entry['verified']['value'] - 1:+.1%}",
             interval_text(entry["verified"], "+.1%", less=1),
+            says(entry),
         )
         for entry in result["capabilities"]
     ]
@@ -55,13 +56,15 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         "",
         table(
             "Reference loss against base, on fresh runs and unseen rows",
-            ("capability", "at base", "predicted", "verified", "interval"),
+            ("capability", "at base", "predicted", "verified", "interval", "says"),
             capabilities,
         ),
+        paragraph(SAYS),
         *(paragraph(text) for text in (_who_gains(result), _forgotten(result)) if text),
         *([paragraph(sentence(price))] if (price := who_pays(result)) else []),
         "",
         *_scores(result),
+        *_free(result),
         paragraph(
             f"Predicted gain {predicted['value']:+.2%} {interval_text(predicted)} "
             "(optimistic: it was selected). Noise of one run: "
@@ -105,6 +108,60 @@ def _forgotten(result: dict[str, Any]) -> str:
     return f"Loss against the model before fine-tuning, with base, then with the proposal: {'; '.join(parts)}."
 
 
+SAYS = (
+    "Better and worse are sure: all capabilities and all looks together err at most once in twenty on either side. "
+    "Held: surely within what protect and must_not_drop allow."
+)
+
+
+def says(entry: dict[str, Any]) -> str:
+    """Say what the check tells of a capability: its change, and its protection where that is more."""
+    change = str(entry.get("change", "open")).removeprefix("surely ")
+    if entry.get("protection") == "surely above tolerance":
+        return f"{change}, too much"
+    return "open, held" if entry.get("protection") == "within tolerance" and change == "open" else change
+
+
+def two_answers(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Lay the protected and the free answer side by side: gain, volumes, prices, all predicted; () where they agree."""
+    free = result.get("free")
+    if not free:
+        return []
+    gains = [
+        f"{gain['value']:+.1%} {interval_text(gain, '+.1%')}"
+        for gain in (result["predicted_gain"], free["predicted_gain"])
+    ]
+    rows = [
+        (f"rows of {e['name']}", f"{e['proposal_rows']:,}", f"{free['rows'][e['name']]:,}") for e in result["domains"]
+    ]
+    prices = [
+        (e["name"], f"{_judged(e):+.1%}", f"{free['capabilities'][e['name']]['value'] - 1:+.1%}")
+        for e in result["capabilities"]
+    ]
+    return [("gain", *gains), *rows, *prices]  # type: ignore[list-item]
+
+
+def _judged(entry: dict[str, Any]) -> float:
+    """Return the predicted change of what judges a capability; a metric's over its scale, above 0 is worse."""
+    if metric := entry.get("metric"):
+        return float(metric["predicted"]["value"] / metric["scale"] * (-1 if metric["higher_is_better"] else 1))
+    return float(entry["predicted"]["value"] - 1)
+
+
+def _free(result: dict[str, Any]) -> list[str]:
+    if not (rows := two_answers(result)):
+        return []
+    note = (
+        "Only the protected one was checked; the mixture file names the free one beside it. protect: none in the run "
+        "file lifts protection."
+    )
+    return [
+        table("Protected and free answer of the same fit, predicted", ("", "protected", "free"), rows),
+        paragraph(note),
+        "",
+    ]
+
+
 def who_pays(result: dict[str, Any]) -> str:
     """Name the capabilities that the proposal makes worse beyond doubt; a mean gain hides them."""
     worse = [
@@ -118,7 +175,7 @@ def who_pays(result: dict[str, Any]) -> str:
             least = change["upper"] if up else change["lower"]
             if least < 0 if up else least > 0:
                 worse.append(f"{entry['name']} ({change['value']:+.3g} by its metric, at least {least:+.3g})")
-    return f"the price: {', '.join(worse)}; must_not_drop in the run file protects a capability" if worse else ""
+    return f"the price: {', '.join(worse)}; protect and must_not_drop in the run file limit it" if worse else ""
 
 
 def _moves(entry: dict[str, Any]) -> str:

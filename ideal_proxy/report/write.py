@@ -23,7 +23,7 @@ from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
-from ideal_proxy.report.text import trust_text, who_pays
+from ideal_proxy.report.text import SAYS, trust_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 
@@ -110,6 +110,8 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "domains": [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]],
         "capabilities": result["capabilities"],
         "pays": who_pays(result),
+        "answers": two_answers(result),
+        "says_note": SAYS,
         "optimum": result["optimum"],
         "rounds": result["rounds"],
         "curves": [_curves(run, domain) for domain in run.domains],

@@ -16,7 +16,7 @@ RUN = Path("runs/mix")
 
 def changed(**verified: tuple[float, float, float]) -> dict:
     """A result whose capabilities were verified at other ratios."""
-    result = finished_run.result()
+    result = finished_run.result(free=None)
     for entry, name in zip(result["capabilities"], verified, strict=True):
         entry |= {"name": name, "verified": dict(zip(("value", "lower", "upper"), verified[name], strict=True))}
     return result
@@ -71,3 +71,21 @@ def test_a_folder_without_a_result_says_which_kind_it_is(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(UserError, match="is not finished; run the same"):
         load_result(tmp_path)
+
+
+def test_the_free_answer_stands_beside_the_protected_one_and_each_capability_says_what_is_sure():
+    result = finished_run.result()
+    text = result_tables(result, RUN)
+    first = result["domains"][0]
+    line = next(line for line in text.splitlines() if line.startswith(f"rows of {first['name']}"))
+    assert line.split()[-2:] == [f"{first['proposal_rows']:,}", f"{2 * first['proposal_rows']:,}"]
+    gain = result["predicted_gain"]["value"]
+    assert f"{gain:+.1%}" in text
+    assert "+7.7%" in text
+    assert (
+        next(line for line in text.splitlines() if line.startswith("coding") and "-10.0%" in line).split()[-1]
+        == "-10.0%"
+    )
+    says = [line.split()[-1] for line in text.splitlines() if line.startswith(("coding ", "<script>")) and "[" in line]
+    assert says == ["open", "better"]
+    assert "free answer" not in result_tables(result | {"free": None}, RUN)
