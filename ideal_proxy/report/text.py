@@ -135,7 +135,7 @@ def two_answers(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         (f"rows of {e['name']}", f"{e['proposal_rows']:,}", f"{free['rows'][e['name']]:,}") for e in result["domains"]
     ]
     prices = [
-        (e["name"], f"{_judged(e):+.1%}", f"{free['capabilities'][e['name']]['value'] - 1:+.1%}")
+        (f"change of {e['name']}", f"{_judged(e):+.1%}", f"{free['capabilities'][e['name']]['value'] - 1:+.1%}")
         for e in result["capabilities"]
     ]
     return [("gain", *gains), *rows, *prices]  # type: ignore[list-item]

@@ -82,10 +82,7 @@ def test_the_free_answer_stands_beside_the_protected_one_and_each_capability_say
     gain = result["predicted_gain"]["value"]
     assert f"{gain:+.1%}" in text
     assert "+7.7%" in text
-    assert (
-        next(line for line in text.splitlines() if line.startswith("coding") and "-10.0%" in line).split()[-1]
-        == "-10.0%"
-    )
+    assert next(line for line in text.splitlines() if line.startswith("change of coding")).split()[-1] == "-10.0%"
     says = [line.split()[-1] for line in text.splitlines() if line.startswith(("coding ", "<script>")) and "[" in line]
     assert says == ["open", "better"]
     assert "free answer" not in result_tables(result | {"free": None}, RUN)
