@@ -123,7 +123,7 @@ class Service:
         folder = str(self._folder.resolve())
         options: dict[str, Any] = {
             "tensorboard": {"run_name": "tensorboard", "logging_dir": folder},
-            "mlflow": {"experiment_name": project, "run_name": self._title, "logging_dir": folder},
+            "mlflow": {"experiment_name": project, "run_name": self._title},
             "trackio": {"run_name": project, "name": self._title},
             "wandb": {"run_name": project, "name": self._title, "dir": folder},
         }[self._name]  # accelerate calls the project run_name

@@ -32,6 +32,8 @@ PIECE_BYTES = 16 << 20
 SHIP_SECONDS = 1.0
 MOST_SHIPPED = 256 << 20
 """Bytes of an unfinished run that go to the driver while it runs; more than these go only when the search stops."""
+DEATH_SECONDS = 3.0
+"""A process's death is told so much later: if its node is going, this actor ends first, and the run is not to blame."""
 SWEEP_SECONDS = 3600.0
 LOG_BYTES = 4000
 MARK = "ideal-proxy.lock"
@@ -93,6 +95,7 @@ class NodeWorker:
         for message in said:
             kind = message["kind"]
             if kind == "died":
+                time.sleep(DEATH_SECONDS)
                 log = self._pool.log_path(self._number).read_bytes()[-LOG_BYTES:]
                 message |= {"run": self._run, "log": log}
             if kind == "died" or (kind == "step" and time.monotonic() - self._sent_at >= SHIP_SECONDS):
