@@ -110,13 +110,13 @@ class LocalPool:
                 worker.process.wait(timeout=0 if worker.busy else 0.5)
             except subprocess.TimeoutExpired:
                 worker.process.kill()
-            self._bury(worker)
+            self._forget(worker)
         self._inbox.clear()
 
     def _died(self, worker: _Worker) -> Message:
-        """Bury a worker that ended by itself, and say how."""
+        """Forget a worker that ended by itself, and return the message that says how."""
         code = worker.process.wait()
-        self._bury(worker)
+        self._forget(worker)
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         if not worker.ready:
             self._deaths_unready += 1
@@ -147,13 +147,13 @@ class LocalPool:
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
     def _send(self, number: int, message: Message) -> None:
-        """Write one line to a worker; one that just died is noticed by its closed output."""
+        """Write one line to a worker; that one has just ended is seen when its output closes."""
         worker = self._pool.get(number)
         if worker is not None:
             with contextlib.suppress(OSError):
                 send(worker.process, message)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _forget(self, worker: _Worker) -> None:
         """Forget a worker whose process has ended or will not be read any more."""
         if self._pool.pop(worker.number, None) is None:
             return

@@ -175,7 +175,7 @@ class RayPool:
         return message
 
     def _lost(self, actor: _Actor, error: Exception) -> Message:
-        """Bury an actor that does not answer any more; its run is not to blame."""
+        """Forget an actor that does not answer any more; its run is not to blame."""
         cause, faults = getattr(error, "cause", None), self._ray.exceptions
         if isinstance(cause, UserError):
             raise cause
