@@ -46,7 +46,7 @@ def _called(command: Any) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ideal-proxy {__version__}")
+        print(f"ideal-proxy {__version__}")
         raise typer.Exit
 
 
@@ -70,7 +70,7 @@ def init(
     """Look at the folders of rows and write a commented run file."""
     from ideal_proxy.pipeline import write_run_file
 
-    typer.echo(write_run_file(folder, out, hold_out=hold_out, force=force))
+    print(write_run_file(folder, out, hold_out=hold_out, force=force))
 
 
 @app.command(epilog="Example: ideal-proxy check mix.yaml")
@@ -83,7 +83,7 @@ def check(
     from ideal_proxy.pipeline import check_sources, health_tables
 
     health = check_sources(load_config(config))
-    typer.echo(json.dumps(health, indent=1) if as_json else health_tables(health))
+    print(json.dumps(health, indent=1) if as_json else health_tables(health))
 
 
 @app.command(
@@ -142,10 +142,10 @@ def search(
     reporter = Reporter(quiet=quiet or as_json)
     if dry_run:
         plan = plan_search(settings, folder, reporter, device_flops=device_flops, utilisation=utilisation)
-        typer.echo(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
+        print(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
         return
     result = run_search(settings, folder, reporter, track=track or ())
-    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
+    print(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
 
 
 @app.command(epilog="Example: ideal-proxy show runs/mix")
@@ -157,7 +157,7 @@ def show(run: RunFolder, as_json: Json = False) -> None:
 
     run = run_folder(run)
     result = load_result(run)
-    typer.echo(json.dumps(result, indent=1) if as_json else result_tables(result, run))
+    print(json.dumps(result, indent=1) if as_json else result_tables(result, run))
 
 
 @app.command(epilog="Example: ideal-proxy status runs/mix")
@@ -168,7 +168,7 @@ def status(run: RunFolder, as_json: Json = False) -> None:
 
     run = run_folder(run)
     found = read_status(run)
-    typer.echo(json.dumps(found, indent=1) if as_json else status_text(found, run))
+    print(json.dumps(found, indent=1) if as_json else status_text(found, run))
 
 
 @app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")
@@ -209,7 +209,7 @@ def apply(
             sources=sources, index=index or index_folder(folder), progress=progress,
         )  # fmt: skip
     values = applied_values(loaded, applied)
-    typer.echo(json.dumps(values, indent=1) if as_json else applied_table(values))
+    print(json.dumps(values, indent=1) if as_json else applied_table(values))
 
 
 cli_influence.register(app)
@@ -223,10 +223,21 @@ app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) i
 def main(**options: Any) -> None:
     """Run the application; a user's error is one sentence on stderr and exit code 1 or 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a ? in its place
     try:
-        app(prog_name=options.get("prog_name", "ideal-proxy"))
+        try:
+            app(prog_name=options.get("prog_name", "ideal-proxy"))
+        finally:
+            sys.stdout.flush()
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 20) : error.end + 20].rpartition("\0")[2]
+        print(
+            f"error: {part!a} is no text in {sys.getfilesystemencoding()}, in which this system names files: set "
+            "PYTHONUTF8=1, or rename the file",
+            file=sys.stderr,
+        )
+        sys.exit(UserError.exit_code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

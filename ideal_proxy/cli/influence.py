@@ -59,4 +59,4 @@ def influence(
         settings, loaded, encoder.template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
         context=length, rows=rows, tau=known, bf16=place.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,
     )  # fmt: skip
-    typer.echo(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))
+    print(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))

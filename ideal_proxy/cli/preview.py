@@ -47,9 +47,9 @@ def preview(
         for one in preview_rows(name, SourceReader(path, format=form), template, context.tokens, rows)
     ]
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in shown], indent=1, ensure_ascii=False))
+        print(json.dumps([one.to_dict() for one in shown], indent=1))
     else:
-        typer.echo(_page(shown, context.tokens, colour=sys.stdout.isatty()), color=True)
+        print(_page(shown, context.tokens, colour=sys.stdout.isatty()))
 
 
 def _page(shown: list[Preview], context: int, *, colour: bool) -> str:

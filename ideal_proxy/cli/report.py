@@ -29,11 +29,11 @@ def report(
 
     written = write_report(run_folder(run), out)
     if as_json:
-        typer.echo(written.numbers.read_text(encoding="utf-8"), nl=False)
+        print(written.numbers.read_text(encoding="utf-8"), end="")
         return
-    typer.echo(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
-    typer.echo(f"numbers  {written.numbers}")
-    typer.echo(f"figures  {len(written.figures)} SVG and PNG files in {written.figures[0].parent}")
+    print(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
+    print(f"numbers  {written.numbers}")
+    print(f"figures  {len(written.figures)} SVG and PNG files in {written.figures[0].parent}")
 
 
 def what_if(
@@ -59,4 +59,4 @@ def what_if(
 
     loaded = load_run(run)
     answer = ask(loaded, read_settings(changes or [], loaded.domains), start=start, keep_total=keep_total)
-    typer.echo(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))
+    print(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))

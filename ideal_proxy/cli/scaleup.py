@@ -110,7 +110,7 @@ def scale_up(
         refine_rows=refine_rows,
     )
     result = run(loaded, wanted, folder, reporter, folder=beside)
-    typer.echo(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
+    print(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
 
 
 def transfer(
@@ -157,9 +157,9 @@ def transfer(
     carried = carry(loaded, mode, total_rows, reporter, data=moved, law=law, folder=folder)
     save_mixture(out, carried)
     if as_json:
-        typer.echo(carried.model_dump_json(indent=1, exclude={"law"}))
+        print(carried.model_dump_json(indent=1, exclude={"law"}))
         return
-    typer.echo(transfer_tables(loaded, carried) + f"\n\nMixture file: {out}")
+    print(transfer_tables(loaded, carried) + f"\n\nMixture file: {out}")
 
 
 def export(
@@ -183,4 +183,4 @@ def export(
 
     loaded, folder, _ = open_mixture(mixture)
     report = export_mixture(loaded, to, out, strict=strict, folder=folder)
-    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))
+    print(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +72,8 @@ def fit(
     )
     document = with_explored(model, joined.ratios.to_numpy(dtype=float))
     atomic_write_json(out, document)
-    typer.echo(json.dumps({"fit": str(out), "diagnostics": document["diagnostics"]}) if as_json else fit_table(model))
-    typer.echo(f"{len(joined.ratios)} runs, {len(domains)} domains, {len(names)} metrics: {out}", err=True)
+    print(json.dumps({"fit": str(out), "diagnostics": document["diagnostics"]}) if as_json else fit_table(model))
+    print(f"{len(joined.ratios)} runs, {len(domains)} domains, {len(names)} metrics: {out}", file=sys.stderr)
 
 
 def predict(
@@ -91,10 +92,10 @@ def predict(
     frame = predict_table(model, mixtures, level=level, fidelity=fidelity)
     text = frame.to_csv(index=False)
     if out is None:
-        typer.echo(text, nl=False)
+        print(text, end="")
         return
     atomic_write_text(out, text)
-    typer.echo(f"{len(frame)} mixtures predicted: {out}", err=True)
+    print(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)
 
 
 def optimize(
@@ -160,13 +161,13 @@ def optimize(
     )  # fmt: skip
     optimum, volumes = optimise_table(model, goal, limits, seed=seed)
     save_mixture(out, table_mixture(out.stem, model, optimum, volumes))
-    typer.echo(json.dumps(optimum.to_dict(), indent=1) if as_json else optimum_table(optimum, volumes))
+    print(json.dumps(optimum.to_dict(), indent=1) if as_json else optimum_table(optimum, volumes))
     if pareto is not None:
         first, colon, second = pareto.partition(":")
         if not colon:
             raise UsageError(f"--pareto is {pareto!r}; write two groups of capabilities, as a,b:c")
-        typer.echo("\n" + front_table(model, limits, first.split(","), second.split(",")))
-    typer.echo(f"mixture file: {out}", err=True)
+        print("\n" + front_table(model, limits, first.split(","), second.split(",")))
+    print(f"mixture file: {out}", file=sys.stderr)
 
 
 def _fit_file(place: Path) -> Path:

@@ -234,3 +234,28 @@ def test_ctrl_c_says_how_to_go_on(folder, sent):
     assert process.returncode == 130
     assert rest.strip().endswith("stopped; run the same command again to go on where it was")
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("setting", "encoding"),
+    [({"PYTHONIOENCODING": "ascii"}, "ascii"), ({"PYTHONIOENCODING": "cp1252"}, "cp1252"), ({"LC_ALL": "C"}, "utf-8")],
+)
+def test_a_terminal_that_is_not_utf_8_gets_replacements(tmp_path, setting, encoding):
+    rows = "".join(f'{{"instruction": "say {n}", "output": "{n}"}}\n' for n in range(40))
+    for name in ("数学", "words"):
+        (tmp_path / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    program = [sys.executable, "-m", "ideal_proxy.cli", "init", str(tmp_path), "--out", str(tmp_path / "mix.yaml")]
+    done = subprocess.run(
+        [*program, "--hold-out", "9"], capture_output=True, env=environment() | setting, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"  {'数学' if encoding == 'utf-8' else '??'}: 31 rows" in done.stdout.decode(encoding)
+
+
+def test_a_file_name_that_is_no_text_is_one_sentence(tmp_path):
+    for name in (b"a\xff.jsonl", b"b.jsonl"):
+        with open(bytes(tmp_path) + b"/" + name, "wb") as file:
+            file.write(b"".join(b'{"instruction": "say %d", "output": "x"}\n' % n for n in range(40)))
+    answer = run("init", str(tmp_path), "--out", str(tmp_path / "mix.yaml"), "--hold-out", "9")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].startswith(r"error: 'a\udcff' is no text in utf-8, in which this system")
