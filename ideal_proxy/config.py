@@ -19,7 +19,9 @@ from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_p
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
 Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
-Format = Annotated[str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)$")]  # columns: is written by `columns`
+Format = Annotated[
+    str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)( chat_template_kwargs:.+)?$")
+]  # columns: is written by `columns`
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
 
@@ -63,18 +65,26 @@ class SourceSection(Section):
         default=None, description="e.g. {prompt: question, completion: [rationale, answer]}"
     )
 
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="given to the chat template with every row, e.g. {enable_thinking: false}"
+    )
+
     @model_validator(mode="before")
     @classmethod
-    def _format_of_columns(cls, values: Any) -> Any:
-        """Write the columns as a format, which goes wherever the source goes."""
-        if not isinstance(values, dict) or not isinstance(values.get("columns"), dict):
+    def _whole_format(cls, values: Any) -> Any:
+        """Write columns and settings as a part of the format, which goes wherever the source goes."""
+        if not isinstance(values, dict):
             return values
-        written = "columns:" + json.dumps(
-            {key: value for key, value in values["columns"].items() if value is not None}, sort_keys=True, default=list
-        )
-        if values.get("format", "auto") not in ("auto", written):
-            raise ValueError("give either format or columns")
-        return {**values, "format": written}
+        written, _, _ = str(values.get("format") or "auto").partition(" chat_template_kwargs:")
+        if isinstance(values.get("columns"), dict):
+            columns = {key: value for key, value in values["columns"].items() if value is not None}
+            mapped = "columns:" + json.dumps(columns, sort_keys=True, default=list)
+            if written not in ("auto", mapped):
+                raise ValueError("give either format or columns")
+            written = mapped
+        if isinstance(values.get("chat_template_kwargs"), dict):
+            written += " chat_template_kwargs:" + json.dumps(values["chat_template_kwargs"], sort_keys=True)
+        return {**values, "format": written} if written != "auto" else values
 
 
 class DomainConfig(SourceSection):

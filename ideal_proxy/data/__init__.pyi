@@ -16,6 +16,7 @@ from .hub import parse_hub as parse_hub
 from .layout import Found as Found
 from .layout import look as look
 from .messages import KEY_VERSION as KEY_VERSION
+from .messages import SETTINGS as SETTINGS
 from .messages import Message as Message
 from .messages import Row as Row
 from .messages import chat_record as chat_record

@@ -8,16 +8,23 @@ run file names. What is left out has a name: `BadRow` for what cannot be read, `
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ideal_proxy.data.files import BadRow, kind_of
-from ideal_proxy.data.messages import Message
+from ideal_proxy.data.messages import SETTINGS, Message
 
 FORMATS = ("alpaca", "chat", "prompt")
 MAPPED = "columns:"  # a format that names its columns, as JSON behind this mark
+WITH_SETTINGS = f" {SETTINGS}:"  # what follows a format: what the chat template is given with every row, as JSON
+TAKEN = {  # what `apply_chat_template` is told by ourselves
+    "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "messages",
+    "return_assistant_tokens_mask", "tokenizer_kwargs",
+}  # fmt: skip
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -70,8 +77,31 @@ def filled(value: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in value.items() if not (v is None or (isinstance(v, float) and math.isnan(v)))}
 
 
+@functools.cache
+def split_format(format: str) -> tuple[str, dict[str, Any]]:
+    """Return a format alone, and what the chat template is given with every row."""
+    alone, found, settings = format.partition(WITH_SETTINGS)
+    return alone, settings_of(json.loads(settings), "the run file") if found else {}
+
+
+def settings_of(value: Any, where: str) -> dict[str, Any]:
+    """Read what the chat template is given with a row: an object, or one as JSON text."""
+    if blank(value):
+        return {}
+    if isinstance(value, str):
+        value = _json(value, SETTINGS, where)
+    if not isinstance(value, dict) or TAKEN & value.keys():
+        what = f"the key {min(TAKEN & value.keys())!r}" if isinstance(value, dict) else kind_of(value)
+        raise BadRow(
+            f"{where}: {SETTINGS!r} holds {what}; it must be an object of the chat template's own settings, such as "
+            '{"enable_thinking": false}', f"broken {SETTINGS}",
+        )  # fmt: skip
+    return {str(key): inner for key, inner in value.items() if inner is not None}
+
+
 def mapping_of(format: str) -> dict[str, Any] | None:
     """Return the columns that a format names, None for a known layout."""
+    format = split_format(format)[0]
     return dict(json.loads(format.removeprefix(MAPPED))) if format.startswith(MAPPED) else None
 
 
@@ -102,9 +132,12 @@ def refuse_left_out(value: dict[str, Any], own: Sequence[str] = ()) -> None:
 
 def read_turns(
     value: dict[str, Any], format: str, where: str
-) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
-    """Turn a record into its turns and tool schemas; raises BadRow, or LeftOut where it is not to be trained on."""
+) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...], dict[str, Any]]:
+    """Turn a record into its turns, tool schemas and settings; raises BadRow, or LeftOut where it is not trained on."""
     columns = mapping_of(format)
+    format, settings = split_format(format)
+    if value.get(SETTINGS):
+        settings = settings | settings_of(value[SETTINGS], where)
     raw, value = value, filled(value)
     refuse_left_out(value, _named(columns) if columns else ())
     roles: dict[str, str] = ROLES
@@ -138,7 +171,7 @@ def read_turns(
             messages[-1] = Message(last.role, last.content, thoughts, last.tool_calls, last.trained)
     if system.strip():
         messages = _opened(messages, system)
-    return tuple(messages), tools
+    return tuple(messages), tools, settings
 
 
 def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message, ...]:
@@ -149,7 +182,8 @@ def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message
 def used_keys(format: str) -> set[str]:
     """Names of the columns that a format reads."""
     columns = mapping_of(format)
-    return {*_named(columns), "tools", *SYSTEMS} if columns is not None else ROW_KEYS[format]
+    own = {*_named(columns), "tools", *SYSTEMS} if columns is not None else ROW_KEYS[split_format(format)[0]]
+    return own | {SETTINGS}
 
 
 def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ class DuplicateReport:
         between: for two domains (in the order given), rows of the second that stand in the first.
         leaks: for a reference set and a domain, reference rows that stand in the domain, prompt and answer.
         prompt_leaks: the same by the prompt alone; contains the leaks.
+        two_minds: rows without thoughts that ask what a row with thoughts asks, in any domain.
+        told_apart: whether `enable_thinking` of the chat template tells all of these from the others.
         examples: for each leak (by prompt), one reference row's place and the domain row's place.
     """
 
@@ -26,6 +28,8 @@ class DuplicateReport:
     leaks: dict[tuple[str, str], int] = field(default_factory=dict)
     prompt_leaks: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    two_minds: int = 0
+    told_apart: bool = True
 
     @property
     def any(self) -> bool:
@@ -70,12 +74,35 @@ def find_duplicates(
                 if asked:
                     prompt_leaks[reference, domain] = len(asked)
                     examples[reference, domain] = (asked[0][0], prompts[domain][asked[0][1]])
-    return DuplicateReport(within, between, leaks, prompt_leaks, examples)
+    return DuplicateReport(within, between, leaks, prompt_leaks, examples, *_two_minds(domains))
+
+
+def _two_minds(domains: Mapping[str, Sequence[Row]]) -> tuple[int, bool]:
+    """Count rows without thoughts that ask what one with thoughts asks, and see whether a setting tells them apart."""
+    thinking = {prompt_mark(row) for rows in domains.values() for row in rows if thinks(row)}
+    if not thinking:
+        return 0, True
+    others = [row for rows in domains.values() for row in rows if not thinks(row) and prompt_mark(row) in thinking]
+    return len(others), all(switch(row) is False for row in others)
+
+
+def switch(row: Row) -> bool | None:
+    """Whether a row's settings turn thoughts on or off; None where they say nothing of it."""
+    said = (row.settings.get(name) for name in ("enable_thinking", "thinking"))
+    return next((value for value in said if isinstance(value, bool)), None)
+
+
+def thinks(row: Row) -> bool:
+    """Whether a row is of the thinking kind: by its settings, else by what its answers hold."""
+    asked = switch(row)
+    thoughts = any(turn.role == "assistant" and (turn.thoughts or "<think>" in turn.content) for turn in row.messages)
+    return thoughts if asked is None else asked
 
 
 def _whole(row: Row) -> bytes:
     said = [_even(turn.flat()) for turn in row.messages]  # with the system text: rows that differ in it are no twins
-    return _mark("\x1f".join([*said, *map(str, row.tools)]))
+    settings = [str(sorted(row.settings.items()))] if row.settings else []
+    return _mark("\x1f".join([*said, *map(str, row.tools), *settings]))
 
 
 def prompt_mark(row: Row) -> bytes:

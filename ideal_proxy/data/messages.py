@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-KEY_VERSION = 2  # rises when rows of the same content get another key; 2 added thoughts, tools and untrained turns
+# Rises when rows of the same content get another key: 2 added thoughts, tools and untrained turns, 3 settings.
+KEY_VERSION = 3
+SETTINGS = "chat_template_kwargs"  # the column, as TRL and ms-swift name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +91,19 @@ class Row:
         raw: the record as it was read.
         where: file and line, for messages to the user.
         tools: JSON schemas of the functions that the assistant may call.
+        settings: what else the chat template is given (`chat_template_kwargs`), of the row or its domain.
     """
 
     messages: tuple[Message, ...]
     raw: dict[str, Any]
     where: str
     tools: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> int:
         """Fingerprint of the content as an unsigned 64-bit number, the same on any machine."""
-        return row_key(self.messages, self.tools)
+        return row_key(self.messages, self.tools, self.settings)
 
     @property
     def prompt(self) -> str:
@@ -121,36 +125,50 @@ class Row:
         return [turn.as_chat() for turn in self.messages]
 
     def _last_answer(self) -> int:
-        return max(n for n, turn in enumerate(self.messages) if turn.role == "assistant")
+        said = (n for n, turn in enumerate(self.messages) if turn.role == "assistant")
+        return max(said, default=len(self.messages) - 1)
 
 
-def chat_record(messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def chat_record(
+    messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write a row as a record in chat format that reads back as the same row."""
-    turns = [turn.as_chat() | ({} if turn.trained else {"weight": 0}) for turn in messages]
-    return {"messages": turns, **({"tools": list(tools)} if tools else {})}
+    record: dict[str, Any] = {
+        "messages": [turn.as_chat() | ({} if turn.trained else {"weight": 0}) for turn in messages]
+    }
+    if tools:
+        record["tools"] = list(tools)
+    if settings:
+        record[SETTINGS] = dict(settings)
+    return record
 
 
-def row_key(messages: Iterable[Said], tools: Sequence[dict[str, Any]] = ()) -> int:
+def row_key(
+    messages: Iterable[Said], tools: Sequence[dict[str, Any]] = (), settings: Mapping[str, Any] | None = None
+) -> int:
     """Fingerprint of a conversation.
 
     Args:
         messages: turns, or (role, content) pairs.
         tools: schemas of its functions.
+        settings: what else the chat template is given.
 
     Returns:
         int: first 8 bytes (big-endian) of the SHA-256 of `compact_text`.
     """
-    return int.from_bytes(hashlib.sha256(compact_text(messages, tools).encode("ascii")).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(compact_text(messages, tools, settings).encode("ascii")).digest()[:8], "big")
 
 
-def compact_text(messages: Iterable[Said], tools: Sequence[dict[str, Any]] = ()) -> str:
+def compact_text(
+    messages: Iterable[Said], tools: Sequence[dict[str, Any]] = (), settings: Mapping[str, Any] | None = None
+) -> str:
     """Write a conversation as what its key is the hash of: compact ASCII JSON."""
     # Roles and contents alone are a list of pairs, as before version 2 of the key; anything more makes it an object.
     turns = messages_of(messages)
-    if not tools and all(turn.plain for turn in turns):
+    if not tools and not settings and all(turn.plain for turn in turns):
         quoted = json.encoder.encode_basestring_ascii  # without making an encoder for every row
         return "[" + ",".join([f"[{quoted(turn.role)},{quoted(turn.content)}]" for turn in turns]) + "]"
-    value = chat_record(turns, tools)
+    value = chat_record(turns, tools, settings)
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
 
 

@@ -31,6 +31,7 @@ from ideal_proxy.data.dialects import (
     mapping_of,
     read_turns,
     refuse_left_out,
+    split_format,
     suggest_columns,
     to_messages,
     used_keys,
@@ -192,7 +193,7 @@ def look_through(source: str | Path) -> SourceInfo:
 def format_of(source: str, format: str = "auto") -> str:
     """Tell the format of a source's rows by its first row, where it is not given."""
     reader = SourceReader(source, format=format)
-    if format == "auto":
+    if reader.format == "auto":
         next(iter(reader))
     return reader.format
 
@@ -221,10 +222,12 @@ class SourceReader:
         self, source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None,
         told: Told | None = None,
     ) -> None:  # fmt: skip
-        if format not in (*FORMATS, "auto") and not format.startswith(MAPPED):
+        alone, _ = split_format(format)
+        if alone not in (*FORMATS, "auto") and not alone.startswith(MAPPED):
             raise UserError(f"format is {format!r}; it must be auto, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
         self.source = str(source)
-        self.format = format
+        self.format = "auto" if alone == "auto" else format
+        self._with_settings = format.removeprefix(alone)
         self.files: tuple[Path, ...] = () if is_virtual(self.source) else find_files(self.source)
         self.tally = Tally()
         self._refuse = on_bad_rows == "refuse"
@@ -288,8 +291,9 @@ class SourceReader:
             except BadRow:
                 self.format = find_format(value, record.where)
             log.info("%s: rows are in %s format", self.source, self.format)
-        messages, tools = read_turns(value, self.format, record.where)
-        return Row(messages, value, record.where, tools)
+            self.format += self._with_settings
+        messages, tools, settings = read_turns(value, self.format, record.where)
+        return Row(messages, value, record.where, tools, settings)
 
     def _drop(self, error: BadRow, where: str) -> None:
         """Count a row that cannot be read; refuse it where the user wants that, or where there are too many."""
@@ -318,7 +322,9 @@ class SourceReader:
         system = next((name for name in SYSTEMS if value.get(name)), None)
         if system is not None:
             tally.used[f"a system column ({system})"] += 1
-        if value.get("history") and self.format == "alpaca":
+        if row.settings:
+            tally.used[f"settings of the chat template ({', '.join(sorted(row.settings))})"] += 1
+        if value.get("history") and self.format.startswith("alpaca"):
             tally.used["earlier turns (history)"] += 1
         if keys:
             turn_shapes[keys] += 1
@@ -359,7 +365,7 @@ class SourceReader:
             if tally.without_answer:
                 raise UserError(
                     f"none of the {tally.without_answer} rows of {self.source} has an answer; "
-                    f"fill the {ANSWER_OF.get(self.format, 'answers')} of its rows"
+                    f"fill the {ANSWER_OF.get(split_format(self.format)[0], 'answers')} of its rows"
                 )
             raise UserError(f"{self.source} has no rows; take it out or put rows in it")
         limit = max(FEW_BAD, int(BAD_SHARE * (tally.rows + tally.bad_rows))) if self._max_bad is None else self._max_bad

@@ -45,6 +45,8 @@ MERGED = "neighbouring turns of one role are merged, as the chat template refuse
 PARTLY = "partly supervised, as the chat template does not tell all of their answers"
 FORGOTTEN = "the chat template leaves thoughts out of answers (mostly earlier ones): trained without them"
 NO_PLACE = "{name}, for which the chat template has no place: trained without them"
+UNREAD = "chat_template_kwargs that the chat template does not read ({names})"
+CONTRARY = "thoughts, although enable_thinking is false: trained with them"
 IN_CONTENT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
@@ -118,18 +120,21 @@ class ChatTemplate:
 
     def render_row(self, row: Row) -> Rendered:
         """Write a row as text, and say what becomes of it; raises RefusedRowError where the template refuses it."""
-        return self._rendered(row.messages, Extras(row.tools))
+        return self._rendered(row.messages, Extras(row.tools, row.settings))
 
     def _rendered(self, messages: tuple[Message, ...], extras: Extras) -> Rendered:
         last = max((n for n, turn in enumerate(messages) if turn.role == "assistant" and turn.says), default=-1)
         messages = messages[: last + 1] or messages
+        unread = sorted(name for name in extras.settings if not re.search(rf"\b{re.escape(name)}\b", self._jinja))
+        told = [UNREAD.format(names=", ".join(unread))] if unread else []
         if self._answers is None:
-            return Rendered(*self._plain.render(messages, extras.tools))
+            return Rendered(*self._plain.render(messages, extras.tools), tuple(told))
         writer, finder = self._answers.writer, self._answers
         (text, spans), written = _alternating(
             messages, lambda turns: finder.render(writer.placed(turns, extras), extras)
         )
-        told = [NO_PLACE.format(name=name) for name in writer.lacks(messages, extras)]
+        told += [NO_PLACE.format(name=name) for name in writer.lacks(messages, extras)]
+        told += [CONTRARY] if extras.settings.get("enable_thinking") is False and any(self._thoughts(messages)) else []
         told += [MERGED] if written is not messages else []
         told += [PARTLY] if len(spans) < sum(_carries_loss(turn) for turn in written) else []
         told += [FORGOTTEN] if any(thought not in text for thought in self._thoughts(messages)) else []

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ideal_proxy.data import Message, chat_record
+from ideal_proxy.data import SETTINGS, Message, Row, chat_record
 
 MOST_LINES = 4  # shapes of lines that are told apart
 MOST_PATHS = 2_000  # within the arguments of calls; beyond, arguments are written as text
@@ -26,6 +26,7 @@ class Shape:
         turn_keys: keys that some turns have beside role and content.
         call_keys: keys that some calls have beside type and function.
         tools: whether some rows have schemas.
+        settings: keys of `chat_template_kwargs` that some rows have.
         arguments: for every place in the arguments of calls, the types that stand there.
     """
 
@@ -33,10 +34,15 @@ class Shape:
     turn_keys: set[str] = field(default_factory=set)
     call_keys: set[str] = field(default_factory=set)
     tools: bool = False
+    settings: set[str] = field(default_factory=set)
     arguments: dict[str, set[str]] = field(default_factory=dict)
 
-    def add(self, value: Any, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
-        """Take a row into account."""
+    def add(self, value: Any, row: Row) -> None:
+        """Take a row and its record into account."""
+        messages, tools = row.messages, row.tools
+        self.settings.update(row.settings)
+        if row.settings and SETTINGS not in value:
+            self.lines.add(SETTINGS)  # its domain's, which its line does not say
         if len(self.lines) < MOST_LINES:
             self.lines.add(_shape(value))
         self.tools = self.tools or bool(tools)
@@ -53,7 +59,8 @@ class Shape:
         """Return it for a file."""
         return {
             "lines": sorted(self.lines), "turn_keys": sorted(self.turn_keys), "call_keys": sorted(self.call_keys),
-            "tools": self.tools, "arguments": {place: sorted(kinds) for place, kinds in self.arguments.items()},
+            "tools": self.tools, "settings": sorted(self.settings),
+            "arguments": {place: sorted(kinds) for place, kinds in self.arguments.items()},
         }  # fmt: skip
 
     @classmethod
@@ -61,7 +68,7 @@ class Shape:
         """Read what `to_json` wrote."""
         return cls(
             set(value["lines"]), set(value["turn_keys"]), set(value["call_keys"]), bool(value["tools"]),
-            {place: set(kinds) for place, kinds in value["arguments"].items()},
+            set(value["settings"]), {place: set(kinds) for place, kinds in value["arguments"].items()},
         )  # fmt: skip
 
 
@@ -73,21 +80,25 @@ class ChatLayout:
         turn_keys: keys that every turn gets beside role and content.
         call_keys: keys that every call gets beside type and function.
         tools: whether every row gets its schemas, as JSON text.
+        settings: keys of `chat_template_kwargs` that every row gets.
         arguments_as_text: write the arguments of calls as JSON text, since their types differ.
     """
 
     turn_keys: tuple[str, ...] = ()
     call_keys: tuple[str, ...] = ()
     tools: bool = False
+    settings: tuple[str, ...] = ()
     arguments_as_text: bool = False
 
-    def line(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bytes:
+    def line(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> bytes:
         """Write a row as a line without its end."""
         record = chat_record(messages)
         if self.turn_keys:
             record["messages"] = [self._turn(turn) for turn in record["messages"]]
         if self.tools:
             record["tools"] = json.dumps(list(tools), ensure_ascii=False)
+        if self.settings:
+            record[SETTINGS] = {key: settings.get(key) for key in self.settings}
         return json.dumps(record, ensure_ascii=False).encode()
 
     def _turn(self, turn: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +128,10 @@ def chat_layout(shapes: Iterable[Shape]) -> ChatLayout:
     mixed = len(kinds) >= MOST_PATHS or any(len(found - {"null"}) > 1 for found in kinds.values())
     keys = [sorted(set().union(*names)) for names in ([s.turn_keys for s in shapes], [s.call_keys for s in shapes])]
     # an object without keys has no place in a column of parquet
-    return ChatLayout(tuple(keys[0]), tuple(keys[1]), any(s.tools for s in shapes), mixed or "{}" in kinds.get("", ()))
+    settings = tuple(sorted(set().union(*(s.settings for s in shapes))))
+    return ChatLayout(
+        tuple(keys[0]), tuple(keys[1]), any(s.tools for s in shapes), settings, mixed or "{}" in kinds.get("", ())
+    )
 
 
 def _shape(value: Any) -> str:

@@ -204,7 +204,7 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
                 spool.write(line.removesuffix(b"\n") + b"\n")
                 places.append((0, len(keys)))
             keys.append(row.key)
-            shape.add(record.value, row.messages, row.tools)
+            shape.add(record.value, row)
             if seen is not None and len(keys) % BATCH_ROWS == 0:
                 seen(len(keys))
     key_N = np.array(keys, dtype=np.uint64)

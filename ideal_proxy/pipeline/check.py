@@ -53,7 +53,7 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
         for entry in entries:
             source = sources[entry.name]
             tokens = made[entry.name]
-            described = _describe(entry.name, tokens) | {"format": source.format.partition(":")[0]}
+            described = _describe(entry.name, tokens) | {"format": source.format.split()[0].partition(":")[0]}
             if tokens.cut_share > CUT_SHARE:
                 described["too_much_cut"] = cut_text(tokens, encoded.context)
             if kind == "domains":

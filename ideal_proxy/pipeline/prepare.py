@@ -188,7 +188,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     domain_facts = []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name].rows
-        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format} format")
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format.split()[0]} format")
         tokens = encoded.domains[entry.name]
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         if tokens.cut_share > CUT_SHARE and not config.proxy.allow_truncation:
@@ -286,6 +286,12 @@ def duplicate_lines(report: DuplicateReport) -> list[str]:
         for (capability, domain), count in report.leaks.items()
         if count
     ]
+    if report.two_minds:
+        lines.append(
+            f"{report.two_minds:,} rows without thoughts ask what rows with thoughts ask too"
+            + ("; enable_thinking tells them apart" if report.told_apart else
+               ", and nothing tells the model which to give: give them chat_template_kwargs: {enable_thinking: false}")
+        )  # fmt: skip
     return lines
 
 

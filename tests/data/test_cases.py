@@ -404,7 +404,7 @@ def test_init_tells_everything_it_did_not_use(tmp_path):
     write_rows(tmp_path / "d" / "asked.jsonl", [{"question": q, "answer": a} for q, a in SUMS])
     write_rows(tmp_path / "d" / "eval" / "words.jsonl", chat(0, 9))
     write_rows(tmp_path / "d" / "eval" / "safety.jsonl", chat(9, 20))
-    said = write_run_file(tmp_path / "d", tmp_path / "mix.yaml")
+    said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml").split())
     assert "words: not used: id (60 rows)" in said
     assert "safety: no training rows, 11 reference rows" in said
     assert 'asked: no known layout; columns {"completion": "answer", "prompt": "question"} is a guess' in said
