@@ -53,9 +53,9 @@ def main() -> None:
     if address:
         drive(folder, worker, address[0], tell)
         return
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**NODE, "node_ip_address": "127.0.0.2", "include_dashboard": False}
-    )
+    head = {**NODE, "node_ip_address": "127.0.0.2"}
+    spared = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # processes of no use here
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **spared})
     second = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
     try:
         SCENARIOS[scenario](folder, worker, cluster, second, report)
