@@ -100,11 +100,15 @@ class Service:
     def __init__(self, name: str, folder: Path, title: str) -> None:
         self._name, self._folder, self._title = name, folder, title
         self._tracker: Any = None
+        self._tried = False
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Log an event."""
-        if self._tracker is None:
+        """Log an event; a service that could not be started is not tried again, for each try may wait for a network."""
+        if not self._tried:
+            self._tried = True
             self._tracker = self._start()
+        if self._tracker is None:
+            return
         values = event_values(event, text=self._name != "mlflow")  # mlflow's metrics are numbers
         step = sum(1 for _ in self._folder.glob(f"runs/*/{MARKER}"))
         self._tracker.log(values, step=step)

@@ -157,7 +157,10 @@ def test_the_run_file_may_name_a_service_and_a_function_takes_its_place(wandb, t
 
 
 def test_a_service_that_fails_is_survived_beside_others(wandb, tmp_path, monkeypatch):
+    tries = []
+
     def refuse(self):
+        tries.append(self)
         raise ConnectionError("no route")
 
     monkeypatch.setattr(FakeTracker, "start", refuse)
@@ -167,7 +170,7 @@ def test_a_service_that_fails_is_survived_beside_others(wandb, tmp_path, monkeyp
         tracker.tell("verdict", gain=0.1)
         tracker.tell("verdict", gain=0.2)
     assert [event["gain"] for event in heard] == [0.1, 0.2]
-    assert len(notes) == 1
+    assert len(notes) == len(tries) == 1
     assert "the tracker failed at 'verdict' (ConnectionError: no route)" in notes[0]
 
 
