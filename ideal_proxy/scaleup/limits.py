@@ -51,6 +51,7 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     limits = replace(
         limits, budget=budget, budget_unit=unit,
         must_not_drop={name: told for name, told in limits.must_not_drop.items() if name not in scores},
+        protect={name: told for name, told in limits.protect.items() if name not in scores},
         groups=tuple(replace(g, of=of) if g.unit == "share" and g.of is None else g for g in limits.groups),
     )  # fmt: skip
     return Constraints(problem=problem, limits=limits, **more)
