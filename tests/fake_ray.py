@@ -69,6 +69,10 @@ class FakeRay:
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in self._cpus.values()]
 
+    def empty(self) -> None:
+        """Take every node away."""
+        self._cpus = {}
+
     def put(self, value: Any) -> Future[Any]:
         self.puts += 1
         kept: Future[Any] = Future()

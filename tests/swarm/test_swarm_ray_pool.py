@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections import Counter
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from builders import TESTS, make_context, same, spec
@@ -109,3 +111,26 @@ def test_workers_that_never_start_end_the_search(ray, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no worker starts on the Ray cluster \(.*exit status 1.*see .*-0\.log\)"):
         refuse(tmp_path, workers=1)
     assert "No module named counting_worker" in (tmp_path / "workers" / "worker-0.log").read_text()
+
+
+def test_a_long_wait_for_room_is_told_and_ends_where_no_node_is_left(ray, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(ray_pool, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+    asked: Future = Future()
+    waiting = SimpleNamespace(begin=SimpleNamespace(remote=lambda *_: asked))  # the cluster has no room for this actor
+    kind = SimpleNamespace(remote=lambda *_: waiting)
+    monkeypatch.setattr(ray, "remote", lambda _: SimpleNamespace(options=lambda **_: kind))
+    pool = RayPool(make_context(tmp_path / "context"), tmp_path, worker=COUNT)
+    now[0] = 1000.0  # the data was prepared meanwhile
+    pool.hire(1)
+    assert (pool.idle(), pool.expected()) == ([], 0)
+    told = []
+    for after in (1, 29, 31, 59, 61, 119, 121, 599):
+        now[0] = 1000.0 + after
+        told += [(after, number, message["message"]) for number, message in pool.messages(0.0)]
+    assert told == [(n, -1, f"no worker for {n} s: waiting for a node with 1 CPU free") for n in (31, 61, 121, 599)]
+    now[0] = 1601.0
+    list(pool.messages(0.0))  # no error: a node could still hold it
+    ray.empty()
+    with pytest.raises(UserError, match="no node of the Ray cluster has the 1 CPU of a worker any more; add one"):
+        list(pool.messages(0.0))
