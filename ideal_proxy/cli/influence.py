@@ -11,12 +11,16 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to an application."""
-    app.command(epilog="Example: ideal-proxy influence --config mix.yaml --model my/model")(influence)
+    app.command(epilog="Example: ideal-proxy influence runs/mix --model my/model")(influence)
 
 
 def influence(
-    config: Annotated[Path, typer.Option(metavar="MIX.YAML", help="The run file; its base is the mixture.")],
+    source: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run directory, or a run file; its base is the mixture.")
+    ] = None,
+    *,
     model: Annotated[str, typer.Option(help="Folder or Hugging Face id of a model tuned on that mixture.")],
+    config: Annotated[Path | None, typer.Option(metavar="MIX.YAML", help="The run file, if not named first.")] = None,
     gguf: Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file inside the model's folder.")] = None,
     method: Annotated[str, typer.Option(help="implicit or first-order.")] = "implicit",
     rows: Annotated[int | None, typer.Option(min=2, help="Most rows of each source; default 400.")] = None,
@@ -36,9 +40,13 @@ def influence(
     """Ask a model's gradients how each domain moves each loss."""
     from ideal_proxy.config import load_config
     from ideal_proxy.errors import UsageError
+    from ideal_proxy.store import run_folder
     from ideal_proxy.terminal import Reporter
 
-    settings = load_config(config)
+    if (source is None) == (config is None):
+        raise UsageError("give one run directory or run file, such as ideal-proxy influence runs/mix --model MODEL")
+    place = run_folder(source or config or "")
+    settings = load_config(place / "config.yaml" if place.is_dir() else place)
     if method not in {"implicit", "first-order"}:
         raise UsageError(f"--method is {method!r}; choose implicit or first-order")
     from ideal_proxy.gradients import estimate, influence_tables, open_folder, read_tau
@@ -50,13 +58,13 @@ def influence(
     if spec.scratch is not None:
         raise UsageError(f"--model {model}: a scratch model has learned nothing yet; give a folder or a hub id")
     spec.check()
-    place = pick_device(device)
+    used = pick_device(device)
     folder = open_folder(out or Path("runs") / f"{settings.name}-influence")
     length = context or settings.proxy.context
     encoder = load_encoder(spec, ProxySetting(), [], folder)
-    loaded = load_model(spec, encoder, context=length or 1, seed=settings.seed).to(place)
+    loaded = load_model(spec, encoder, context=length or 1, seed=settings.seed).to(used)
     result = estimate(
         settings, loaded, encoder.template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
-        context=length, rows=rows, tau=known, bf16=place.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,
+        context=length, rows=rows, tau=known, bf16=used.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,
     )  # fmt: skip
     print(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))

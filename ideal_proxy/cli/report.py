@@ -21,13 +21,18 @@ def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default the run directory.")] = None,
     as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Write one page, figures and all numbers of a search."""
     # That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
     from ideal_proxy.report import write_report
     from ideal_proxy.store import run_folder
+    from ideal_proxy.terminal import Reporter
 
-    written = write_report(run_folder(run), out)
+    reporter = Reporter(quiet=quiet or as_json)
+    reporter.note("report: numbers, figures and the page of a search take half a minute or so")
+    with reporter.work("report", 1.0) as progress:
+        written = write_report(run_folder(run), out, progress=progress)
     if as_json:
         print(written.numbers.read_text(encoding="utf-8"), end="")
         return

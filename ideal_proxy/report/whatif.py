@@ -6,7 +6,7 @@ Legend: D domains, J capabilities.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from ideal_proxy.response import Bound, compare
 from ideal_proxy.terminal import paragraph, table
 
 BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
+FAR = 0.1  # half-widths of what was run
+LEAST_WIDTH = 0.3  # of what was run, in log-volume: a domain that hardly moved says little of what lies beyond
 MOVED = 0.02  # a change of the total that is worth a word
 
 
@@ -62,6 +64,8 @@ class WhatIf:
         capabilities: predictions, J of them.
         gain: relative gain in the objective against base, predicted.
         proposal_gain: the same of the proposal.
+        beyond: how far outside of what was run, in half-widths of what was run (log-volumes); 0 inside. Intervals
+            are wider by so much.
         cautions: why the prediction may be off, a sentence each.
     """
 
@@ -74,6 +78,7 @@ class WhatIf:
     capabilities: tuple[Predicted, ...]
     gain: Bound
     proposal_gain: Bound
+    beyond: float
     cautions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,8 +127,20 @@ def what_if(
         "weights": np.array([capability.weight for capability in run.config.capabilities]),
         "yardstick": run.yardstick,
     }
-    asked = compare(run.model, rows, base, **options)
-    mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal]))
+    edge, beyond = _edge(run, rows)
+    asked, at_edge = (compare(run.model, v, base, **options) for v in (rows, edge))
+    mean, lower, upper = predict(run.model, np.stack([rows, base, run.proposal, edge]))
+    if beyond:  # what is predicted beyond the runs may not be there, and what is known at their edge fades
+        half = np.hypot((upper[0] - lower[0]) / 2 * (1 + beyond), mean[0] - mean[3])
+        lower[0], upper[0] = mean[0] - half, mean[0] + half
+        least = run.model.floors() / np.where(np.isfinite(run.model.floors()), mean[1], 1.0)  # of a ratio
+        parts = zip(asked.ratios, at_edge.ratios, least, strict=True)
+        asked = replace(
+            asked,
+            ratios=tuple(_wider(here, there, beyond, low, np.inf) for here, there, low in parts),
+            gain=_wider(asked.gain, at_edge.gain, beyond, -np.inf, 1 - float(least.min())),
+        )
+    mean, lower = (np.maximum(part, run.model.floors()) for part in (mean, lower))
     tokens = run.prepared.domains.lengths
     return WhatIf(
         rows=_named(run, rows),
@@ -147,7 +164,8 @@ def what_if(
         ),
         gain=asked.gain,
         proposal_gain=compare(run.model, run.proposal, base, **options).gain,
-        cautions=tuple(_cautions(run, rows)),
+        beyond=beyond,
+        cautions=tuple(_cautions(run, rows, beyond)),
     )
 
 
@@ -243,11 +261,33 @@ def _named(run: SearchRun, rows: Array) -> dict[str, int]:
     return {name: round(float(v)) for name, v in zip(run.domains, rows, strict=True)}
 
 
-def _cautions(run: SearchRun, rows: Array) -> list[str]:
+def _edge(run: SearchRun, rows: Array) -> tuple[Array, float]:
+    """The mixture next to this one inside what was run, and how far off that is in half-widths of what was run."""
+    ran = np.vstack([run.volumes(), run.base, run.proposal])
+    low, high = ran.min(axis=0), ran.max(axis=0)
+    edge = np.clip(rows, low / BEYOND, high * BEYOND)
+    least = np.maximum(1.0, 1e-3 * float(run.base.max()))  # a volume below it counts as that much
+    away = np.abs(np.log(np.maximum(rows, least) / np.maximum(edge, least)))
+    width = np.maximum(np.log(np.maximum(high, least) / np.maximum(low, least)) / 2, LEAST_WIDTH)
+    return edge, float(np.max(away / width))
+
+
+def _wider(bound: Bound, edge: Bound, beyond: float, low: float, high: float) -> Bound:
+    """Widen an interval outside of what was run: by the distance, and by all that changes from the edge to there."""
+    half = float(np.hypot((bound.upper - bound.lower) / 2 * (1 + beyond), bound.value - edge.value))
+    return Bound(bound.value, max(low, bound.value - half), min(high, bound.value + half))
+
+
+def _cautions(run: SearchRun, rows: Array, beyond: float) -> list[str]:
     """Say where the prediction leaves what was run."""
     found = []
     ran = np.vstack([run.volumes(), run.base])
     low, high = ran.min(axis=0), ran.max(axis=0)
+    if beyond > FAR:
+        found.append(
+            f"this lies outside of what was run, {beyond:.1f} times as far from its edge as its middle is: the fit "
+            "guesses there, so intervals are wider by that; a search with wider bounds would know"
+        )
     for name, v, least, most in zip(run.domains, rows, low, high, strict=True):
         if v * BEYOND < least or v > most * BEYOND:
             found.append(f"{name} was run from {least:,.0f} to {most:,.0f} rows; {v:,.0f} is an extrapolation")

@@ -26,6 +26,7 @@ from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_tex
 from ideal_proxy.report.text import SAYS, trust_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
+from ideal_proxy.terminal import Update
 
 STAGES = {
     "warm": "warm start",
@@ -58,12 +59,15 @@ class Report:
     figures: tuple[Path, ...]
 
 
-def write_report(run: SearchRun | str | Path, out: str | Path | None = None) -> Report:
+def write_report(
+    run: SearchRun | str | Path, out: str | Path | None = None, *, progress: Update | None = None
+) -> Report:
     """Write `report.html`, `report.json` and `figures/` for a finished search.
 
     Args:
         run: the search, or its run directory.
         out: folder to write to; default the run directory.
+        progress: told the share that is done and what comes next.
 
     Returns:
         Report: the files.
@@ -73,9 +77,12 @@ def write_report(run: SearchRun | str | Path, out: str | Path | None = None) -> 
     """
     run = run if isinstance(run, SearchRun) else load_run(run)
     folder = Path(out) if out is not None else run.folder
+    tell = progress or (lambda *_: None)
+    tell(0.02, "numbers of the page")
     numbers, front = collect(run)
     pictures, files = [], []
-    for name, title, figure, shown in figures(run, front):
+    for count, (name, title, figure, shown) in enumerate(figures(run, front)):
+        tell(0.3 + 0.7 * count / (count + 4), f"figure {name}")
         settle(figure)
         text = svg_text(figure)
         for suffix, content in (("svg", text.encode()), ("png", png_bytes(figure))):

@@ -24,7 +24,7 @@ from ideal_proxy.response.diagnosis import diagnose
 from ideal_proxy.response.forms import FORMS, LAW, ON_LAW, HeldOutLaw
 from ideal_proxy.response.gradient_rows import GradientRows, Responses
 from ideal_proxy.response.inputs import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
-from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate
+from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate, unpack
 from ideal_proxy.response.law_fit import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
 from ideal_proxy.response.process import Process
 from ideal_proxy.response.relative import directions
@@ -500,6 +500,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
 
     # ---------------------------------------------------------- diagnostics
+
+    def floors(self) -> Array:
+        """Give what no prediction falls below, (J,): a loss's floor by the law at its lowest, 0 without the law."""
+        check_is_fitted(self, "theta_")
+        parts = [unpack(theta_JP, self.bounds_, self.n_features_in_)["E"] for theta_JP in self.theta_draws_]
+        lowest = np.maximum(self.location_ + self.scale_ * np.min(parts, axis=0), 0.0)
+        lowest[self.weights_ @ ON_LAW == 0] = 0.0
+        return np.where(np.array([kind == "loss" for kind in self.kinds_]), lowest, -np.inf)
 
     def repeat_decay(self) -> dict[str, tuple[float, float] | str]:
         """Tell how many further passes over each domain are worth having."""

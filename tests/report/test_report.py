@@ -303,7 +303,7 @@ def test_a_run_of_another_version_is_refused_in_a_sentence(tmp_path):
 
 
 def test_the_command_says_what_it_wrote(run, written, monkeypatch, capsys):
-    monkeypatch.setattr("ideal_proxy.report.write_report", lambda *_: written)
+    monkeypatch.setattr("ideal_proxy.report.write_report", lambda *_, progress: written)
     cli_report.report(run.folder)
     out = capsys.readouterr().out
     assert str(written.page) in out

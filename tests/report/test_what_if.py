@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_what_was_never_run_is_said(run):
     text = what_if_tables(farther)
     assert text.count("Caution: ") == len(farther.cautions)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_far_outside_of_what_was_run_nothing_is_sure(run):
+    """No loss below its floor, and an interval that grows with the distance and holds the edge of what was run."""
+    inside = what_if(run, {"coding": 5000})
+    answers = [what_if(run, {"coding": rows, "_facts": 3}) for rows in (20_000, 400_000, 10**7)]
+    assert inside.beyond == 0
+    assert "outside of what was run" not in what_if_tables(inside)
+    floors = run.model.floors()
+    assert (floors > 0.2).all()
+    assert (floors < 0.7).all()  # 0.5 in truth
+    widths = [[c.ratio.upper - c.ratio.lower for c in answer.capabilities] for answer in [inside, *answers]]
+    for narrow, wide in itertools.pairwise(widths):
+        assert all(w > n for n, w in zip(narrow, wide, strict=True))
+    assert all(w > 3 * n for n, w in zip(widths[0], widths[-1], strict=True))
+    edge = what_if(run, {"coding": round(run.volumes()[:, 0].max())})
+    for answer in answers:
+        assert answer.beyond > 0.5
+        assert any(f"{answer.beyond:.1f} times" in text for text in answer.cautions)
+        for c, floor in zip(answer.capabilities, floors, strict=True):
+            assert c.lower >= floor
+            assert c.lower < c.loss < c.upper
+        here, there = answer.capabilities[0].ratio, edge.capabilities[0].ratio
+        assert here.lower <= there.value <= here.upper
 
 
 @pytest.mark.parametrize(
