@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 OPENINGS = ("<think>", "<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+OBSERVATION = "<|observation|>"  # where a call ends, in templates of that habit
 STRANGE = "\ue000\ue001"  # no text holds these characters: they are nobody's
 
 
@@ -56,9 +57,14 @@ class AnswerFinder:
             self._end_marks = self._marks_at(after, len(after) - len(after.lstrip()))
 
     def learn_closing(self, text: str, spans: Sequence[Span]) -> None:
-        """See of two answers whether nothing ends the last and a special token follows the other."""
-        if len(spans) == 2 and not any(text[: spans[1][1]].endswith(token) for token in self._specials):
+        """See of two answers what ends the first, and whether nothing ends the last and a special token follows it."""
+        if len(spans) != 2:
+            return
+        ends = [next((t for t in self._specials if text[:end].endswith(t)), "") for _, end in spans]
+        if not ends[1]:
             self._closing = next((token for token in self._specials if text.startswith(token, spans[0][1])), "")
+        elif ends[0] and ends[0] not in self._end_marks:  # gpt-oss ends an earlier answer in another way than the last
+            self._end_marks += (ends[0],)
 
     def render(self, messages: tuple[Message, ...], extras: Extras) -> tuple[str, list[Span]]:
         """Write a conversation, and say which parts of it carry loss."""
@@ -76,7 +82,8 @@ class AnswerFinder:
         if self._closing and spans:
             if spans[-1][1] == len(text.rstrip()):
                 text = text[: spans[-1][1]] + self._closing
-            spans = [(a, b + len(self._closing) * text.startswith(self._closing, b)) for a, b in spans]
+            marks = (self._closing, OBSERVATION)
+            spans = [(a, b + sum(len(mark) for mark in marks if text.startswith(mark, b))) for a, b in spans]
         return text, spans
 
     def _after_opening(self, text: str, start: int, extras: Extras) -> int:

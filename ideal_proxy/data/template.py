@@ -137,7 +137,7 @@ class ChatTemplate:
         told += [CONTRARY] if extras.settings.get("enable_thinking") is False and any(self._thoughts(messages)) else []
         told += [MERGED] if written is not messages else []
         told += [PARTLY] if len(spans) < sum(_carries_loss(turn) for turn in written) else []
-        told += [FORGOTTEN] if any(thought not in text for thought in self._thoughts(messages)) else []
+        told += [FORGOTTEN] if not _in_order(text, self._thoughts(messages)) else []
         return Rendered(text, spans, tuple(told))
 
     def _thoughts(self, messages: Sequence[Message]) -> list[str]:
@@ -276,6 +276,17 @@ def tokenizer_name(tokenizer: Any) -> str:
 
 def _carries_loss(turn: Message) -> bool:
     return turn.role == "assistant" and turn.says and turn.trained
+
+
+def _in_order(text: str, parts: Sequence[str]) -> bool:
+    """Tell whether all parts stand in a text, one after another."""
+    at = 0
+    for part in parts:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 def _alternating(

@@ -13,6 +13,7 @@ from ideal_proxy.data.template import FORGOTTEN, MERGED, PARTLY, ChatTemplate, m
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 
+USER, ANSWER = Message("user", "Sort 3 1 2"), Message("assistant", "1 2 3")
 TURNS = [("user", "Sort 3 1 2"), ("assistant", "1 2 3"), ("user", "Reverse it"), ("assistant", "3 2 1 done")]
 MARK = re.compile(r"<[|｜][^<>|｜ ]*[|｜]>|<(?:start_of_turn|end_of_turn)>|<\|[A-Z_]+\|>")
 
@@ -64,6 +65,39 @@ NEEDS_A_QUESTION = (  # Qwen3.5
     "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
     "{{ raise_exception('No user query found in messages.') }}{% endif %}" + UNMARKED
 )
+MISTRAL = (  # no generation prompt; calls and answers of tools do not count as turns that alternate
+    "{{ bos_token }}{% set said = messages | rejectattr('role', 'equalto', 'tool') | list %}"
+    "{% set ns = namespace(n=0) %}"
+    "{% for m in said if not m.tool_calls %}{% if (m.role == 'user') != (ns.n % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{% if tools and loop.last %}{{ '[AVAILABLE_TOOLS]' + tools | tojson }}{% endif %}"
+    "{{ '[INST]' + m.content + '[/INST]' }}{% elif m.tool_calls %}"
+    "{{ '[TOOL_CALLS] ' + m.tool_calls[0].function | tojson + eos_token }}"
+    "{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+SMOLLM3 = (  # its generation marks hold the header as well
+    "{% set off = enable_thinking is defined and not enable_thinking %}"
+    "{% set empty = '<think>\n\n</think>\n' if off else '' %}{% for m in messages %}"
+    "{% set head = '<|im_start|>' + m['role'] + '\n' %}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ head + empty + m['content'] }}"
+    "{{ '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ head + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + empty }}{% endif %}"
+)
+GPT_OSS = (  # thoughts of earlier answers go, and an earlier answer has another end mark
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.thinking and loop.last %}"
+    "{{ '<|channel|>analysis<|message|>' + m.thinking + '<|end|><|start|>assistant' }}{% endif %}"
+    "{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}{{ '<|message|>' + m.content }}"
+    "{{ '<|return|>' if m.role == 'assistant' and loop.last else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+GLM = (  # what comes next ends a turn: the user's mark, or after a call what a tool observes
+    "{% for m in messages %}{{ '<|observation|>' if m.role == 'tool' else '<|' + m.role + '|>' }}{{ '\n' + m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.function.name + '</tool_call>' }}{% endfor %}"
+    "{% endfor %}{{ tools | tojson if tools else '' }}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{# <|user|> <|assistant|> #}"
+)
 STYLES = {
     "unmarked": (UNMARKED, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
     "marked": (MARKED, "1 2 3<|im_end|>\n3 2 1 done<|im_end|>\n"),
@@ -72,6 +106,10 @@ STYLES = {
     "two ends": (TWO_ENDS, "1 2 3<|end_response|><|end_turn|>3 2 1 done<|end_response|><|end_turn|>"),
     "ended by the next": (ENDED_BY_THE_NEXT, "1 2 3<|user|>3 2 1 done<|user|>"),
     "forgets thoughts": (FORGETS_THOUGHTS, "1 2 3<|im_end|><think>\n\n</think>\n\n3 2 1 done<|im_end|>"),
+    "Mistral": (MISTRAL, "1 2 3</s>3 2 1 done</s>"),
+    "SmolLM3": (SMOLLM3, "<|im_start|>assistant\n1 2 3<|im_end|>\n<|im_start|>assistant\n3 2 1 done<|im_end|>\n"),
+    "gpt-oss": (GPT_OSS, "<|channel|>final<|message|>1 2 3<|end|><|channel|>final<|message|>3 2 1 done<|return|>"),
+    "GLM-4": (GLM, "1 2 3<|user|>3 2 1 done<|user|>"),
     "needs a question": (NEEDS_A_QUESTION, "1 2 3<|im_end|>3 2 1 done<|im_end|>"),
 }
 
@@ -79,8 +117,8 @@ STYLES = {
 @pytest.mark.parametrize("name", STYLES)
 def test_answers_and_their_end_marks_carry_loss(name: str) -> None:
     jinja, expected = STYLES[name]
-    template = make_template(tokenizer(jinja, "<|end_response|><|end_turn|><|user|>"))
-    assert template.generation_marks == (name in {"marked", "marked without the end"})
+    template = make_template(tokenizer(jinja, "<|end_response|><|end_turn|><|user|><|observation|>"))
+    assert template.generation_marks == (name in {"marked", "marked without the end", "SmolLM3"})
     assert supervised(template) == expected
 
 
@@ -98,6 +136,28 @@ def test_answers_that_the_template_tells_otherwise_when_they_are_not_last(jinja:
     assert said.endswith("3 2 1 done<|im_end|>")
 
 
+def test_end_marks_stand_where_answers_are_told_otherwise_and_after_calls() -> None:
+    called = Message("assistant", tool_calls=({"name": "add", "arguments": {}, "id": "abcdefgh1"},))
+    observed = Message("tool", "3", name="add", call_id="abcdefgh1")
+    thought = Message("assistant", "1 2 3", "hm")
+    cases = (
+        (GPT_OSS, [USER, thought, USER, ANSWER], ["1 2 3<|end|>", "<|channel|>final<|message|>1 2 3<|return|>"]),
+        (GPT_OSS, [ANSWER, USER, ANSWER], ["1 2 3<|end|>", "<|channel|>final<|message|>1 2 3<|return|>"]),
+        (GLM, [USER, called, observed, ANSWER], ["<tool_call>add</tool_call><|observation|>", "1 2 3<|user|>"]),
+        (MISTRAL, [USER, called, observed, ANSWER],
+         ['[TOOL_CALLS] {"name": "add", "arguments": {}}</s>', "1 2 3</s>"]),
+    )  # fmt: skip
+    for jinja, said, expected in cases:
+        written = make_template(tokenizer(jinja, "<|observation|><|user|>")).render_row(Row(tuple(said), {}, "x"))
+        assert [written.text[a:b].lstrip("\n") for a, b in written.spans] == expected
+
+
+def test_what_the_generation_prompt_holds_by_a_setting_carries_no_loss_though_marks_hold_it() -> None:
+    template = make_template(tokenizer(SMOLLM3))
+    text, spans = template.render(TURNS, settings={"enable_thinking": False})
+    assert [text[a:b] for a, b in spans] == ["1 2 3<|im_end|>\n", "3 2 1 done<|im_end|>\n"]
+
+
 def test_rows_of_which_an_answer_is_not_told_are_counted_as_partly_supervised() -> None:
     jinja = HEAD.replace("{{ '<", "{% if m['role'] != 'assistant' or loop.last %}{{ '<")
     jinja += "{{ m['content'] + '<|im_end|>\n' }}{% endif %}" + TAIL
@@ -113,7 +173,6 @@ ALTERNATES = (  # Gemma's and Mistral's: no system role, and turns must alternat
     "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim }}"
     "{{ '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-USER, ANSWER = Message("user", "Sort 3 1 2"), Message("assistant", "1 2 3")
 
 
 @pytest.mark.parametrize(
