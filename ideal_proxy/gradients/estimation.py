@@ -50,8 +50,7 @@ from ideal_proxy.mixture import (
     CapabilityResult,
     DomainVolume,
     MixtureFile,
-    domain_order,
-    draw,
+    drawn_tokens,
     save_mixture,
     search_verify_split,
     with_shares,
@@ -91,11 +90,9 @@ class Sources:
 
     def drawn(self, rows: Ints, seed: int) -> tuple[Ints, Ints]:
         """Tokens of a mixture, of exactly the rows that would be drawn."""
-        totals = np.zeros((2, len(rows)), dtype=np.int64)
-        for i, (name, tokens) in enumerate(self.domains.items()):
-            taken = draw(domain_order(seed, name, tokens.keys), int(rows[i]))[0]
-            totals[:, i] = tokens.lengths[taken].sum(), tokens.supervised_tokens[taken].sum()
-        return totals[0], totals[1]
+        drawn = [drawn_tokens(seed, *entry, int(v)) for entry, v in zip(self.domains.items(), rows, strict=True)]
+        tokens, supervised = np.array(drawn, dtype=np.int64).T
+        return tokens, supervised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,16 @@ import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
+
+if TYPE_CHECKING:
+    from ideal_proxy.data import TokenRows
 
 __all__ = [
     "CapabilityResult", "DomainVolume", "MixtureFile", "apportion", "domain_order", "draw", "load_mixture",
@@ -110,6 +114,12 @@ def draw(order: npt.ArrayLike, rows: int) -> tuple[Ints, Ints]:
     place = np.arange(rows, dtype=np.int64)
     size = max(len(order_N), 1)
     return order_N[place % size] if rows else place, place // size
+
+
+def drawn_tokens(seed: int, domain: str, tokens: TokenRows, rows: int) -> tuple[int, int]:
+    """Count the tokens, and those of them that are supervised, of exactly the rows that a volume draws."""
+    taken, _ = draw(domain_order(seed, domain, tokens.keys), rows)
+    return int(tokens.lengths[taken].sum()), int(tokens.supervised_tokens[taken].sum())
 
 
 def training_order(

@@ -21,7 +21,6 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
-from ideal_proxy.mixture import domain_order, draw
 from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, spread_mixtures
 from ideal_proxy.pipeline.evidence import Evidence
@@ -212,17 +211,9 @@ class Laboratory:
         done = [pair for pair in specs if all(spec.id in self._results for spec in pair)]
         if len(done) < 2:
             raise UserError(f"{Stage.CHECK}: only {len(done)} pairs of runs succeeded; see the warnings above")
-        entries: list[PairedLosses] = []
-        for j in range(len(self.prepared.capabilities)):
-            name = reference(j, "verify")
-            both = [[self._results[spec.id].losses[name] for spec in pair] for pair in done]
-            entries.append(
-                PairedLosses(
-                    base=np.array([pair[0].loss_sum for pair in both]),
-                    proposal=np.array([pair[1].loss_sum for pair in both]),
-                    tokens=both[0][0].tokens.astype(float),
-                )
-            )
+        both = [[self._results[pair[side].id].losses for pair in done] for side in (0, 1)]
+        names = [reference(j, "verify") for j in range(len(self.prepared.capabilities))]
+        entries = [PairedLosses.of(*([losses[name] for losses in side] for side in both)) for name in names]
         scores: dict[int, PairedScores] = {}
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None:
@@ -244,15 +235,6 @@ class Laboratory:
                 name = self.prepared.capability_names[int(key.rpartition("-")[2])]
                 found.setdefault(name, set()).add(str(entry["script"]))
         return found
-
-    def drawn_tokens(self, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Count the tokens that full-size volumes really draw."""
-        counts = []
-        for index, name in enumerate(self.prepared.domains.names):
-            tokens = self.prepared.domain_rows(index)
-            drawn, _ = draw(domain_order(self.config.seed, name, tokens.keys), int(rows[index]))
-            counts.append((int(tokens.lengths[drawn].sum()), int(tokens.supervised_tokens[drawn].sum())))
-        return counts
 
     def frame(self) -> pd.DataFrame:
         """Return a table of all runs: role, seed, rate, volumes, losses, cost."""

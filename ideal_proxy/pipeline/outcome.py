@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ideal_proxy.mixture import (
     FreeAnswer,
     MetricResult,
     MixtureFile,
+    drawn_tokens,
     save_mixture,
     with_shares,
 )
@@ -37,43 +37,29 @@ from ideal_proxy.terminal import duration, money
 
 
 def write_outcome(
-    config: SearchConfig,
-    prepared: Prepared,
-    plan: Plan,
-    laboratory: Laboratory,
-    proposals: list[Proposal],
-    verdict: Verdict,
-    folder: Path,
-    trust: dict[str, Any] | None = None,
+    laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict, trust: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished."""
-    proposal = proposals[-1]
-    result = _result(config, prepared, plan, laboratory, proposals, verdict) | {"trust": trust}
+    proposal, folder = proposals[-1], laboratory.folder
+    result = _result(laboratory, proposals, verdict) | {"trust": trust}
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
     atomic_write_json(folder / "fit.json", proposal.model.to_json())
     law = proposal.loss_model.to_json()  # what full-size runs measure: reference losses
-    if config.has_metrics:
+    if laboratory.config.has_metrics:
         atomic_write_json(folder / "fit_losses.json", law)
-    file = _mixture(config, prepared, plan, laboratory, proposal, verdict, result, law, folder)
-    save_mixture(folder / "mixture.json", file)
+    save_mixture(folder / "mixture.json", _mixture(laboratory, proposal, verdict, result, law))
     atomic_write_json(folder / "result.json", result)
     return result
 
 
-def _result(
-    config: SearchConfig,
-    prepared: Prepared,
-    plan: Plan,
-    laboratory: Laboratory,
-    proposals: list[Proposal],
-    verdict: Verdict,
-) -> dict[str, Any]:
+def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict) -> dict[str, Any]:
     """Collect every number that the terminal and the report show."""
+    config, prepared, plan = laboratory.config, laboratory.prepared, laboratory.plan
     proposal = proposals[-1]
-    at_base, proposed = (domain_volumes(prepared, laboratory, rows) for rows in (prepared.domains.base, proposal.rows))
+    at_base, proposed = (domain_volumes(prepared, config.seed, rows) for rows in (prepared.domains.base, proposal.rows))
     paired = laboratory.paired_losses
     pair_losses = [(_mean_loss(entry.base, entry.tokens), _mean_loss(entry.proposal, entry.tokens)) for entry in paired]
     ratios = ratio_bounds(paired, looks=plan.looks) if config.has_metrics and paired else verdict.ratios
@@ -174,24 +160,25 @@ def _result(
     }
 
 
-def domain_volumes(prepared: Prepared, laboratory: Laboratory, rows: NDArray[Any]) -> list[DomainVolume]:
+def domain_volumes(prepared: Prepared, seed: int, rows: NDArray[Any]) -> list[DomainVolume]:
     """Give every domain's place in a mixture of so many rows, with the tokens that they really draw."""
-    whole = rows.astype(np.int64)
-    drawn = laboratory.drawn_tokens(whole)
-    return with_shares([
-        DomainVolume(
-            name=domain.name,
-            source=domain.source,
-            format=domain.format,
-            fingerprint=domain.fingerprint,
-            available=domain.available,
-            rows=volume,
-            tokens=tokens,
-            supervised_tokens=supervised,
-            base_rows=domain.base,
+    volumes = []
+    for i, domain in enumerate(prepared.facts):
+        tokens, supervised = drawn_tokens(seed, domain.name, prepared.domain_rows(i), int(rows[i]))
+        volumes.append(
+            DomainVolume(
+                name=domain.name,
+                source=domain.source,
+                format=domain.format,
+                fingerprint=domain.fingerprint,
+                available=domain.available,
+                rows=int(rows[i]),
+                tokens=tokens,
+                supervised_tokens=supervised,
+                base_rows=domain.base,
+            )
         )
-        for domain, volume, (tokens, supervised) in zip(prepared.facts, whole.tolist(), drawn, strict=True)
-    ])
+    return with_shares(volumes)
 
 
 def _free(prepared: Prepared, proposal: Proposal) -> dict[str, Any] | None:
@@ -294,17 +281,11 @@ def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal)
 
 
 def _mixture(
-    config: SearchConfig,
-    prepared: Prepared,
-    plan: Plan,
-    laboratory: Laboratory,
-    proposal: Proposal,
-    verdict: Verdict,
-    result: dict[str, Any],
-    law: dict[str, Any],
-    folder: Path,
+    laboratory: Laboratory, proposal: Proposal, verdict: Verdict, result: dict[str, Any], law: dict[str, Any]
 ) -> MixtureFile:
     """Compose the mixture file: the proposal where it improves, the base where it does not."""
+    config, prepared, plan = laboratory.config, laboratory.prepared, laboratory.plan
+    folder = laboratory.folder
     adopted = verdict.answer == IMPROVES
     provenance = read_json(folder / "provenance.json")
     return MixtureFile(
@@ -314,7 +295,7 @@ def _mixture(
         loss=config.loss,
         batch=config.batch,
         epochs=config.base.epochs,
-        domains=domain_volumes(prepared, laboratory, proposal.rows if adopted else prepared.domains.base),
+        domains=domain_volumes(prepared, config.seed, proposal.rows if adopted else prepared.domains.base),
         capabilities=[
             CapabilityResult(
                 name=capability.name,

@@ -173,7 +173,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             noise = np.asarray(proposals[-1].loss_model.residual_scale_, dtype=float)
             trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage(Stage.RESULT)
-            result = write_outcome(config, prepared, plan, laboratory, proposals, verdict, folder, trust)
+            result = write_outcome(laboratory, proposals, verdict, trust)
     tracker.tell("search finished", **_told_result(result))
     return result
 

@@ -25,6 +25,7 @@ from ideal_proxy.pipeline.sequential import (
     moderated,
     pairs_that_decide,
 )
+from ideal_proxy.proxy import RowLosses
 from ideal_proxy.response import Bound, Combination, Yardstick, combine
 
 Array = NDArray[np.float64]
@@ -64,6 +65,12 @@ class PairedLosses:
     base: Array
     proposal: Array
     tokens: Array
+
+    @classmethod
+    def of(cls, base: Sequence[RowLosses], proposal: Sequence[RowLosses]) -> PairedLosses:
+        """Put together what the runs of the pairs lost on the same rows."""
+        sums = [np.stack([run.loss_sum for run in runs]) for runs in (base, proposal)]
+        return cls(sums[0], sums[1], base[0].tokens.astype(np.float64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,10 @@ class RowLosses:
     loss_sum: NDArray[np.float64]
     tokens: NDArray[np.int64]
 
+    def select(self, rows: NDArray[np.bool_]) -> RowLosses:
+        """Take some of the rows."""
+        return RowLosses(self.loss_sum[rows], self.tokens[rows])
+
     @property
     def mean(self) -> float:
         """Reference loss: nats per supervised token, sum over sum; NaN where there is no token."""

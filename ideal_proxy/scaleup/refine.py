@@ -33,7 +33,7 @@ from ideal_proxy.response import Combination, Prediction, combine, compare
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
-from ideal_proxy.scaleup.result import gain_over, mean_loss
+from ideal_proxy.scaleup.result import gain_over
 from ideal_proxy.scaleup.run import RunLosses, RunSettings
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.transfer import usable_law, with_volumes
@@ -341,7 +341,7 @@ class Refiner:
         """Losses on the search rows, (S, J)."""
         return np.array([
             [
-                mean_loss(run.after[name], _searched(verify))
+                run.after[name].select(_searched(verify)).mean
                 for name, verify in zip(self.data.capabilities, self.data.verify, strict=True)
             ]
             for run in arm.runs
@@ -382,7 +382,7 @@ class Refiner:
         """Judge an iteration on the verify rows; the search rows decide whether its step is kept."""
         names = self.data.capabilities
         found = [
-            [mean_loss(run.after[name], verify if verify.any() else ~verify) for run in each.runs]
+            [run.after[name].select(verify if verify.any() else ~verify).mean for run in each.runs]
             for each in (arm, parent)
             for name, verify in zip(names, self.data.verify, strict=True)
         ]

@@ -16,7 +16,6 @@ from scipy import stats
 
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, judge, sentence
-from ideal_proxy.proxy import RowLosses
 from ideal_proxy.response import Combination, combine
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.terminal import duration, paragraph, table
@@ -40,8 +39,8 @@ def compare(
     entries = []
     for j, capability in enumerate(mixture.capabilities):
         rows = _judged(verify[j])
-        before = [mean_loss(run.before[names[j]], rows) for run in runs]
-        after = [mean_loss(run.after[names[j]], rows) for run in runs]
+        before = [run.before[names[j]].select(rows).mean for run in runs]
+        after = [run.after[names[j]].select(rows).mean for run in runs]
         entry: dict[str, Any] = {
             "name": names[j],
             "before": float(np.mean(before)),
@@ -51,7 +50,7 @@ def compare(
             "verify_rows": int(rows.sum()),
         }
         if base_runs:
-            base = [mean_loss(run.after[names[j]], rows) for run in base_runs]
+            base = [run.after[names[j]].select(rows).mean for run in base_runs]
             ratios = np.array(after) / np.array(base)
             entry |= {"base_after": float(np.mean(base)), "base_after_by_seed": base, "ratio": _interval(ratios)}
         entry |= _promise(capability, entry.get("ratio"), entry["after"])
@@ -62,11 +61,6 @@ def compare(
     if base_runs:
         result["gain"] = gain_over(names, runs, base_runs, verify, kind=kind, weights=weights, min_gain=min_gain)
     return result
-
-
-def mean_loss(losses: RowLosses, rows: NDArray[np.bool_]) -> float:
-    """Return a reference loss over some rows: nats per supervised token, sum over sum."""
-    return float(losses.loss_sum[rows].sum() / losses.tokens[rows].sum())
 
 
 def _judged(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -120,13 +114,8 @@ def gain_over(
     paired = []
     for j, name in enumerate(names):
         rows = _judged(verify[j])
-        paired.append(
-            PairedLosses(
-                base=np.stack([run.after[name].loss_sum[rows] for run in base_runs]),
-                proposal=np.stack([run.after[name].loss_sum[rows] for run in runs]),
-                tokens=runs[0].after[name].tokens[rows].astype(np.float64),
-            )
-        )
+        sides = ([run.after[name].select(rows) for run in side] for side in (base_runs, runs))
+        paired.append(PairedLosses.of(*sides))
     if len(runs) < 2:
         ratios = np.array([entry.proposal.sum() / entry.base.sum() for entry in paired])
         value = 1 - float(combine(ratios, kind, weights))
