@@ -240,7 +240,7 @@ class SwarmConfig(Section):
 
     runs: int | None = Field(default=None, ge=4, description="default 3(n+1) for n domains")
     seeds: int = Field(default=2, ge=2, le=5)
-    spread: float = Field(default=1.2, gt=0, le=5, description="half-width of the design in log-volume")
+    spread: float = Field(default=2.0, gt=0, le=5, description="half-width of the design in log-volume")
     workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
     max_hours: float | None = Field(default=None, gt=0)
     engine: Literal["local", "ray"] = Field(default="local", description="this machine, or a Ray cluster that is there")
@@ -314,7 +314,7 @@ class SearchConfig(Section):
     max_bad: int | None = Field(
         default=None, ge=0, description="most of them in a source; default: the larger of 10 rows and 1 %"
     )
-    rounds: int = Field(default=2, ge=1, le=10)
+    rounds: int = Field(default=3, ge=1, le=10)
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )

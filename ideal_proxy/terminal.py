@@ -166,9 +166,12 @@ def _ignore(done: float, detail: str = "", left: float | None = None) -> None:
     pass
 
 
+LEAST_DONE = 0.03  # the first steps are slow
+
+
 def remaining(done: float, total: float, elapsed: float, left: float | None = None) -> str:
     """Say 'about 3 min left' by the estimate given, or by what was done so far; '' while there is no ground for one."""
-    if done <= 0 or elapsed < 1 or done >= total:
+    if done < LEAST_DONE * total or elapsed < 1 or done >= total:
         return ""
     return f"about {duration(elapsed / done * (total - done) if left is None else left)} left"
 

@@ -95,7 +95,7 @@ def search(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds of search and check.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds; a finished search goes on.")] = None,
     runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
     engine: Annotated[str | None, typer.Option(help="local, or ray: proxies on a Ray cluster that is running.")] = None,

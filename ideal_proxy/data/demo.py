@@ -212,7 +212,7 @@ def demo_config(seed: int = 0, *, null: bool = False) -> SearchConfig:
             "capabilities": [{"name": name, "path": path} for name, path in zip(names, references, strict=True)],
             "proxy": {"size": "0.1M", "vocabulary": 320, "context": 64, "fraction": 0.25},
             "verify": {"pairs": 5},  # two degrees of freedom would give an interval ten points wide
-            "rounds": 1,
+            "rounds": 3,
         },
         where="demo",
     )

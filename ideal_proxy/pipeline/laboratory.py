@@ -133,9 +133,15 @@ class Laboratory:
         first = whole[min(whole)]
         return {rate: float((value / first).mean()) for rate, value in whole.items()}
 
-    def explore(self, centre: Array, spread: float, count: int, rate: float, number: int) -> None:
-        """Run the swarm of one round."""
-        points = zip(*self._design(centre, spread, count, number), strict=True)
+    def explore(
+        self, centre: Array, spread: float, count: int, rate: float, number: int, wanted: Array | None = None
+    ) -> None:
+        """Run the swarm of one round; up to half of its points about the centre are mixtures that are wanted."""
+        volumes, seeds = self._design(centre, spread, count, number)
+        if wanted is not None:
+            some = wanted[: (len(volumes) - self.config.swarm.seeds + 1) // 2]
+            volumes[len(volumes) - len(some) :] = some
+        points = zip(volumes, seeds, strict=True)
         at_centre = self.config.swarm.seeds  # the first runs: their weights are what gradients start from
         specs = [self._spec(v, seed, "design", rate, keep=k < at_centre) for k, (v, seed) in enumerate(points)]
         distinct: dict[str, RunSpec] = {}
@@ -171,6 +177,12 @@ class Laboratory:
         if lacking := [spec.id for spec in specs if spec.id not in self._results]:
             raise UserError(f"{Stage.TRUST_CHECK}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
         return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
+
+    def recall_check(self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float) -> None:
+        """Take the runs of an earlier check, which are done, as evidence by what they lost on search rows."""
+        mixtures = (self.prepared.domains.base, rows)
+        specs = [self._spec(v, self._seed(seed), "verify", rate) for seed in seeds for v in mixtures]
+        self._run(Stage.SWARM, specs, role="design", needed=False)
 
     def evidence(self) -> Evidence:
         """Collect the runs that the fit may use: the swarm's, not the check's."""

@@ -37,11 +37,15 @@ from ideal_proxy.terminal import duration, money
 
 
 def write_outcome(
-    laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict, trust: dict[str, Any] | None = None
+    laboratory: Laboratory,
+    proposals: list[Proposal],
+    verdict: Verdict,
+    trust: dict[str, Any] | None,
+    check: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished."""
     proposal, folder = proposals[-1], laboratory.folder
-    result = _result(laboratory, proposals, verdict) | {"trust": trust}
+    result = _result(laboratory, proposals, verdict) | {"trust": trust, "check": check}
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
-from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
+from ideal_proxy.pipeline.rounds import LEARNED, look_ahead, next_opening, why_again
+from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
@@ -41,6 +42,7 @@ Array = NDArray[np.float64]
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
 MOST_EXTENSIONS = 3  # of the sweep, by a factor of 2 each
 RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
+OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 SHRINK = 0.5  # a later round explores this share of the first round's spread
 
 
@@ -143,10 +145,15 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
         _claim(config, folder)
         if (folder / "result.json").exists():
             result: dict[str, Any] = read_json(folder / "result.json")
-            if config.verify.larger_size is None or _trusted(result, config):
+            if more := _asked_more(result, config):
+                reporter.note(f"{folder} is finished; going on with {more}")
+                (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
+                atomic_write_text(folder / "config.yaml", dump_config(config))
+            elif config.verify.larger_size is None or _trusted(result, config):
                 reporter.note(f"{folder} is finished; showing its result")
                 return result
-            reporter.note(f"{folder} is finished; adding the trust check")
+            else:
+                reporter.note(f"{folder} is finished; adding the trust check")
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared = prepare(config, folder / "prepared", reporter)
@@ -167,13 +174,24 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             check_constraints(config, prepared, laboratory.first_volumes())
             laboratory.warm_start()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
-            proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker)
-            verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter)
+            earlier = _earlier(folder)
+            proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker, earlier)
+            opening, seeds_of = next_opening(earlier, proposals[-1].rows, plan.looks, len(proposals))
+            if opening:
+                reporter.note(
+                    f"the verify rows are opened for the {opening + 1}. time, at {OPENING_SHARE**opening:g} of the "
+                    "first check's level"
+                )
+            verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter, opening, seeds_of)
             tracker.tell("verdict", **_told_verdict(verdict))
             noise = np.asarray(proposals[-1].loss_model.residual_scale_, dtype=float)
             trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage(Stage.RESULT)
-            result = write_outcome(laboratory, proposals, verdict, trust)
+            check = {
+                "opening": opening, "seeds_of": seeds_of, "looks": list(plan.looks), "rounds": config.rounds,
+                "max_pairs": config.verify.max_pairs, "max_hours": config.swarm.max_hours,
+            }  # fmt: skip
+            result = write_outcome(laboratory, proposals, verdict, trust, check)
     tracker.tell("search finished", **_told_result(result))
     return result
 
@@ -181,6 +199,27 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
 def _trusted(result: dict[str, Any], config: SearchConfig) -> bool:
     """Tell whether a result holds the trust check that the run file asks for."""
     return config.verify.larger_size in ((result.get("trust") or {}).get("sizes") or ())
+
+
+def _asked_more(result: dict[str, Any], config: SearchConfig) -> str | None:
+    """Say what a run file asks of a finished search that it did not do."""
+    done = result.get("check")
+    if done is None:  # of an earlier version
+        return None
+    if config.rounds > done["rounds"]:
+        return f"up to {config.rounds} rounds"
+    if config.verify.max_pairs > done["max_pairs"]:
+        return f"up to {config.verify.max_pairs} pairs in the check"
+    hours, had = config.swarm.max_hours, done["max_hours"]
+    if had is not None and (hours is None or hours > had):
+        return "more time"
+    return None
+
+
+def _earlier(folder: Path) -> list[dict[str, Any]]:
+    """Read the results that a search had before more was asked of it, oldest first."""
+    paths = sorted(folder.glob("result-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return [read_json(path) for path in paths]
 
 
 def _rounds(
@@ -191,15 +230,21 @@ def _rounds(
     rate: float,
     reporter: Reporter,
     tracker: Tracker,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> list[Proposal]:
     """Search until the proposal lies inside what was explored, or rounds or budget are used; verify rows stay shut."""
     proposals: list[Proposal] = []
-    centre = prepared.domains.base
+    centre, outlook = prepared.domains.base, None
     started = time.monotonic()
     for number in range(plan.rounds):
+        for result in earlier:
+            if number == len(result["rounds"]):  # it had ended here, with a check
+                first, pairs = result["check"]["seeds_of"], result["verdict"]["pairs"]
+                rows = np.array([entry["proposal_rows"] for entry in result["domains"]], dtype=np.int64)
+                laboratory.recall_check(rows, verify_seeds(first, pairs), rate)
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
-        laboratory.explore(centre, spread, count, rate, number)
+        laboratory.explore(centre, spread, count, rate, number, outlook.points if outlook else None)
         laboratory.respond(centre, rate, number)
         evidence = laboratory.evidence()
         laboratory.record.stage(Stage.FIT, number + 1)
@@ -214,8 +259,14 @@ def _rounds(
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
         proposals.append(proposal)
         reporter.note(f"round {number + 1}: predicted gain {proposal.predicted.gain.value:+.2%}")
-        again = _again(proposal)
-        if again is None or number + 1 == plan.rounds:
+        outlook = look_ahead(config, proposal, prepared.domains.base)
+        again = why_again(proposal, outlook)
+        if number + 1 == plan.rounds:
+            if again is not None:
+                reporter.note(f"no further round of {plan.rounds}, though {again}; --rounds allows more")
+            break
+        if again is None:
+            reporter.note(f"no further round: it may gain {LEARNED * outlook.regret:.2%} more")
             break
         spent = (time.monotonic() - started) / 3600
         budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)
@@ -258,15 +309,6 @@ def _told_result(result: dict[str, Any]) -> dict[str, Any]:
     return {"sentence": result["verdict"]["sentence"], "rows": rows, "adopted": adopted}
 
 
-def _again(proposal: Proposal) -> str | None:
-    """Say why another round is worth it, None where it is not."""
-    if Limit.TRUST_REGION in proposal.optimum.binding:
-        return "the proposal sits on the edge of what the swarm explored"
-    if proposal.predicted.gain.lower <= 0 < proposal.predicted.gain.upper:
-        return "the runs do not tell the proposal from base yet"
-    return None
-
-
 def _check(
     config: SearchConfig,
     plan: Plan,
@@ -274,19 +316,26 @@ def _check(
     proposal: Proposal,
     rate: float,
     reporter: Reporter,
+    opening: int,
+    seeds_of: int,
 ) -> Verdict:
     """Open the verify rows, once: train base and proposal on fresh seeds, first few, then more while it is worth it."""
     if laboratory.is_base(proposal.rows):
         return nothing_to_check(len(config.capabilities))
     verdict: Verdict | None = None
     for look in plan.looks:
-        pairs = laboratory.pairs(proposal.rows, [VERIFY_SEED + k for k in range(look)], rate)
-        verdict = judge_pairs(config, plan, pairs, proposal.yardstick, proposal.known)
+        pairs = laboratory.pairs(proposal.rows, verify_seeds(seeds_of, look), rate)
+        verdict = judge_pairs(config, plan, pairs, proposal.yardstick, proposal.known, opening)
         if not verdict.go_on:
             break
         reporter.note(f"{verdict.answer} after {look} pairs ({verdict.gain.value:+.2%}); training more")
     assert verdict is not None
     return verdict
+
+
+def verify_seeds(opening: int, pairs: int) -> list[int]:
+    """Number the fresh seeds of a check's pairs."""
+    return [VERIFY_SEED + 100 * opening + k for k in range(pairs)]
 
 
 def judge_pairs(
@@ -295,6 +344,7 @@ def judge_pairs(
     pairs: Sequence[PairedLosses | PairedScores],
     yardstick: Yardstick,
     known: Known,
+    opening: int = 0,
 ) -> Verdict:
     """Apply the run file's objective and tolerances to paired runs."""
     return judge(
@@ -307,6 +357,7 @@ def judge_pairs(
         min_gain=config.objective.min_gain,
         looks=plan.looks,
         known=known,
+        level=1 - (1 - LEVEL) * OPENING_SHARE**opening,
     )
 
 
@@ -385,9 +436,9 @@ def _identity(config: SearchConfig) -> SearchConfig:
     )
     places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0}
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
-    verify = config.verify.model_copy(update={"larger_size": None})  # may be added to a finished search
+    verify = config.verify.model_copy(update={"larger_size": None, "max_pairs": 0})  # may be asked of a finished one
     free = {"swarm": swarm, "capabilities": capabilities, "cost": CostConfig(), "verify": verify, "tracker": None}
-    return config.model_copy(update=free)
+    return config.model_copy(update={**free, "rounds": 1})
 
 
 def _append(path: Path, text: str) -> None:

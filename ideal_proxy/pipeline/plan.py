@@ -86,7 +86,8 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
     """Choose the sizes of a search, or read those chosen before."""
     if path.exists() and elsewhere is None:
         plan = read_plan(path)
-        return replace(plan, workers=config.swarm.workers or plan.workers)
+        looks = planned_looks(config.verify.pairs, config.verify.max_pairs)
+        return replace(plan, workers=config.swarm.workers or plan.workers, rounds=config.rounds, looks=looks)
     check_gradients(config)
     if config.gradients == "unrolled" and config.proxy.dtype == "bfloat16":
         raise UsageError("gradients: unrolled is exact only in float32; set proxy.dtype to float32, or choose implicit")

@@ -178,6 +178,7 @@ def judge(
     min_gain: float = 0.005,
     looks: tuple[int, ...] | None = None,
     known: Known | None = None,
+    level: float = LEVEL,
 ) -> Verdict:
     """Judge the proposal against the base from paired runs.
 
@@ -192,6 +193,7 @@ def judge(
         min_gain: a smaller gain is no gain.
         looks: pairs at each look that was planned; default one look, at these pairs.
         known: what the swarm knows of the scatter.
+        level: one-sided, of each thing judged, over all looks.
 
     Returns:
         Verdict: the answer at this look, with what it rests on.
@@ -214,9 +216,9 @@ def judge(
     ratios = [
         _Estimate.of(ratios_SJ[:, j], _row_error(entry, np.ones(pairs)), known.of(j)) for j, entry in enumerate(losses)
     ]
-    edges = boundary(looks, known.gain.weight)
-    alone = boundary(looks, known.ratios.weight)
-    together = boundary(looks, known.ratios.weight, 1 - (1 - LEVEL) / count)
+    edges = boundary(looks, known.gain.weight, level)
+    alone = boundary(looks, known.ratios.weight, level)
+    together = boundary(looks, known.ratios.weight, 1 - (1 - level) / count)
     bounds = tuple(ratio.bound(together) for ratio in ratios)
     uppers = [ratio.bound(alone).upper for ratio in ratios]
     base_J = base_SJ.mean(axis=0)
@@ -255,7 +257,7 @@ def judge(
         pairs=pairs,
         pairs_needed=needed,
         row_noise=row_noise,
-        level=LEVEL,
+        level=level,
         go_on=pairs < looks[-1] and (not hopeless if answer == UNDECIDED else answer == IMPROVES and doubtful),
     )
 

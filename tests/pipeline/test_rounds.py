@@ -1,0 +1,110 @@
+"""Another round is run where it is worth it, and a finished search goes on when more is asked of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ideal_proxy.config import load_config
+from ideal_proxy.domains import Domains
+from ideal_proxy.limits import Limits
+from ideal_proxy.optimizer import Constraints, Limit, Problem
+from ideal_proxy.pipeline.rounds import LEAST, LEARNED, Outlook, look_ahead, next_opening, why_again
+from ideal_proxy.response import Yardstick
+from tests.builders import config_of, start, write_small_search
+
+CENTRES = np.array([[90.0, 110.0], [120.0, 80.0], [100.0, 100.0], [100.0, 100.0]])
+HERE = np.array([100.0, 100.0])
+
+
+class Bowls:
+    """Draws of a response of two capabilities, each least at a place of its own: L = 1 + |v − c|² / 10⁴."""
+
+    residual_scale_ = np.full(2, 0.01)
+    is_convex_ = np.array([True, True])
+
+    def draws_value_and_gradient(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        away_SD = v - CENTRES
+        value_S = 1 + (away_SD**2).sum(axis=1) / 1e4
+        return np.repeat(value_S[:, None], 2, axis=1), np.repeat(2 * away_SD[:, None] / 1e4, 2, axis=1)
+
+
+def proposal(base: np.ndarray, binding: tuple[Limit, ...] = ()) -> Any:
+    domains = Domains(names=("a", "b"), base=base, available=np.full(2, 500.0))
+    problem = Problem(domains=domains, capabilities=("a", "b"), kinds=())
+    limits = Limits(upper={}, budget=config_of(["a", "b"], ["a"], budget={"mode": "free"}).limits.budget)
+    return SimpleNamespace(
+        model=Bowls(), rows=HERE.astype(np.int64), yardstick=Yardstick.of_losses(2),
+        constraints=Constraints(problem=problem, limits=limits, trust_region=None),
+        optimum=SimpleNamespace(binding=binding),
+    )
+
+
+def test_the_regret_is_what_draws_would_gain_by_their_own_choice() -> None:
+    base = np.array([150.0, 50.0])
+    found = look_ahead(config_of(["facts", "lists"], ["facts", "lists"]), proposal(base), base)
+    worst = ((base - CENTRES) ** 2).sum(axis=1) / 1e4 + 1
+    lost = ((HERE - CENTRES) ** 2).sum(axis=1) / 1e4 / worst
+    assert found.regret == pytest.approx(lost.mean(), abs=1e-5)
+    assert found.points[0] == pytest.approx(CENTRES[1], abs=0.5), "the draw that loses most comes first"
+    assert found.points[1] == pytest.approx(CENTRES[0], abs=0.5)
+    assert why_again(proposal(base), found) == f"knowing the response better may gain {LEARNED * lost.mean():.1%} more"
+
+
+def test_a_round_that_promises_nothing_is_not_run() -> None:
+    little = Outlook(0.9 * LEAST / LEARNED, np.zeros((0, 2)))
+    assert why_again(proposal(HERE), little) is None
+    edge = why_again(proposal(HERE, (Limit.TRUST_REGION,)), little)
+    assert edge == "the proposal sits on the edge of what the swarm explored"
+
+
+def result(opening: int, seeds: int, rows: list[int], rounds: int, looks: list[int]) -> dict[str, Any]:
+    return {
+        "check": {"opening": opening, "seeds_of": seeds, "looks": looks},
+        "domains": [{"proposal_rows": n} for n in rows], "rounds": [{}] * rounds,
+    }  # fmt: skip
+
+
+def test_every_new_look_at_the_verify_rows_is_counted() -> None:
+    rows = np.array([5, 7])
+    assert next_opening([], rows, (3, 5), 1) == (0, 0)
+    first = result(0, 0, [5, 7], 1, [3, 5])
+    assert next_opening([first], rows, (3, 5), 1) == (0, 0), "nothing new is looked at"
+    assert next_opening([first], rows, (3, 5, 8), 1) == (1, 0), "more pairs of the same check"
+    assert next_opening([first], rows, (3, 5), 2) == (1, 1), "the fit has seen the runs of the check before"
+    assert next_opening([first], rows + 1, (3, 5), 1) == (1, 1), "another proposal has fresh seeds"
+    second = result(1, 0, [5, 7], 1, [3, 5, 8])
+    assert next_opening([first, second], rows + 1, (3, 5), 2) == (2, 2)
+
+
+def test_a_finished_search_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> None:
+    write_small_search(tmp_path)
+    assert start("search", "mix.yaml", "--out", "run", cwd=tmp_path).returncode == 0
+    folder = tmp_path / "run"
+    before = json.loads((folder / "result.json").read_text())
+    assert (before["cost"]["rounds"], before["check"]["opening"]) == (1, 0)
+    shown = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+    assert "is finished; showing its result" in shown.stderr
+    assert not list(folder.glob("result-*.json"))
+    more = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "is finished; going on with up to 2 rounds" in more.stderr
+    after = json.loads((folder / "result.json").read_text())
+    assert json.loads((folder / "result-1.json").read_text()) == before
+    assert load_config(folder / "config.yaml").rounds == 2
+    if after["cost"]["rounds"] == 1:  # one was enough: the same answer, and nothing was looked at again
+        assert "no further round" in more.stderr
+        assert after["verdict"] == before["verdict"]
+        return
+    assert after["rounds"][0] == before["rounds"][0], "the first round stays as it was"
+    assert (after["check"]["opening"], after["verdict"]["level"]) == (1, 0.975)
+    assert "opened for the 2. time" in more.stderr
+    runs = len(list((folder / "runs").iterdir()))
+    again = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    assert "showing its result" in again.stderr
+    assert len(list((folder / "runs").iterdir())) == runs
