@@ -10,5 +10,4 @@ from .objective import Objective as Objective
 from .objective import ResponseSurface as ResponseSurface
 from .optimum import Optimum as Optimum
 from .optimum import optimize as optimize
-from .optimum import violations as violations
 from .rounding import round_volumes as round_volumes

@@ -14,7 +14,7 @@ from ideal_proxy.config import load_config
 from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Limits
 from ideal_proxy.optimizer import Constraints, Limit, Problem
-from ideal_proxy.pipeline.rounds import LEAST, LEARNED, Outlook, look_ahead, next_opening, why_again
+from ideal_proxy.pipeline.rounds import LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
 from ideal_proxy.response import Yardstick
 from tests.builders import config_of, start, write_small_search
 
@@ -39,7 +39,9 @@ def proposal(base: np.ndarray, binding: tuple[Limit, ...] = ()) -> Any:
     problem = Problem(domains=domains, capabilities=("a", "b"), kinds=())
     limits = Limits(upper={}, budget=config_of(["a", "b"], ["a"], budget={"mode": "free"}).limits.budget)
     return SimpleNamespace(
-        model=Bowls(), rows=HERE.astype(np.int64), yardstick=Yardstick.of_losses(2),
+        model=Bowls(),
+        rows=HERE.astype(np.int64),
+        yardstick=Yardstick.of_losses(2),
         constraints=Constraints(problem=problem, limits=limits, trust_region=None),
         optimum=SimpleNamespace(binding=binding),
     )
