@@ -6,8 +6,9 @@ Pairs of known truth: the gain of a pair is 1 % of gain (or none) plus noise of 
 negative skew (a run now and then fails badly). Verify rows add an error that all pairs of a search share. What the
 swarm knows beforehand of the scatter has 4 degrees of freedom and is right, half or twice the truth (as a standard
 deviation). Rules: the product's (`pipeline/sequential`), with and without its stop for futility; what it was before
-(level divided over three looks, a t interval); and two that were tried.
-Writes `sequential.json` and `sequential.md`, intervals binomial (95 %).
+(level divided over three looks, a t interval); and two that were tried. Then whole checks of five capabilities by
+`judge`: the objective gains, the fifth capability's loss truly rises or stays, the scatter of a pair is 1 % for each
+and what is known of it is right. Writes `sequential.json` and `sequential.md`, intervals binomial (95 %).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ideal_proxy.pipeline.sequential import FUTILE, Spread, boundary, moderated
+from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, Verdict, judge
 
 Array = NDArray[np.float64]
 LOOKS = (3, 5, 8)
@@ -146,6 +148,53 @@ def run(paths: int) -> list[dict[str, object]]:
     return lines
 
 
+PROTECTED = [  # true rise of the fifth capability, protect, must_not_drop
+    (0.03, None, 0.01), (0.01, None, 0.01), (0.0, None, 0.02), (0.01, None, 0.02),
+    (0.0, 0.02, None), (0.02, 0.02, None), (0.03, 0.02, None), (0.04, 0.02, None), (0.06, 0.02, None),
+]  # fmt: skip
+
+
+def check(seed: int, rise: float, protect: float | None, proof: float | None) -> Verdict:
+    """Run one check look by look: four capabilities 5 % better, the fifth as it is said; scatter 1 % each."""
+    rng = np.random.default_rng(seed)
+    truth = np.array([0.95] * 4 + [1 + rise])
+    noise = 0.01 / 2**0.5 * rng.standard_normal((2, LOOKS[-1], 5))
+    variance = 0.01**2 * rng.chisquare(4, 6) / 4
+    known = Known(Spread(variance[0] / 5, 4.0), Spread(variance[1:], 4.0))
+    for look in LOOKS:
+        losses = [
+            PairedLosses(1 + noise[0, :look, j : j + 1], truth[j] + noise[1, :look, j : j + 1], np.ones(1))
+            for j in range(5)
+        ]
+        verdict = judge(
+            losses, tolerances=[protect] * 5, must_not_drop=[None] * 4 + [proof], looks=LOOKS, known=known
+        )  # fmt: skip
+        if not verdict.go_on:
+            break
+    return verdict
+
+
+def protected(checks: int) -> str:
+    """Count how checks of protected capabilities end, as a table."""
+    shown = "| true rise | protect | must_not_drop | improves, % | of these not proven, % | surely above, % | pairs |\n"
+    shown += "|---" * 7 + "|\n"
+    for rise, protect, proof in PROTECTED:
+        found = [check(seed, rise, protect, proof) for seed in range(checks)]
+        improves = [v for v in found if v.answer == IMPROVES]
+        cells = []
+        for count, of in (
+            (len(improves), checks), (sum(4 in v.unproven for v in improves), len(improves)),
+            (sum(4 in v.dropped for v in found), checks),
+        ):  # fmt: skip
+            interval = stats.binomtest(count, of).proportion_ci() if of else None
+            cells.append(
+                f"{100 * count / of:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else "-"
+            )
+        limits = " | ".join("-" if x is None else f"{x:.0%}" for x in (protect, proof))
+        shown += f"| {rise:.0%} | {limits} | {' | '.join(cells)} | {np.mean([v.pairs for v in found]):.1f} |\n"
+    return shown
+
+
 def table(lines: list[dict[str, object]]) -> str:
     """Write the table."""
     shown = (
@@ -168,9 +217,11 @@ def table(lines: list[dict[str, object]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paths", type=int, default=100_000)
-    lines = run(parser.parse_args().paths)
+    parser.add_argument("--checks", type=int, default=2_000)
+    options = parser.parse_args()
+    lines = run(options.paths)
     (HERE / "sequential.json").write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
-    text = table(lines)
+    text = table(lines) + f"\n{options.checks} checks a line:\n\n" + protected(options.checks)
     print(text)
     head = (__doc__ or "").split("\n\n")
     (HERE / "sequential.md").write_text(

@@ -352,10 +352,11 @@ def plot_response_matrix(
 def plot_predicted_observed(held_out: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw predictions against observations of runs the fit did not see (`run.held_out()`), relative to base."""
     ax = new_axes(6.2, 4.2, ax)
+    held_out = held_out.dropna(subset=["predicted"])  # a fit of few runs leaves none out
     unit = held_out.get("unit", held_out["base"])
     scored = not np.array_equal(unit, held_out["base"])
     x, y = (1 + (held_out[name] - held_out["base"]) / unit for name in ("predicted", "observed"))
-    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    low, high = (float(min(x.min(), y.min())), float(max(x.max(), y.max()))) if len(x) else (1.0, 1.0)
     margin = 0.04 * (high - low or 1.0)
     ax.plot([low - margin, high + margin], [low - margin, high + margin], color=MUTED, linewidth=1)
     names = list(dict.fromkeys(held_out["capability"]))

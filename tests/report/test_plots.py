@@ -356,3 +356,10 @@ def test_inline_svg_follows_the_theme_and_shares_no_ids(run):
     assert not ids[0] & ids[1]
     with pytest.raises(ValueError, match="not an SVG"):
         inline_svg("<svg >", "x", "y")
+
+
+def test_a_fit_that_left_no_run_out_is_drawn_without_points(run):
+    held_out = run.held_out().assign(predicted=np.nan)
+    ax = plots.plot_predicted_observed(held_out)
+    assert not any(len(line.get_xdata()) for line in ax.lines[1:])
+    assert np.isfinite(ax.get_xlim()).all()
