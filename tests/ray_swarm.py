@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ RUNS = {
     ],
 }  # fmt: skip
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+"""Given, for a raylet ends itself where its agents, which choose their own otherwise, do not tell them within 15 s."""
 
 
 def main() -> None:
@@ -53,10 +56,14 @@ def main() -> None:
     if address:
         drive(folder, worker, address[0], tell)
         return
-    head = {**NODE, "node_ip_address": "127.0.0.2"}
+    ports = free_ports(2 * len(AGENT_PORTS))
+    head, other = (
+        {**NODE, "node_ip_address": address, **dict(zip(AGENT_PORTS, own, strict=True))}
+        for address, own in (("127.0.0.2", ports[::2]), ("127.0.0.3", ports[1::2]))
+    )
     spared = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # processes of no use here
     cluster = Cluster(initialize_head=True, head_node_args={**head, **spared})
-    second = cluster.add_node(**NODE, node_ip_address="127.0.0.3")
+    second = cluster.add_node(**other)
     try:
         SCENARIOS[scenario](folder, worker, cluster, second, report)
     finally:
@@ -64,6 +71,12 @@ def main() -> None:
         (folder / "report.json").write_text(json.dumps(report))
         ray.shutdown()
         cluster.shutdown()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in held]
 
 
 class WatchedPool(RayPool):
