@@ -138,8 +138,9 @@ def parse_comparison(text: str, known: Sequence[str]) -> Comparison:
             if amount is not None:
                 amounts.append(Amount(-direction * amount.value, amount.unit, amount.of))
                 continue
-            factor, name = _read_term(term, known, where)
-            weights[name] = weights.get(name, 0.0) + direction * factor
+            factor, names = _read_term(term, known, where)
+            for name in names:
+                weights[name] = weights.get(name, 0.0) + direction * factor
     if not any(weights.values()):
         raise UsageError(f"{where} names no domain, so it constrains nothing; remove it or name one.")
     units = {(a.unit, a.of) for a in amounts if a.value or a.unit}
@@ -178,9 +179,14 @@ def _split_terms(text: str, masked: str) -> list[str]:
     return [term.strip() for term in terms]
 
 
-def _read_term(term: str, known: Sequence[str], where: str) -> tuple[float, str]:
-    if term in known:
-        return 1.0, term
+def parts_of(name: str, known: Sequence[str]) -> list[str]:
+    """The domain itself, or the parts of the domain: maths stands for all of maths/easy, maths/hard."""
+    return [name] if name in known else [other for other in known if other.startswith(f"{name}/")]
+
+
+def _read_term(term: str, known: Sequence[str], where: str) -> tuple[float, list[str]]:
+    if parts := parts_of(term, known):
+        return 1.0, parts
     match = _TERM.match(term)
     if match is None:
         raise UsageError(f'{where} has an empty term; write it like "coding + mathematics <= 60 %".')
@@ -188,4 +194,4 @@ def _read_term(term: str, known: Sequence[str], where: str) -> tuple[float, str]
     if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
         name = name[1:-1]
     factor = float((match["factor"] or "1").replace(",", "").replace("_", ""))
-    return factor, check_name(name, known, what="domain", where=where)
+    return factor, parts_of(name, known) or [check_name(name, known, what="domain", where=where)]

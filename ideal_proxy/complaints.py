@@ -61,7 +61,7 @@ def _plain(problem: Any) -> str:
     if kind in {"model_type", "dict_type", "model_attributes_type"}:
         return f"must be a block of 'key: value' lines, got {_short(value)}"
     if kind == "string_pattern_mismatch" and field == "name":
-        return f"a name has 1 to 80 characters and no slash, got {_short(value)}"
+        return f"a name has 1 to 80 characters and no slash (but a domain's part: maths/high), got {_short(value)}"
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "string_type":

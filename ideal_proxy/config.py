@@ -90,7 +90,11 @@ class SourceSection(Section):
 class DomainConfig(SourceSection):
     """One named source of training rows."""
 
-    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
+    name: str = Field(
+        max_length=80,
+        pattern=r"^[^/\\\x00-\x1f]+(/[^/\\\x00-\x1f]+)*$",
+        description="maths, or maths/high for a part of it",
+    )
     base: Volume = Field(
         default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"
     )

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ideal_proxy.amounts import Amount, Comparison, Unit, check_name, parse_amount, parse_comparison, parse_fraction
+from ideal_proxy.amounts import (
+    Amount,
+    Comparison,
+    Unit,
+    check_name,
+    parse_amount,
+    parse_comparison,
+    parse_fraction,
+    parts_of,
+)
 from ideal_proxy.errors import UsageError
 
 PROTECT = 0.02  # no capability may lose more, unless the user says so
@@ -110,7 +119,25 @@ def read_limits(options: Mapping[str, Any], domains: Sequence[str], capabilities
         check_name(key, list(read), what="constraint", where="the constraints")
         if value is not None:
             values[key] = read[key](value)
+    _spread_over_parts(values, domains)
     return values
+
+
+def _spread_over_parts(values: dict[str, Any], domains: Sequence[str]) -> None:
+    """A bound of a domain that was split bounds the sum of its parts; pinning it without an amount pins each."""
+    groups = []
+    senses: dict[str, Literal["<=", ">=", "=="]] = {"lower": ">=", "upper": "<=", "pinned": "=="}
+    for key, sense in senses.items():
+        for name in [n for n in values.get(key, {}) if n not in domains and parts_of(n, domains)]:
+            amount = values[key].pop(name)
+            if amount is None:
+                values[key] |= dict.fromkeys(parts_of(name, domains))
+            else:
+                weights = dict.fromkeys(parts_of(name, domains), 1.0)
+                text = f"{name} {sense} {amount.value:g}"
+                groups.append(Comparison(text, sense, weights, amount.value, amount.unit, amount.of))
+    if groups:
+        values["groups"] = (*values.get("groups", ()), *groups)
 
 
 def _read_group(value: Any, domains: Sequence[str]) -> Comparison:

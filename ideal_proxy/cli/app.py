@@ -65,12 +65,18 @@ def init(
         int | None,
         typer.Option(min=1, help="Reference rows to hold out where a domain has none; at most a quarter of it."),
     ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="Several domains out of one: a column, quantile:COLUMN:3, cluster:8 or cluster:8:MODEL."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
 ) -> None:
     """Look at the folders of rows and write a commented run file."""
     from ideal_proxy.pipeline import write_run_file
 
-    print(write_run_file(folder, out, hold_out=hold_out, force=force))
+    print(write_run_file(folder, out, hold_out=hold_out, split_by=split_by, force=force))
 
 
 @app.command(epilog="Example: ideal-proxy check mix.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
+from ideal_proxy.pipeline.split import read_split_by, split_domains
 from ideal_proxy.store import atomic_write_text
 from ideal_proxy.terminal import paragraph, step
 
@@ -29,15 +31,18 @@ ENOUGH_REFERENCE_ROWS = 400
 HELD_OUT_SHARE = 4  # never more than a quarter of a domain's rows
 
 
-def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, force: bool = False) -> str:
+def write_run_file(
+    folder: Path, out: Path, *, hold_out: int | None = None, split_by: str | None = None, force: bool = False
+) -> str:
     """Write a commented run file for the domains of a folder."""
+    how = None if split_by is None else read_split_by(split_by)
     if out.exists() and not force:
         raise UsageError(f"{out} exists; use --force to overwrite it or --out for another name")
     layout = look(folder)
     read, empty = _read_all(layout.domains, layout.references)
     domains = [domain for domain in layout.domains if domain.train in read]
     passed = [f"passed over: {text}" for text in [*layout.passed_over, *empty]] + layout.questions
-    if len(domains) < 2:
+    if len(domains) < (2 if how is None else 1):
         more = f" ({'; '.join(passed)})" if passed else ""
         if not domains:
             raise UsageError(f"{folder} holds no rows to train on{more}")
@@ -53,23 +58,29 @@ def write_run_file(folder: Path, out: Path, *, hold_out: int | None = None, forc
     if hold_out:
         domains = [_held_out(d, held_out, hold_out, read) if d.reference is None else d for d in domains]
     lines, capabilities, seen, notes = [], [], [], [f"  {text}" for text in passed]
+    references = list(layout.references)
+    if how is not None:
+        references += [(d.name, d.reference) for d in domains if d.reference is not None]
+        place = out.resolve().parent / f"{out.stem}_split"
+        domains, said = split_domains([replace(d, reference=None) for d in domains], how, place, read)
+        notes += said
     for domain in domains:
         train = read[domain.train]
         reference = read.get(domain.reference) if domain.reference is not None else None
         judge = f"{reference.rows:,} reference rows{_few(reference.rows)}" if reference else "no reference rows"
         kind = train.format.removeprefix("columns:") if train.format.startswith("columns:") else train.format
-        seen.append(f"  {domain.name}: {train.rows:,} rows ({kind}), {judge}")
+        seen.append(f"  {domain.name}: {train.rows:,} rows ({kind}){'' if how else f', {judge}'}")
         lines.append((domain.name, domain.train, train))
         if domain.reference is not None and reference is not None:
             capabilities.append((domain.name, domain.reference, reference))
-        elif domain.reference is None:
+        elif domain.reference is None and how is None:
             notes.append(
                 f"  {domain.name} has no reference rows: the others judge it (or hold some out with --hold-out "
                 f"{ENOUGH_REFERENCE_ROWS})"
             )
         for which, info in ((domain.name, train), (f"reference rows of {domain.name}", reference)):
             notes += [f"  {which}: {line}" for line in (info.tally.lines() if info else [])]
-    for name, place in layout.references:
+    for name, place in references:
         if place not in read:
             continue
         seen.append(f"  {name}: no training rows, {read[place].rows:,} reference rows{_few(read[place].rows)}")

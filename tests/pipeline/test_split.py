@@ -1,0 +1,113 @@
+"""`init --split-by`: the parts hold every row once, are the same each time, and a limit may name their parent."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ideal_proxy.amounts import parse_comparison
+from ideal_proxy.config import load_config
+from ideal_proxy.data.rows import read_rows
+from ideal_proxy.errors import UsageError
+from ideal_proxy.limits import read_limits
+from ideal_proxy.pipeline.split import read_split_by
+from ideal_proxy.pipeline.start import write_run_file
+
+TOPICS = {"algebra": "Solve the equation x + {} = {}", "geometry": "Find the area of a triangle, base {} and height {}"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    random_ = random.Random(0)
+    for name in ("maths", "chat"):
+        (tmp_path / name).mkdir()
+    rows = []
+    for n in range(240):
+        topic = random_.choice(sorted(TOPICS))
+        text = TOPICS[topic].format(n, random_.randint(1, 99))
+        level = None if n % 8 == 0 else random_.random()
+        rows.append({"instruction": text, "output": topic, "topic": topic if n % 60 else "a/b", "level": level})
+    _write(tmp_path / "maths" / "train.jsonl", rows)
+    _write(tmp_path / "chat" / "train.jsonl", [{"instruction": f"Say {n}", "output": f"{n}"} for n in range(60)])
+    for name in ("maths", "chat"):
+        _write(tmp_path / name / "reference.jsonl", [{"instruction": f"{name} {n}", "output": "y"} for n in range(30)])
+    return tmp_path
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def split(data: Path, how: str, out: str = "mix.yaml") -> dict[str, list[dict[str, object]]]:
+    place = data.parent / "runs" / out
+    place.parent.mkdir(exist_ok=True)
+    write_run_file(data, place, split_by=how, force=True)
+    config = load_config(place)
+    assert config.capability_names == ["chat", "maths"]
+    return {d.name: [row.raw for row in read_rows(d.path)] for d in config.domains}
+
+
+def test_parts_of_a_column_hold_every_row_once(data: Path) -> None:
+    parts = split(data, "topic")
+    assert list(parts) == ["chat", "maths/algebra", "maths/geometry", "maths/other"]
+    for topic in ("algebra", "geometry"):
+        assert {row["topic"] for row in parts[f"maths/{topic}"]} == {topic}
+    assert [row["topic"] for row in parts["maths/other"]] == ["a/b"] * 4  # too few for a part of their own
+    together = [row for name, rows in parts.items() if name != "chat" for row in rows]
+    whole = [row.raw for row in read_rows(data / "maths" / "train.jsonl")]
+    assert sorted(map(json.dumps, together)) == sorted(map(json.dumps, whole))
+
+
+def test_quantiles_are_equal_parts_in_order(data: Path) -> None:
+    parts = split(data, "quantile:level:3")
+    assert set(parts) == {"chat", "maths/low", "maths/middle", "maths/high", "maths/none"}
+    levels = {name: [row["level"] for row in parts[f"maths/{name}"]] for name in ("low", "middle", "high")}
+    assert {len(values) for values in levels.values()} == {70}
+    assert max(levels["low"]) < min(levels["middle"]) <= max(levels["middle"]) < min(levels["high"])
+    assert {row["level"] for row in parts["maths/none"]} == {None}
+
+
+def test_clusters_find_what_rows_are_about_and_are_the_same_each_time(data: Path) -> None:
+    parts = split(data, "cluster:2")
+    maths = [rows for name, rows in parts.items() if name.startswith("maths/")]
+    assert [{row["output"] for row in rows} for rows in maths] == [{maths[0][0]["output"]}, {maths[1][0]["output"]}]
+    assert any(name.endswith(("-equation", "-solve")) for name in parts)
+    again = split(data, "cluster:2", "again.yaml")
+    assert list(again) == list(parts)
+    for name in parts:
+        assert again[name] == parts[name]
+
+
+def test_what_cannot_be_split_is_one_sentence(data: Path) -> None:
+    with pytest.raises(UsageError, match="no domain can be split by nothing; the columns are instruction, level"):
+        split(data, "nothing")
+    with pytest.raises(
+        UsageError, match=r"instruction of maths has .* write quantile:instruction:3|stays one|no domain"
+    ):
+        split(data, "instruction")
+    for wrong in ("quantile:level", "quantile:level:1", "cluster:x", "cluster:99"):
+        with pytest.raises(UsageError, match="write a column's name, quantile:COLUMN:3, cluster:8"):
+            read_split_by(wrong)
+
+
+def test_limits_may_name_the_parent(data: Path) -> None:
+    names = ["chat", "maths/easy", "maths/hard", "mathsy"]
+    group = parse_comparison("maths + 2 * chat <= 60 %", names)
+    assert group.weights == {"maths/easy": 1.0, "maths/hard": 1.0, "chat": 2.0}
+    read = read_limits({"upper": {"maths": "30 %", "chat": "10 %"}, "pinned": ["maths"]}, names, [])
+    assert list(read["upper"]) == ["chat"]
+    assert dict(read["pinned"]) == {"maths/easy": None, "maths/hard": None}
+    (bound,) = read["groups"]
+    assert (bound.weights, bound.sense, bound.constant) == ({"maths/easy": 1.0, "maths/hard": 1.0}, "<=", 0.3)
+    split(data, "topic")
+    place = data.parent / "runs" / "mix.yaml"
+    raw = yaml.safe_load(place.read_text(encoding="utf-8"))
+    raw["constraints"]["groups"] = ["maths <= 60%"]
+    place.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert load_config(place).limits.groups[0].weights == {
+        "maths/algebra": 1.0, "maths/geometry": 1.0, "maths/other": 1.0
+    }  # fmt: skip
