@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -157,10 +157,6 @@ class ChatTemplate:
             tuple: token ids (T,) and for each whether it carries loss (T,).
         """
         return self.tokens_of([self.render(said, tools, settings)])[0]
-
-    def encode_batch(self, conversations: Iterable[Sequence[Said]]) -> list[tuple[list[int], list[bool]]]:
-        """Tokenise many conversations without tools; as for `encode`."""
-        return self.tokens_of([self.render(said) for said in conversations])
 
     def tokens_of(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[bool]]]:
         """Tokenise what `render` wrote; as for `encode`."""

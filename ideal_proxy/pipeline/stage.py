@@ -23,11 +23,6 @@ class Stage(StrEnum):
     RESULT = "result"
 
     @property
-    def in_round(self) -> bool:
-        """Whether it comes once a round."""
-        return self in (Stage.SWARM, Stage.GRADIENTS, Stage.FIT)
-
-    @property
     def alone(self) -> bool:
         """Whether it is one run, which one worker does."""
         return self in (Stage.WARM_START, Stage.ZERO_ROWS)
