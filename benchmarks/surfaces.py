@@ -3,7 +3,8 @@
 A surface is drawn from a seed: five domains, five capabilities, an uneven base whose total is kept. Volumes move by
 e^±1.2 about base. Families: `law` (the response law itself), `interactions` (the law, and domains that help or
 hinder one another, in one of three ways that the fit does not know of), `harm` (a share raises a loss), `peak`
-(too much of one's own domain hurts again), `flat` (nothing matters).
+(too much of one's own domain hurts again), `flat` (nothing matters), `poisoned` (the law, but the last domain teaches
+nothing and the last two capabilities answer to nothing).
 
 Legend: N mixtures, D domains, J capabilities.
 """
@@ -15,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ideal_proxy.amounts import Amount
+from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Limits
 from ideal_proxy.optimizer import Constraints, Objective, Optimum, Problem, optimize
 from ideal_proxy.pipeline.design import make_design
 
-FAMILIES = ("law", "interactions", "harm", "peak", "flat")
+FAMILIES = ("law", "interactions", "harm", "peak", "flat", "poisoned")
 SPREAD = 1.2
 GAINS = (0.015, 0.06)  # least and greatest gain that can be reached on a surface that is kept
 RELATIVE_STEP = 1e-5
@@ -58,6 +60,8 @@ class Surface:
         self.pair = rng.normal(0.0, (0.02, 0.5, 1.0)[self.kind], (J, D, D)) * upper
         if self.kind == 2:  # two domains of each capability stand in for one another
             self.pair = upper * (rng.random((J, D, D)) < 2.0 / upper.sum())
+        if self.family == "poisoned":
+            self.a[:, -1] = 0.0
         self.b = 0.6 * rng.random((J, D)) * (rng.random((J, D)) < 0.3) * (1.0 - own)
         self.top = rng.uniform(0.6, 1.6, J)  # of base's share of one's own domain
         self.bend = rng.uniform(0.02, 0.06, J)
@@ -93,6 +97,8 @@ class Surface:
             j = np.arange(self.capabilities)
             wanted = self.top * (self.base / self.base.sum())[j % self.domains]
             loss = loss * (1.0 + self.bend * (np.log((share[:, j % self.domains] + 0.01) / (wanted + 0.01))) ** 2)
+        if self.family == "poisoned":
+            loss[:, -2:] = self.Z[-2:]
         return loss
 
     def value_and_gradient(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,22 +112,20 @@ class Surface:
         return value[None], gradient[None]
 
     def problem(self) -> Problem:
-        return Problem(
-            domains=tuple(f"d{i}" for i in range(self.domains)),
-            capabilities=tuple(f"c{j}" for j in range(self.capabilities)),
-            base=self.base,
-            available=100.0 * self.base,
-            tokens_per_row=np.ones(self.domains),
+        names = tuple(f"d{i}" for i in range(self.domains))
+        domains = Domains(
+            names=names, base=self.base, available=100.0 * self.base, tokens_per_row=np.ones(self.domains)
         )
+        return Problem(domains=domains, capabilities=tuple(f"c{j}" for j in range(self.capabilities)))
 
     def constraints(self) -> Constraints:
         """Base's total, every volume within e^±1.2 of base."""
         problem = self.problem()
         lower, upper = (
-            {d: Amount(float(v), "rows") for d, v in zip(problem.domains, self.base * np.exp(side), strict=True)}
+            {d: Amount(float(v), "rows") for d, v in zip(problem.domains.names, self.base * np.exp(side), strict=True)}
             for side in (-SPREAD, SPREAD)
         )
-        return Constraints.of(Limits(lower=lower, upper=upper), problem)
+        return Constraints(problem=problem, limits=Limits(lower=lower, upper=upper))
 
     def design(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
         """Mixtures (N, D) and seeds (N,), as a search lays them out."""

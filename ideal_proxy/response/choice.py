@@ -10,8 +10,11 @@ best, and that one to equal shares: few runs cannot tell the forms apart, and a 
 from __future__ import annotations
 
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
+from scipy.stats import norm
 
 from ideal_proxy.response.forms import HeldOut, HeldOutLaw
 from ideal_proxy.response.law import Array, evaluate
@@ -28,6 +31,12 @@ EQUAL_RUNS = 8.0
 """How many runs equal shares of the forms count as."""
 OPTIMISM = 6.0
 """Held-out errors also chose what predicts and are too small: intervals grow by 1 + 6/R (set on training runs)."""
+SLOPE_SPREAD = 0.3
+"""How far the slope of runs left out on their predictions lies from 1, where a capability is predicted at all."""
+UNKNOWN = 0.5
+"""Below this part of its predicted changes a capability is named as not known."""
+LIKELY_KNOWN = 4.0
+"""Odds, before a run is seen, that a capability answers to the volumes."""
 FAR = 5.0
 """An error counts as at most this many times the median one."""
 
@@ -98,6 +107,44 @@ def _least(quadratic_CC: Array, linear_C: Array) -> Array:
                 best, found = value, np.zeros(C)
                 found[chosen] = w
     return found
+
+
+class Known(NamedTuple):
+    """How much of predicted changes is believed, (J,): the chance that anything is known, and a factor."""
+
+    chance_J: Array
+    factor_J: Array
+    error_J: Array
+
+    @property
+    def mean_J(self) -> Array:
+        """The factor to predict with."""
+        return self.chance_J * self.factor_J
+
+    def draws(self, count: int, rng: np.random.Generator) -> Array:
+        """Draw factors, (S, J): nothing is known, or about the factor."""
+        drawn = self.factor_J + self.error_J * rng.standard_normal((count, len(self.factor_J)))
+        return np.asarray(np.clip(drawn, 0.0, 1.5) * (rng.random(drawn.shape) < self.chance_J))
+
+
+def known(y_JR: Array, weight_JR: Array, mean_JR: Array, fold_R: np.ndarray) -> Known:
+    """Regress runs on what was predicted of them by fits that did not see them, each less the mean of the runs seen."""
+    # Either nothing is known and the slope is 0, or it is near 1: the losses say which is likelier.
+    out_KR = fold_R[None] == np.arange(int(fold_R.max()) + 1)[:, None]
+    rest_KJR = weight_JR * ~out_KR[:, None]
+    centre_KJ = (rest_KJR * y_JR).sum(axis=2) / np.maximum(rest_KJR.sum(axis=2), 1e-12)
+    centre_JR = centre_KJ[fold_R].T
+    x, z = mean_JR - centre_JR, y_JR - centre_JR
+    xx = np.maximum((weight_JR * x * x).sum(axis=1), 1e-12)
+    slope = (weight_JR * x * z).sum(axis=1) / xx
+    count = np.maximum((weight_JR > 0).sum(axis=1), 2)
+    noise = (weight_JR * (z - np.clip(slope, 0.0, 1.0)[:, None] * x) ** 2).sum(axis=1) / (count - 1)
+    error = np.sqrt(np.maximum(noise, 1e-12) / xx)
+    spread = np.hypot(error, SLOPE_SPREAD)
+    log_odds = norm.logpdf(slope, 1.0, spread) - norm.logpdf(slope, 0.0, error) + np.log(LIKELY_KNOWN)
+    precision = error**-2.0 + SLOPE_SPREAD**-2.0
+    factor = (slope * error**-2.0 + SLOPE_SPREAD**-2.0) / precision
+    return Known(expit(np.clip(log_odds, -30.0, 30.0)), np.clip(factor, 0.0, 1.0), precision**-0.5)
 
 
 def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) -> tuple[Array, Array]:

@@ -32,6 +32,7 @@ class Diagnosis:
         weights: share of each form of the response in the prediction, the law alone first (`forms.FORMS`).
         harm: whether the harm term is in the law.
         parameters: name → (value, standard error), natural units.
+        known: the part of its predicted changes that counts, 0 where runs left out are not predicted at all.
         warning: a sentence where the fit should not be trusted, else None.
     """
 
@@ -44,6 +45,7 @@ class Diagnosis:
     harm: bool
     parameters: dict[str, tuple[float, float]]
     warning: str | None
+    known: float = 1.0
 
 
 def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
@@ -62,7 +64,13 @@ def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
             error = float(np.sqrt(((held - y_JR[j])[checked] ** 2).mean()))
             if np.ptp(y_JR[j, checked]) > 0 and np.ptp(held[checked]) > 0:
                 rank = float(spearmanr(held[checked], y_JR[j, checked]).statistic)
-            if error > 0.95 * spread:
+            if model.known_[j] < choice.UNKNOWN:
+                warning = (
+                    f"{name}: runs left out are not predicted (rank correlation {rank:.2f}), so only "
+                    f"{model.known_[j]:.0%} of its predicted changes count: "
+                    "add runs, widen the volumes tried, or use more reference rows."
+                )
+            elif error > 0.95 * spread:
                 warning = (
                     f"{name}: the fit predicts runs it did not see no better than their mean: "
                     "add runs, widen the volumes tried, or use more reference rows."
@@ -83,6 +91,7 @@ def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:
                 bool(model.harm_[j]),
                 _parameters(model, j),
                 warning,
+                float(model.known_[j]),
             )
         )
     return out

@@ -25,10 +25,10 @@ FORMS = ("law", "law with interactions", "law with a process", "exponential-line
 LAW = 0
 FAMILIES = (
     None,
-    Family(("product",), (True,)),
-    Family(("matern",), (True,)),
-    Family(("linear",), (True, False), centred=True, exponential=True),
-    Family(("matern", "product"), (True, False), centred=True),
+    Family(("product",), ("root", "log")),
+    Family(("matern",), ("root", "log")),
+    Family(("linear",), ("x", "root"), centred=True, exponential=True),
+    Family(("matern", "product"), ("x", "root", "log"), centred=True),
 )
 ON_LAW = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
 """Which forms begin with the law."""

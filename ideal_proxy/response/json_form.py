@@ -20,6 +20,9 @@ ARRAYS = (
     "covariance_",
     "theta_draws_",
     "weights_",
+    "centre_",
+    "known_",
+    "known_draws_",
     "widening_",
     "noise_",
     "seed_sd_",
@@ -52,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 def _process(p: Process) -> dict[str, Any]:
     return {
-        "shape": p.kernel.shape, "root": p.kernel.root, "length": p.kernel.length,
+        "shape": p.kernel.shape, "feature": p.kernel.feature, "shift": p.kernel.shift, "length": p.kernel.length,
         "features_centre": _plain(p.kernel.centre_D),
         "noise_ratio": p.noise_ratio, "variance": p.variance, "centre": p.centre, "floor": p.floor,
         "x": _plain(p.x_RD), "weight": _plain(p.weight_R), "target": _plain(p.target_R),
@@ -61,7 +64,8 @@ def _process(p: Process) -> dict[str, Any]:
 
 def _restored(d: dict[str, Any]) -> Process:
     x, weight, target = (np.array(d[key], dtype=float) for key in ("x", "weight", "target"))
-    kernel = Kernel(d["shape"], bool(d["root"]), float(d["length"]), np.array(d["features_centre"], dtype=float))
+    centre = np.array(d["features_centre"], dtype=float)
+    kernel = Kernel(d["shape"], d["feature"], float(d["length"]), centre, float(d["shift"]))
     return restore(kernel, float(d["noise_ratio"]), float(d["variance"]), x, weight, target, d["centre"], d["floor"])
 
 
@@ -74,12 +78,17 @@ def _of_first_format(document: dict[str, Any]) -> dict[str, Any]:
             if weights[j, column]:
                 centre = document["centre_"][j] if key == "alone" else 0.0
                 forms[place][str(j)] = process | {
-                    "shape": "matern", "features_centre": [0.0] * len(process["x"][0]), "floor": None, "centre": centre,
+                    "shape": "matern", "feature": "root" if process["root"] else "x", "shift": 0.0, "floor": None,
+                    "features_centre": [0.0] * len(process["x"][0]), "centre": centre,
                     "target": [t + centre for t in process["target"]],
                 }  # fmt: skip
     five = np.zeros((len(weights), len(FORMS)))
     five[:, [0, 2, 4]] = weights
-    return {**document, "weights_": five.tolist(), "forms": forms}
+    known = np.ones((len(document["theta_draws_"]), len(weights)))
+    return {
+        **document, "weights_": five.tolist(), "forms": forms,
+        "known_": known[0].tolist(), "known_draws_": known.tolist(),
+    }  # fmt: skip
 
 
 def dump(model: Any) -> dict[str, Any]:

@@ -335,6 +335,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self.processes_: dict[int, dict[int, Process]] = {}
         noise = fit.noise_J
         self.widening_ = np.full(J, 1.2 + 2.0 / R)
+        self.centre_ = (data.weight_JR * (data.y_JR - fit.seed_effect_JS[:, data.seed_R])).sum(axis=1)
+        self.centre_ /= data.weight_JR.sum(axis=1)
+        known = choice.Known(np.ones(J), np.ones(J), np.zeros(J))
         self.held_out_ = np.full((J, R), np.nan)
         if law is not None:
             mean, variance = law.mean, law.variance
@@ -346,9 +349,13 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
                 mean = np.einsum("jc,cjr->jr", self.weights_, predicted.mean_CJR)
                 variance = np.einsum("jc,cjr->jr", self.weights_, predicted.variance_CJR)
                 noise = (self.weights_ * predicted.noise_CJ.T).sum(axis=1)
+                known = choice.known(y, data.weight_JR, mean, fold_R)
+                mean = self.centre_[:, None] + known.mean_J[:, None] * (mean - self.centre_[:, None])
+                variance = known.mean_J[:, None] ** 2 * variance
             total = np.sqrt(variance + noise[:, None] ** 2)
             self.widening_ = choice.widening((y - mean) / total, data.weight_JR)
             self.held_out_ = np.where(data.weight_JR > 0, mean, np.nan)
+        self.known_, self.known_draws_ = known.mean_J, known.draws(self.n_draws, np.random.default_rng(R))
         self.noise_, self.seed_sd_ = noise, fit.seed_J
         self.residual_scale_ = noise * self.scale_
         self.seed_scale_ = fit.seed_J * self.scale_
@@ -365,6 +372,10 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     def _draw_processes(self) -> None:
         rng = np.random.default_rng(self.process_seed_)
         self.process_draws_ = {(c, j): process.draws(self.n_draws, rng) for c, j, process in self._used()}
+        # each draw is of one form, in the shares of the blend: where forms disagree, the draws do
+        place_S = (rng.permutation(self.n_draws) + 0.5) / self.n_draws
+        form_SJ = (place_S[:, None, None] > np.cumsum(self.weights_, axis=1)[None] + 1e-9).sum(axis=2)
+        self.weight_draws_ = np.eye(len(FORMS))[np.minimum(form_SJ, len(FORMS) - 1)]
 
     def _used(self) -> Iterator[tuple[int, int, Process]]:
         """Processes that share in a prediction, by form and capability."""
@@ -377,6 +388,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         model = copy.copy(self)
         model.weights_ = np.zeros_like(self.weights_)
         model.weights_[:, FORMS.index(form)] = 1.0
+        model.known_, model.known_draws_ = np.ones_like(self.known_), np.ones_like(self.known_draws_)
         model._set_convexity()
         model._draw_processes()
         return model
@@ -389,11 +401,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         return v, self.volumes_.effective(v)[0]
 
     def _blend(self, law_JN: Array, x_ND: Array, draw: int | None = None) -> Array:
-        y = (self.weights_ @ ON_LAW)[:, None] * law_JN
+        weights, known = self.weights_, self.known_
+        if draw is not None:
+            weights, known = self.weight_draws_[draw], self.known_draws_[draw]
+        y = (weights @ ON_LAW)[:, None] * law_JN
         for c, j, process in self._used():
             beta = None if draw is None else self.process_draws_[c, j][draw]
-            y[j] += self.weights_[j, c] * process.mean(x_ND, beta)
-        return np.asarray(y)
+            y[j] += weights[j, c] * process.mean(x_ND, beta)
+        return np.asarray(self.centre_[:, None] + known[:, None] * (y - self.centre_[:, None]))
 
     def _original(self, y_JN: Array) -> Array:
         return np.asarray(self.sign_[:, None] * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
@@ -426,6 +441,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         variance = (self.weights_ @ ON_LAW)[:, None] * law
         for c, j, process in self._used():
             variance[j] += self.weights_[j, c] * process.spread(x)
+        variance *= self.known_[:, None] ** 2
         total = self.widening_[:, None] ** 2 * (variance + self.noise_[:, None] ** 2) + self.seed_sd_[:, None] ** 2
         half = (norm.ppf(0.5 + level / 2.0) * self.scale_[:, None] * np.sqrt(total)).T
         bounds = (mean, mean - half, mean + half)
@@ -488,14 +504,18 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         S, J, P = theta_SJP.shape
         e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u, by_u=True)
         assert e.by_u_JRD is not None
-        law_share = self.weights_ @ ON_LAW
-        y = law_share * e.loss_JR.reshape(S, J)
-        by = law_share[:, None] * e.by_u_JRD.reshape(S, J, -1)
+        weights_SJC, known_SJ = (
+            (self.weight_draws_, self.known_draws_) if drawn else (self.weights_[None], self.known_[None])
+        )
+        law_SJ = weights_SJC @ ON_LAW
+        y = law_SJ * e.loss_JR.reshape(S, J)
+        by = law_SJ[:, :, None] * e.by_u_JRD.reshape(S, J, -1)
         x = u[0] / self.volumes_.scale
         for c, j, process in self._used():
             value, by_x = process.at(x, self.process_draws_[c, j] if drawn else process.beta_R[None])
-            y[:, j] += self.weights_[j, c] * value
-            by[:, j] += self.weights_[j, c] * by_x / self.volumes_.scale
+            y[:, j] += weights_SJC[:, j, c] * value
+            by[:, j] += weights_SJC[:, j, c, None] * by_x / self.volumes_.scale
+        y, by = self.centre_ + known_SJ * (y - self.centre_), known_SJ[:, :, None] * by
         value = self.sign_ * (self.location_ + self.scale_ * y)
         return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
 

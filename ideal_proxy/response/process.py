@@ -3,8 +3,8 @@
 Legend: R training runs, N mixtures asked for, D domains, J capabilities, S posterior draws.
 
 A kernel is Matérn 5/2, a product of degree two (every pair of domains has a term of its own) or linear, on the scaled
-volumes x or their roots √(x + δ) (distances in it are Hellinger distances for shares). Kernel, length and noise ratio
-are chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every noise ratio and every
+volumes x, their roots √(x + δ) (Hellinger distances for shares) or logarithms. Kernel, length and noise ratio are
+chosen by the marginal likelihood on a grid: with one eigendecomposition a kernel every noise ratio and every
 capability is then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from ideal_proxy.response.law import DELTA, Array
 
 Shape = Literal["matern", "product", "linear"]
+Feature = Literal["x", "root", "log"]
 LENGTHS: dict[Shape, tuple[float, ...]] = {
     "matern": (1.0, 2.0, 4.0, 8.0, 16.0), "product": (1.0, 2.0, 4.0, 8.0), "linear": (0.3, 1.0, 3.0),
 }  # fmt: skip
@@ -27,16 +28,18 @@ NOISE_RATIOS = 10.0 ** np.arange(-3.0, 3.01, 0.25)
 """Noise variances tried, relative to the kernel's."""
 FLOORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """How far below the least loss the floor of an exponential may lie, in spreads of the loss."""
+LOG_SHIFT = 0.05
+"""Added to a volume before its logarithm is taken, as a part of the mean volume."""
 RANK = 64
 """Directions that posterior draws vary in; the rest of the kernel is below the noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Kernels that are tried together, on x or √x, for a target as it is or for the log of what exceeds a floor."""
+    """Kernels that are tried together, on features of x, for a target or the log of what exceeds a floor."""
 
     shapes: tuple[Shape, ...]
-    roots: tuple[bool, ...]
+    features: tuple[Feature, ...]
     centred: bool = False
     exponential: bool = False
 
@@ -47,19 +50,21 @@ class Kernel:
 
     Attributes:
         shape: what it is made of.
-        root: whether the features are √(x + δ) rather than x.
+        feature: x as it is, √(x + δ) or log(x + shift).
         length: length scale in feature units.
         centre_D: subtracted from the features.
+        shift: within the logarithm.
     """
 
     shape: Shape
-    root: bool
+    feature: Feature
     length: float
     centre_D: Array
+    shift: float = 0.0
 
     def features(self, x_ND: Array) -> Array:
         """Transform scaled volumes."""
-        return np.asarray(((np.sqrt(x_ND + DELTA) if self.root else x_ND) - self.centre_D) / self.length)
+        return np.asarray((transform(x_ND, self.feature, self.shift)[0] - self.centre_D) / self.length)
 
     def __call__(self, a_ND: Array, b_RD: Array) -> Array:
         """Compare mixtures."""
@@ -85,8 +90,17 @@ class Kernel:
             by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
         else:
             by_feature = f_b if self.shape == "linear" else 2.0 * (1.0 + f_b @ f_a)[:, None] * f_b
-        inner = 0.5 / np.sqrt(a_D + DELTA) if self.root else np.ones_like(a_D)
-        return np.asarray(by_feature * inner / self.length)
+        return np.asarray(by_feature * transform(a_D, self.feature, self.shift)[1] / self.length)
+
+
+def transform(x: Array, feature: Feature, shift: float) -> tuple[Array, Array]:
+    """A feature of scaled volumes, with its derivative."""
+    if feature == "x":
+        return x, np.ones_like(x)
+    if feature == "root":
+        root = np.sqrt(x + DELTA)
+        return root, 0.5 / root
+    return np.log(x + shift), 1.0 / (x + shift)
 
 
 def _distance(a: Array, b: Array) -> Array:
@@ -97,13 +111,14 @@ def _distance(a: Array, b: Array) -> Array:
 def kernels_for(x_RD: Array, family: Family) -> list[Kernel]:
     """List the kernels tried, scaled to the spread of the runs."""
     kernels = []
-    for root in family.roots:
-        features = np.sqrt(x_RD + DELTA) if root else x_RD
+    shift = LOG_SHIFT * float(x_RD.mean())
+    for feature in family.features:
+        features = transform(x_RD, feature, shift)[0]
         variance = features.var(axis=0)
         centre = features.mean(axis=0)
         for shape in family.shapes:
             spread = float(np.sqrt(variance.mean() if shape == "matern" else variance.sum())) or 1.0
-            kernels += [Kernel(shape, root, spread * length, centre) for length in LENGTHS[shape]]
+            kernels += [Kernel(shape, feature, spread * length, centre, shift) for length in LENGTHS[shape]]
     return kernels
 
 

@@ -19,7 +19,7 @@ def test_a_process_has_exact_derivatives_and_draws_of_its_own_spread(family: Fam
     rng = np.random.default_rng(0)
     x = rng.uniform(0.2, 2.0, (30, 3))
     y = (x[:, :1] * x[:, 1:2] + 0.1 * rng.standard_normal((30, 1))).T
-    family = Family((shape,), family.roots, family.centred, family.exponential)
+    family = Family((shape,), family.features, family.centred, family.exponential)
     process = fit_processes(x, y, np.ones_like(y), family)[0]
     at, step = np.array([0.7, 1.3, 0.9]), 1e-5
     value, by = process.at(at, process.beta_R[None])
@@ -83,10 +83,13 @@ def test_a_fit_of_the_first_format_predicts_as_it_did() -> None:
     rng = np.random.default_rng(3)
     v = np.exp(rng.uniform(-1.0, 1.0, (30, 3)))
     model = ResponseModel(n_draws=4).fit(v, surface(rng, v, 0.1)).alone("law with a process")
+    target = rng.standard_normal((3, 30))
+    root = fit_processes(v / model.volumes_.scale, target, np.ones_like(target), Family(("matern",), ("root",)))
+    model.processes_ = {FORMS.index("law with a process"): dict(enumerate(root))}
     document = model.to_json()
     old = {**document, "format": FIRST_FORMAT, "alone": [], "centre_": [0.3] * 3}
     old["rest"] = [
-        {key: process[key] for key in ("root", "length", "noise_ratio", "variance", "x", "weight", "target")}
+        {key: process[key] for key in ("length", "noise_ratio", "variance", "x", "weight", "target")} | {"root": True}
         for process in old.pop("forms")[str(FORMS.index("law with a process"))].values()
     ]
     old["weights_"] = [[0.4, 0.6, 0.0]] * 3
