@@ -101,7 +101,7 @@ def result(**changes: Any) -> dict[str, Any]:
                 "proposal_rows": int(PROPOSAL[i]), "change": float(PROPOSAL[i] / BASE[i] - 1), "tokens": int(share[i]),
                 "base_tokens": int(base_share[i]),
                 "share": float(share[i] / share.sum()), "base_share": float(base_share[i] / base_share.sum()),
-                "repeat": float(PROPOSAL[i] / AVAILABLE[i]), "bootstrap": [float(0.8 * PROPOSAL[i]), 1.3 * PROPOSAL[i]],
+                "repeat": float(PROPOSAL[i] / AVAILABLE[i]), "moves": [float(0.8 * PROPOSAL[i]), 1.3 * PROPOSAL[i]],
             }
             for i, name in enumerate(DOMAINS)
         ],
@@ -113,6 +113,7 @@ def result(**changes: Any) -> dict[str, Any]:
             }
             for j, name in enumerate(CAPABILITIES)
         ],
+        "leeway": {"slack": 0.004, "open": [], "unsettled": []},
         "noise": {"run": 0.01, "seed": 0.002},
         "optimum": {"scope": "global optimum", "active": ["repeat cap: <coding>"]},
         "warnings": ["coding <i>and</i> more"],

@@ -49,6 +49,7 @@ def search(family: str, noise: float, seed: int) -> dict[str, float]:
         "predicted": 100.0 * truth.value, "true": true, "best": 100.0 * surface.best.predicted_gain,
         "observed": observed, "holds": float(100.0 * truth.lower <= true <= 100.0 * truth.upper),
         "holds_seen": float(100.0 * seen.lower <= observed <= 100.0 * seen.upper),
+        "slope": model.gain_slope_,
         "width": 100.0 * (truth.upper - truth.lower),
         "last_domain": 100.0 * (mixture[-1] / surface.base[-1] - 1.0), "seconds": seconds,
     }  # fmt: skip
@@ -56,12 +57,13 @@ def search(family: str, noise: float, seed: int) -> dict[str, float]:
 
 def propose(model, surface):
     """The mixture, with what is predicted of its gain: the true one, and the one seen over some pairs."""
-    from ideal_proxy.optimizer import Objective, optimize
+    from ideal_proxy.optimizer import Objective, nearest_base, optimize
     from ideal_proxy.response import compare
 
-    found = optimize(model, Objective(), surface.constraints(), random_state=0).volumes
-    truth, seen = (compare(model, found, surface.base, pairs=pairs).gain for pairs in (10**9, PAIRS))
-    return found, truth, seen
+    objective, constraints = Objective(), surface.constraints()
+    best = optimize(model, objective, constraints, random_state=0)
+    found = nearest_base(model, objective, constraints, best).volumes
+    return found, *(compare(model, found, surface.base, pairs=pairs, chosen=True).gain for pairs in (10**9, PAIRS))
 
 
 def main() -> None:

@@ -6,6 +6,9 @@ from .constraints import Problem as Problem
 from .constraints import explored_region as explored_region
 from .front import ParetoFront as ParetoFront
 from .front import pareto as pareto
+from .near_optimal import Leeway as Leeway
+from .near_optimal import leeway as leeway
+from .near_optimal import nearest_base as nearest_base
 from .objective import Objective as Objective
 from .objective import ResponseSurface as ResponseSurface
 from .optimum import Optimum as Optimum

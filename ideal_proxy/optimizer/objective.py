@@ -165,6 +165,12 @@ class RelativeLosses:
     def _relative(self, values: FloatArray, base: FloatArray) -> FloatArray:
         return self._stick.relative(values, base) - self._shift
 
+    def draws(self, v: FloatArray) -> FloatArray:
+        """Draw the relative losses, each draw against its own base (S, J)."""
+        if self._base_draws_SJ is None:
+            self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.domains.base)[0])
+        return self._relative(self._remember(True, v)[0], self._base_draws_SJ)
+
     def upper(self, v: FloatArray, confidence: float, weights_KJ: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Bound weighted means of the relative losses from above: prediction + z · sd over paired draws."""
         z = float(ndtri(confidence))
@@ -172,14 +178,12 @@ class RelativeLosses:
         bound, gradient = weights_KJ @ value, weights_KJ @ jacobian
         if z <= 0:
             return bound, gradient
-        draws, draws_jacobian = self._remember(True, v)
-        if self._base_draws_SJ is None:
-            self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.domains.base)[0])
-        relative_SJ = self._relative(draws, self._base_draws_SJ)
+        relative_SJ, draws_jacobian = self.draws(v), self._remember(True, v)[1]
+        assert self._base_draws_SJ is not None
         factor_SJ = directions(self._stick.kinds) / self._stick.divisor(self._base_draws_SJ)
         combined_SK = relative_SJ @ weights_KJ.T
         deviation_SK = combined_SK - combined_SK.mean(axis=0)
-        degrees = max(len(draws) - 1, 1)
+        degrees = max(len(relative_SJ) - 1, 1)
         smooth = np.sqrt((deviation_SK**2).sum(axis=0) / degrees + SD_ROUNDING**2)
         for k, weights in enumerate(weights_KJ):
             used = np.flatnonzero(weights)

@@ -33,6 +33,9 @@ def load_result(run: Path) -> dict[str, Any]:
     path = run / "result.json"
     if path.exists():
         result: dict[str, Any] = read_json(path)
+        result.setdefault("leeway", {"slack": float("nan"), "open": [], "unsettled": []})  # of an earlier version
+        for domain in result["domains"]:
+            domain.setdefault("moves", domain.get("bootstrap"))
         return result
     if (run / "config.yaml").exists():
         raise UserError(f"the search in {run} is not finished; run the same `ideal-proxy search` again to go on")

@@ -28,7 +28,7 @@ from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import Proposal, bootstrap_volumes, gradient_note
+from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions
@@ -69,7 +69,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
     ratios = ratio_bounds(paired, looks=plan.looks) if config.has_metrics and paired else verdict.ratios
     if not paired:  # the proposal is the base: what the fit says of it
         pair_losses = [(x, x) for x in proposal.predicted_losses.other.tolist()]
-    moved = bootstrap_volumes(config, prepared, proposal, seed=config.seed)
+    moves = leeway_of(config, proposal, config.verify.pairs)
     domains = [
         {
             "name": domain.name,
@@ -82,9 +82,9 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             "share": domain.share,
             "base_share": base.share,
             "repeat": domain.repeat,
-            "bootstrap": [float(x) for x in interval],
+            "moves": [min(float(low), domain.rows), max(float(high), domain.rows)],
         }
-        for base, domain, interval in zip(at_base, proposed, moved, strict=True)
+        for base, domain, low, high in zip(at_base, proposed, moves.lower, moves.upper, strict=True)
     ]
     capabilities = [
         {
@@ -125,6 +125,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             "level": verdict.level,
         },
         "predicted_gain": asdict(proposal.predicted.gain),
+        "leeway": {"slack": moves.slack, "open": list(moves.open), "unsettled": list(moves.unsettled)},
         "free": _free(prepared, proposal),
         "domains": domains,
         "capabilities": capabilities,

@@ -20,11 +20,14 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.limits import TrustRegion
 from ideal_proxy.optimizer import (
     Constraints,
+    Leeway,
     Objective,
     Optimum,
     Problem,
     check_linear,
     explored_region,
+    leeway,
+    nearest_base,
     optimize,
     round_volumes,
 )
@@ -36,7 +39,6 @@ from ideal_proxy.response import Prediction, ResponseModel, Yardstick, compare
 Array = NDArray[np.float64]
 
 SAME = 0.01  # volumes so near are one answer
-BOOTSTRAP = 16  # refits with Bayesian-bootstrap weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +128,14 @@ def fit_and_propose(
     options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
     free = None
     if free_optimum is not None and (free_rows := free_optimum.rows) is not None:
-        predicted = compare(model, free_rows.astype(float), base, yardstick=stick, **options)
+        predicted = compare(model, free_rows.astype(float), base, yardstick=stick, chosen=True, **options)
         free = Free(rows=free_rows, predicted=predicted)
     at_base = model.value_and_gradient(base)[0]
     return Proposal(
         evidence=evidence, model=model, loss_model=loss_model, yardstick=stick, constraints=constraints,
         optimum=optimum, free=free, notes=notes + notes_of_protection,
         known=evidence.scatter(stick, at_base, config.objective.kind, weights),
-        predicted=compare(model, rows, base, yardstick=stick, **options),
+        predicted=compare(model, rows, base, yardstick=stick, chosen=True, **options),
         predicted_losses=compare(loss_model, rows, base, **options),
     )  # fmt: skip
 
@@ -145,6 +147,7 @@ def _optima(
 
     def whole(limits: Constraints, **options: Any) -> Optimum:
         found = optimize(model, objective, limits, random_state=seed, **options)
+        found = nearest_base(model, objective, limits, found)
         return replace(found, rows=round_volumes(found.volumes, limits))
 
     open_ = replace(constraints, limits=replace(constraints.limits, protect={}))
@@ -288,27 +291,11 @@ def _silent() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def bootstrap_volumes(config: SearchConfig, prepared: Prepared, proposal: Proposal, *, seed: int) -> Array:
-    """Refit with Bayesian-bootstrap weights, optimise again, and see how far the volumes move."""
-    evidence, constraints = proposal.evidence, proposal.constraints
+def leeway_of(config: SearchConfig, proposal: Proposal, pairs: int) -> Leeway:
+    """How far single volumes may move before the check would see it: by less than its own noise."""
+    unit = proposal.yardstick.divisor(proposal.predicted.other)
+    run_J = np.asarray(proposal.model.residual_scale_, dtype=float) / np.abs(unit)
     objective = make_objective(config, proposal.yardstick)
-    trust = proposal.model.trust_
-    if not np.isfinite(trust):
-        evidence = replace(evidence, gradients=())
-    rng = np.random.default_rng(seed + 1)
-    moved = []
-    for draw in range(BOOTSTRAP):
-        weights = rng.dirichlet(np.ones(len(evidence.ids))) * len(evidence.ids)
-        # The law as it was chosen: choices by cross-validation among re-weighted runs would measure the choice.
-        model = ResponseModel(
-            unit="rows", available=prepared.domains.available, base=prepared.domains.base,
-            process="never", harm=proposal.model.harm_, trust=float(trust), n_starts=1, n_draws=8,
-            random_state=seed + draw, kind=proposal.model.kind,
-        )  # fmt: skip
-        try:
-            with _silent():
-                evidence.fit(model, prepared, weights=weights)
-            moved.append(optimize(model, objective, constraints, starts=[proposal.optimum.volumes], n_starts=2).volumes)
-        except UserError:  # must-not-drop cannot be met under this draw: the volumes stay at base
-            moved.append(prepared.domains.base)
-    return np.quantile(np.array(moved), [0.05, 0.95], axis=0).T
+    share_J = objective.weight_vector(proposal.constraints.problem)
+    slack = float(np.sqrt(((share_J * run_J) ** 2).sum() * 2.0 / pairs))
+    return leeway(proposal.model, objective, proposal.constraints, proposal.optimum.volumes, slack)

@@ -83,7 +83,7 @@ def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
     ax.plot(each, np.full(len(each), 0.28), **ONE)
     interval(ax, 0, _bound(gain), **OBSERVED)
     interval(ax, 1, _bound(predicted), **PREDICTED)
-    rows_of_names(ax, ["verified on fresh runs", "predicted (selected, so optimistic)"], 60)
+    rows_of_names(ax, ["verified on fresh runs", "predicted"], 60)
     percent_axis(ax)
     caption(ax, x="relative gain in the objective against base")
     marks = [
@@ -406,15 +406,15 @@ def plot_pareto(front: ParetoFront, *, proposal: tuple[float, float] | None = No
 
 
 def plot_movement(run: SearchRun, ax: Axes | None = None) -> Axes:
-    """Draw how far every proposed volume moves when the runs are re-weighted (Bayesian bootstrap, 90 %)."""
+    """Draw how far every volume may move before the check would see it."""
     entries = run.result["domains"]
     ax = new_axes(WIDE, 1.2 + ROW * len(entries), ax)
     for place, entry in enumerate(entries):
-        bound = (entry["proposal_rows"], *entry["bootstrap"])
-        name = None if place else "proposal with 90% of bootstrap"
+        bound = (entry["proposal_rows"], *entry["moves"])
+        name = None if place else "proposal, and what makes no difference"
         interval(ax, place, bound, colour=VERMILLION, marker="D", name=name)
         ax.plot([entry["base_rows"]], [place], label=None if place else "base", **BASE)
-    every = np.array([[e["base_rows"], e["proposal_rows"], *e["bootstrap"]] for e in entries], dtype=float)
+    every = np.array([[e["base_rows"], e["proposal_rows"], *e["moves"]] for e in entries], dtype=float)
     volume_axis(ax, float(every.min()), float(every.max()), small=eta(run.model), ticks=7)
     rows_of_names(ax, [entry["name"] for entry in entries])
     caption(ax, x="rows (equal steps are equal ratios)")

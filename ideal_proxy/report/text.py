@@ -67,7 +67,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *_free(result),
         paragraph(
             f"Predicted gain {predicted['value']:+.2%} {interval_text(predicted)} "
-            "(optimistic: it was selected). Noise of one run: "
+            "(corrected for having been selected). Noise of one run: "
             f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
         paragraph(
@@ -179,20 +179,22 @@ def who_pays(result: dict[str, Any]) -> str:
 
 
 def _moves(entry: dict[str, Any]) -> str:
-    """Say between which volumes the bootstrap moved a domain."""
-    low, high = (f"{round(end):,}" for end in entry["bootstrap"])
+    """Say between which volumes a domain makes no difference."""
+    low, high = (f"{round(end):,}" for end in entry["moves"])
     return low if low == high else f"{low}-{high}"
 
 
 def _unsure(result: dict[str, Any]) -> str:
-    """Say how to read the bootstrap's intervals."""
-    text = "Moves: where 90% of the volumes lay when the runs were re-weighted; a constraint holds those that do not."
-    out = [
-        entry["name"]
-        for entry in result["domains"]
-        if not round(entry["bootstrap"][0]) <= entry["proposal_rows"] <= round(entry["bootstrap"][1])
+    """Say how to read the ranges, and which volumes do not matter or cannot be told."""
+    leeway = result["leeway"]
+    parts = [
+        f"Moves: what a volume may be at a loss the check could not see ({leeway['slack']:.2%}), the others following."
     ]
-    return text + (f" {', '.join(out)}: the proposal lies outside, so its volume is a rough one." if out else "")
+    if leeway["open"]:
+        parts.append(f"Within the limits the volume of {', '.join(leeway['open'])} does not matter.")
+    if leeway["unsettled"]:
+        parts.append(f"As far as can be told, base's volume of {', '.join(leeway['unsettled'])} is as good.")
+    return " ".join(parts)
 
 
 def _unit(result: dict[str, Any]) -> str:

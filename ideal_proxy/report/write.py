@@ -213,7 +213,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
         _of(plots.plot_predicted_observed(run.held_out())),
         True,
     )
-    yield "movement", "How far the volumes move under the bootstrap", _of(plots.plot_movement(run)), True
+    yield "movement", "How far volumes may move", _of(plots.plot_movement(run)), True
     if front is not None:
         place = _groups_at_proposal(run, front)
         yield (

@@ -35,7 +35,7 @@ SLOPE_SPREAD = 0.3
 """How far the slope of runs left out on their predictions lies from 1, where a capability is predicted at all."""
 UNKNOWN = 0.5
 """Below this part of its predicted changes a capability is named as not known."""
-LIKELY_KNOWN = 4.0
+LIKELY_KNOWN = 1.5
 """Odds, before a run is seen, that a capability answers to the volumes."""
 FAR = 5.0
 """An error counts as at most this many times the median one."""
@@ -145,6 +145,22 @@ def known(y_JR: Array, weight_JR: Array, mean_JR: Array, fold_R: np.ndarray) -> 
     precision = error**-2.0 + SLOPE_SPREAD**-2.0
     factor = (slope * error**-2.0 + SLOPE_SPREAD**-2.0) / precision
     return Known(expit(np.clip(log_odds, -30.0, 30.0)), np.clip(factor, 0.0, 1.0), precision**-0.5)
+
+
+def slope_of_mean(y_JR: Array, weight_JR: Array, mean_JR: Array, unit_J: Array) -> float:
+    """How much of the predicted changes of the mean over capabilities runs left out showed, pulled to 1."""
+    seen_R = (weight_JR > 0).all(axis=0)
+    if seen_R.sum() < LEAST_RUNS:
+        return 1.0
+    z, x = ((unit_J[:, None] * values[:, seen_R]).mean(axis=0) for values in (y_JR, mean_JR))
+    z, x = z - z.mean(), x - x.mean()
+    xx = float(x @ x)
+    if xx <= 0:
+        return 1.0
+    slope = float(x @ z) / xx
+    left = z - np.clip(slope, 0.0, 1.0) * x
+    precision = xx / max(float(left @ left) / (len(x) - 1), 1e-300)
+    return float(np.clip((slope * precision + SLOPE_SPREAD**-2.0) / (precision + SLOPE_SPREAD**-2.0), 0.0, 1.0))
 
 
 def harm_pays(y_JR: Array, weight_JR: Array, plain_JR: Array, harm_JR: Array) -> tuple[Array, Array]:

@@ -35,7 +35,19 @@ ARRAYS = (
     "response_scale_",
 )
 FLAGS = ("harm_", "is_convex_", "repeat_identified_")
-PLAIN = ("process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_", "fidelity_", "own_")
+PLAIN = (
+    "process_seed_",
+    "n_features_in_",
+    "target_names_",
+    "domain_names_",
+    "trust_",
+    "fidelity_",
+    "own_",
+    "gain_slope_",
+)
+
+
+LATER = ("own_", "gain_slope_")  # a fit of an earlier version has none
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +140,7 @@ def load(model: Any, document: dict[str, Any]) -> None:
     for name in FLAGS:
         setattr(model, name, np.array(document[name], dtype=bool))
     for name in PLAIN:
-        value = document.get(name) if name == "own_" else document[name]  # a fit of an earlier version has none
+        value = document.get(name, {"own_": None, "gain_slope_": 1.0}[name]) if name in LATER else document[name]
         setattr(model, name, float("inf") if value == "inf" else value)
     model._one_dimensional_ = document["one_dimensional"]
     J = len(model.theta_)

@@ -355,6 +355,12 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             total = np.sqrt(variance + noise[:, None] ** 2)
             self.widening_ = choice.widening((y - mean) / total, data.weight_JR)
             self.held_out_ = np.where(data.weight_JR > 0, mean, np.nan)
+        self.gain_slope_ = 1.0
+        if law is not None and self.process == "auto":
+            level = np.abs(self.location_ + self.scale_ * self.centre_)
+            plain = np.array([kind == "loss" for kind in self.kinds_])
+            unit_J = np.where(plain, self.scale_ / np.maximum(level, 1e-12), 1.0)
+            self.gain_slope_ = choice.slope_of_mean(y, data.weight_JR, mean, unit_J)
         self.known_, self.known_draws_ = known.mean_J, known.draws(self.n_draws, np.random.default_rng(R))
         self.noise_, self.seed_sd_ = noise, fit.seed_J
         self.residual_scale_ = noise * self.scale_

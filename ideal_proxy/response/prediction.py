@@ -1,7 +1,11 @@
 """The one place that compares two mixtures: what a fitted response predicts of one against another, with intervals.
 
 One rule for every interval: the posterior draws of the ratio, and beside them the noise of the runs that would show it,
-for the mean over some pairs of runs that share a seed. Legend: D domains, J capabilities, S posterior draws.
+for the mean over some pairs of runs that share a seed. The gain of
+a mixture that was chosen by the prediction is less than promised: it is multiplied by what runs left out showed of
+predicted changes, and lowered by a part of its standard deviation (`benchmarks/verdict/campaign.py`).
+
+Legend: D domains, J capabilities, S posterior draws.
 """
 
 from __future__ import annotations
@@ -17,6 +21,10 @@ from ideal_proxy.response.relative import Array, Yardstick
 
 LEVEL = 0.9
 NOISES = 64  # draws of the runs' noise beside each posterior draw, where the objective is not linear
+
+
+SELECTED = 0.6
+"""How many standard deviations of its gain a mixture is promised too much because it was chosen by the prediction."""
 
 Combination = Literal["mean", "weighted", "worst"]
 
@@ -76,8 +84,9 @@ def compare(
     weights: Sequence[float] | Array | None = None,
     yardstick: Yardstick | None = None,
     level: float = LEVEL,
+    chosen: bool = False,
 ) -> Prediction:
-    """Predict a mixture against another."""
+    """Predict a mixture against another; the gain of one that was chosen by the prediction is corrected for that."""
     here_J, there_J = (surface.value_and_gradient(v)[0] for v in (mixture, other))
     stick = yardstick or Yardstick.of_losses(len(here_J))
     ratio_J = stick.relative(here_J, there_J)
@@ -89,11 +98,14 @@ def compare(
     half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
     if kind == "worst":
         noise_KJ = np.random.default_rng(0).standard_normal((NOISES, len(ratio_J))) * run_J
-        half = z * float(combine(draws_SJ[:, None, :] + noise_KJ, kind).std())
+        noise, known = 0.0, float(combine(draws_SJ[:, None, :] + noise_KJ, kind).std())
     else:
         share_J = _share(len(ratio_J), kind, weights)
-        half = z * float(np.hypot((draws_SJ @ share_J).std(), np.sqrt(((share_J * run_J) ** 2).sum())))
+        noise, known = float(np.sqrt(((share_J * run_J) ** 2).sum())), float((draws_SJ @ share_J).std())
     gain = 1 - float(combine(ratio_J, kind, weights))
+    if chosen and gain > 0:
+        gain = float(getattr(surface, "gain_slope_", 1.0)) * gain - SELECTED * known
+    half = z * float(np.hypot(known, noise))
     return Prediction(
         ratios=tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)),
         gain=Bound(gain, gain - half, gain + half),

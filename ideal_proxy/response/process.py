@@ -11,7 +11,7 @@ capability is then linear algebra on vectors (Rasmussen & Williams 2006, §5.4).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -82,15 +82,21 @@ class Kernel:
         one = 1.0 + (self.features(x_ND) ** 2).sum(axis=1)
         return one if self.shape == "linear" else np.asarray(one * one)
 
-    def by_x(self, a_D: Array, b_RD: Array) -> Array:
-        """Differentiate k(a, b) by a."""
-        f_a, f_b = self.features(a_D[None])[0], self.features(b_RD)
+    def at(self, a_D: Array, f_RD: Array) -> tuple[Array, Array]:
+        """k(a, b) for one mixture and the features of many, (R,), and its derivative by a, (R, D)."""
+        value, inner = transform(a_D, self.feature, self.shift)
+        f_a = (value - self.centre_D) / self.length
         if self.shape == "matern":
-            r = np.sqrt(5.0) * _distance(f_a[None], f_b)[0]
-            by_feature = -(5.0 / 3.0) * ((1.0 + r) * np.exp(-r))[:, None] * (f_a - f_b)
-        else:
-            by_feature = f_b if self.shape == "linear" else 2.0 * (1.0 + f_b @ f_a)[:, None] * f_b
-        return np.asarray(by_feature * transform(a_D, self.feature, self.shift)[1] / self.length)
+            apart = f_a - f_RD
+            r = np.sqrt(5.0 * (apart * apart).sum(axis=1))
+            fallen = np.exp(-r)
+            return (1.0 + r + r * r / 3.0) * fallen, ((-5.0 / 3.0) * (1.0 + r) * fallen)[:, None] * apart * (
+                inner / self.length
+            )
+        one = 1.0 + f_RD @ f_a
+        if self.shape == "linear":
+            return one, f_RD * (inner / self.length)
+        return one * one, (2.0 * one)[:, None] * f_RD * (inner / self.length)
 
 
 def transform(x: Array, feature: Feature, shift: float) -> tuple[Array, Array]:
@@ -149,6 +155,10 @@ class Process:
     half_RM: Array
     centre: float = 0.0
     floor: float | None = None
+    features_RD: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features_RD", self.kernel.features(self.x_RD))
 
     def mean(self, x_ND: Array, beta: Array | None = None) -> Array:
         """Predict, or evaluate one draw."""
@@ -157,8 +167,8 @@ class Process:
 
     def at(self, x_D: Array, beta_SR: Array) -> tuple[Array, Array]:
         """Evaluate draws at one mixture, (S,), with their derivatives by x, (S, D)."""
-        inside = self.centre + beta_SR @ self.kernel(x_D[None], self.x_RD)[0]
-        by = beta_SR @ self.kernel.by_x(x_D, self.x_RD)
+        k_R, by_RD = self.kernel.at(x_D, self.features_RD)
+        inside, by = self.centre + beta_SR @ k_R, beta_SR @ by_RD
         if self.floor is None:
             return inside, by
         grown = np.exp(inside)

@@ -269,10 +269,10 @@ def test_pareto_runs_from_one_end_to_the_other(run):
     assert proposal.get_xydata()[0] == pytest.approx([-0.05, 0.02])
 
 
-def test_movement_shows_the_bootstrap(run):
+def test_movement_shows_what_makes_no_difference(run):
     ax = plots.plot_movement(run)
     spans = [tuple(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 2.2]
-    assert spans == [tuple(e["bootstrap"]) for e in run.result["domains"]]
+    assert spans == [tuple(e["moves"]) for e in run.result["domains"]]
 
 
 def test_repeats_are_worth_less_and_less(run):

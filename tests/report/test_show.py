@@ -29,7 +29,7 @@ def test_the_tables_hold_the_numbers_and_fit_80_columns():
     assert f"Verdict: {result['verdict']['sentence']}" in " ".join(text.split())
     for domain in result["domains"]:
         line = next(line for line in text.splitlines() if line.startswith(domain["name"]))
-        low, high = (f"{round(end):,}" for end in domain["bootstrap"])
+        low, high = (f"{round(end):,}" for end in domain["moves"])
         for shown in (f"{domain['base_rows']:,}", f"{domain['proposal_rows']:,}", f"{domain['share']:.1%}",
                       f"{low}-{high}"):  # fmt: skip
             assert shown in line.split()
@@ -53,14 +53,15 @@ def test_who_pays_is_named_only_beyond_doubt():
     assert "The price: a (+10.0% loss, at least +5.0%), b (+3.0%" in " ".join(result_tables(both, RUN).split())
 
 
-def test_a_volume_outside_its_bootstrap_is_called_rough_and_a_held_one_is_one_number():
+def test_volumes_that_do_not_matter_are_named_and_a_held_one_is_one_number():
     result = finished_run.result()
     first, second, third = result["domains"]
-    first["bootstrap"] = [2000.0, 2500.2]
-    second["bootstrap"] = [899.7, 900.2]
-    third["bootstrap"] = [599.6, 601.0]
+    second["moves"] = [899.7, 900.2]
+    third["moves"] = [599.6, 601.0]
+    result["leeway"] |= {"open": [first["name"]], "unsettled": [third["name"]]}
     text = " ".join(result_tables(result, RUN).split())
-    assert f"{first['name']}: the proposal lies outside" in text
+    assert f"the volume of {first['name']} does not matter" in text
+    assert f"base's volume of {third['name']} is as good" in text
     assert "0.90x 900 " in text
     assert "0.20x 600-601 " in text
 
