@@ -166,6 +166,7 @@ class ConstraintsConfig(Section):
     )
     groups: tuple[str, ...] = Field(default=(), description="e.g. 'coding + mathematics <= 60%'")
     kl: float = Field(default=0.0, ge=0, description="weight of a KL divergence to the base shares")
+    round: int = Field(default=1, ge=1, description="propose multiples of so many rows where that costs nothing seen")
 
 
 class ObjectiveConfig(Section):

@@ -122,6 +122,10 @@ def search(
     trust_check: Annotated[
         bool, typer.Option("--trust-check", help="Train three spread mixtures at the next larger size, compare ranks.")
     ] = False,
+    multiples: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="Propose multiples of so many rows where that costs nothing seen."),
+    ] = None,
     track: Track = None,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
@@ -141,6 +145,7 @@ def search(
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
         price=price, max_cost=max_cost, engine=engine, trust_check=trust_check,
+        multiples=multiples,
     )  # fmt: skip
     if not dry_run and (device_flops is not None or utilisation is not None):
         raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")

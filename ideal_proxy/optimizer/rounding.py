@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 _ROUNDING = 1e-6
 
 
-def round_volumes(volumes: FloatArray, constraints: Constraints) -> IntArray:
+def round_volumes(volumes: FloatArray, constraints: Constraints, step: int = 1) -> IntArray:
     """Round an optimum to whole rows that satisfy the linear constraints.
 
     A total in rows is kept exactly. A total in tokens is never exceeded, and is missed by less than one row's tokens
@@ -28,6 +28,8 @@ def round_volumes(volumes: FloatArray, constraints: Constraints) -> IntArray:
     Args:
         volumes: (D,) rows that satisfy the constraints.
         constraints: what must hold.
+        step: multiples of so many rows; a total is then missed by less than a step, and a volume that has no multiple
+            between its bounds stays as it is.
 
     Returns:
         Rows (D,).
@@ -40,6 +42,11 @@ def round_volumes(volumes: FloatArray, constraints: Constraints) -> IntArray:
     v = np.asarray(volumes, dtype=np.float64)
     atoms = constraints.atoms()
     lower, upper = _whole_box(v, atoms)
+    if step > 1:
+        low, high = -(-lower // step), upper // step
+        step_D = np.where(low <= high, step, 1)
+        low, high = np.where(low <= high, low, np.rint(v)), np.where(low <= high, high, np.rint(v))
+        return _tokens_to_total(v / step_D, low.astype(np.int64), high.astype(np.int64), constraints, step_D) * step_D
     in_rows = constraints.budget_unit == "rows"
     rows = _rows_to_total(v, lower, upper, constraints) if in_rows else _tokens_to_total(v, lower, upper, constraints)
     # The budget is the greedy pass's own business; what may break is a constraint on several volumes.
@@ -84,8 +91,10 @@ def _rows_to_total(v: FloatArray, lower: IntArray, upper: IntArray, constraints:
     return rows
 
 
-def _tokens_to_total(v: FloatArray, lower: IntArray, upper: IntArray, constraints: Constraints) -> IntArray:
-    per_row = constraints.unit_weights()
+def _tokens_to_total(
+    v: FloatArray, lower: IntArray, upper: IntArray, constraints: Constraints, step_D: IntArray | int = 1
+) -> IntArray:
+    per_row = constraints.unit_weights() * step_D
     cap = constraints.budget_total
     wanted = float(per_row @ v)
     if cap is not None:

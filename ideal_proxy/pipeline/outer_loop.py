@@ -59,6 +59,7 @@ def override(
     price: float | None = None,
     max_cost: float | None = None,
     trust_check: bool = False,
+    multiples: int | None = None,
 ) -> SearchConfig:
     """Apply command-line options to a run file."""
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
@@ -84,7 +85,12 @@ def override(
     if trust_check and config.verify.larger_size is None:
         larger = _next_size(config.proxy.size)
         config = config.model_copy(update={"verify": config.verify.model_copy(update={"larger_size": larger})})
-    sections = {"swarm": config.swarm.model_copy(update=swarm), "cost": config.cost.model_copy(update=money)}
+    sections: dict[str, Any] = {
+        "swarm": config.swarm.model_copy(update=swarm),
+        "cost": config.cost.model_copy(update=money),
+    }
+    if multiples is not None:
+        sections["constraints"] = config.constraints.model_copy(update={"round": multiples})
     config = config.model_copy(update=top | sections)
     budget_hours(config.cost, config.swarm.max_hours, 1)
     return config

@@ -34,7 +34,7 @@ from ideal_proxy.optimizer import (
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.verdict import Known
-from ideal_proxy.response import Prediction, ResponseModel, Yardstick, compare
+from ideal_proxy.response import Prediction, ResponseModel, Yardstick, combine, compare
 
 Array = NDArray[np.float64]
 
@@ -123,6 +123,9 @@ def fit_and_propose(
     constraints = make_constraints(config, prepared, problem, evidence.volumes)
     objective = make_objective(config, stick)
     optimum, free_optimum, notes_of_protection = _optima(model, objective, constraints, seed)
+    if config.constraints.round > 1:
+        optimum, note = _in_round_numbers(config, model, objective, constraints, stick, optimum, pairs)
+        notes_of_protection += note
     rows = np.asarray(optimum.rows, dtype=float)
     weights = [c.weight for c in config.capabilities]
     options: dict[str, Any] = {"pairs": pairs, "kind": config.objective.kind, "weights": weights}
@@ -291,11 +294,38 @@ def _silent() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def _noise_of_check(
+    model: ResponseModel, objective: Objective, constraints: Constraints, stick: Yardstick, pairs: int
+) -> float:
+    """Standard deviation of the gain that the check sees, over its pairs."""
+    unit = stick.divisor(model.value_and_gradient(constraints.domains.base)[0])
+    run_J = np.asarray(model.residual_scale_, dtype=float) / np.abs(unit)
+    share_J = objective.weight_vector(constraints.problem)
+    return float(np.sqrt(((share_J * run_J) ** 2).sum() * 2.0 / pairs))
+
+
 def leeway_of(config: SearchConfig, proposal: Proposal, pairs: int) -> Leeway:
     """How far single volumes may move before the check would see it: by less than its own noise."""
-    unit = proposal.yardstick.divisor(proposal.predicted.other)
-    run_J = np.asarray(proposal.model.residual_scale_, dtype=float) / np.abs(unit)
     objective = make_objective(config, proposal.yardstick)
-    share_J = objective.weight_vector(proposal.constraints.problem)
-    slack = float(np.sqrt(((share_J * run_J) ** 2).sum() * 2.0 / pairs))
+    slack = _noise_of_check(proposal.model, objective, proposal.constraints, proposal.yardstick, pairs)
     return leeway(proposal.model, objective, proposal.constraints, proposal.optimum.volumes, slack)
+
+
+def _in_round_numbers(
+    config: SearchConfig, model: ResponseModel, objective: Objective, constraints: Constraints, stick: Yardstick,
+    optimum: Optimum, pairs: int,
+) -> tuple[Optimum, tuple[str, ...]]:  # fmt: skip
+    """Multiples of so many rows, if they cost less than the check could see."""
+    rows = round_volumes(optimum.volumes, constraints, config.constraints.round)
+    ratios = (
+        stick.relative(*(model.value_and_gradient(v)[0] for v in (mixture, constraints.domains.base)))
+        for mixture in (rows.astype(float), optimum.volumes)
+    )
+    weights = [c.weight for c in config.capabilities]
+    cost = float(np.subtract(*(combine(ratio, config.objective.kind, weights) for ratio in ratios)))
+    if cost <= _noise_of_check(model, objective, constraints, stick, pairs):
+        return replace(optimum, rows=rows), ()
+    step = config.constraints.round
+    return optimum, (
+        f"multiples of {step:,} rows would cost {cost:.2%}, which the check would see: they are not taken",
+    )
