@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ideal_proxy.amounts import Amount
 from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Limits
-from ideal_proxy.optimizer import Constraints, Objective, Problem, leeway, nearest_base, optimize
+from ideal_proxy.optimizer import Constraints, Objective, Problem, leeway, nearest_base, optimize, round_volumes
 from ideal_proxy.optimizer.near_optimal import COST
 from ideal_proxy.response.model import ResponseModel
 
@@ -113,3 +115,13 @@ def test_a_domain_of_shuffled_answers_among_twelve_does_not_grow() -> None:
         grown.append(nearest_base(model, Objective(), limits, best).volumes[-1] / base[-1])
     assert max(grown) < 1.0
     assert np.mean(noise) < 0.5
+
+
+def test_round_numbers_keep_the_bounds_and_the_total_to_within_a_step() -> None:
+    limits = constraints()
+    rows = round_volumes(np.array([312.4, 2100.2, 587.4]), limits, 100)
+    assert (rows % 100 == 0).all()
+    assert 2900 < rows.sum() <= 3000
+    assert rows[0] == 300  # 400 is farther, 200 is below the bound
+    pinned = replace(limits, limits=replace(limits.limits, pinned={"a": Amount(333.0, "rows")}))
+    assert round_volumes(np.array([333.0, 2100.2, 566.8]), pinned, 100)[0] == 333
