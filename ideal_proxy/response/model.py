@@ -22,12 +22,12 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from ideal_proxy.response import choice, forms, json_form, trust
 from ideal_proxy.response.diagnosis import diagnose
 from ideal_proxy.response.forms import FORMS, LAW, ON_LAW, HeldOutLaw
-from ideal_proxy.response.gradient_rows import GradientRows, Responses
-from ideal_proxy.response.inputs import BadInput, Runs, check_kind, check_volumes, distinct_runs, kinds_of
-from ideal_proxy.response.law import FIRST_A, Array, Volumes, evaluate, unpack
-from ideal_proxy.response.law_fit import BASELINE_NATS, RHO_PRIOR, LawData, LawFit, fit_law, posterior_draws
+from ideal_proxy.response.gradient_rows import Responses
+from ideal_proxy.response.inputs import BadInput, check_kind, check_volumes, distinct_runs, kinds_of
+from ideal_proxy.response.law import FIRST_A, Array, evaluate, unpack
+from ideal_proxy.response.law_fit import LawData, LawFit, fit_law, posterior_draws
 from ideal_proxy.response.process import Process
-from ideal_proxy.response.relative import directions
+from ideal_proxy.response.standardise import own_domains, standardise
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +128,17 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             raise BadInput("Input y contains infinity or, in a single column, NaN: leave those runs out.")
         self.domain_names_ = list(map(str, getattr(self, "feature_names_in_", _numbered("domain", V.shape[1]))))
         self.target_names_ = names or _numbered("capability", L.shape[1])
-        self.own_: list[int] = self._own(own).tolist()
+        self.own_: list[int] = own_domains(own, self.target_names_, self.domain_names_).tolist()
         runs = distinct_runs(check_volumes(V, self.unit), L, run_id, seed_id, sample_weight, self.target_names_)
         if len(runs.v_RD) < 2:
             raise BadInput("Only 1 sample (one distinct run) was given and a fit needs at least 2: add runs.")
         rng = np.random.default_rng(self.random_state)
-        data = self._standardise(runs, baseline_loss, responses)
+        self.kinds_ = kinds_of(self.kind, len(runs.weight_JR))
+        told = standardise(
+            runs, self.kinds_, share=self.unit == "share", available=self.available, base=self.base,
+            baseline_loss=baseline_loss, responses=responses,
+        )  # fmt: skip
+        data, self.location_, self.scale_, self.sign_ = told.data, told.location_J, told.scale_J, told.sign_J
         fold_R = choice.fold_of_runs(len(runs.v_RD), rng)
         enough = len(runs.v_RD) >= choice.LEAST_RUNS
         fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
@@ -178,103 +183,6 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         if asked.shape != (J,) or asked.dtype != bool:
             raise BadInput(f"harm must be auto, never, always or {J} booleans, one a capability; got {self.harm!r}.")
         return asked
-
-    def _standardise(self, runs: Runs, baseline_loss: Any, responses: Any) -> LawData:
-        seen = runs.weight_JR > 0
-        J, D = len(seen), runs.v_RD.shape[1]
-        self.kinds_ = kinds_of(self.kind, J)
-        sign, plain = directions(self.kinds_), np.array([kind == "loss" for kind in self.kinds_])
-        if (runs.loss_JR[plain][seen[plain]] < 0).any():
-            log.warning('Some losses are negative: they are fitted as scores of the other sign; see kind="score".')
-        y = sign[:, None] * runs.loss_JR
-        total = runs.weight_JR.sum(axis=1)
-        mean = (runs.weight_JR * y).sum(axis=1) / total
-        spread = np.sqrt((runs.weight_JR * (y - mean[:, None]) ** 2).sum(axis=1) / total)
-        spread = np.where(spread > 1e-12 * (1.0 + np.abs(mean)), spread, np.maximum(np.abs(mean), 1.0))
-        low = np.where(seen, y, np.inf).min(axis=1)
-        width = np.maximum(np.where(seen, y, -np.inf).max(axis=1) - low, 1e-3 * spread)
-        affine = (low <= 0) | ~plain
-        self.location_ = np.where(affine, mean, 0.0)
-        self.scale_ = spread
-        self.sign_ = sign
-        floor = np.where(affine, low - 3.0 * width, 0.0)
-        bounds = np.column_stack([floor, low - 1e-3 * width])
-        bounds = (bounds - self.location_[:, None]) / spread[:, None]
-        available = None if self.available is None else np.asarray(self.available, dtype=float)
-        if available is not None and (available.shape != (D,) or not (available > 0).all()):
-            raise BadInput(f"available must be {D} positive row counts, one a domain; got {available.tolist()}.")
-        base = self.base if self.base is not None else available
-        base = runs.v_RD.mean(axis=0) if base is None else np.asarray(base, dtype=float)
-        if base.shape != (D,) or not (base > 0).any():
-            raise BadInput(f"base must be {D} volumes, one a domain, at least one positive; got {base.tolist()}.")
-        share = self.unit == "share"
-        volumes = Volumes(
-            1.0 if share else float(base[base > 0].mean()),
-            0.0 if share else 0.1 * float(base.sum()),
-            None if share else available,
-            np.full(D, RHO_PRIOR[0]),
-        )
-        baseline = np.full(J, np.nan) if baseline_loss is None else np.asarray(baseline_loss, dtype=float).reshape(-1)
-        if baseline.shape != (J,):
-            raise BadInput(f"baseline_loss has {baseline.size} values and there are {J} capabilities: give one each.")
-        y = np.where(seen, (y - self.location_[:, None]) / spread[:, None], 0.0)
-        # A score has no nats: its Z, one noisy measurement, is known to about the spread between runs.
-        unit_nats = np.where(plain, spread, BASELINE_NATS)
-        data = LawData(
-            y,
-            runs.weight_JR,
-            runs.v_RD,
-            volumes,
-            bounds,
-            unit_nats,
-            (sign * baseline - self.location_) / spread,
-            runs.seed_R,
-            1.0 if share else float(base.sum()) / volumes.scale,
-        )
-        return replace(data, gradients=self._gradient_rows(responses, volumes))
-
-    def _gradient_rows(self, responses: Any, volumes: Volumes) -> tuple[GradientRows, ...]:
-        given = [] if responses is None else responses if isinstance(responses, (list, tuple)) else [responses]
-        if given and (self.unit == "share" or set(self.kinds_) != {"loss"}):
-            raise BadInput(
-                "responses are derivatives of losses by rows and cannot enter a fit of "
-                f"{'shares' if self.unit == 'share' else 'scores'}; leave them out."
-            )
-        J, D = len(self.scale_), self.n_features_in_
-        rows = []
-        for r in given:
-            values = Responses(**r) if isinstance(r, dict) else r
-            v = np.asarray(values.volumes, dtype=float)
-            matrix, error = np.asarray(values.matrix, dtype=float), np.asarray(values.error, dtype=float)
-            share = np.asarray(values.share, dtype=float)
-            if matrix.shape != (J, D) or error.shape != (J, D) or v.shape != (D,) or share.shape != (D,):
-                raise BadInput(
-                    f"responses need a matrix and errors of shape {(J, D)}, volumes and share of shape {(D,)}; "
-                    f"got {matrix.shape}, {error.shape}, {v.shape}, {share.shape}."
-                )
-            u, du_dv, _ = volumes.effective(v[None])
-            unit = self.sign_[:, None] / self.scale_[:, None]
-            centred = matrix - share * np.nansum(matrix, axis=1, keepdims=True)
-            rows.append(GradientRows(u[0], du_dv[0] * v, share / share.sum(), centred * unit, error * abs(unit)))
-        return tuple(rows)
-
-    def _own(self, own: Any) -> np.ndarray:
-        """Number of each capability's own domain, (J,); -1 for none."""
-        J, D = len(self.target_names_), len(self.domain_names_)
-        if own is None:
-            place = {name: i for i, name in enumerate(self.domain_names_)}
-            return np.array([place.get(name, -1) for name in self.target_names_])
-        given = np.asarray(own)
-        if (
-            given.shape != (J,)
-            or not np.issubdtype(given.dtype, np.integer)
-            or (given < -1).any()
-            or (given >= D).any()
-        ):
-            raise BadInput(
-                f"own must be {J} numbers of domains, one a capability, from 0 to {D - 1} or -1 for none; got {own!r}."
-            )
-        return given
 
     def _try_harm(
         self,
