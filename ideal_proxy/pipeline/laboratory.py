@@ -315,7 +315,7 @@ class Laboratory:
             existing=self.evidence().volumes if number else None,
             replicates=0 if number else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
             # Too few runs to tell a direction from another: none of them is spent on a second seed.
-            seeds=seeds[:1] if count <= len(weights) + 1 and not self.gradients else seeds,
+            seeds=seeds[:1] if not number and count <= len(weights) + 1 and not self.gradients else seeds,
             random_state=self.config.seed + 1000 * number,
         )
 

@@ -110,7 +110,7 @@ def gain_over(
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
 ) -> dict[str, Any]:
-    """Judge the pairs as the search judges its own: t over seeds, widened by a bootstrap over the verify rows."""
+    """Judge the pairs as the search judges its own, in one look: by seeds and by the choice of verify rows."""
     paired = []
     for j, name in enumerate(names):
         rows = _judged(verify[j])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline.design import make_design, spread_mixtures
+from ideal_proxy.pipeline.laboratory import Laboratory
 
 CENTRE = np.array([1000.0, 200.0, 5000.0, 800.0, 60.0])
 SEEDS = [7, 8]
@@ -158,3 +160,43 @@ def test_sweep_mixtures_are_far_from_base_and_each_other() -> None:
 def test_arguments_that_do_not_go_together(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         make(**changes)
+
+
+def bench(*, seeds=2, gradients=None, domains=5):
+    """What a laboratory knows when it lays out a round, of domains alike."""
+    each = np.full(domains, 1000.0)
+    config = SimpleNamespace(
+        swarm=SimpleNamespace(seeds=seeds), budget=SimpleNamespace(unit="rows", mode="keep"), seed=3
+    )
+    made = SimpleNamespace(
+        config=config,
+        gradients=gradients,
+        evidence=lambda: SimpleNamespace(volumes=each[None]),
+        _seed=lambda n: n,
+        prepared=SimpleNamespace(
+            domains=SimpleNamespace(lengths=each), column=lambda name: each * {"lower": 0.0, "upper": 4.0}[name]
+        ),
+    )
+    made._seeds = lambda number: Laboratory._seeds(made, number)
+    return lambda count, number=0: Laboratory._design(made, each, 1.0, count, number)
+
+
+def test_a_first_round_runs_four_mixtures_with_both_seeds_beside_base_and_a_small_one_fewer():
+    for count, expected in ((18, 5), (10, 3), (40, 5)):
+        volumes, seeds = bench()(count)
+        _, times = np.unique(volumes, axis=0, return_counts=True)
+        assert (len(volumes), (times == 2).sum()) == (count, expected)
+        assert set(seeds) == {0, 1}
+    volumes, _ = bench(seeds=3)(30)
+    assert (np.unique(volumes, axis=0, return_counts=True)[1] == 3).sum() == 3  # base and two: (3 - 1) (3 - 1) = 4
+
+
+def test_as_few_runs_as_domains_are_spent_on_mixtures_with_one_seed_and_a_later_round_has_fresh_seeds():
+    volumes, seeds = bench()(4)
+    assert len(np.unique(volumes, axis=0)) == 4
+    assert set(seeds) == {0}
+    volumes, seeds = bench(gradients="implicit")(4)
+    assert len(np.unique(volumes, axis=0)) == 2  # gradients are averaged over the seeds at base
+    volumes, seeds = bench()(6, 1)
+    assert list(seeds[:2]) == [2, 3]
+    assert (volumes[0] == volumes[1]).all()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from ideal_proxy.config import CostConfig
+from ideal_proxy.pipeline.outcome import _price_of_pairs
 from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import (
     IMPROVES,
@@ -18,6 +22,7 @@ from ideal_proxy.pipeline.verdict import (
     nothing_to_check,
     sentence,
 )
+from ideal_proxy.terminal import duration, money
 
 
 def pairs(gain: float, *, seeds: int, noise: float, rows: int = 300, capabilities: int = 3, seed: int = 0):
@@ -196,3 +201,19 @@ def test_a_null_rarely_improves_and_the_interval_covers():
 def test_a_single_pair_is_no_check():
     with pytest.raises(ValueError, match="at least 2 pairs"):
         judge(pairs(0.0, seeds=1, noise=0.1))
+
+
+def test_pairs_that_would_decide_are_priced():
+    verdict = judge(pairs(0.004, seeds=3, noise=0.01, seed=2))
+    assert verdict.answer == UNDECIDED
+    assert verdict.pairs_needed is not None
+    plan = SimpleNamespace(workers=2, devices=1)
+    lab = SimpleNamespace(
+        config=SimpleNamespace(cost=CostConfig(price=3.0, currency="EUR")), plan=plan, seconds_of_check=lambda: 60.0
+    )
+    more = verdict.pairs_needed - 3
+    price = _price_of_pairs(lab.config, plan, lab, verdict)
+    assert price == f"{more} more, {duration(60.0 * more)}, {money(more / 20, 'EUR')}"  # a minute is 5 cents
+    assert f"about {verdict.pairs_needed} pairs would decide ({price})" in sentence(
+        verdict, ["a", "b", "c"], min_gain=0.005, price=price
+    )
