@@ -150,7 +150,8 @@ def shape_of(source: Pretrained, *, lora: bool) -> tuple[int | None, int, Produc
 
     config = _had(lambda: AutoConfig.from_pretrained(source.name, **source.options()), source, "configuration")
     text = config.get_text_config()
-    width, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_attention_heads
+    width, layers = text.hidden_size, text.num_hidden_layers
+    heads = getattr(text, "num_attention_heads", None) or 1  # models without attention have none
     inner = getattr(text, "intermediate_size", None) or 4 * width
     weights, head = layers * (4 * width**2 + 3 * width * inner), text.vocab_size * width
     products = Products(

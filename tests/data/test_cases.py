@@ -9,6 +9,8 @@ import io
 import json
 import lzma
 import os
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from ideal_proxy.config import parse_config
 from ideal_proxy.data.duplicates import find_duplicates, prompt_mark
 from ideal_proxy.data.layout import look
 from ideal_proxy.data.messages import Message, Row, chat_record, messages_of
+from ideal_proxy.data.preview import preview_rows
 from ideal_proxy.data.rows import SourceReader, look_through, read_rows, scan
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import tokenize_rows
 from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.check import check_sources, preview_sources
 from ideal_proxy.pipeline.start import write_run_file
 
 SUMS = [(f"Add {n} and 7.", f"{n} + 7 = {n + 7}") for n in range(60)]
@@ -431,16 +435,25 @@ def test_no_prompt_stands_on_both_sides_of_what_is_held_out(tmp_path):
     assert 15 <= len(parts[1]) <= 20
 
 
-def test_a_word_without_end_trains_a_tokenizer_in_linear_time():
-    word = "".join("ACGT"[(n * n) % 4] + "ACGT"[(n // 3) % 4] for n in range(50_000))
-    made = template_of([word])
-    assert made.decode(made(word)["input_ids"]) == word
+def test_a_word_without_end_takes_linear_time_in_check_and_preview(tmp_path):
+    """Case 25: four times the letters take about four times as long, not sixteen times."""
+
+    def seconds(letters: int) -> float:
+        word = "".join(random.Random(0).choices("ACGT", k=letters))
+        write_rows(tmp_path / "a.jsonl", [{"prompt": "read", "completion": word}, *SHORT])
+        began = time.process_time()
+        assert check_sources(config)["domains"][0]["longest"] > 64
+        template, sources, context = preview_sources(config, None)
+        first = next(preview_rows("a", SourceReader(sources["a"][0]), template, context.tokens, 1))
+        assert first.text.endswith(word[:100]) or word[:100] in first.text
+        return time.process_time() - began
+
+    write_rows(tmp_path / "b.jsonl", SHORT)
+    entries = [{"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in "ab"]
+    config = parse_config({"domains": entries, "capabilities": entries[1:], "proxy": {"vocabulary": 400}})
+    seconds(1_000)  # imports
+    few, many = (min(seconds(letters) for _ in range(2)) for letters in (75_000, 300_000))
+    assert many < 9 * few
 
 
-def template_of(texts: list[str]):
-    import time
-
-    began = time.monotonic()
-    made = train_tokenizer(texts, 600)
-    assert time.monotonic() - began < 10
-    return made
+SHORT = [{"prompt": f"p {n}", "completion": f"c {n}"} for n in range(20)]
