@@ -93,6 +93,8 @@ class BudgetConfig(Section):
                 if "unit" in rest or "mode" in rest:
                     raise ValueError(f"give either {unit}, or unit and mode")
                 rest |= {"unit": unit, "mode": rest.pop(unit)}
+        if rest.get("steps") and rest.get("total"):
+            raise ValueError("steps: keep holds the base's number of steps, so leave total out")
         if rest.get("steps") is not None and not {"mode", "total"} & set(rest):
             rest["mode"] = "free"
         return rest

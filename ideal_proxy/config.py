@@ -391,6 +391,8 @@ class SearchConfig(Section):
     def limits(self) -> Limits:
         """The limits as numbers with units, without the bounds of domains, which need the rows that there are."""
         unit, total, mode = self.budget.unit, self.budget.total, self.budget.mode
+        if self.budget.steps and (mode == "free" or (unit == self.batch.unit and total is None)):
+            unit, mode = self.batch.unit, "keep"  # as many steps as base are as much of what a step counts
         amount = Amount(float(total), unit) if total is not None else Amount(1.0, "share")
         budget = {"keep": Budget("keep"), "at_most": Budget("at most", amount), "free": Budget("free")}[mode]
         if mode == "keep" and total is not None:
@@ -404,6 +406,11 @@ class SearchConfig(Section):
             must_not_drop={c.name: c.must_not_drop for c in self.capabilities if c.must_not_drop is not None},
             protect=read_protection(self.protect, self.capability_names),
         )
+
+    @property
+    def kept_beside(self) -> Literal["rows", "tokens"] | None:
+        """What else is kept at the base's total, so that the steps are, where the budget counts the other unit."""
+        return self.batch.unit if self.budget.steps and self.limits.budget_unit != self.batch.unit else None
 
     @model_validator(mode="after")
     def _own_domains(self) -> SearchConfig:
@@ -458,10 +465,10 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
     return rows
 
 
-def range_of(entry: DomainConfig, available: int, max_repeat: float) -> tuple[int, int, int]:
-    """Give a domain's rows in the base mixture, the fewest and the most, of the rows it has."""
+def range_of(entry: DomainConfig, available: int, max_repeat: float, epochs: int = 1) -> tuple[int, int, int]:
+    """Give a domain's rows in the base mixture, all epochs, and the fewest and the most, of the rows it has."""
     cap = int(max_repeat * available)
-    base = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    base = epochs * rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
     if entry.pinned:
         lower = upper = base
     else:
@@ -473,7 +480,8 @@ def range_of(entry: DomainConfig, available: int, max_repeat: float) -> tuple[in
     if needed > cap:
         raise UserError(
             f"domain {entry.name} needs {needed:,} rows of {available:,}, more than max_repeat "
-            f"{max_repeat:g} allows; raise constraints.max_repeat, lower base or min, or add rows"
+            f"{max_repeat:g} allows; raise constraints.max_repeat, "
+            f"lower base{' (or its epochs)' * (epochs > 1)} or min, or add rows"
         )
     return base, lower, min(upper, cap)
 

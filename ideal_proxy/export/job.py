@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.export.terms import terms_notes
 from ideal_proxy.mixture import (
     DomainVolume,
     MixtureFile,
@@ -175,5 +176,11 @@ def report_of(
         for d in job.domains
     )  # fmt: skip
     return ExportReport(
-        target=target, folder=job.folder, exact=exact, draws=entries, files=tuple(files), notes=notes, use=use
+        target=target,
+        folder=job.folder,
+        exact=exact,
+        draws=entries,
+        files=tuple(files),
+        notes=(*notes, *terms_notes(job.mixture, target)),
+        use=use,
     )

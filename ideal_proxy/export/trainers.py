@@ -10,6 +10,7 @@ import yaml
 
 from ideal_proxy.export.formats import write_drawn_as
 from ideal_proxy.export.job import ExportReport, Job, report_of
+from ideal_proxy.export.terms import step_terms
 from ideal_proxy.mixture import DomainVolume
 
 
@@ -44,6 +45,7 @@ def llamafactory(job: Job) -> ExportReport:
     settings = {
         "stage": "sft", "do_train": True, "dataset_dir": str(job.folder.resolve()), "dataset": ",".join(info),
         "mix_strategy": "concat", "streaming": False, "num_train_epochs": 1, "seed": job.mixture.seed,
+        **_step(job, "cutoff_len"),
     }  # fmt: skip
     _write_yaml(job, "sft.yaml", settings, "add model_name_or_path, template and output_dir; leave max_samples unset")
     return report_of(
@@ -66,6 +68,7 @@ def ms_swift(job: Job) -> ExportReport:
         "--streaming false",
         "--num_train_epochs 1",
         f"--data_seed {job.mixture.seed}",
+        *(f"--{key} {str(value).lower()}" for key, value in _step(job, "max_length").items()),
     ]
     _write_script(job, "sft.sh", "swift sft", ["--dataset " + " ".join(shlex.quote(s) for s in sets), *options])
     return report_of(
@@ -84,6 +87,9 @@ def open_instruct(job: Job) -> ExportReport:
         pairs.append(f'"$HERE"/{path} {domain.rows}')
     options = ["--dataset_mixer_list " + " ".join(pairs), "--dataset_mixer_list_splits train"]
     options += ["--num_train_epochs 1", f"--seed {job.mixture.seed}"]
+    options += [f"--{key} {value}" for key, value in _step(job, "max_seq_length").items() if value is not False]
+    # `mean` divides a micro-batch by its own tokens, so micro-batches of one row count rows alike; `sum` counts tokens.
+    options += [f"--reduce_loss {'mean' if job.mixture.loss == 'row' else 'sum'}"] if job.mixture.batch else []
     _write_script(job, "sft.sh", "python open_instruct/finetune.py", options, change=False)
     return report_of(
         job, "open-instruct", ["sft.sh", "data/"],
@@ -98,6 +104,7 @@ def trl(job: Job) -> ExportReport:
     settings = {
         "datasets": [{"path": "json", "data_files": str(path.resolve()), "split": "train"}],
         "num_train_epochs": 1, "assistant_only_loss": True, "seed": job.mixture.seed,
+        **_step(job, "max_length"),
     }  # fmt: skip
     _write_yaml(job, "sft.yaml", settings, "add model_name_or_path and output_dir")
     return report_of(
@@ -117,6 +124,7 @@ def axolotl(job: Job) -> ExportReport:
             "roles_to_train": ["assistant"], "train_on_eos": "turn",
         }],
         "val_set_size": 0, "dataset_exact_deduplication": False, "num_epochs": 1, "seed": job.mixture.seed,
+        **_step(job, "sequence_len", packing="sample_packing", one="micro_batch_size"),
     }  # fmt: skip
     _write_yaml(job, "axolotl.yaml", settings, "add base_model and output_dir; de-duplication would undo the repeats")
     return report_of(
@@ -144,7 +152,8 @@ def megatron_bridge(job: Job) -> ExportReport:
         "from megatron.bridge.data.builders.direct_hf_sft import DirectHFSFTDatasetConfig\n"
         "from megatron.bridge.data.sources.hf import HFDatasetSourceConfig\n\n"
         "HERE = Path(__file__).resolve().parent\n"
-        f"SOURCE_WEIGHTS = {json.dumps(weights)}\n\n\n"
+        f"SOURCE_WEIGHTS = {json.dumps(weights)}\n"
+        f"{_megatron_step(job)}\n\n"
         "def dataset_config(seq_length: int) -> DirectHFSFTDatasetConfig:\n"
         "    sources = [\n" + "\n".join(sources) + "\n    ]\n"
         "    return DirectHFSFTDatasetConfig(\n"
@@ -163,6 +172,29 @@ def passes(domain: DomainVolume) -> float:
     """Write a count as passes, so that it is exact whether the target rounds the remainder up or to the nearest row."""
     whole, rest = divmod(domain.rows, domain.available)
     return float(whole) if rest == 0 else (domain.rows - 0.25) / domain.available
+
+
+def _step(
+    job: Job, length: str, *, packing: str = "packing", one: str = "per_device_train_batch_size"
+) -> dict[str, Any]:
+    """Say an optimiser step in the trainer's own options; nothing where the mixture file does not say it."""
+    terms = step_terms(job.mixture)
+    if terms is None:
+        return {}
+    told = {one: 1, "gradient_accumulation_steps": terms.sequences, packing: terms.packed is not None}
+    return told if terms.packed is None else told | {length: terms.packed}
+
+
+def _megatron_step(job: Job) -> str:
+    """Write the step as constants for the training configuration, which this script does not hold."""
+    terms = step_terms(job.mixture)
+    if terms is None:
+        return ""
+    return (
+        "# For your ConfigContainer: train.global_batch_size, train.micro_batch_size, model.calculate_per_token_loss\n"
+        f"GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, PER_TOKEN_LOSS = {terms.sequences}, 1, "
+        f"{job.mixture.loss == 'token' or terms.packed is not None}\n"
+    )
 
 
 def _repeats(job: Job, text: str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class LabelledLogits:
         label_rows: (L,) int64 row of the batch, 0..B-1 and never decreasing.
         token_rows: (T,) int64 row of every position of a layer's flattened input; -1 where padded.
         keys: (B,) int64 hash of each row: what its sampled labels are drawn from.
+        weights: (L,) what each label counts in the loss; None is 1 each. Labels of a row share 1 with the row loss.
     """
 
     logits: Tensor
@@ -41,6 +42,11 @@ class LabelledLogits:
     label_rows: Tensor
     token_rows: Tensor
     keys: Tensor
+    weights: Tensor | None = None
+
+    def count(self) -> float:
+        """What the sum over the labels is divided by: their number, or that of the rows."""
+        return float(len(self.labels)) if self.weights is None else float(self.weights.sum())
 
     def loss_sum(self, labels: Tensor | None = None) -> Tensor:
         """Sum of negative log-likelihoods, in nats, over the batch's supervised tokens."""
@@ -48,10 +54,14 @@ class LabelledLogits:
         return nn.functional.cross_entropy(logits, self.labels if labels is None else labels, reduction="sum")
 
     def loss_gradient(self, labels: Tensor) -> Tensor:
-        """Gradient of `loss_sum` by the logits: probabilities less 1 at the label."""
+        """Gradient of `loss_sum` by the logits: probabilities less 1 at the label, times the root of its weight."""
+        # The root, because a Fisher matrix takes squares of it: Σ_l w_l g_l g_lᵀ.
         logits = self.logits.detach()
         gradient = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0)).to(logits.dtype)
+        gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
+        if self.weights is not None:
+            gradient *= self.weights.sqrt()[:, None].to(gradient.dtype)
+        return gradient.to(logits.dtype)
 
 
 Forward = Callable[[nn.Module, Any], LabelledLogits]
@@ -162,7 +172,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class GaussNewton:
-    """Gauss–Newton matrix of the mean loss per supervised token, as an operator on parameter vectors.
+    """Gauss–Newton matrix of the mean loss per supervised token (or row), as an operator on parameter vectors.
 
     G = (1/N) Σ_l J_lᵀ (diag p_l − p_l p_lᵀ) J_l over the N labels of all batches, J_l the Jacobian of label l's logits;
     for cross-entropy this is also the Fisher matrix (Schraudolph 2002). One product costs about four gradients of the
@@ -190,16 +200,19 @@ class GaussNewton:
         count = torch.zeros((), dtype=torch.float64, device=direction[0].device)
         with measuring(self.model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             for batch in self.batches:
-                logits = self.forward(self.model, batch).logits
+                output = self.forward(self.model, batch)
+                logits = output.logits
                 seed = torch.zeros_like(logits, requires_grad=True)
                 pulled = torch.autograd.grad(logits, weights, seed, create_graph=True, materialize_grads=True)
                 # J·v by differentiating the linear map seed ↦ Jᵀ·seed (double backward)
                 (pushed,) = torch.autograd.grad(pulled, seed, direction, retain_graph=True)
                 p = logits.detach().softmax(-1)
                 curved = p * (pushed - (p * pushed).sum(-1, keepdim=True))
+                if output.weights is not None:
+                    curved = curved * output.weights[:, None].to(curved.dtype)
                 back = torch.autograd.grad(logits, weights, curved, materialize_grads=True)
                 for accumulated, part in zip(total, back, strict=True):
                     accumulated += part
-                count += logits.shape[0]
+                count += output.count()
         sum_over_processes(count, *total)
         return {name: tensor / count.to(tensor.dtype) for name, tensor in zip(names, total, strict=True)}

@@ -134,7 +134,9 @@ def encode_sources(
             raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
     available = np.array([len(rows) for rows in domain_rows.values()], dtype=np.int64)
     most = config.constraints.max_repeat
-    ranges = [range_of(entry, int(n), most) for entry, n in zip(config.domains, available, strict=True)]
+    ranges = [
+        range_of(entry, int(n), most, config.base.epochs) for entry, n in zip(config.domains, available, strict=True)
+    ]
     base, lower, upper = np.array(ranges, dtype=np.int64).T
     return Sources(
         domains=domains,
@@ -262,6 +264,7 @@ def estimate(
                 seed=config.seed,
                 folder=Path(scratch) if on_disk else None,
                 autocast=torch.bfloat16 if bf16 else None,
+                loss=config.loss,
             ),
             supervised_tokens=supervised,
             tau=tau,

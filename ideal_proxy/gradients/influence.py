@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ideal_proxy.batching import Loss
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import LabelledLogits, measuring, processes, sum_over_processes, trainable
@@ -38,7 +39,15 @@ from ideal_proxy.gradients.records import (
     shares,
 )
 from ideal_proxy.mixture import apportion, domain_order, draw
-from ideal_proxy.proxy import batch_loss, collate_across, is_packed, micro_batches, row_layout
+from ideal_proxy.proxy import (
+    batch_loss,
+    collate_across,
+    counted,
+    is_packed,
+    label_weights,
+    micro_batches,
+    row_layout,
+)
 
 __all__ = [
     "IDEAL_STEP", "Cost", "InfluenceSettings", "ResponseMatrix", "finite_responses", "mixture_factors", "one_step",
@@ -63,6 +72,7 @@ class InfluenceSettings:
         seed: of sampled labels and of which rows are taken.
         folder: where factors and gradients lie instead of in memory.
         autocast: bfloat16 for the products, None for the weights' precision.
+        loss: of the training: over a step's supervised tokens, or its rows. References count tokens always.
     """
 
     damping: float = DAMPING
@@ -77,6 +87,7 @@ class InfluenceSettings:
     seed: int = 0
     folder: Path | None = None
     autocast: torch.dtype | None = None
+    loss: Loss = "token"
 
     def within(self, trainings: float, training_rows: int, sources: int) -> InfluenceSettings:
         """The same settings with rows chosen so that an implicit estimate costs a given part of a training.
@@ -138,18 +149,13 @@ class RowBatches:
 
 
 def label_logits(
-    model: nn.Module, batch: tuple[Batch, npt.NDArray[np.int64]], *, autocast: torch.dtype | None = None
+    model: nn.Module,
+    batch: tuple[Batch, npt.NDArray[np.int64]],
+    *,
+    autocast: torch.dtype | None = None,
+    loss: Loss = "token",
 ) -> LabelledLogits:
-    """Logits at the supervised positions of packed rows, and the row of every token: the `Forward` of a language model.
-
-    Args:
-        model: a transformers causal LM; one without packed attention is fed padded rows.
-        batch: a batch and its rows' keys.
-        autocast: bfloat16 for the products.
-
-    Returns:
-        What curvature needs to know of the batch.
-    """
+    """Logits at the supervised positions of packed (or padded) rows with the row of every token: a `Forward`."""
     rows, keys = batch
     device = next(model.parameters()).device
 
@@ -174,7 +180,11 @@ def label_logits(
             output = model(input_ids=to(ids), attention_mask=to(mask), use_cache=False)
             logits = output.logits[to(row[keep]), to(rows.position_ids[keep])]
             token_rows = padded_rows.ravel()
-    return LabelledLogits(logits, to(rows.labels[keep]), to(row[keep]), to(token_rows), to(keys))
+    weights = label_weights(rows, loss)
+    return LabelledLogits(
+        logits, to(rows.labels[keep]), to(row[keep]), to(token_rows), to(keys),
+        None if weights is None else to(weights.astype(np.float32) if device.type == "mps" else weights),
+    )  # fmt: skip
 
 
 def mixture_factors(
@@ -190,7 +200,7 @@ def mixture_factors(
     batches = RowBatches(list(domains.values()), domain, np.concatenate(picks), settings.batch_tokens)
 
     def forward(model: nn.Module, batch: Any) -> LabelledLogits:
-        return label_logits(model, batch, autocast=settings.autocast)
+        return label_logits(model, batch, autocast=settings.autocast, loss=settings.loss)
 
     factors = fit_factors(
         model,
@@ -223,18 +233,18 @@ class _Gradients:
         parts = [order[shard::count] for shard in range(count)]
         return [RowBatches([rows], np.zeros_like(part), part, self.settings.batch_tokens) for part in parts]
 
-    def sum(self, batches: RowBatches) -> tuple[dict[str, Tensor], int]:
-        """Gradient of the summed loss, and the supervised tokens of this process's share."""
+    def sum(self, batches: RowBatches, loss: Loss = "token") -> tuple[dict[str, Tensor], int]:
+        """Gradient of the summed loss of this process's share, and what it is divided by: its labels, or its rows."""
         total = {name: torch.zeros_like(p, dtype=self.dtype) for name, p in self.parameters.items()}
         labels = 0
         device = next(self.model.parameters()).device
         self.tokens += batches.tokens()
         for batch, _ in batches:
-            loss = batch_loss(self.model, batch, 1.0, device=device, autocast=self.settings.autocast)
-            parts = torch.autograd.grad(loss, list(self.parameters.values()), materialize_grads=True)
+            value = batch_loss(self.model, batch, 1.0, device=device, autocast=self.settings.autocast, loss=loss)
+            parts = torch.autograd.grad(value, list(self.parameters.values()), materialize_grads=True)
             for name, part in zip(self.parameters, parts, strict=True):
                 total[name] += part
-            labels += int((batch.labels != IGNORED).sum())
+            labels += counted(batch, loss)
         return total, labels
 
     def stack(self, what: str, count: int) -> dict[str, Tensor]:
@@ -326,6 +336,8 @@ def responses(
     for name, rows in (*domains.items(), *references.items()):
         if not len(rows):
             raise UserError(f"{name} has no rows, so it has no gradient; give it rows or leave it out")
+    if settings.loss == "row":
+        supervised_tokens = volumes_D  # a row's loss weighs 1, whatever its length
     if supervised_tokens is None:
         supervised_tokens = volumes_D * [rows.supervised_tokens.mean() for rows in domains.values()]
     q_D, w_D = shares(volumes_D, supervised_tokens)
@@ -375,7 +387,7 @@ def _inner_products(
     domain_stack = gradients.stack("domains", D)
     for i, parts in enumerate(domain_shards):
         for s, part in enumerate(parts):
-            gradient, labels_DS[i, s] = gradients.sum(part)
+            gradient, labels_DS[i, s] = gradients.sum(part, gradients.settings.loss)
             inner_DSJ[i, s] = _inner(reference_stack, gradient)
             for name, value in gradient.items():
                 domain_stack[name][i] += value.to(domain_stack[name].device)

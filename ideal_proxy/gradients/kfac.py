@@ -295,7 +295,7 @@ def _accumulate(
                 if content not in drawn:
                     drawn[content] = sample_labels(output, seed)
                 labels = drawn[content]
-            count += len(labels)
+            count += output.count()
             if output.logits.requires_grad:
                 torch.autograd.backward(output.logits, output.loss_gradient(labels))
             for accumulator in accumulators.values():

@@ -1,6 +1,7 @@
 """Responses by differentiating through every optimiser step of a training: exact, for small proxies.
 
-The step's loss is Σ_l ω_l nll_l / Σ_l ω_l over its labels, with ω one weight for each shard of each domain; all are 1.
+The step's loss is Σ_l ω_l u_l nll_l / Σ_l ω_l u_l over its labels, with ω one weight for each shard of each domain, all
+1; u is 1, or with the row loss 1 over the labels of the row.
 M_ji = Σ_s ∂L_j/∂ω_is is then the derivative at fixed steps (reverse replay; Maclaurin et al. 2015, Engstrom et al.
 2025). The training is run forward once with about √T checkpoints of its T steps, and backward segment by segment.
 Attention runs on the math kernel, which has the double backward that flash attention lacks.
@@ -33,7 +34,7 @@ from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import measuring, trainable
 from ideal_proxy.gradients.records import Cost, Floats, ResponseMatrix, names_of, shares
-from ideal_proxy.proxy import TrainSettings, collate_across, label_losses, learning_rates, micro_batches
+from ideal_proxy.proxy import TrainSettings, collate_across, label_losses, label_weights, learning_rates, micro_batches
 
 EPSILON = 1e-8  # AdamW's own
 FIRST_NOISY = 2  # from this step on a mean square gradient holds the noise of a batch
@@ -53,13 +54,17 @@ class _Replay:
     parameters: list[nn.Parameter] = field(init=False)
     decay: Tensor = field(init=False)
     rates: Floats = field(init=False)
+    bounds: npt.NDArray[np.int64] = field(init=False)
     tokens: int = 0
 
     def __post_init__(self) -> None:
         self.parameters = list(trainable(self.model).values())
         decayed = [torch.full_like(p, float(p.ndim >= 2)).flatten() for p in self.parameters]
         self.decay = torch.cat(decayed) * self.settings.weight_decay
-        self.rates = learning_rates(self.settings, -(-len(self.row) // self.settings.batch_rows))
+        lengths = [rows.lengths for rows in self.token_rows]
+        length_R = np.array([lengths[d][r] for d, r in zip(self.domain, self.row, strict=True)], dtype=np.int64)
+        self.bounds = self.settings.bounds(length_R)
+        self.rates = learning_rates(self.settings, len(self.bounds) - 1)
 
     def start(self) -> Tensor:
         """(3, P) parameters and both moments before the first step."""
@@ -74,23 +79,29 @@ class _Replay:
                 p.copy_(flat[start : start + p.numel()].view_as(p))
                 start += p.numel()
 
-    def batches(self, step: int) -> Iterator[tuple[Batch, Tensor]]:
-        """A step's micro-batches, with the shard of every label."""
-        here = slice(step * self.settings.batch_rows, (step + 1) * self.settings.batch_rows)
+    def batches(self, step: int) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        """A step's micro-batches, with the shard of every label and what it counts."""
+        here = slice(self.bounds[step], self.bounds[step + 1])
         domain, row, shard = self.domain[here], self.row[here], self.shard[here]
         length = np.array([int(self.token_rows[d].lengths[r]) for d, r in zip(domain, row, strict=True)])
         for part in micro_batches(length, self.batch_tokens):
             batch = collate_across(self.token_rows, domain[part], row[part])
             of_token = np.repeat(shard[part], np.diff(batch.starts))
-            yield batch, torch.from_numpy(of_token[batch.labels != IGNORED]).to(self.decay.device)
+            of_label = torch.from_numpy(of_token[batch.labels != IGNORED]).to(self.decay.device)
+            counts = label_weights(batch, self.settings.loss)
+            yield (
+                batch,
+                of_label,
+                self.decay.new_ones(len(of_label)) if counts is None else self.decay.new_tensor(counts),
+            )
 
     def gradient(self, step: int, weights: Tensor) -> Tensor:
         """(P,) gradient of the step's weighted loss at the model's own parameters."""
         parts = list(self.batches(step))
-        labels = torch.cat([of_label for _, of_label in parts])
+        whole = sum((weights[of_label] * counts).sum() for _, of_label, counts in parts)
         total = torch.zeros_like(self.decay)
-        for batch, of_label in parts:
-            loss = (weights[of_label] * label_losses(self.model, batch)).sum() / weights[labels].sum()
+        for batch, of_label, counts in parts:
+            loss = (weights[of_label] * counts * label_losses(self.model, batch)).sum() / whole
             self.tokens += len(batch.input_ids)
             total += _flat(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
         return total
@@ -98,12 +109,12 @@ class _Replay:
     def products(self, step: int, weights: Tensor, direction: Tensor, of_rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Derivatives of direction (J, P) · gradient by parameters (J, P) and of `of_rows` · gradient by weights."""
         parts = list(self.batches(step))
-        labels = torch.cat([of_label for _, of_label in parts])
         by_parameters, by_weights = torch.zeros_like(direction), direction.new_zeros(len(direction), len(weights))
         omega = weights.detach().requires_grad_()
         each_costs = 2 if of_rows is None else 3
-        for batch, of_label in parts:
-            loss = (omega[of_label] * label_losses(self.model, batch)).sum() / omega[labels].sum()
+        for batch, of_label, counts in parts:
+            whole = sum((omega[shard] * count).sum() for _, shard, count in parts)
+            loss = (omega[of_label] * counts * label_losses(self.model, batch)).sum() / whole
             self.tokens += len(batch.input_ids) * (1 + each_costs * len(direction))
             slope = _flat(torch.autograd.grad(loss, self.parameters, create_graph=True, materialize_grads=True))
             for j, each in enumerate(direction):
@@ -206,7 +217,7 @@ def unrolled_responses(
     supervised = [rows.supervised_tokens for rows in token_rows]
     counts = np.bincount(domain_R, minlength=D)
     labels = [float(supervised[d][row_R[domain_R == d]].sum()) for d in range(D)]
-    q_D, w_D = shares(counts, labels)
+    q_D, w_D = shares(counts, counts if settings.loss == "row" else labels)
 
     replay = _Replay(model, domain_R, row_R, shard_R, token_rows, settings, batch_tokens)
     weights = torch.ones(D * shards, dtype=replay.decay.dtype, device=replay.decay.device)

@@ -64,7 +64,7 @@ class GradientWorker(Worker):
         else:
             drawn = {context.domains[d]: every[d].select(np.unique(row_R[domain_R == d])) for d in used}
             chosen = InfluenceSettings(
-                seed=spec.seed, autocast=torch.bfloat16 if settings.dtype == "bfloat16" else None
+                seed=spec.seed, loss=settings.loss, autocast=torch.bfloat16 if settings.dtype == "bfloat16" else None
             ).within(IMPLICIT_TRAININGS, sum(spec.rows), len(used) + len(references))
             found = responses(model, drawn, references, [spec.rows[d] for d in used], settings=chosen)
         if not np.isfinite(found.M).all():

@@ -58,7 +58,7 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
                 described["too_much_cut"] = cut_text(tokens, encoded.context)
             if kind == "domains":
                 available = len(source.rows)
-                described["base"] = rows_of(
+                described["base"] = config.base.epochs * rows_of(
                     getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
                 )
             health[kind].append(described)

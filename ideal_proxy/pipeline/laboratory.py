@@ -299,8 +299,8 @@ class Laboratory:
 
     def _design(self, centre: Array, spread: float, count: int, number: int) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
-        weights = self.prepared.domains.lengths
-        if self.config.budget.unit == "rows":
+        weights, limits = self.prepared.domains.lengths, self.config.limits
+        if limits.budget_unit == "rows":
             weights = np.ones_like(weights)
         seeds = self._seeds(number)
         return make_design(
@@ -311,7 +311,7 @@ class Laboratory:
             upper=self.prepared.column("upper"),
             weights=weights,
             # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
-            total=float(weights @ centre) if self.config.budget.mode == "keep" else None,
+            total=float(weights @ centre) if limits.budget.kind in {"keep", "exactly"} else None,
             existing=self.evidence().volumes if number else None,
             replicates=0 if number else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
             # Too few runs to tell a direction from another: none of them is spent on a second seed.

@@ -30,6 +30,7 @@ from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
+from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
@@ -70,6 +71,9 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
     if not paired:  # the proposal is the base: what the fit says of it
         pair_losses = [(x, x) for x in proposal.predicted_losses.other.tolist()]
     moves = leeway_of(config, proposal, config.verify.pairs)
+    parts = [[(d.rows, d.tokens, d.supervised_tokens) for d in mixture] for mixture in (at_base, proposed)]
+    base_shares, shares = (domain_shares(config, *zip(*part, strict=True)) for part in parts)
+    totals = [(float(sum(d[0] for d in part)), float(sum(d[1] for d in part))) for part in parts]
     domains = [
         {
             "name": domain.name,
@@ -83,8 +87,12 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             "base_share": base.share,
             "repeat": domain.repeat,
             "moves": [min(float(low), domain.rows), max(float(high), domain.rows)],
+            "base_shares": base_share,
+            "shares": share,
         }
-        for base, domain, low, high in zip(at_base, proposed, moves.lower, moves.upper, strict=True)
+        for base, domain, low, high, base_share, share in zip(
+            at_base, proposed, moves.lower, moves.upper, base_shares, shares, strict=True
+        )
     ]
     capabilities = [
         {
@@ -128,6 +136,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         "leeway": {"slack": moves.slack, "open": list(moves.open), "unsettled": list(moves.unsettled)},
         "free": _free(prepared, proposal),
         "domains": domains,
+        "steps": steps_taken(config, *totals),
         "capabilities": capabilities,
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
         "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},

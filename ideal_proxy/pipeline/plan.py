@@ -26,6 +26,7 @@ from ideal_proxy.pipeline.machine import (
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import planned_looks
 from ideal_proxy.pipeline.stage import Stage
+from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import response_trainings
@@ -174,7 +175,8 @@ def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
     """Work out runs, steps, tokens and time of every stage."""
-    base = prepared.domains.base * plan.fraction
+    whole = prepared.domains.base
+    base = whole * plan.fraction
     length_D, labelled_D = prepared.domains.lengths, prepared.column("supervised_per_row")
     tokens, labelled = float(base @ length_D), float(base @ labelled_D)
     length = tokens / max(float(base.sum()), 1e-9)
@@ -241,6 +243,15 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         "least_seconds": least,
         "least_cost": cost_of(config.cost, least, plan.devices),
         "worker_bytes": _worker_bytes(config, prepared, plan),
+        "full_size": steps_taken(config, (float(whole.sum()), float(whole @ length_D))),
+        "domains": [
+            {"name": name, "shares": shares}
+            for name, shares in zip(
+                prepared.domains.names,
+                domain_shares(config, whole, whole * length_D, whole * labelled_D),
+                strict=True,
+            )
+        ],
         "price": config.cost.price,
         "currency": config.cost.currency,
     }

@@ -312,7 +312,7 @@ def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
 def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, config: SearchConfig) -> DomainFacts:
     """Resolve a domain's base and bounds against the rows it has."""
     available = len(rows)
-    base, lower, upper = range_of(entry, available, config.constraints.max_repeat)
+    base, lower, upper = range_of(entry, available, config.constraints.max_repeat, config.base.epochs)
     reserved = int(reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0).sum())
     if config.proxy.warm_fraction and not reserved:
         raise UserError(

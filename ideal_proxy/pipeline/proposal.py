@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.amounts import Amount
+from ideal_proxy.amounts import Amount, Comparison
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.limits import TrustRegion
@@ -228,8 +228,10 @@ def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Prob
 def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
     """Refuse, before anything is trained, limits that no mixture can meet."""
     free = [f.name for f in prepared.facts if f.upper > f.lower]
-    if len(free) < (2 if config.budget.mode == "keep" else 1):
-        moves = f"only {free[0]} can change, and the budget keeps the total" if free else "no domain can change"
+    kept = (config.limits.budget.kind in {"keep", "exactly"}) + (config.kept_beside is not None)
+    if len(free) <= kept:
+        moves = f"only {' and '.join(free)} can change, and the budget keeps " if free else "no domain can change"
+        moves += ("", "the total", "tokens and rows both, for `steps: keep`")[kept if free else 0]
         raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
     constraints = make_constraints(config, prepared, make_problem(prepared, config), explored)
     check_linear(constraints.atoms(), np.maximum(prepared.domains.base, 1.0))
@@ -242,10 +244,20 @@ def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem,
         trust = explored_region(explored, prepared.domains)
     limits = replace(
         config.limits,
+        groups=(*config.limits.groups, *_same_steps(config, prepared)),
         lower={d.name: Amount(float(d.lower), "rows") for d in prepared.facts if d.lower > 0},
         upper={d.name: Amount(float(d.upper), "rows") for d in prepared.facts},
     )
     return Constraints(problem=problem, limits=limits, trust_region=trust)
+
+
+def _same_steps(config: SearchConfig, prepared: Prepared) -> Iterator[Comparison]:
+    """Keep the base's total of what a step counts beside a budget in the other unit: then the steps are kept too."""
+    if (unit := config.kept_beside) is not None:
+        domains = prepared.domains
+        total = float((domains.lengths if unit == "tokens" else np.ones(len(domains))) @ domains.base)
+        text = f"steps: keep the base's {total:,.0f} {unit}"
+        yield Comparison(text, "==", dict.fromkeys(domains.names, 1.0), total, unit)
 
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:

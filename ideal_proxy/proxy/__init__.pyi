@@ -27,6 +27,7 @@ from .model import SIZES as SIZES
 from .model import batch_loss as batch_loss
 from .model import build_proxy as build_proxy
 from .model import collate_across as collate_across
+from .model import counted as counted
 from .model import evaluate as evaluate
 from .model import is_packed as is_packed
 from .model import label_losses as label_losses

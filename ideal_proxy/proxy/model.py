@@ -206,12 +206,15 @@ def label_weights(batch: Batch, loss: Loss) -> NDArray[np.float64] | None:
     return np.asarray(1.0 / np.bincount(row)[row]) if len(row) else np.zeros(0)
 
 
+def counted(batch: Batch, loss: Loss) -> int:
+    """What a batch adds to the divisor of its step's loss: its supervised tokens, or its rows that have one."""
+    labelled = np.flatnonzero(batch.labels != IGNORED)
+    return len(labelled) if loss == "token" else len(np.unique(np.searchsorted(batch.starts, labelled, side="right")))
+
+
 def normaliser(batches: Sequence[Batch], loss: Loss) -> int:
-    """What the weighted sum over a step's labels is divided by: its supervised tokens, or its rows with one."""
-    if loss == "token":
-        return max(1, sum(int((batch.labels != IGNORED).sum()) for batch in batches))
-    places = (np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") for batch in batches)
-    return max(1, sum(len(np.unique(rows)) for rows in places))
+    """What the weighted sum over a step's labels is divided by."""
+    return max(1, sum(counted(batch, loss) for batch in batches))
 
 
 def batch_loss(

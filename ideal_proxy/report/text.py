@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.mixture import Applied, MixtureFile
+from ideal_proxy.report.steps import shares_table, steps_text
 from ideal_proxy.terminal import (
     change_text,
     count_text,
@@ -53,6 +54,11 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         "",
         table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "moves"), domains),
         paragraph(_unsure(result)),
+        *(
+            [paragraph(steps_text(result["steps"])), "", shares_table("What each domain is of it", result["domains"])]
+            if "steps" in result  # searches of earlier versions did not say
+            else []
+        ),
         "",
         table(
             "Reference loss against base, on fresh runs and unseen rows",
@@ -297,8 +303,10 @@ def plan_tables(plan: dict[str, Any]) -> str:
     least = f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}"
     least += f", {money(plan['least_cost'], currency)}. " if priced else ". "
     end = "This plan was not kept" if elsewhere else "Nothing was trained; drop --dry-run to start"
+    lines.append(paragraph(steps_text(plan["full_size"])))
     lines.append(paragraph(f"{least}{end}."))
-    return "\n".join([table("Plan", (*header, *([currency] if priced else [])), rows), "", *lines])
+    stages = table("Plan", (*header, *([currency] if priced else [])), rows)
+    return "\n".join([stages, "", shares_table("What each domain is of base", plan["domains"]), "", *lines])
 
 
 def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
+from ideal_proxy.report.steps import steps_text
 from ideal_proxy.report.text import SAYS, trust_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
@@ -115,6 +116,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "predicted_gain": result["predicted_gain"],
         "noise": result["noise"],
         "domains": [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]],
+        "steps": steps_text(result["steps"]) if "steps" in result else "",
         "capabilities": result["capabilities"],
         "pays": who_pays(result),
         "answers": two_answers(result),

@@ -236,6 +236,7 @@ class Refiner:
                 seed=self.mixture.seed,
                 folder=scratch,
                 autocast=torch.bfloat16 if self.run.train.dtype == "bfloat16" else None,
+                loss=self.run.train.loss,
             )
             return responses(model, domains, search, drawn.volumes, settings=settings, supervised_tokens=supervised)
 

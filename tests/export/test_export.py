@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import itertools
 import json
 import math
 import random
@@ -21,6 +22,7 @@ import yaml
 from typer import Typer
 from typer.testing import CliRunner
 
+from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.cli.scaleup import register
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
@@ -384,3 +386,90 @@ def test_names_are_safe_and_differ(mixture: MixtureFile, tmp_path: Path) -> None
     safe = Job(mixture.model_copy(update={"domains": domains}), tmp_path, {}).file_names()
     assert len({name.lower() for name in safe.values()}) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in safe.values())
+
+
+def in_search(mixture: MixtureFile, loss: Loss, batch: Batch, context: int | None = 512) -> MixtureFile:
+    told = {"loss": loss, "batch": batch, "epochs": 3, "provenance": {"proxy": {"context": context}}}
+    return mixture.model_copy(update=told)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Read the options that an exporter wrote, whatever its syntax, as text by name."""
+    found: dict[str, Any] = {}
+    for path in (*folder.glob("*.yaml"), *folder.glob("*.sh")):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".yaml":
+            found |= yaml.safe_load(text)
+        else:
+            words = shlex.split(text.replace("\\\n", " "), comments=True)
+            found |= {a.removeprefix("--"): b for a, b in itertools.pairwise(words) if a.startswith("--")}
+    return {key: str(value).lower() for key, value in found.items()}
+
+
+@pytest.mark.parametrize("target", list(targets()))
+def test_epochs_are_never_multiplied_again(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
+    """The volumes of base: {epochs: 3} hold all three; whatever reads an export trains them once."""
+    told = in_search(mixture, "token", Batch(rows=32))
+    report = export_mixture(told, target, tmp_path / "out")
+    assert {d.domain: d.draws for d in report.draws} == WANTED
+    found = settings_of(tmp_path / "out")
+    if target in {"llamafactory", "ms-swift", "open-instruct", "trl", "axolotl"}:
+        assert found["num_epochs" if target == "axolotl" else "num_train_epochs"] == "1"
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in (tmp_path / "out").glob("*.*") if path.suffix != ".parquet"
+    )
+    assert not re.search(
+        r"epochs\D{0,4}3|epoch_size=", text.replace("the base's 3 epochs already: train one epoch", "")
+    )
+    assert any("train one epoch" in note for note in report.notes)
+    assert not any(
+        "epoch" in note for note in export_mixture(mixture, target, tmp_path / "plain").notes if "leave" not in note
+    )
+
+
+STEPS = {
+    "llamafactory": ("per_device_train_batch_size", "packing", "cutoff_len"),
+    "ms-swift": ("per_device_train_batch_size", "packing", "max_length"),
+    "open-instruct": ("per_device_train_batch_size", "packing", "max_seq_length"),
+    "trl": ("per_device_train_batch_size", "packing", "max_length"),
+    "axolotl": ("micro_batch_size", "sample_packing", "sequence_len"),
+}
+
+
+@pytest.mark.parametrize("target", STEPS)
+def test_a_step_is_said_in_the_trainers_options(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
+    one, packing, length = STEPS[target]
+    export_mixture(in_search(mixture, "token", Batch(rows=24)), target, tmp_path / "rows")
+    found = settings_of(tmp_path / "rows")
+    assert (found[one], found["gradient_accumulation_steps"]) == ("1", "24")
+    assert found.get(packing, "false") == "false"
+    report = export_mixture(in_search(mixture, "token", Batch(tokens=16384)), target, tmp_path / "tokens")
+    found = settings_of(tmp_path / "tokens")
+    assert (found[one], found["gradient_accumulation_steps"], found[packing], found[length]) == (
+        "1",
+        "32",
+        "true",
+        "512",
+    )
+    assert any("16,384 tokens is 32 packed sequences" in note for note in report.notes)
+    lost = export_mixture(in_search(mixture, "token", Batch(tokens=16384), None), target, tmp_path / "lost")
+    assert any("names no context" in note for note in lost.notes)
+    export_mixture(mixture, target, tmp_path / "older")
+    assert "gradient_accumulation_steps" not in settings_of(tmp_path / "older"), "older files do not say"
+
+
+@pytest.mark.parametrize("target", [*STEPS, "megatron-bridge"])
+def test_the_row_loss_is_said_or_told_to_be_lost(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
+    report = export_mixture(in_search(mixture, "row", Batch(rows=8)), target, tmp_path / "out")
+    can = target in {"open-instruct", "megatron-bridge"}
+    assert any("each row counts alike" in note for note in report.notes) is can
+    assert any("here each supervised token counts alike" in note for note in report.notes) is not can
+    if target == "open-instruct":
+        assert settings_of(tmp_path / "out")["reduce_loss"] == "mean"
+    if target == "megatron-bridge":
+        assert "PER_TOKEN_LOSS = 8, 1, False" in (tmp_path / "out" / "mixture_blend.py").read_text()
+    packed = export_mixture(in_search(mixture, "row", Batch(tokens=4096)), target, tmp_path / "packed")
+    assert any("here each supervised token counts alike" in note for note in packed.notes)
+    token = export_mixture(in_search(mixture, "token", Batch(rows=8)), target, tmp_path / "token")
+    assert not any("counted each row alike" in note for note in token.notes)
+    assert "Note: " in export_table(token)

@@ -181,7 +181,8 @@ class DensePseudoInverse:
         yield {name: (flat @ self.matrix).view_as(stack[name])}
 
 
-def test_implicit_is_the_derivative_of_the_optimum():
+@pytest.mark.parametrize("kind", ["token", "row"])
+def test_implicit_is_the_derivative_of_the_optimum(kind):
     """Softmax regression on fixed features: its Hessian is the Gauss–Newton matrix, and the optimum can be re-found."""
     torch.manual_seed(0)
     model = tiny_llama(torch.float64, tie=False)
@@ -210,7 +211,11 @@ def test_implicit_is_the_derivative_of_the_optimum():
         x = torch.cat([features[id(rows)] for rows in domains.values()])
         y = torch.nn.functional.one_hot(torch.cat([labels[id(rows)] for rows in domains.values()]), len(start))
         each = torch.cat([
-            (s / len(labels[id(r)])).expand(len(labels[id(r)])) for s, r in zip(w, domains.values(), strict=True)
+            s * torch.from_numpy(np.repeat(1.0 / len(r) / counts, counts))
+            if kind == "row"
+            else (s / len(labels[id(r)])).expand(len(labels[id(r)]))
+            for s, r in zip(w, domains.values(), strict=True)
+            for counts in [r.supervised_tokens]
         ])
         weight = start
         while True:
@@ -224,7 +229,7 @@ def test_implicit_is_the_derivative_of_the_optimum():
             weight = weight - torch.linalg.solve(hessian, gradient.flatten()).view(shape)
         return weight, hessian
 
-    tokens = np.array([float(rows.supervised_tokens.sum()) for rows in domains.values()])
+    tokens = np.array([float(len(r) if kind == "row" else r.supervised_tokens.sum()) for r in domains.values()])
     best, hessian = optimum(np.zeros(3), torch.zeros(shape, dtype=torch.float64))
     step, truth = 1e-4, np.zeros((3, 3))
     for i in range(3):
@@ -234,7 +239,7 @@ def test_implicit_is_the_derivative_of_the_optimum():
     with torch.no_grad():
         model.lm_head.weight.copy_(best)
     result = responses(
-        model, domains, references, [20, 20, 20], settings=SETTINGS,
+        model, domains, references, [20, 20, 20], settings=replace(SETTINGS, loss=kind),
         operator=DensePseudoInverse("lm_head.weight", hessian),
     )  # fmt: skip
     np.testing.assert_allclose(result.M, truth, rtol=1e-5, atol=1e-8)
@@ -269,7 +274,25 @@ def training_rows(domains) -> tuple[np.ndarray, np.ndarray]:
     return domain, random.integers(10, size=27)
 
 
-def train_weighted(log_w: np.ndarray, domains, domain, row):
+def test_curvature_of_the_row_loss_is_the_mean_over_rows(model):
+    """What a row adds is its own Fisher matrix per supervised token, however long it is."""
+    domains = tiny_domains()
+    rows = next(iter(domains.values()))
+    kinds = ("token", "row")
+    whole = {kind: fisher_of(model, rows, kind)["model.norm"] for kind in kinds}
+    alone = [fisher_of(model, rows.select([n]), "token")["model.norm"] for n in range(len(rows))]
+    assert len(set(rows.supervised_tokens)) > 1
+    torch.testing.assert_close(whole["row"], sum(alone) / len(rows), rtol=1e-9, atol=0)
+    assert not torch.allclose(whole["row"], whole["token"], rtol=1e-3)
+
+
+def fisher_of(model, rows, kind) -> dict[str, Tensor]:
+    settings = replace(SETTINGS, loss=kind, factor_rows=len(rows))
+    factors, _ = mixture_factors(model, {"only": rows}, [len(rows)], settings)
+    return {layer.name: factors.block(layer.name).values for layer in factors.layers if layer.kind == "norm"}
+
+
+def train_weighted(log_w: np.ndarray, domains, domain, row, kind="token"):
     """Plain torch: AdamW on Σ ω nll / Σ ω of each step, and the final reference losses."""
     model = tiny_llama(torch.float64)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -285,8 +308,9 @@ def train_weighted(log_w: np.ndarray, domains, domain, row):
             ids = torch.from_numpy(rows[d].ids[span].astype(np.int64))[None]
             mask = torch.from_numpy(rows[d].supervised[span][1:])
             logits = model(input_ids=ids).logits[0, :-1][mask]
-            total += np.exp(log_w[d]) * torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask], reduction="sum")
-            weight += np.exp(log_w[d]) * int(mask.sum())
+            each = torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask], reduction="none")
+            total += np.exp(log_w[d]) * (each.mean() if kind == "row" else each.sum())
+            weight += np.exp(log_w[d]) * (1 if kind == "row" else int(mask.sum()))
         (total / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.grad_clip)
         for group in optimizer.param_groups:
@@ -320,6 +344,19 @@ def test_unrolled_equals_finite_differences_of_weighted_losses(unrolled):
     np.testing.assert_allclose(M, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
     np.testing.assert_allclose(M.sum(1), 0, atol=1e-9)
     assert (np.linalg.norm(truth, axis=1) > 1e-4).all()
+
+
+def test_unrolled_follows_the_row_loss():
+    domains = tiny_domains()
+    order = training_rows(domains)
+    settings = replace(TRAIN, loss="row")
+    found = unrolled_responses(
+        tiny_llama(torch.float64), order, domains, tiny_references(), settings, of="weights", shards=1, batch_tokens=40
+    )
+    step, i = 1e-6, 1
+    up, down = (train_weighted(sign * step * np.eye(3)[i], domains, *order, "row")[1] for sign in (1, -1))
+    np.testing.assert_allclose(found.M[:, i], (up - down) / (2 * step), rtol=1e-3)
+    np.testing.assert_allclose(found.w, found.q)
 
 
 def train_with_rows_in_the_squares(log_w: np.ndarray, domains, domain, row):

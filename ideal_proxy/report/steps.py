@@ -1,0 +1,45 @@
+"""Optimiser steps of base and proposal, and what each domain is of a mixture, as text that fits 60 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ideal_proxy.terminal import table
+
+TELLING = 0.02  # a smaller difference of steps or tokens is not worth a word
+LOSSES = {"token": "a mean over the step's supervised tokens", "row": "a mean over the step's rows of each row's mean"}
+
+
+def steps_text(steps: dict[str, Any]) -> str:
+    """Say how many full-size optimiser steps base and proposal take, and where that differs."""
+    text = (
+        f"Optimiser steps at full size ({steps['batch']} each, loss: {LOSSES[steps['loss']]}): base {steps['base']:,}"
+    )
+    if "proposal" not in steps:
+        may = "; the proposal's may differ, for the budget holds other than what a step counts: budget: {steps: keep}"
+        return f"{text}{may + ' holds them' if steps['may_differ'] else ''}."
+    text += f", proposal {steps['proposal']:,}"
+    if abs(steps["change"]) <= TELLING:
+        return text + "."
+    more = "more" if steps["change"] > 0 else "fewer"
+    tokens = steps["tokens_change"]
+    at = (
+        "the same number of tokens"
+        if abs(tokens) <= TELLING
+        else f"{abs(tokens):.0%} {'more' if tokens > 0 else 'fewer'} tokens"
+    )
+    text += f": the proposal takes {abs(steps['change']):.0%} {more} steps at {at}"
+    return text + "; budget: {steps: keep} holds them."
+
+
+def shares_table(title: str, entries: Sequence[dict[str, Any]]) -> str:
+    """Lay out each domain's share of rows, tokens, supervised tokens and loss weight."""
+    rows = [
+        (
+            entry["name"],
+            *(f"{entry['shares'][key]:.1%}" for key in ("rows", "tokens", "supervised_tokens", "loss_weight")),
+        )
+        for entry in entries
+    ]
+    return table(title, ("domain", "rows", "tokens", "supervised", "loss weight"), rows)
