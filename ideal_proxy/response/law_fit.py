@@ -29,6 +29,8 @@ BASELINE_NATS = 0.1
 """How far the law may miss a measured Z (nats; for scores, standard deviations of the score)."""
 DOMAIN_MEDIAN, DOMAIN_LEVEL, DOMAIN_SPREAD = 1.0, 2.0, 1.5
 """log a: median where base counts one in all, spread of the level all domains share, spread of a domain about it."""
+PART_SPREAD = 1.0
+"""log a: spread of the parts of one domain (maths/easy, maths/hard) about their mean; apart they would have 1.5."""
 HARM_SPREAD = 0.5
 """Spread of b, in standard deviations of the loss."""
 NOISE_GUESS, NOISE_WEIGHT = 0.15, 4.0
@@ -58,6 +60,7 @@ class LawData:
         gradients: rows measured by gradients.
         scale: the factor between them and the losses; None leaves them out of the fit.
         trust: σ_g, the relative misfit allowed to gradient rows; infinite where they are left out.
+        parent_D: (D,) the number of the domain that each is a part of; None: none was split.
     """
 
     y_JR: Array
@@ -72,6 +75,7 @@ class LawData:
     gradients: tuple[GradientRows, ...] = ()
     scale: Scale | None = None
     trust: float = np.inf
+    parent_D: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +125,8 @@ def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior
     used = diagonal > 0
     precision[:, used, used] = diagonal[used] ** -2.0
     precision[measured, SPAN, SPAN] = 1.0
-    level = np.full((D, D), 1.0 / D)
     block = slice(FIRST_A, FIRST_A + D)
-    precision[:, block, block] = (np.eye(D) - level) / DOMAIN_SPREAD**2 + level / DOMAIN_LEVEL**2
+    precision[:, block, block] = domain_precision(np.arange(D) if data.parent_D is None else data.parent_D)
     if theta_JP is not None and data.scale is not None:
         known, pull = pattern(theta_JP, data.bounds_J2, data.volumes, data.gradients, data.scale, data.trust)
         plain = precision[:, block, block].copy()
@@ -133,6 +136,18 @@ def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior
     nonnegative = np.zeros(P, dtype=bool)
     nonnegative[FIRST_A + D : FIRST_A + 2 * D] = harm
     return Prior(mean, precision, nonnegative, np.zeros((J, P), dtype=bool))
+
+
+def domain_precision(parent_D: np.ndarray) -> Array:
+    """Precision of log a (D, D): one level for all, domains about it, the parts of a domain about their own mean."""
+    D = len(parent_D)
+    level, one = np.full((D, D), 1.0 / D), np.eye(D)
+    apart = (one - level) / DOMAIN_SPREAD**2
+    if len(np.unique(parent_D)) < D:
+        siblings = parent_D[:, None] == parent_D
+        spread = PART_SPREAD**2 * one + (DOMAIN_SPREAD**2 - PART_SPREAD**2) * siblings
+        apart = (one - level) @ np.linalg.inv(spread) @ (one - level)
+    return np.asarray(apart + level / DOMAIN_LEVEL**2)
 
 
 def solve_law(

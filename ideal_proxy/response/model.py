@@ -138,7 +138,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             runs, self.kinds_, share=self.unit == "share", available=self.available, base=self.base,
             baseline_loss=baseline_loss, responses=responses,
         )  # fmt: skip
-        data, self.location_, self.scale_, self.sign_ = told.data, told.location_J, told.scale_J, told.sign_J
+        parents = [name.rpartition("/")[0] or name for name in self.domain_names_]  # maths/hard is a part of maths
+        data = replace(told.data, parent_D=np.unique(parents, return_inverse=True)[1])
+        self.location_, self.scale_, self.sign_ = told.location_J, told.scale_J, told.sign_J
         fold_R = choice.fold_of_runs(len(runs.v_RD), rng)
         enough = len(runs.v_RD) >= choice.LEAST_RUNS
         fit = fit_law(data, harm=False, starts=self.n_starts, rng=rng)
