@@ -73,7 +73,7 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
 ) -> None:
-    """Look at the folders of rows and write a commented run file."""
+    """Write a commented run file for a folder of training rows."""
     from ideal_proxy.pipeline import write_run_file
 
     print(write_run_file(folder, out, hold_out=hold_out, split_by=split_by, force=force))

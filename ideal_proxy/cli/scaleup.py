@@ -178,7 +178,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hand a mixture to another trainer, with its real counts."""
+    """Write a mixture for another trainer, and say what it will draw."""
     from ideal_proxy.export import export_mixture, export_table
 
     loaded, folder, _ = open_mixture(mixture)
