@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from builders import capability_facts, config_of, domain_facts
 
 from ideal_proxy.data.context import Context
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.optimizer.rounding import round_volumes
 from ideal_proxy.pipeline import machine
 from ideal_proxy.pipeline import plan as planning
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import Measured
 from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.proposal import check_constraints, make_constraints, make_problem
 from ideal_proxy.proxy.cost import Elsewhere, Products
 
 NAMES = ("code", "math", "trust")
@@ -98,6 +101,24 @@ def test_too_small_a_budget_says_what_is_needed(prepared, tmp_path):
     with pytest.raises(UsageError, match=r"--max-hours 0\.01 is too little.*need about 0\.\d+ h here"):
         make_plan(config(swarm={"max_hours": 0.01}), prepared, tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(("batch", "unit"), [({"rows": 32}, "tokens"), ({"tokens": 900}, "rows")])
+def test_kept_steps_and_a_kept_budget_both_hold(prepared, batch, unit):
+    settings = config(batch=batch, budget={unit: "keep", "steps": "keep"})
+    check_constraints(settings, prepared)
+    problem = make_problem(prepared, settings)
+    constraints = make_constraints(settings, prepared, problem, None)
+    base, length = prepared.domains.base, prepared.domains.lengths
+    move = np.cross(np.ones(3), length)  # keeps rows and tokens
+    volumes = base + 0.3 * move / np.abs(move / base).max()
+    rows = round_volumes(volumes, constraints)
+    assert np.abs(rows - base).max() > 100
+    assert abs(rows.sum() - base.sum()) <= 1
+    assert abs(length @ rows - length @ base) <= length.max()
+    lesser = replace(prepared, facts=(replace(prepared.facts[0], lower=10_000, upper=10_000), *prepared.facts[1:]))
+    with pytest.raises(UserError, match="tokens and rows both"):
+        check_constraints(settings, lesser)
 
 
 def hand_counted() -> dict[str, float]:
