@@ -31,11 +31,13 @@ EQUAL_RUNS = 8.0
 """How many runs equal shares of the forms count as."""
 OPTIMISM = 6.0
 """Held-out errors also chose what predicts and are too small: intervals grow by 1 + 6/R (set on training runs)."""
+LEAST_SHARE = 0.15
+"""A smaller share is none: a form that predicts poorly does harm at the extremes, where optima are sought."""
 SLOPE_SPREAD = 0.3
 """How far the slope of runs left out on their predictions lies from 1, where a capability is predicted at all."""
 UNKNOWN = 0.5
 """Below this part of its predicted changes a capability is named as not known."""
-LIKELY_KNOWN = 1.5
+LIKELY_KNOWN = 3.0
 """Odds, before a run is seen, that a capability answers to the volumes."""
 FAR = 5.0
 """An error counts as at most this many times the median one."""
@@ -88,9 +90,11 @@ def combine(y_JR: Array, weight_JR: Array, predicted: HeldOut) -> Array:
     pooled_CC = products_JCC.mean(axis=0)
     equal = np.full(C, 1.0 / C)
     pooled = _least(runs_J.mean() * pooled_CC + EQUAL_RUNS * np.eye(C), EQUAL_RUNS * equal)
-    return np.array([
+    shares_JC = np.array([
         _least(n * own + POOL_RUNS * np.eye(C), POOL_RUNS * pooled) for n, own in zip(runs_J, products_JCC, strict=True)
     ])
+    shares_JC[shares_JC < LEAST_SHARE] = 0.0
+    return np.asarray(shares_JC / shares_JC.sum(axis=1, keepdims=True))
 
 
 def _least(quadratic_CC: Array, linear_C: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ideal_proxy.response.law import Array, evaluate
 from ideal_proxy.response.law_fit import LawData, LawFit
-from ideal_proxy.response.process import Family, Process, fit_processes
+from ideal_proxy.response.process import Family, Process, Spectra, fit_processes
 
 FORMS = ("law", "law with interactions", "law with a process", "exponential-linear", "process")
 LAW = 0
@@ -61,8 +61,9 @@ def seen(data: LawData, fit: LawFit) -> tuple[Array, Array, Array]:
 
 def fit_forms(x_RD: Array, y_JR: Array, law_JR: Array, weight_JR: Array) -> dict[int, dict[int, Process]]:
     """Fit what each form adds to the law or has instead of it, by the place of the form."""
+    known: Spectra = {}
     return {
-        c: dict(enumerate(fit_processes(x_RD, y_JR - law_JR if ON_LAW[c] else y_JR, weight_JR, family)))
+        c: dict(enumerate(fit_processes(x_RD, y_JR - law_JR if ON_LAW[c] else y_JR, weight_JR, family, known)))
         for c, family in enumerate(FAMILIES)
         if family is not None
     }

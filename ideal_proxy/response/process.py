@@ -198,8 +198,15 @@ class Process:
         return np.asarray(self.beta_R + (noise @ vectors[:, keep].T) * root)
 
 
-def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, family: Family) -> list[Process]:
+Spectra = dict[tuple[bytes, Shape, Feature, float], tuple[Array, Array]]
+"""Eigenvalues and vectors of kernel matrices over the same runs, by weights and kernel: families share kernels."""
+
+
+def fit_processes(
+    x_RD: Array, target_JR: Array, weight_JR: Array, family: Family, known: Spectra | None = None
+) -> list[Process]:
     """Fit one process a capability, kernel and noise by marginal likelihood."""
+    known = {} if known is None else known
     processes: list[Process | None] = [None] * len(target_JR)
     patterns: dict[bytes, list[int]] = {}
     for j, weight in enumerate(weight_JR):
@@ -207,16 +214,21 @@ def fit_processes(x_RD: Array, target_JR: Array, weight_JR: Array, family: Famil
     for members in patterns.values():
         seen = weight_JR[members[0]] > 0
         weight, x = weight_JR[members[0]][seen], x_RD[seen]
-        for j, process in zip(members, _fit_group(x, target_JR[members][:, seen], weight, family), strict=True):
+        for j, process in zip(members, _fit_group(x, target_JR[members][:, seen], weight, family, known), strict=True):
             processes[j] = process
     return [p for p in processes if p is not None]
 
 
-def _fit_group(x_RD: Array, target_KR: Array, weight_R: Array, family: Family) -> list[Process]:
+def _fit_group(x_RD: Array, target_KR: Array, weight_R: Array, family: Family, known: Spectra) -> list[Process]:
     """Fit capabilities that were seen in the same runs."""
     root = np.sqrt(weight_R)
     kernels = kernels_for(x_RD, family)
-    spectra = [np.linalg.eigh(k(x_RD, x_RD) * root[:, None] * root[None]) for k in kernels]
+    spectra = []
+    for k in kernels:
+        key = weight_R.tobytes() + x_RD[:, :1].tobytes(), k.shape, k.feature, k.length
+        if key not in known:
+            known[key] = np.linalg.eigh(k(x_RD, x_RD) * root[:, None] * root[None])
+        spectra.append(known[key])
     best: list[tuple[float, Process | None]] = [(-np.inf, None)] * len(target_KR)
     for target, floor_K, bonus_K in _transformed(target_KR, family):
         centre_K = (target @ weight_R) / weight_R.sum() if family.centred else np.zeros(len(target))
