@@ -224,10 +224,11 @@ def _fit_group(x_RD: Array, target_KR: Array, weight_R: Array, family: Family, k
     root = np.sqrt(weight_R)
     kernels = kernels_for(x_RD, family)
     spectra = []
-    for k in kernels:
-        key = weight_R.tobytes() + x_RD[:, :1].tobytes(), k.shape, k.feature, k.length
+    runs = weight_R.tobytes() + x_RD[:, :1].tobytes()
+    for kernel in kernels:
+        key = runs, kernel.shape, kernel.feature, kernel.length
         if key not in known:
-            known[key] = np.linalg.eigh(k(x_RD, x_RD) * root[:, None] * root[None])
+            known[key] = np.linalg.eigh(kernel(x_RD, x_RD) * root[:, None] * root[None])
         spectra.append(known[key])
     best: list[tuple[float, Process | None]] = [(-np.inf, None)] * len(target_KR)
     for target, floor_K, bonus_K in _transformed(target_KR, family):
