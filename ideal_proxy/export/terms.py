@@ -42,6 +42,12 @@ def step_terms(mixture: MixtureFile) -> StepTerms | None:
     return None if context is None else StepTerms(max(1, round(batch.tokens / context)), context)
 
 
+def counts_rows(mixture: MixtureFile, target: str) -> bool:
+    """Whether the target is told to count rows alike: the search did, the target can, and no row shares a sequence."""
+    batch = mixture.batch
+    return mixture.loss == "row" and target in BY_ROWS and (batch is None or batch.tokens is None)
+
+
 def context_of(mixture: MixtureFile) -> int | None:
     """Longest row of the search, tokens; None where the file does not say."""
     for part in (mixture.provenance.get("proxy"), mixture.template):
@@ -61,12 +67,13 @@ def terms_notes(mixture: MixtureFile, target: str) -> tuple[str, ...]:
             kind = "each row's mean" if row else "all supervised tokens"
             notes.append(f"the search took the loss over {kind} of a step of {batch}; set the same in your trainer")
         return tuple(notes)
-    if row and target in BY_ROWS and (terms is None or terms.packed is None):
+    by_rows = counts_rows(mixture, target)
+    if by_rows:
         notes.append(f"each row counts alike: {BY_ROWS[target]}")
     elif row:
         why = "packed rows" if target in BY_ROWS else f"{target} has no option for it"
         notes.append(f"the search counted each row alike, and here each supervised token counts alike ({why})")
-    if target == "open-instruct" and batch is not None and not row:
+    if target == "open-instruct" and batch is not None and not by_rows:
         notes.append("reduce_loss sum is not divided by the tokens of a step: leave clip_grad_norm off, or scale it")
     if batch is not None and terms is None:
         notes.append(f"a step is {batch}, and the file names no context to pack to; set batch and packing yourself")

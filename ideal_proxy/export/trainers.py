@@ -10,7 +10,7 @@ import yaml
 
 from ideal_proxy.export.formats import write_drawn_as
 from ideal_proxy.export.job import ExportReport, Job, report_of
-from ideal_proxy.export.terms import step_terms
+from ideal_proxy.export.terms import counts_rows, step_terms
 from ideal_proxy.mixture import DomainVolume
 
 
@@ -89,7 +89,8 @@ def open_instruct(job: Job) -> ExportReport:
     options += ["--num_train_epochs 1", f"--seed {job.mixture.seed}"]
     options += [f"--{key} {value}" for key, value in _step(job, "max_seq_length").items() if value is not False]
     # `mean` divides a micro-batch by its own tokens, so micro-batches of one row count rows alike; `sum` counts tokens.
-    options += [f"--reduce_loss {'mean' if job.mixture.loss == 'row' else 'sum'}"] if job.mixture.batch else []
+    if job.mixture.batch is not None:
+        options.append(f"--reduce_loss {'mean' if counts_rows(job.mixture, 'open-instruct') else 'sum'}")
     _write_script(job, "sft.sh", "python open_instruct/finetune.py", options, change=False)
     return report_of(
         job, "open-instruct", ["sft.sh", "data/"],
@@ -193,7 +194,7 @@ def _megatron_step(job: Job) -> str:
     return (
         "# For your ConfigContainer: train.global_batch_size, train.micro_batch_size, model.calculate_per_token_loss\n"
         f"GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, PER_TOKEN_LOSS = {terms.sequences}, 1, "
-        f"{job.mixture.loss == 'token' or terms.packed is not None}\n"
+        f"{not counts_rows(job.mixture, 'megatron-bridge')}\n"
     )
 
 

@@ -470,6 +470,8 @@ def test_the_row_loss_is_said_or_told_to_be_lost(mixture: MixtureFile, tmp_path:
         assert "PER_TOKEN_LOSS = 8, 1, False" in (tmp_path / "out" / "mixture_blend.py").read_text()
     packed = export_mixture(in_search(mixture, "row", Batch(tokens=4096)), target, tmp_path / "packed")
     assert any("here each supervised token counts alike" in note for note in packed.notes)
+    if target == "open-instruct":
+        assert settings_of(tmp_path / "packed")["reduce_loss"] == "sum", "a mean over a packed sequence counts neither"
     token = export_mixture(in_search(mixture, "token", Batch(rows=8)), target, tmp_path / "token")
     assert not any("counted each row alike" in note for note in token.notes)
     assert "Note: " in export_table(token)
