@@ -44,7 +44,7 @@ RUNS = {
 }  # fmt: skip
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-"""Given, for a raylet ends itself where its agents, which choose their own otherwise, do not tell them within 15 s."""
+"""Given, for a raylet ends itself where its agents, which choose their own otherwise, do not tell them soon."""
 
 
 def main() -> None:
