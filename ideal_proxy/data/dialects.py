@@ -36,6 +36,7 @@ ROLES = {
 CALLING_ROLES = ("function_call", "tool_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SYSTEMS = ("system", "system_prompt")
+KTO_LABELS = ("label", "kto_tag")
 WEIGHTS = ("weight", "train", "trainable", "loss")
 CHATS = ("messages", "conversations")
 TURN_KEYS = {
@@ -123,8 +124,9 @@ def refuse_left_out(value: dict[str, Any], own: Sequence[str] = ()) -> None:
     """Raise LeftOut for preference rows, and rows with images or sound; `own` are columns that the user named."""
     if not blank(value.get("chosen")) and "rejected" in value and not {"chosen", "rejected"} & set(own):
         raise LeftOut("preference rows (chosen and rejected)")
-    if value.get("label") is False:
-        raise LeftOut("preference rows (label is false)")
+    for name in KTO_LABELS:
+        if value.get(name) is False:
+            raise LeftOut(f"preference rows ({name} is false)")
     for name, what in SEEN_MEDIA.items():
         if name in value and name not in own and not blank(value[name]):
             raise LeftOut(f"rows with {what} ({name})")
@@ -147,7 +149,8 @@ def read_turns(
     elif value is not raw:  # an empty answer is no missing column
         value |= {name: "" for name in REQUIRED[format] if name in raw and name not in value}
     tools = _tools(value["tools"], where) if value.get("tools") else ()
-    system = next((text_of(value[name], name, where) for name in SYSTEMS if value.get(name)), "")
+    said = (text_of(value[name], name, where) for name in SYSTEMS if value.get(name))
+    system = "\n\n".join(dict.fromkeys(text for text in said if text.strip()))
     if format == "alpaca":
         messages = _alpaca(value, where)
     elif format == "prompt":
@@ -326,7 +329,7 @@ def _turn(turn: Any, place: str, where: str, roles: dict[str, str]) -> Message:
             "(others by columns: roles: in the run file)", "unknown role",
         )  # fmt: skip
     text = text_of(content, place, where)
-    if len(turn) == 2:
+    if len(turn) == 2 and not isinstance(content, list):  # parts may hold thoughts
         if said not in CALLING_ROLES:
             return Message(known, text)
         return Message(known, "", tool_calls=_calls(text, place, where))
@@ -418,6 +421,12 @@ def text_of(value: Any, column: str, where: str) -> str:
             return ""
         if isinstance(value, list) and all(isinstance(part, dict) for part in value):
             value = _joined(value)
+            if isinstance(value, list):
+                kinds = ", ".join(sorted({str(part.get("type")) for part in value}))
+                raise BadRow(
+                    f"{where}: {column!r} holds parts of the types {kinds}; read are text and thoughts "
+                    "(calls are written as tool_calls, their answers as turns of the role tool)", "not text",
+                )  # fmt: skip
         if not isinstance(value, str):
             raise BadRow(f"{where}: {column!r} holds {kind_of(value)}; it must be text", "not text")
     if value.isascii():

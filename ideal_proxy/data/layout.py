@@ -118,6 +118,8 @@ def look(folder: Path) -> Layout:
         elif _is_rows(entry):
             if _partner(entry) is None:
                 found.append(Found(_stem(entry), entry, _beside(entry, held)))
+        elif entry.is_symlink() and not entry.exists():
+            passed.append(f"{entry.name} (a link to {entry.readlink()}, which does not exist)")
         elif _unread([entry]):
             unread.append(entry.name)
     taken = {found_.reference for found_ in found}

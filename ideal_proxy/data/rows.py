@@ -25,6 +25,7 @@ from ideal_proxy.data.dialects import (
     SYSTEMS,
     THOUGHTS,
     TURN_KEYS,
+    WEIGHTS,
     LeftOut,
     filled,
     find_format,
@@ -106,6 +107,13 @@ def turn_keys(value: dict[str, Any]) -> frozenset[str]:
         if isinstance(turns, list):
             keys.update(*(filled(turn) for turn in turns if isinstance(turn, dict) and len(turn) > 2))
     return frozenset(keys)
+
+
+def between_weights(value: dict[str, Any]) -> bool:
+    """Tell whether a turn's weight is neither 0 nor 1, such as 0.5: a token has loss or has none."""
+    turns = [turn for name in CHATS if isinstance(value.get(name), list) for turn in value[name]]
+    cells = [turn.get(key) for turn in turns if isinstance(turn, dict) for key in WEIGHTS]
+    return any(isinstance(cell, int | float) and cell == cell and cell not in (0, 1) for cell in cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,13 +327,15 @@ class SourceReader:
             tally.used["turns without loss (weight 0)"] += any(not turn.trained for turn in row.messages)
         if row.tools:
             tally.used["schemas of tools (tools)"] += 1
-        system = next((name for name in SYSTEMS if value.get(name)), None)
-        if system is not None:
-            tally.used[f"a system column ({system})"] += 1
+        for system in SYSTEMS:
+            if value.get(system):
+                tally.used[f"a system column ({system})"] += 1
         if row.settings:
             tally.used[f"settings of the chat template ({', '.join(sorted(row.settings))})"] += 1
         if value.get("history") and self.format.startswith("alpaca"):
             tally.used["earlier turns (history)"] += 1
+        if not keys.isdisjoint(WEIGHTS) and between_weights(value):
+            tally.used["weights between 0 and 1 or above (read as 1: full loss)"] += 1
         if keys:
             turn_shapes[keys] += 1
 

@@ -414,7 +414,7 @@ def test_init_tells_everything_it_did_not_use(tmp_path):
     assert 'asked: no known layout; columns {"completion": "answer", "prompt": "question"} is a guess' in said
     assert "asked has no reference rows: the others judge it" in said
     write_rows(tmp_path / "d" / "dpo.jsonl", [{"chosen": a, "rejected": "no", "prompt": q} for q, a in SUMS])
-    said = write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True)
+    said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True).split())
     assert "dpo.jsonl holds no row to train on: 60 rows left out, preference rows (chosen and rejected)" in said
     assert "mix.yaml written with 2 domains" in said
     (tmp_path / "d" / "x.json").write_text('{"version": 1}')
@@ -457,3 +457,46 @@ def test_a_word_without_end_takes_linear_time_in_check_and_preview(tmp_path):
 
 
 SHORT = [{"prompt": f"p {n}", "completion": f"c {n}"} for n in range(20)]
+
+
+def test_thoughts_among_the_parts_of_a_bare_turn_are_kept_and_counted(tmp_path):
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "3"}]
+    record = {"messages": [turn("user", "1+2"), {"role": "assistant", "content": parts}]}
+    assert one(tmp_path, record).messages[1] == Message("assistant", "3", "hm")
+    assert scan(tmp_path / "one.jsonl").tally.used == {"thoughts (in the content)": 1}
+
+
+def test_parts_of_unknown_types_are_told_by_type(tmp_path):
+    part = {"type": "tool_use", "name": "add", "input": {}}
+    write_rows(tmp_path / "a.jsonl", [{"messages": [turn("user", "q"), {"role": "assistant", "content": [part]}]}])
+    with pytest.raises(UserError, match="parts of the types tool_use; read are text and thoughts"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_rows_that_llama_factory_marks_as_bad_are_left_out(tmp_path):
+    turns = [turn("user", "q"), turn("assistant", "a")]
+    write_rows(tmp_path / "a.jsonl", [{"messages": turns, "kto_tag": good} for good in (True, False, True)])
+    rows, reader = read(tmp_path / "a.jsonl")
+    assert len(rows) == 2
+    assert "preference rows (kto_tag is false)" in str(reader.tally.left_out)
+
+
+def test_two_system_columns_are_both_used_equal_ones_once(tmp_path):
+    turns = [turn("user", "q"), turn("assistant", "a")]
+    both = one(tmp_path, {"system": "A", "system_prompt": "B", "messages": turns})
+    equal = one(tmp_path, {"system": "A", "system_prompt": "A", "messages": turns})
+    assert (both.messages[0].content, equal.messages[0].content) == ("A\n\nB", "A")
+
+
+@pytest.mark.parametrize(("weight", "told"), [(0.5, True), (3, True), (1, False), (True, False), (0, False)])
+def test_weights_that_cannot_be_kept_are_counted(tmp_path, weight, told):
+    turns = [turn("user", "q"), turn("assistant", "b", weight=weight), turn("user", "q"), turn("assistant", "a")]
+    write_rows(tmp_path / "a.jsonl", [{"messages": turns}])
+    used = scan(tmp_path / "a.jsonl").tally.used
+    assert ("weights between 0 and 1 or above (read as 1: full loss)" in used) == told
+
+
+def test_a_link_to_nowhere_is_listed(tmp_path):
+    write_rows(tmp_path / "words.jsonl", chat())
+    os.symlink("gone.jsonl", tmp_path / "dead.jsonl")
+    assert look(tmp_path).passed_over == ["dead.jsonl (a link to gone.jsonl, which does not exist)"]
