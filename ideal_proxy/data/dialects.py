@@ -114,6 +114,9 @@ def find_format(value: dict[str, Any], where: str) -> str:
         return "alpaca"
     if "prompt" in value and "completion" in value:
         return "prompt"
+    blank_chat = next((name for name in CHATS if name in value and blank(value[name])), None)
+    if blank_chat is not None:
+        raise BadRow(f"{where}: {blank_chat!r} is empty; it must be a list of messages", NO_KNOWN_COLUMNS)
     columns = ", ".join(map(str, value)) or "none"
     raise BadRow(
         f"{where}: columns {columns} are no known format; {KNOWN}, or columns: in the run file", NO_KNOWN_COLUMNS

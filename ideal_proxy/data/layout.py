@@ -99,7 +99,9 @@ def look(folder: Path) -> Layout:
     lonely: list[tuple[str, Path]] = []
     questions: list[str] = []
     for entry in entries:
-        if entry.is_dir():
+        if entry.is_symlink() and entry.is_dir() and folder.resolve().is_relative_to(entry.resolve()):
+            passed.append(f"{entry.name} (a link to the folder that it lies in)")
+        elif entry.is_dir():
             domains = _folder_domains(entry, held, passed)
             found += domains
             if len(domains) > 1:

@@ -500,3 +500,18 @@ def test_a_link_to_nowhere_is_listed(tmp_path):
     write_rows(tmp_path / "words.jsonl", chat())
     os.symlink("gone.jsonl", tmp_path / "dead.jsonl")
     assert look(tmp_path).passed_over == ["dead.jsonl (a link to gone.jsonl, which does not exist)"]
+
+
+def test_a_link_to_its_own_folder_is_no_domain(tmp_path):
+    write_rows(tmp_path / "words.jsonl", chat())
+    os.symlink(".", tmp_path / "loop")
+    found = look(tmp_path)
+    assert [domain.name for domain in found.domains] == ["words"]
+    assert found.passed_over == ["loop (a link to the folder that it lies in)"]
+
+
+def test_an_empty_first_row_of_a_chat_file_is_told_as_that(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"messages": None}, *chat()])
+    rows, reader = read(tmp_path / "a.jsonl")
+    assert len(rows) == 60
+    assert "'messages' is empty" in str(reader.tally.bad)
