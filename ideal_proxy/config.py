@@ -92,7 +92,7 @@ class DomainConfig(SourceSection):
 
     name: str = Field(
         max_length=80,
-        pattern=r"^[^/\\\x00-\x1f]+(/[^/\\\x00-\x1f]+)*$",
+        pattern=r"^\.*[^./\\\x00-\x1f][^/\\\x00-\x1f]*(/\.*[^./\\\x00-\x1f][^/\\\x00-\x1f]*)*$",
         description="maths, or maths/high for a part of it",
     )
     base: Volume = Field(

@@ -76,7 +76,7 @@ def test_dump_reads_back_to_the_same(tmp_path):
         (GOOD.replace("base: 30%", "base: 0.5"), r"'domains.1.base' \(code\): must be a count of rows .*, got 0.5$"),
         (GOOD.replace("base: 30%", "base: true"), r"'domains.1.base' \(code\): must be a count of rows .*, got True$"),
         (GOOD.replace("path: math.jsonl", "path: ''"), r"'domains.0.path' \(math\): must not be empty"),
-        (GOOD.replace("name: code", "name: a/b"), r"'domains.1.name' .*: a name has 1 to 80 characters and no slash"),
+        (GOOD.replace("name: code", "name: ../b"), r"'domains.1.name' .*: a name has"),
         (GOOD.replace("name: code", "name: 3"), r"'domains.1.name' .*: must be text, got 3; put it in quotes"),
         (
             GOOD.replace("}\ncap", ", pinned: true}\ncap").replace("math.jsonl}", "m, pinned: true}"),

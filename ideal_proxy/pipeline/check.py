@@ -84,10 +84,10 @@ def preview_sources(
     if isinstance(source, SearchConfig):
         sources = {entry.name: (entry.path, entry.format) for entry in source.domains}
         judged = [(entry.path, entry.format) for entry in source.capabilities]
-        given, limit = source.proxy.context, row_limit(source)
+        given = source.proxy.context
     else:
         sources, judged = {Path(source).name.split(".")[0] or source: (source, "auto")}, []
-        given, limit = None, Limit()
+        given = None
     if model is not None:
         tokenizer = load_tokenizer(Pretrained(name=model))
     elif isinstance(source, SearchConfig):
@@ -101,6 +101,7 @@ def preview_sources(
     template = make_template(tokenizer)
     if given is not None:
         return template, sources, Context(given)
+    limit = row_limit(source) if isinstance(source, SearchConfig) else Limit()
     tokens = {}
     for n, (path, form) in enumerate([*sources.values(), *judged]):
         with contextlib.suppress(UserError):  # what is wrong with its rows is shown row by row

@@ -192,7 +192,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     trainings = response_trainings(method, len(config.capabilities))
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
     stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
-        (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / warm_rows))
+        (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / max(warm_rows, 1.0)))
         if config.proxy.model is None
         else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
