@@ -141,7 +141,9 @@ def test_readme(readme):
     folder, said, mixed = readme
     verdicts = ("improves", "no better than base", "not enough evidence")
     assert any(f"Verdict: {v}" in said["ideal-proxy show runs/mix"] for v in verdicts)
-    assert said["ideal-proxy show runs/mix"].split("Verdict:")[1].split("next:")[0] in said["ideal-proxy search mix.yaml"]
+    assert (
+        said["ideal-proxy show runs/mix"].split("Verdict:")[1].split("next:")[0] in said["ideal-proxy search mix.yaml"]
+    )
     assert "Nothing was trained" in said["ideal-proxy search mix.yaml --dry-run"]
     assert (folder / "runs/mix/report.html").stat().st_size > 50_000
     mixture = json.loads((folder / "runs/mix/mixture.json").read_text(encoding="utf-8"))

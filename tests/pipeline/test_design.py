@@ -166,7 +166,8 @@ def bench(*, seeds=2, gradients=None, domains=5):
     """What a laboratory knows when it lays out a round, of domains alike."""
     each = np.full(domains, 1000.0)
     config = SimpleNamespace(
-        swarm=SimpleNamespace(seeds=seeds), seed=3,
+        swarm=SimpleNamespace(seeds=seeds),
+        seed=3,
         limits=SimpleNamespace(budget_unit="rows", budget=SimpleNamespace(kind="keep")),
     )
     made = SimpleNamespace(
