@@ -465,10 +465,15 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
     return rows
 
 
-def range_of(entry: DomainConfig, available: int, max_repeat: float, epochs: int = 1) -> tuple[int, int, int]:
+def range_of(
+    entry: DomainConfig, available: int, max_repeat: float, epochs: int = 1, left_out: int = 0
+) -> tuple[int, int, int]:
     """Give a domain's rows in the base mixture, all epochs, and the fewest and the most, of the rows it has."""
     cap = int(max_repeat * available)
-    base = epochs * rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    once = rows_of(entry.base, available, default=available, what=f"base of {entry.name}")
+    if available < once <= available + left_out:  # whoever counted the rows could not know which are left out
+        once = available
+    base = epochs * once
     if entry.pinned:
         lower = upper = base
     else:

@@ -27,9 +27,11 @@ from .preview import preview_rows as preview_rows
 from .rows import NothingToTrainOnError as NothingToTrainOnError
 from .rows import SourceInfo as SourceInfo
 from .rows import SourceReader as SourceReader
+from .rows import bad_row as bad_row
 from .rows import look_through as look_through
 from .rows import read_rows as read_rows
 from .rows import scan as scan
+from .sources import ReadSource as ReadSource
 from .sources import domain_tokenizer as domain_tokenizer
 from .sources import read_sources as read_sources
 from .sources import rows_by_name as rows_by_name
@@ -40,6 +42,6 @@ from .tokenizer import train_tokenizer as train_tokenizer
 from .tokens import IGNORED as IGNORED
 from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
-from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows
 from .tokens import told_lines as told_lines
+from .writing import RefusedRowError as RefusedRowError

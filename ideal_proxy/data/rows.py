@@ -80,6 +80,11 @@ class Tally:
         """Rows that cannot be read."""
         return sum(count for count, _ in self.bad.values())
 
+    @property
+    def all_left_out(self) -> int:
+        """Rows left out for whatever reason."""
+        return self.bad_rows + self.without_answer + sum(count for count, _ in self.left_out.values())
+
     def lines(self) -> list[str]:
         """Say it, a sentence each."""
         said = [
@@ -97,6 +102,11 @@ class Tally:
 def rows(count: int) -> str:
     """Write a number of rows."""
     return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def bad_row(source: str, where: str, reason: str, message: str) -> str:
+    """Write a line of `bad_rows.jsonl`."""
+    return json.dumps({"source": source, "where": where, "reason": reason, "message": message}, ensure_ascii=False)
 
 
 def turn_keys(value: dict[str, Any]) -> frozenset[str]:
@@ -171,7 +181,7 @@ def scan(source: str | Path, *, format: str = "auto", max_bad: int | None = None
     Returns:
         SourceInfo: format, files, counts and fingerprint.
     """
-    reader = SourceReader(source, format=format, max_bad=max_bad)
+    reader = SourceReader(source, format=format, max_bad=max_bad, quiet=True)
     keys = np.fromiter((row.key for _, row in reader), dtype=np.uint64)
     return SourceInfo(
         source=str(source),
@@ -219,6 +229,7 @@ class SourceReader:
         on_bad_rows: as for `read_rows`.
         max_bad: as for `read_rows`.
         told: is told every row that cannot be read, as a line of `bad_rows.jsonl`.
+        quiet: leave it to the caller to say what was left out (`tally`).
 
     Attributes:
         format: the format found, or given.
@@ -228,7 +239,7 @@ class SourceReader:
 
     def __init__(
         self, source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None,
-        told: Told | None = None,
+        told: Told | None = None, quiet: bool = False,
     ) -> None:  # fmt: skip
         alone, _ = split_format(format)
         if alone not in (*FORMATS, "auto") and not alone.startswith(MAPPED):
@@ -241,6 +252,7 @@ class SourceReader:
         self._refuse = on_bad_rows == "refuse"
         self._max_bad = max_bad
         self._told = told
+        self._quiet = quiet
         self._first_bad: BadRow | None = None
 
     @property
@@ -311,8 +323,7 @@ class SourceReader:
         count, first = self.tally.bad.get(error.reason, (0, str(error)))
         self.tally.bad[error.reason] = (count + 1, first)
         if self._told is not None:
-            line = {"source": self.source, "where": where, "reason": error.reason, "message": str(error)}
-            self._told(json.dumps(line, ensure_ascii=False))
+            self._told(bad_row(self.source, where, error.reason, str(error)))
         if not self.tally.rows and self.tally.bad_rows > FEW_BAD and self._max_bad is None:
             raise self._first_bad
 
@@ -362,7 +373,7 @@ class SourceReader:
         tally = self.tally
         lost = len(tally.bad) + len(tally.left_out) + (tally.without_answer > 0)
         for n, line in enumerate(tally.lines()):
-            log.log(logging.WARNING if n < lost else logging.INFO, "%s: %s", self.source, line)
+            log.log(logging.WARNING if n < lost and not self._quiet else logging.INFO, "%s: %s", self.source, line)
         if not tally.rows:
             if self._first_bad is not None:
                 raise self._first_bad

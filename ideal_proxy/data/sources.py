@@ -37,7 +37,7 @@ def read_sources(
             for entry in entries:
                 reader = SourceReader(
                     entry.path, format=entry.format, on_bad_rows=config.on_bad_rows, max_bad=config.max_bad,
-                    told=bad.append,
+                    told=bad.append, quiet=True,
                 )  # fmt: skip
                 rows = [row for _, row in reader]
                 part[entry.name] = ReadSource(rows, reader.format, reader.tally)

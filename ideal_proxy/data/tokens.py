@@ -307,12 +307,6 @@ def tokenize_rows(
     result = _tokenize(rows, keys, template)
     if context is not None:
         result = result.cut(int(context), template.tokenizer.bos_token_id)
-    if result.dropped:
-        log.warning("%d rows without a supervised token are left out", result.dropped)
-    if result.answers_cut:
-        log.warning(
-            "%d rows lost tokens of an answer: they do not fit the context of %d tokens", result.answers_cut, context
-        )
     if folder is not None:
         result.save(folder)
     return result
@@ -340,6 +334,8 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             ids.append(np.asarray(made[0][:last], dtype=np.int32))
             masks.append(mask[:last])
             kept.append(n)
+    if dropped:
+        told["left out, no token of it carries loss"] = dropped
     for reason, count in Counter(reason for reason, _ in refused).items():
         first = next(text for why, text in refused if why == reason)
         told[f"left out, {reason} (first: {first})"] = count

@@ -127,7 +127,8 @@ class Job:
         try:
             table = open_table(source, domain.format, keep=self.index, scratch=scratch)
             refuse_changed(domain, source, table, self.mixture.key_note)
-            for batch in table.batches(chat_layout([table.shape])):
+            kept = table.without(domain.left_out, scratch / "kept")
+            for batch in kept.batches(chat_layout([table.shape])):
                 yield batch.column("text").to_pylist()
         except StaleTableError as error:
             forget(self.index, source, domain.format)

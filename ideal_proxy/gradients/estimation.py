@@ -8,6 +8,7 @@ Legend: J capabilities, D domains.
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -32,6 +33,7 @@ from ideal_proxy.data import (
     read_sources,
     row_keys,
     rows_by_name,
+    tally_lines,
     source_fingerprint,
     tokenize_rows,
 )
@@ -57,6 +59,8 @@ from ideal_proxy.mixture import (
 )
 from ideal_proxy.store import atomic_write_json, provenance
 from ideal_proxy.terminal import Reporter, paragraph, table
+
+log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
@@ -116,7 +120,10 @@ def encode_sources(
     config: SearchConfig, template: ChatTemplate, context: int | None, longest: int | None = None
 ) -> Sources:
     """Read and tokenise every source of a run file with a model's own template; without a context, the data's own."""
-    domain_rows, reference_rows = rows_by_name(*read_sources(config))
+    parts = read_sources(config)
+    for line in tally_lines(*parts):
+        log.warning(line)
+    domain_rows, reference_rows = rows_by_name(*parts)
     domains = {name: tokenize_rows(rows, template, context) for name, rows in domain_rows.items()}
     judged = {name: tokenize_rows(rows, template, context) for name, rows in reference_rows.items()}
     if context is None:

@@ -269,7 +269,8 @@ def _parts(job: _Job, tell: Progress) -> list[Part]:
 
         table = open_table(source, domain.format, keep=job.keep, scratch=job.spool / f"table-{number}", seen=seen)
         refuse_changed(domain, source, table, job.mixture.key_note)
-        parts.append(Part(domain.name, table, domain.rows))
+        kept = table.without(domain.left_out, job.spool / f"kept-{number}")
+        parts.append(Part(domain.name, kept, domain.rows))
     return parts
 
 

@@ -32,7 +32,8 @@ class DomainVolume(_Part):
     source: str = Field(description="file, glob, folder, hf:ID or demo:NAME?seed=S&rows=N")
     format: Format = "auto"
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
-    available: int = Field(ge=0, description="rows that the source has")
+    available: int = Field(ge=0, description="rows that the source has to train on")
+    left_out: list[str] = Field(default_factory=list, description="keys of the rows that the template refuses, in hex")
     rows: int = Field(ge=0, description="rows to train on, repeats included")
     tokens: int = Field(default=0, ge=0, description="tokens of those rows")
     supervised_tokens: int = Field(default=0, ge=0)

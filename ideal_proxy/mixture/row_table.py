@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import xxhash
 
-from ideal_proxy.data import SourceReader, is_line_file, log, read_turns, source_fingerprint
+from ideal_proxy.data import SourceReader, is_line_file, read_turns, source_fingerprint
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import DomainVolume
 from ideal_proxy.mixture.row_shape import ChatLayout, Shape
@@ -93,6 +93,16 @@ class RowTable:
                 if checksum is not None and checksum != self.checksums[number]:
                     raise StaleTableError
 
+    def without(self, keys: Sequence[str], folder: Path) -> RowTable:
+        """Leave out rows by their keys in hex; what is left is written to `folder`."""
+        if not keys:
+            return self
+        table = parquet.read_table(self.path)
+        kept_N = ~np.isin(table["key"].to_numpy(), np.array([int(key, 16) for key in keys], dtype=np.uint64))
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table.filter(arrow.array(kept_N)), folder / ROWS)
+        return replace(self, folder=folder, rows=int(kept_N.sum()))
+
     def changed(self) -> bool:
         """Tell by size and time of change whether a file was changed since it was read."""
         try:
@@ -106,7 +116,7 @@ SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
     """Take a source's table from the folder `keep`, or make it in `scratch`; `seen` is told how many rows were read."""
-    reader = SourceReader(source, format=format, max_bad=-1)  # the search has held them to its limit
+    reader = SourceReader(source, format=format, max_bad=-1, quiet=True)  # the search has told, and held them to its limit
     plain = _has_lines(reader)
     if keep is not None and plain:
         table = _load(_kept_at(keep, source, format), reader, format)
@@ -123,10 +133,11 @@ def forget(keep: Path | None, source: str, format: str) -> None:
 
 def refuse_changed(domain: DomainVolume, source: str, table: RowTable, note: str = "") -> None:
     """Refuse a source that is not the one that the mixture was made for: a row changed, moved, came or went."""
-    if table.fingerprint == domain.fingerprint and table.rows == domain.available:
+    had = domain.available + len(domain.left_out)
+    if table.fingerprint == domain.fingerprint and table.rows == had:
         return
-    change = f"it had {domain.available} rows, now {table.rows}"
-    if table.rows == domain.available:
+    change = f"it had {had} rows, now {table.rows}"
+    if table.rows == had:
         change = "the number of rows is the same, their content or order is not"
     raise UserError(
         f"the data of domain {domain.name!r} changed since the search: {source} ({change}){note}; "
@@ -175,8 +186,6 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
         files = [[os.path.abspath(f), *state] for f, state in zip(reader.files, states, strict=True)]
         known = (value["format"], value["asked"], value["files"]) == (FORMAT, asked, files)
         if known and _checksum(place / ROWS) == value["keys"]:
-            if value["without_answer"]:
-                _tell_left_out(reader.source, value["without_answer"])
             return RowTable(
                 place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
                 value["without_answer"], value["fingerprint"], Shape.from_json(value["shape"]),
@@ -248,7 +257,3 @@ def _has_lines(reader: SourceReader) -> bool:
         return bool(reader.files) and all(is_line_file(file) for file in reader.files)
     except OSError:  # the reader will say what cannot be read
         return False
-
-
-def _tell_left_out(source: str, rows: int) -> None:
-    log.warning("%s: %d rows without an answer are left out", source, rows)

@@ -29,7 +29,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.encoding import encode, row_limit
-from ideal_proxy.pipeline.prepare import cut_text, duplicate_lines, proxy_tokenizer
+from ideal_proxy.pipeline.prepare import FEW_ROWS, cut_text, duplicate_lines, few_rows_text, proxy_tokenizer
 from ideal_proxy.terminal import paragraph, table
 
 
@@ -57,10 +57,10 @@ def check_sources(config: SearchConfig) -> dict[str, Any]:
             if tokens.cut_share > CUT_SHARE:
                 described["too_much_cut"] = cut_text(tokens, encoded.context)
             if kind == "domains":
-                available = len(source.rows)
                 described["base"] = config.base.epochs * rows_of(
-                    getattr(entry, "base", None), available, default=available, what=f"base of {entry.name}"
+                    getattr(entry, "base", None), len(tokens), default=len(tokens), what=f"base of {entry.name}"
                 )
+                described["few"] = len(tokens) < FEW_ROWS
             health[kind].append(described)
     health["findings"] = tally_lines(domains, references)
     health["findings"] += duplicate_lines(find_duplicates(*rows_by_name(domains, references)))
@@ -119,8 +119,8 @@ def _findings(described: dict[str, Any], health: dict[str, Any], config: SearchC
             f"{described['truncated']:,} longer than {health['context']} tokens (proxy.context): they lose prompt "
             f"from the left{cut}"
         )
-    if described["dropped"]:
-        found.append(f"{described['dropped']:,} without an answer token are dropped")
+    if described.get("few"):
+        found.append(few_rows_text(described["rows"]))
     if "too_much_cut" in described and not config.proxy.allow_truncation:
         found.append(described["too_much_cut"])
     found += told_lines(described["told"])

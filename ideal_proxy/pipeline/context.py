@@ -49,10 +49,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
         mask = reserve_mask(rows.split_keys, config.proxy.warm_fraction or 0.0)
         pools.append(rows.select(np.flatnonzero(~mask)))
         reserved.append(rows.select(np.flatnonzero(mask)))
-        seen = int(plan.fraction * domain.available)
-        if len(rows) < domain.available:  # rows that the template refuses, or that have no token with loss
-            seen = min(seen, len(pools[-1]))
-        available.append(max(1, seen))
+        available.append(max(1, int(plan.fraction * domain.available)))
     names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
     context = SwarmContext(
         folder=folder,

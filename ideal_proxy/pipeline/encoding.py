@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import psutil
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.data import ChatTemplate, Context, Limit, Row, TokenRows, choose_context, tokenize_rows
+from ideal_proxy.data import (
+    ChatTemplate,
+    Context,
+    Limit,
+    RefusedRowError,
+    Row,
+    TokenRows,
+    choose_context,
+    tokenize_rows,
+)
 from ideal_proxy.proxy import Products
 
 if TYPE_CHECKING:
     from ideal_proxy.proxy import Pretrained
 
+NO_LOSS = "no token of it carries loss"
 MEMORY_SHARE = 0.5  # of this machine's, for the weights and activations of one worker
 
 
@@ -45,6 +56,28 @@ def encode(
                 for name, rows in part.items()}  # fmt: skip
     context = choose_context(together, row_limit(config), bos)
     return Encoded(context, *({name: rows.cut(context.tokens, bos) for name, rows in part.items()} for part in parts))
+
+
+class LeftOut(NamedTuple):
+    """A row that the proxies cannot train on, and why."""
+
+    row: Row
+    reason: str
+    message: str
+
+
+def left_out(rows: Sequence[Row], tokens: TokenRows, template: ChatTemplate) -> list[LeftOut]:
+    """Find the rows of a source that are not among its tokens: the template refuses them, or none carries loss."""
+    missing = np.ones(len(rows), dtype=np.bool_)
+    missing[tokens.source_index] = False
+    found = []
+    for n in np.flatnonzero(missing).tolist():
+        try:
+            template.render_row(rows[n])
+            found.append(LeftOut(rows[n], NO_LOSS, f"{rows[n].where}: {NO_LOSS}"))
+        except RefusedRowError as error:
+            found.append(LeftOut(rows[n], error.reason, f"{rows[n].where}: {error}"))
+    return found
 
 
 def row_limit(config: SearchConfig) -> Limit:

@@ -186,6 +186,7 @@ def domain_volumes(prepared: Prepared, seed: int, rows: NDArray[Any]) -> list[Do
                 format=domain.format,
                 fingerprint=domain.fingerprint,
                 available=domain.available,
+                left_out=list(domain.left_out),
                 rows=int(rows[i]),
                 tokens=tokens,
                 supervised_tokens=supervised,

@@ -21,8 +21,10 @@ from ideal_proxy.data import (
     ChatTemplate,
     Context,
     DuplicateReport,
+    ReadSource,
     Row,
     TokenRows,
+    bad_row,
     domain_tokenizer,
     find_duplicates,
     make_template,
@@ -36,11 +38,12 @@ from ideal_proxy.data import (
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
-from ideal_proxy.pipeline.encoding import encode, pretrained_source
+from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
+FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
 
@@ -54,7 +57,7 @@ class DomainFacts:
         source: where its rows are.
         format: their format.
         fingerprint: SHA-256 over its rows.
-        available: rows it has.
+        available: rows it has to train on.
         base: rows of the base mixture.
         lower: fewest rows allowed.
         upper: most rows allowed.
@@ -64,6 +67,7 @@ class DomainFacts:
         truncated: rows that did not fit the context and lost prompt or answer.
         dropped: rows without a supervised token.
         longest: tokens of the longest row, after truncation.
+        left_out: keys in hex of rows that the template refuses or that have no token with loss.
     """
 
     name: str
@@ -80,6 +84,7 @@ class DomainFacts:
     truncated: int
     dropped: int
     longest: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,12 +203,18 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         for line in told_lines(tokens.told):
             reporter.note(f"warning: domain {entry.name}: {line}")
         tokens.save(folder / f"domain-{index}")
-        domain_facts.append(_domain_facts(entry, rows, tokens, config))
+        lost = _tell_left_out(left_out(rows, tokens, template), entry.path, folder.parent / BAD_ROWS)
+        if len(tokens) < FEW_ROWS:
+            reporter.note(f"warning: domain {entry.name}: {few_rows_text(len(tokens))}")
+        domain_facts.append(_domain_facts(entry, domains[entry.name], tokens, lost, config))
     capability_facts = []
     for index, capability in enumerate(config.capabilities):
         rows = references[capability.name].rows
         tokens = encoded.references[capability.name]
         _refuse_empty(tokens, f"capability {capability.name}", capability.path)
+        for line in told_lines(tokens.told):
+            reporter.note(f"warning: reference rows of {capability.name}: {line}")
+        _tell_left_out(left_out(rows, tokens, template), capability.path, folder.parent / BAD_ROWS)
         search = search_verify_split(tokens.split_keys)
         halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
         for half, part in halves.items():
@@ -251,6 +262,14 @@ def cut_text(tokens: TokenRows, context: Context) -> str:
     return (
         f"cutting to proxy.context: {context.tokens} removes {tokens.cut_share:.0%} of its supervised tokens; "
         "raise proxy.context, or set proxy.allow_truncation: true"
+    )
+
+
+def few_rows_text(rows: int) -> str:
+    """Say that a domain has too few rows to learn its effect from."""
+    return (
+        f"{rows:,} row{'' if rows == 1 else 's'} to train on; with fewer than {FEW_ROWS} "
+        "its effect can hardly be measured: add rows, or join it with a domain of its kind"
     )
 
 
@@ -309,10 +328,21 @@ def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
     return {"fingerprint": fingerprint, "parameters": parameters}
 
 
-def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, config: SearchConfig) -> DomainFacts:
-    """Resolve a domain's base and bounds against the rows it has."""
-    available = len(rows)
-    base, lower, upper = range_of(entry, available, config.constraints.max_repeat, config.base.epochs)
+def _tell_left_out(found: Sequence[LeftOut], source: str, bad_rows: Path) -> list[str]:
+    """Add rows that the template refuses to the bad rows of a run, and give their keys in hex."""
+    if found:
+        with open(bad_rows, "a", encoding="utf-8") as file:
+            file.writelines(bad_row(source, f.row.where, f.reason, f.message) + "\n" for f in found)
+    return [f"{f.row.key:016x}" for f in found]
+
+
+def _domain_facts(
+    entry: DomainConfig, source: ReadSource, tokens: TokenRows, lost: Sequence[str], config: SearchConfig
+) -> DomainFacts:
+    """Resolve a domain's base and bounds against the rows it has to train on."""
+    available, rows = len(tokens), source.rows
+    fewer = len(lost) + source.tally.all_left_out
+    base, lower, upper = range_of(entry, available, config.constraints.max_repeat, config.base.epochs, fewer)
     reserved = int(reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0).sum())
     if config.proxy.warm_fraction and not reserved:
         raise UserError(
@@ -325,6 +355,7 @@ def _domain_facts(entry: DomainConfig, rows: Sequence[Row], tokens: TokenRows, c
         format=entry.format,
         fingerprint=source_fingerprint(row_keys(rows)),
         available=available,
+        left_out=tuple(lost),
         base=base,
         lower=lower,
         upper=upper,

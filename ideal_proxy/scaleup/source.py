@@ -81,14 +81,11 @@ def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[
     domains = []
     for domain in mixture.domains:
         rows = list(read_rows(resolve(domain.source, folder), format=domain.format, max_bad=-1))
-        _same(
-            source_fingerprint(row_keys(rows)),
-            domain.fingerprint,
-            f"domain {domain.name}",
-            domain.source,
-            mixture.key_note,
-        )
-        domains.append(rows)
+        keys = row_keys(rows)
+        found = source_fingerprint(keys)
+        _same(found, domain.fingerprint, f"domain {domain.name}", domain.source, mixture.key_note)
+        left_out = {int(key, 16) for key in domain.left_out}
+        domains.append([row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out])
     return domains
 
 

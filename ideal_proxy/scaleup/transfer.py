@@ -181,7 +181,8 @@ def carry(
         rows = list(read_rows(resolve(path, folder), format="auto", max_bad=-1))
         if not rows:
             raise UserError(f"--data {name}={path}: there are no rows; give a file, a glob or a folder with rows")
-        found[name] = {"source": path, "format": "auto", "fingerprint": source_fingerprint(row_keys(rows))}, len(rows)
+        fingerprint = source_fingerprint(row_keys(rows))
+        found[name] = {"source": path, "format": "auto", "fingerprint": fingerprint, "left_out": []}, len(rows)
     full = np.array([found[d.name][1] if d.name in found else d.available for d in mixture.domains], dtype=float)
     moved = transfer_mixture(
         mixture, mode, total, reporter, full_available=full, law=None if law is None else law(full)
