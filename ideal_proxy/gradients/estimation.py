@@ -33,8 +33,8 @@ from ideal_proxy.data import (
     read_sources,
     row_keys,
     rows_by_name,
-    tally_lines,
     source_fingerprint,
+    tally_lines,
     tokenize_rows,
 )
 from ideal_proxy.errors import UsageError, UserError

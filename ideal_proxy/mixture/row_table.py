@@ -24,7 +24,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import xxhash
 
-from ideal_proxy.data import SourceReader, is_line_file, read_turns, source_fingerprint
+from ideal_proxy.data import SourceReader, is_line_file, log, read_turns, source_fingerprint
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import DomainVolume
 from ideal_proxy.mixture.row_shape import ChatLayout, Shape
@@ -116,7 +116,7 @@ SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
     """Take a source's table from the folder `keep`, or make it in `scratch`; `seen` is told how many rows were read."""
-    reader = SourceReader(source, format=format, max_bad=-1, quiet=True)  # the search has told, and held them to its limit
+    reader = SourceReader(source, format=format, max_bad=-1)  # the search has held them to its limit
     plain = _has_lines(reader)
     if keep is not None and plain:
         table = _load(_kept_at(keep, source, format), reader, format)
@@ -186,6 +186,8 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
         files = [[os.path.abspath(f), *state] for f, state in zip(reader.files, states, strict=True)]
         known = (value["format"], value["asked"], value["files"]) == (FORMAT, asked, files)
         if known and _checksum(place / ROWS) == value["keys"]:
+            if value["without_answer"]:
+                log.warning("%s: %d rows without an answer are left out", reader.source, value["without_answer"])
             return RowTable(
                 place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
                 value["without_answer"], value["fingerprint"], Shape.from_json(value["shape"]),

@@ -94,7 +94,9 @@ def test_what_a_search_left_out_apply_and_scale_up_leave_out_too(searched, tmp_p
     assert len(written) == sum(d.available for d in mixture.domains)
     assert not any("REFUSE" in row for row in written), "every row of the domain is drawn, but for the one left out"
     assert [len(rows) for rows in read_domains(mixture)] == [d.available for d in mixture.domains]
-    assert run("export", str(out / "mixture.json"), "--to", "llamafactory", "--out", str(tmp_path / "lf")).returncode == 0
+    assert (
+        run("export", str(out / "mixture.json"), "--to", "llamafactory", "--out", str(tmp_path / "lf")).returncode == 0
+    )
     assert not any("REFUSE" in path.read_text() for path in (tmp_path / "lf").rglob("*.jsonl"))
 
 
