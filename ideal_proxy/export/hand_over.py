@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ideal_proxy.data import is_virtual
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.export import formats, trainers
 from ideal_proxy.export.job import ExportReport, Job
-from ideal_proxy.mixture import MixtureFile, index_folder
+from ideal_proxy.mixture import MixtureFile, index_folder, kept_base
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.terminal import paragraph, table
 
@@ -108,7 +108,7 @@ def export_mixture(
     except BaseException:
         _undo(place, fresh)
         raise
-    return report
+    return replace(report, notes=(*report.notes, note)) if (note := kept_base(mixture)) else report
 
 
 def export_table(report: ExportReport) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ideal_proxy.export.formats import write_drawn_as
-from ideal_proxy.export.job import ExportReport, Job, report_of
+from ideal_proxy.export.job import ExportReport, Job, line_of, report_of
 from ideal_proxy.export.terms import counts_rows, step_terms
 from ideal_proxy.mixture import DomainVolume
 
@@ -28,16 +29,18 @@ def llamafactory(job: Job) -> ExportReport:
     """
     names = job.file_names()
     info: dict[str, Any] = {}
+    unsaid = 0
     for domain in job.domains:
         name = names[domain.name]
-        job.write_whole(domain, job.folder / f"{name}.jsonl")
+        unsaid += _write_sharegpt(job, domain, job.folder / f"{name}.jsonl")
         info[name] = {
             "file_name": f"{name}.jsonl",
             "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
+            "columns": {"messages": "messages", "tools": "tools"},
             "tags": {
                 "role_tag": "role", "content_tag": "content",
                 "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system",
+                "observation_tag": "observation", "function_tag": "function_call",
             },
             "num_samples": domain.rows,
         }  # fmt: skip
@@ -52,8 +55,39 @@ def llamafactory(job: Job) -> ExportReport:
         job, "llamafactory", ["dataset_info.json", "sft.yaml", *(f"{name}.jsonl" for name in info)],
         "llamafactory-cli train sft.yaml",
         how={d.name: f"num_samples={d.rows}" for d in job.domains},
-        notes=_repeats(job, "rows beyond one pass are drawn with replacement, so some repeat more often than others"),
+        notes=(
+            *_repeats(job, "rows beyond one pass are drawn with replacement, so some repeat more often than others"),
+            *([f"{unsaid:,} turns say something beside a tool call: the words are left out, its layout has no place"]
+              if unsaid else []),
+        ),
     )  # fmt: skip
+
+
+def _write_sharegpt(job: Job, domain: DomainVolume, path: Path) -> int:
+    """Write a domain's rows once each in the roles that LLaMA-Factory knows; return how many turns lose words."""
+    unsaid = 0
+    with open(path, "wb") as file:
+        for row in job.conversations(domain):
+            turns: list[dict[str, str]] = []
+            for turn in row["messages"]:
+                role, content = turn["role"], turn.get("content") or ""
+                thoughts = turn.get("reasoning_content")
+                if calls := turn.get("tool_calls"):
+                    unsaid += bool(content.strip())
+                    role, content = "function_call", json.dumps([c["function"] for c in calls], ensure_ascii=False)
+                if role == "tool":
+                    role = "observation"
+                    if turns and turns[-1]["role"] == role:  # answers to calls made at once are one turn there
+                        turns[-1]["content"] += "\n" + content
+                        continue
+                if thoughts:
+                    content = f"<think>\n{thoughts}\n</think>\n\n{content}"
+                turns.append({"role": role, "content": content})
+            tools = row.get("tools") or ""
+            if not isinstance(tools, str):
+                tools = json.dumps(tools, ensure_ascii=False)
+            file.write(line_of({"messages": turns, "tools": tools}))
+    return unsaid
 
 
 def ms_swift(job: Job) -> ExportReport:

@@ -15,6 +15,7 @@ from .file import DomainVolume as DomainVolume
 from .file import FreeAnswer as FreeAnswer
 from .file import MetricResult as MetricResult
 from .file import MixtureFile as MixtureFile
+from .file import kept_base as kept_base
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
 from .file import with_shares as with_shares

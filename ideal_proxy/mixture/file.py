@@ -171,6 +171,13 @@ class MixtureFile(_Part):
         return f" (its row keys are of version {self.key_version}, today's of {KEY_VERSION}: some kinds of rows differ)"
 
 
+def kept_base(mixture: MixtureFile) -> str:
+    """Say that a mixture is the base because the search found no better one; nothing where it did."""
+    if mixture.verdict in {None, "improves"}:
+        return ""
+    return f"the search ended with `{mixture.verdict}`, so these are the volumes of the base"
+
+
 def load_mixture(path: str | Path) -> MixtureFile:
     """Read and check a mixture file.
 

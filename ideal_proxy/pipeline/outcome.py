@@ -24,6 +24,7 @@ from ideal_proxy.mixture import (
     save_mixture,
     with_shares,
 )
+from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
@@ -35,6 +36,8 @@ from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 from ideal_proxy.terminal import duration, money
+
+MANY_STEPS = 0.1  # a difference of steps that may make a gain by itself
 
 
 def write_outcome(
@@ -74,6 +77,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
     parts = [[(d.rows, d.tokens, d.supervised_tokens) for d in mixture] for mixture in (at_base, proposed)]
     base_shares, shares = (domain_shares(config, *zip(*part, strict=True)) for part in parts)
     totals = [(float(sum(d[0] for d in part)), float(sum(d[1] for d in part))) for part in parts]
+    steps = steps_taken(config, *totals)
     domains = [
         {
             "name": domain.name,
@@ -136,7 +140,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         "leeway": {"slack": moves.slack, "open": list(moves.open), "unsettled": list(moves.unsettled)},
         "free": _free(prepared, proposal),
         "domains": domains,
-        "steps": steps_taken(config, *totals),
+        "steps": steps,
         "capabilities": capabilities,
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
         "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
@@ -148,8 +152,10 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
                 scored=[capability.name for capability in config.capabilities if capability.metric is not None],
                 base_losses_J=np.array([losses[0] for losses in pair_losses]),
             ),
+            *_cautions(steps, proposal),
             *proposal.notes,
             *prepared.health["duplicates"],
+            *prepared.health.get("few", []),
             *laboratory.failures(),
             *_changed_scripts(laboratory),
         ],
@@ -217,6 +223,20 @@ def _price_of_pairs(config: SearchConfig, plan: Plan, laboratory: Laboratory, ve
     seconds = 2 * more * laboratory.seconds_of_check() / plan.workers
     cost = cost_of(config.cost, seconds, plan.devices)
     return f"{more} more, {duration(seconds)}" + (f", {money(cost, config.cost.currency)}" if cost is not None else "")
+
+
+def _cautions(steps: dict[str, Any], proposal: Proposal) -> list[str]:
+    """Say what a gain may rest on beside the mixture, and where the search had not seen enough."""
+    said = []
+    if abs(change := steps["change"]) > MANY_STEPS:
+        said.append(
+            f"the proposal takes {abs(change):.0%} {'more' if change > 0 else 'fewer'} optimiser steps than base, so "
+            "part of the difference may come from the steps and not from the mixture; budget: {steps: keep} compares "
+            "both at equal steps"
+        )
+    if Limit.TRUST_REGION in proposal.optimum.binding:
+        said.append("the proposal sits on the edge of what the swarm explored; --rounds allows another round")
+    return said
 
 
 def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:

@@ -35,7 +35,7 @@ from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedSc
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json
-from ideal_proxy.terminal import Reporter
+from ideal_proxy.terminal import Reporter, count_text
 
 Array = NDArray[np.float64]
 
@@ -169,7 +169,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
         reporter.note(
             f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
             "of the volumes, "
-            f"{whole['steps_per_run']} steps each, {plan.workers} side by side"
+            f"about {whole['steps_per_run']} steps each on base, {plan.workers} side by side"
         )
         with (
             StatusRecord(folder, whole["stages"]) as record,
@@ -185,8 +185,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             opening, seeds_of = next_opening(earlier, proposals[-1].rows, plan.looks, len(proposals))
             if opening:
                 reporter.note(
-                    f"the verify rows are opened for the {opening + 1}. time, at {OPENING_SHARE**opening:g} of the "
-                    "first check's level"
+                    f"the verify rows were opened before ({count_text(opening, 'time')}): this check has "
+                    f"{OPENING_SHARE**opening:g} of the first one's level"
                 )
             verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter, opening, seeds_of)
             tracker.tell("verdict", **_told_verdict(verdict))
@@ -269,7 +269,7 @@ def _rounds(
         again = why_again(proposal, outlook)
         if number + 1 == plan.rounds:
             if again is not None:
-                reporter.note(f"no further round of {plan.rounds}, though {again}; --rounds allows more")
+                reporter.note(f"all {count_text(plan.rounds, 'round')} used, though {again}; --rounds allows more")
             break
         if again is None:
             reporter.note(f"no further round: it may gain {LEARNED * outlook.regret:.2%} more")

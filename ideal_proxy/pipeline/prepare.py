@@ -207,7 +207,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         if len(tokens) < FEW_ROWS:
             reporter.note(f"warning: domain {entry.name}: {few_rows_text(len(tokens))}")
         domain_facts.append(_domain_facts(entry, domains[entry.name], tokens, lost, config))
-    capability_facts = []
+    capability_facts, few = [], []
     for index, capability in enumerate(config.capabilities):
         rows = references[capability.name].rows
         tokens = encoded.references[capability.name]
@@ -222,10 +222,11 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
                 raise UserError(f"capability {capability.name} has too few reference rows to split; give it at least 2")
             part.save(folder / f"{half}-{index}")
         if len(halves["verify"]) < FEW_REFERENCE_ROWS:
-            reporter.note(
-                f"warning: {capability.name} keeps only {len(halves['verify'])} reference rows for the verdict; "
+            few.append(
+                f"{capability.name} keeps only {len(halves['verify'])} reference rows for the verdict; "
                 f"under {FEW_REFERENCE_ROWS} it will be noisy"
             )
+            reporter.note(f"warning: {few[-1]}")
         capability_facts.append(
             CapabilityFacts(
                 name=capability.name,
@@ -246,7 +247,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         folder=folder,
         facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
-        health={"duplicates": duplicate_lines(report), "stamps": stamps},
+        health={"duplicates": duplicate_lines(report), "few": few, "stamps": stamps},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
         context=encoded.context,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.mixture import Applied, MixtureFile
+from ideal_proxy.mixture import Applied, MixtureFile, kept_base
 from ideal_proxy.report.steps import shares_table, steps_text
 from ideal_proxy.terminal import (
     change_text,
@@ -317,6 +317,7 @@ def applied_values(mixture: MixtureFile, applied: Applied) -> dict[str, Any]:
         "manifest": applied.manifest,
         "rows": applied.rows,
         "row_format": applied.row_format,
+        "kept_base": kept_base(mixture),
         "already_there": applied.already_there,
         "domains": [
             {"name": d.name, "rows": applied.domain_rows[d.name], "available": d.available, "repeat": d.repeat}
@@ -334,5 +335,6 @@ def applied_table(values: dict[str, Any]) -> str:
     return "\n".join([
         table("Rows of the mixture", ("domain", "rows", "available", "repeat"), rows),
         paragraph(f"{values['rows']:,} rows {state} in training order: {values['folder']} ({files})"),
+        *([paragraph(sentence(values["kept_base"]))] if values["kept_base"] else []),
         *([paragraph(form)] if values["row_format"] == "chat" else []),
     ])  # fmt: skip

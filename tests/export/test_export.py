@@ -160,6 +160,37 @@ def test_llamafactory_draws_num_samples(mixture: MixtureFile, tmp_path: Path) ->
     assert "with replacement" in report.notes[0]
 
 
+def test_llamafactory_gets_calls_answers_and_thoughts_in_its_own_roles(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    rows = [{
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}],
+        "messages": [
+            {"role": "user", "content": "1 + 1, twice"},
+            {"role": "assistant", "content": "I add." if n else "", "tool_calls": [call, call]},
+            {"role": "tool", "content": "2"}, {"role": "tool", "content": f"two {n}"},
+            {"role": "assistant", "content": "2", "reasoning_content": "easy"},
+        ],
+    } for n in range(3)]  # fmt: skip
+    path = tmp_path / "tools.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    fingerprint = source_fingerprint(row_keys(list(read_rows(path))))
+    domain = DomainVolume(name="tools", source=str(path), fingerprint=fingerprint, available=3, rows=3)
+    report = export_mixture(MixtureFile(domains=[domain]), "llamafactory", tmp_path / "out")
+    entry = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["tools"]
+    assert entry["columns"] == {"messages": "messages", "tools": "tools"}
+    known = {entry["tags"][f"{role}_tag"] for role in ("user", "assistant", "system", "observation", "function")}
+    (first, *_) = found = [
+        json.loads(line) for line in (tmp_path / "out" / "tools.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert {turn["role"] for row in found for turn in row["messages"]} <= known
+    asked, called, answered, said = first["messages"]
+    assert (asked["content"], answered["content"]) == ("1 + 1, twice", "2\ntwo 0")
+    assert json.loads(called["content"]) == [{"name": "add", "arguments": {"a": 1}}] * 2
+    assert said["content"] == "<think>\neasy\n</think>\n\n2"
+    assert json.loads(first["tools"]) == rows[0]["tools"]
+    assert any(note.startswith("2 turns say something beside a tool call") for note in report.notes)
+
+
 def arguments(path: Path, option: str) -> list[str]:
     words = shlex.split(path.read_text().replace("\\\n", " "), comments=True)
     start = words.index(option) + 1

@@ -105,7 +105,7 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> N
         return
     assert after["rounds"][0] == before["rounds"][0], "the first round stays as it was"
     assert (after["check"]["opening"], after["verdict"]["level"]) == (1, 0.975)
-    assert "opened for the 2. time" in more.stderr
+    assert "the verify rows were opened before (1 time)" in more.stderr
     runs = len(list((folder / "runs").iterdir()))
     again = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
     assert "showing its result" in again.stderr
