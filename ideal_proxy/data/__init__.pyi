@@ -28,6 +28,7 @@ from .rows import NothingToTrainOnError as NothingToTrainOnError
 from .rows import SourceInfo as SourceInfo
 from .rows import SourceReader as SourceReader
 from .rows import bad_row as bad_row
+from .rows import likely_format as likely_format
 from .rows import look_through as look_through
 from .rows import read_rows as read_rows
 from .rows import scan as scan

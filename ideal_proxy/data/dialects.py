@@ -203,8 +203,9 @@ def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:
             content = next((n for n in names if n in {"content", "value", "text", "message", "utterance"}), None)
             if role and content:
                 return {"messages": name, "role": role, "content": content}
-    prompt = next((n for n in asked if isinstance(value.get(n), str)), None)
-    completion = [n for n in ("rationale", "reasoning", *told) if isinstance(value.get(n), str) and n != prompt]
+    text = {name.lower().strip(): name for name, cell in value.items() if isinstance(cell, str)}
+    prompt = next((text[n] for n in asked if n in text), None)
+    completion = [text[n] for n in ("rationale", "reasoning", *told) if n in text and text[n] != prompt]
     if prompt is None or not completion:
         return None
     return {"prompt": prompt, "completion": completion[0] if len(completion) == 1 else completion}

@@ -199,13 +199,25 @@ def look_through(source: str | Path) -> SourceInfo:
     try:
         return scan(source)
     except BadRow as error:
-        if error.reason != NO_KNOWN_COLUMNS:
-            raise
+        return scan(source, format=_guessed(source, error))
+
+
+def _guessed(source: str | Path, error: BadRow) -> str:
+    """Suggest a format by a source's columns where its layout is unknown."""
+    if error.reason == NO_KNOWN_COLUMNS and not is_virtual(source):
         record = next((r for file in find_files(source) for r in read_records(file)), None)
         guess = suggest_columns(record.value) if record is not None and isinstance(record.value, dict) else None
-        if guess is None:
-            raise
-        return scan(source, format=MAPPED + json.dumps(guess, sort_keys=True))
+        if guess is not None:
+            return MAPPED + json.dumps(guess, sort_keys=True)
+    raise error
+
+
+def likely_format(source: str) -> str:
+    """Tell the format of a source's rows as `init` would: by its first row, or by what its columns suggest."""
+    try:
+        return format_of(source)
+    except BadRow as error:
+        return _guessed(source, error)
 
 
 def format_of(source: str, format: str = "auto") -> str:

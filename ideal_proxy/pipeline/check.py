@@ -19,6 +19,7 @@ from ideal_proxy.data import (
     choose_context,
     domain_tokenizer,
     find_duplicates,
+    likely_format,
     make_template,
     read_rows,
     read_sources,
@@ -86,7 +87,7 @@ def preview_sources(
         judged = [(entry.path, entry.format) for entry in source.capabilities]
         given = source.proxy.context
     else:
-        sources, judged = {Path(source).name.split(".")[0] or source: (source, "auto")}, []
+        sources, judged = {Path(source).name.split(".")[0] or source: (source, likely_format(source))}, []
         given = None
     if model is not None:
         tokenizer = load_tokenizer(Pretrained(name=model))
@@ -97,7 +98,7 @@ def preview_sources(
     else:
         vocabulary = ProxyConfig().vocabulary
         assert vocabulary is not None
-        tokenizer = domain_tokenizer([list(read_rows(source))], vocabulary)
+        tokenizer = domain_tokenizer([list(read_rows(source, format=next(iter(sources.values()))[1]))], vocabulary)
     template = make_template(tokenizer)
     if given is not None:
         return template, sources, Context(given)

@@ -370,6 +370,11 @@ def _domain_facts(
 
 
 def _refuse_empty(tokens: TokenRows, what: str, source: str) -> None:
+    if len(tokens) == 0 and tokens.dropped:
+        raise UserError(
+            f"{what}: no turn of its {tokens.dropped:,} rows in {source} carries loss (weight 0, or no answer of the "
+            "assistant); give rows with an answer to train on, or take it out"
+        )
     if len(tokens) == 0:
         raise UserError(f"{what} has no row with an answer in {source}; every row needs a non-empty answer")
 
