@@ -84,7 +84,7 @@ class DomainFacts:
     truncated: int
     dropped: int
     longest: int
-    left_out: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +356,7 @@ def _domain_facts(
         format=entry.format,
         fingerprint=source_fingerprint(row_keys(rows)),
         available=available,
-        left_out=tuple(lost),
+        left_out=list(lost),
         base=base,
         lower=lower,
         upper=upper,
