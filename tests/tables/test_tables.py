@@ -107,25 +107,29 @@ def test_scores_rows_and_missing_values(tmp_path: Path) -> None:
 
 
 def test_runs_of_another_fidelity_are_mapped_and_help(tmp_path: Path) -> None:
-    ratios, metrics = frames(R=6)
-    tables = write(tmp_path, ratios, metrics)
-    rng = np.random.default_rng(9)
-    v = rng.dirichlet(np.ones(3), 20)
-    full = 0.7 * truth(v) - 0.4 + rng.normal(0.0, 0.003, (20, 2))
-    added = pd.DataFrame(v, columns=DOMAINS).assign(loss_a=full[:, 0], loss_b=full[:, 1], fidelity="full-size")
-    added.insert(0, "run", [f"full-{i}" for i in range(20)])
-    added.to_csv(tmp_path / "added.csv", index=False)
-    more = read_runs(tmp_path / "added.csv", DOMAINS, ["loss_a", "loss_b"])
-    alone, model = fit_tables(join_tables(*tables)), fit_tables(join_tables(*tables), add_runs=[more])
-    np.testing.assert_allclose(model.fidelity_["full-size"]["slope"], 0.7, atol=0.1)
     new = np.random.default_rng(10).dirichlet(np.ones(3), 200)
     asked = Table("new.csv", pd.DataFrame(new, columns=DOMAINS, index=[f"n{i}" for i in range(200)]), None, None)
 
     def error(frame: pd.DataFrame, wanted: np.ndarray) -> float:
         return float(np.sqrt(((frame[["loss_a", "loss_b"]].to_numpy() - wanted) ** 2).mean()))
 
-    assert error(predict_table(model, asked), truth(new)) < error(predict_table(alone, asked), truth(new))
-    assert error(predict_table(model, asked, fidelity="full-size"), 0.7 * truth(new) - 0.4) < 0.03
+    errors = []
+    for seed in range(4):  # six runs alone may be lucky
+        tables = write(tmp_path, *frames(R=6, seed=seed))
+        rng = np.random.default_rng(9 + seed)
+        v = rng.dirichlet(np.ones(3), 20)
+        full = 0.7 * truth(v) - 0.4 + rng.normal(0.0, 0.003, (20, 2))
+        added = pd.DataFrame(v, columns=DOMAINS).assign(loss_a=full[:, 0], loss_b=full[:, 1], fidelity="full-size")
+        added.insert(0, "run", [f"full-{i}" for i in range(20)])
+        added.to_csv(tmp_path / "added.csv", index=False)
+        more = read_runs(tmp_path / "added.csv", DOMAINS, ["loss_a", "loss_b"])
+        alone, model = fit_tables(join_tables(*tables)), fit_tables(join_tables(*tables), add_runs=[more])
+        errors.append([error(predict_table(fit, asked), truth(new)) for fit in (model, alone)])
+        if seed == 0:
+            np.testing.assert_allclose(model.fidelity_["full-size"]["slope"], 0.7, atol=0.1)
+            assert error(predict_table(model, asked, fidelity="full-size"), 0.7 * truth(new) - 0.4) < 0.03
+    with_runs, without = np.mean(errors, axis=0)
+    assert with_runs < 0.8 * without
     restored = ResponseModel.from_json(model.to_json())
     assert restored.fidelity_ == model.fidelity_
     with pytest.raises(UserError, match="choose one of full-size"):
