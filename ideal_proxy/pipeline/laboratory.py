@@ -122,7 +122,8 @@ class Laboratory:
         specs = {
             rate: [self._spec(mixtures[k], seeds[k], "sweep", rate, keep=k == 0) for k in chosen] for rate in rates
         }
-        self._run(Stage.LEARNING_RATE, [spec for group in specs.values() for spec in group], role="sweep")
+        distinct = {spec.id: spec for group in specs.values() for spec in group}  # some may be equal
+        self._run(Stage.LEARNING_RATE, list(distinct.values()), role="sweep")
         losses = {
             rate: np.array([self._search_losses(self._results[s.id]) for s in group if s.id in self._results])
             for rate, group in specs.items()
