@@ -12,6 +12,7 @@ from .duplicates import prompt_mark as prompt_mark
 from .files import find_files as find_files
 from .files import is_line_file as is_line_file
 from .files import is_virtual as is_virtual
+from .hub import HUB as HUB
 from .hub import parse_hub as parse_hub
 from .layout import Found as Found
 from .layout import look as look

@@ -30,6 +30,7 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
+from ideal_proxy.pipeline.rounds import ON_EDGE
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
@@ -235,7 +236,7 @@ def _cautions(steps: dict[str, Any], proposal: Proposal) -> list[str]:
             "both at equal steps"
         )
     if Limit.TRUST_REGION in proposal.optimum.binding:
-        said.append("the proposal sits on the edge of what the swarm explored; --rounds allows another round")
+        said.append(f"{ON_EDGE}; --rounds allows another round")
     return said
 
 

@@ -26,7 +26,7 @@ from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
-from ideal_proxy.pipeline.rounds import LEARNED, look_ahead, next_opening, why_again
+from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
@@ -272,7 +272,7 @@ def _rounds(
                 reporter.note(f"all {count_text(plan.rounds, 'round')} used, though {again}; --rounds allows more")
             break
         if again is None:
-            reporter.note(f"no further round: it may gain {LEARNED * outlook.regret:.2%} more")
+            reporter.note(f"no further round: it may gain {outlook.hoped:.2%} more")
             break
         spent = (time.monotonic() - started) / 3600
         budget = budget_hours(config.cost, config.swarm.max_hours, plan.devices)

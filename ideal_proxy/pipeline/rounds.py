@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 
 DRAWS = 12  # that choose for themselves
 LEARNED = 0.5  # what a round is taken to gain of the expected regret
+ON_EDGE = "the proposal sits on the edge of what the swarm explored"
 LEAST = 0.001  # of the objective: a round that promises less is not run
 
 
@@ -41,6 +42,11 @@ class Outlook:
 
     regret: float
     points: Array
+
+    @property
+    def hoped(self) -> float:
+        """What a round is taken to gain."""
+        return LEARNED * self.regret
 
 
 class _Draw:
@@ -80,9 +86,9 @@ def look_ahead(config: SearchConfig, proposal: Proposal, base: Array) -> Outlook
 def why_again(proposal: Proposal, outlook: Outlook) -> str | None:
     """Say why another round is worth it, None where it is not."""
     if Limit.TRUST_REGION in proposal.optimum.binding:
-        return "the proposal sits on the edge of what the swarm explored"
-    if (hoped := LEARNED * outlook.regret) >= LEAST:
-        return f"knowing the response better may gain {hoped:.1%} more"
+        return ON_EDGE
+    if outlook.hoped >= LEAST:
+        return f"knowing the response better may gain {outlook.hoped:.1%} more"
     return None
 
 

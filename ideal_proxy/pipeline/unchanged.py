@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ideal_proxy.data import find_files, is_virtual, parse_hub, read_rows, row_keys, source_fingerprint
+from ideal_proxy.data import HUB, find_files, is_virtual, parse_hub, read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UserError
-
-HUB = "hf:"
 
 
 class Origin(NamedTuple):
