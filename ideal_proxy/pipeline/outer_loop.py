@@ -25,7 +25,7 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
-from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note
+from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage
@@ -265,8 +265,9 @@ def _rounds(
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
         proposals.append(proposal)
         reporter.note(f"round {number + 1}: predicted gain {proposal.predicted.gain.value:+.2%}")
-        outlook = look_ahead(config, proposal, prepared.domains.base)
-        again = why_again(proposal, outlook)
+        objective, proposed = make_objective(config, proposal.yardstick), proposal.rows.astype(float)
+        outlook = look_ahead(proposal.model, objective, proposal.constraints, proposal.yardstick, proposed)
+        again = why_again(proposal.optimum, outlook)
         if number + 1 == plan.rounds:
             if again is not None:
                 reporter.note(f"all {count_text(plan.rounds, 'round')} used, though {again}; --rounds allows more")
@@ -280,7 +281,7 @@ def _rounds(
             reporter.note(f"no further round ({again}): {budget[1]} is nearly used")
             break
         reporter.note(f"another round: {again}")
-        centre = proposal.rows.astype(float)
+        centre = proposed
     return proposals
 
 

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
-from ideal_proxy.optimizer import Limit, optimize
-from ideal_proxy.pipeline.proposal import Proposal, make_objective
-from ideal_proxy.response import ResponseModel, combine
+from ideal_proxy.optimizer import Constraints, Limit, Objective, Optimum, optimize
+from ideal_proxy.response import Combination, ResponseModel, Yardstick, combine
 
 Array = NDArray[np.float64]
 
@@ -49,43 +47,28 @@ class Outlook:
         return LEARNED * self.regret
 
 
-class _Draw:
-    """One draw of a fitted response, as a surface to optimise."""
-
-    def __init__(self, model: ResponseModel, number: int) -> None:
-        self._model, self._number = model, number
-        self.is_convex_ = model.is_convex_
-        self.residual_scale_ = np.asarray(model.residual_scale_, dtype=float)
-
-    def value_and_gradient(self, v: Array) -> tuple[Array, Array]:
-        values_SJ, by_SJD = self._model.draws_value_and_gradient(v)
-        return values_SJ[self._number], by_SJD[self._number]
-
-    def draws_value_and_gradient(self, v: Array) -> tuple[Array, Array]:
-        value_J, by_JD = self.value_and_gradient(v)
-        return value_J[None], by_JD[None]
-
-
-def look_ahead(config: SearchConfig, proposal: Proposal, base: Array) -> Outlook:
+def look_ahead(
+    model: ResponseModel, objective: Objective, constraints: Constraints, stick: Yardstick, here: Array
+) -> Outlook:
     """Let some draws choose a mixture each: as if they were the truth, so that no margin for error holds them back."""
-    objective, here = make_objective(config, proposal.yardstick), proposal.rows.astype(float)
-    weights = [capability.weight for capability in config.capabilities]
-    count = min(DRAWS, proposal.model.draws_value_and_gradient(base)[0].shape[0])
+    base, weights = constraints.domains.base, objective.weight_vector(constraints.problem)
+    kind: Combination = "worst" if objective.kind == "worst" else "weighted"
+    count = min(DRAWS, model.n_draws)
     lost, chosen = np.zeros(count), np.tile(here, (count, 1))
     for number in range(count):
-        surface = _Draw(proposal.model, number)
+        surface = model.draw(number)
         with contextlib.suppress(UserError):  # a draw whose limits cannot be met has nothing to gain
-            chosen[number] = optimize(surface, objective, proposal.constraints, starts=[here], n_starts=1).volumes
+            chosen[number] = optimize(surface, objective, constraints, starts=[here], n_starts=1).volumes
         values = [surface.value_and_gradient(v)[0] for v in (here, chosen[number], base)]
-        losses = [combine(proposal.yardstick.relative(v, values[2]), objective.kind, weights) for v in values[:2]]
+        losses = [combine(stick.relative(v, values[2]), kind, weights) for v in values[:2]]
         lost[number] = max(0.0, float(losses[0] - losses[1]))
     order = np.argsort(-lost, kind="stable")
     return Outlook(float(lost.mean()), chosen[order[lost[order] > 0]])
 
 
-def why_again(proposal: Proposal, outlook: Outlook) -> str | None:
+def why_again(optimum: Optimum, outlook: Outlook) -> str | None:
     """Say why another round is worth it, None where it is not."""
-    if Limit.TRUST_REGION in proposal.optimum.binding:
+    if Limit.TRUST_REGION in optimum.binding:
         return ON_EDGE
     if outlook.hoped >= LEAST:
         return f"knowing the response better may gain {outlook.hoped:.1%} more"

@@ -309,6 +309,22 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         model._draw_processes()
         return model
 
+    def draw(self, number: int) -> ResponseModel:
+        """One posterior draw of the mean response, as a model that predicts it."""
+        model, one = copy.copy(self), slice(number, number + 1)
+        model.theta_, model.weights_, model.known_ = (
+            draws[number] for draws in (self.theta_draws_, self.weight_draws_, self.known_draws_)
+        )
+        model.n_draws, model.theta_draws_, model.weight_draws_, model.known_draws_ = (
+            1, self.theta_draws_[one], self.weight_draws_[one], self.known_draws_[one],
+        )  # fmt: skip
+        model.process_draws_ = {at: beta_SR[one] for at, beta_SR in self.process_draws_.items()}
+        model.processes_ = {}
+        for (c, j), beta_SR in model.process_draws_.items():
+            model.processes_.setdefault(c, {})[j] = replace(self.processes_[c][j], beta_R=beta_SR[0])
+        model._set_convexity()
+        return model
+
     # -------------------------------------------------------------- predict
 
     def _volumes(self, V: Any) -> tuple[Array, Array]:

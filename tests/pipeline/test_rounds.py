@@ -13,7 +13,7 @@ import pytest
 from ideal_proxy.config import load_config
 from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Limits
-from ideal_proxy.optimizer import Constraints, Limit, Problem
+from ideal_proxy.optimizer import Constraints, Limit, Objective, Problem
 from ideal_proxy.pipeline.rounds import LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
 from ideal_proxy.response import Yardstick
 from tests.builders import config_of, start, write_small_search
@@ -22,46 +22,58 @@ CENTRES = np.array([[90.0, 110.0], [120.0, 80.0], [100.0, 100.0], [100.0, 100.0]
 HERE = np.array([100.0, 100.0])
 
 
-class Bowls:
-    """Draws of a response of two capabilities, each least at a place of its own: L = 1 + |v − c|² / 10⁴."""
+class Bowl:
+    """A draw of a response of two capabilities, least at a place of its own: L = 1 + |v − c|² / 10⁴."""
 
     residual_scale_ = np.full(2, 0.01)
     is_convex_ = np.array([True, True])
 
+    def __init__(self, centre: np.ndarray) -> None:
+        self.centre = centre
+
+    def value_and_gradient(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        away = v - self.centre
+        return np.full(2, 1 + away @ away / 1e4), np.tile(2 * away / 1e4, (2, 1))
+
     def draws_value_and_gradient(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        away_SD = v - CENTRES
-        value_S = 1 + (away_SD**2).sum(axis=1) / 1e4
-        return np.repeat(value_S[:, None], 2, axis=1), np.repeat(2 * away_SD[:, None] / 1e4, 2, axis=1)
+        value_J, by_JD = self.value_and_gradient(v)
+        return value_J[None], by_JD[None]
 
 
-def proposal(base: np.ndarray, binding: tuple[Limit, ...] = ()) -> Any:
+class Bowls:
+    n_draws = len(CENTRES)
+
+    def draw(self, number: int) -> Bowl:
+        return Bowl(CENTRES[number])
+
+
+def constraints(base: np.ndarray) -> Constraints:
     domains = Domains(names=("a", "b"), base=base, available=np.full(2, 500.0))
     problem = Problem(domains=domains, capabilities=("a", "b"), kinds=())
     limits = Limits(upper={}, budget=config_of(["a", "b"], ["a"], budget={"mode": "free"}).limits.budget)
-    return SimpleNamespace(
-        model=Bowls(),
-        rows=HERE.astype(np.int64),
-        yardstick=Yardstick.of_losses(2),
-        constraints=Constraints(problem=problem, limits=limits, trust_region=None),
-        optimum=SimpleNamespace(binding=binding),
-    )
+    return Constraints(problem=problem, limits=limits, trust_region=None)
+
+
+def optimum(*binding: Limit) -> Any:
+    return SimpleNamespace(binding=binding)
 
 
 def test_the_regret_is_what_draws_would_gain_by_their_own_choice() -> None:
     base = np.array([150.0, 50.0])
-    found = look_ahead(config_of(["facts", "lists"], ["facts", "lists"]), proposal(base), base)
+    model: Any = Bowls()
+    found = look_ahead(model, Objective(), constraints(base), Yardstick.of_losses(2), HERE)
     worst = ((base - CENTRES) ** 2).sum(axis=1) / 1e4 + 1
     lost = ((HERE - CENTRES) ** 2).sum(axis=1) / 1e4 / worst
     assert found.regret == pytest.approx(lost.mean(), abs=1e-5)
     assert found.points[0] == pytest.approx(CENTRES[1], abs=0.5), "the draw that loses most comes first"
     assert found.points[1] == pytest.approx(CENTRES[0], abs=0.5)
-    assert why_again(proposal(base), found) == f"knowing the response better may gain {LEARNED * lost.mean():.1%} more"
+    assert why_again(optimum(), found) == f"knowing the response better may gain {LEARNED * lost.mean():.1%} more"
 
 
 def test_a_round_that_promises_nothing_is_not_run() -> None:
     little = Outlook(0.9 * LEAST / LEARNED, np.zeros((0, 2)))
-    assert why_again(proposal(HERE), little) is None
-    edge = why_again(proposal(HERE, (Limit.TRUST_REGION,)), little)
+    assert why_again(optimum(), little) is None
+    edge = why_again(optimum(Limit.TRUST_REGION), little)
     assert edge == "the proposal sits on the edge of what the swarm explored"
 
 

@@ -198,6 +198,9 @@ def test_gradients_are_derivatives_of_the_prediction(kind: str) -> None:
     np.testing.assert_allclose(model.gradient(at[None])[0], model.value_and_gradient(at)[1] * at, rtol=1e-12)
     draws = model.draws_value_and_gradient(at)[0]
     np.testing.assert_allclose(draws, model.sample(at[None], 5, noise=False)[:, 0], rtol=1e-10)
+    for s in range(5):
+        np.testing.assert_allclose(model.draw(s).value_and_gradient(at)[0], draws[s], rtol=1e-10)
+        np.testing.assert_allclose(model.draw(s).draws_value_and_gradient(at)[0], draws[s : s + 1], rtol=1e-10)
 
 
 def test_json_keeps_predictions_intervals_and_draws() -> None:
