@@ -253,6 +253,11 @@ class SwarmConfig(Section):
         default="auto", description="of the Ray cluster: auto, HOST:PORT, or local to start one on this machine"
     )
     gpus: float = Field(default=0, ge=0, description="GPUs of a worker on Ray; a fraction where several share one")
+    keep_weights: float = Field(
+        default=64,
+        ge=0,
+        description="keep a run's weights up to so many MB (2 GB in all) for capabilities that come later; 0: none",
+    )
 
     @model_validator(mode="after")
     def _with_effect(self) -> SwarmConfig:
@@ -294,6 +299,7 @@ class SearchConfig(Section):
     """The whole run file."""
 
     name: str = "mix"
+    reuse: tuple[str, ...] = Field(default=(), description="run directories of earlier searches whose runs count here")
     seed: int = Field(default=0, ge=0)
     domains: tuple[DomainConfig, ...] = Field(min_length=2)
     capabilities: tuple[CapabilityConfig, ...] = Field(min_length=1)
@@ -535,6 +541,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
                 for c in config.capabilities
             ),
             "proxy": config.proxy.model_copy(update={"model": _model_place(config.proxy.model, folder)}),
+            "reuse": tuple(str((folder / Path(run).expanduser()).resolve()) for run in config.reuse),
         }
     )
 

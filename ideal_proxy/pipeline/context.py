@@ -13,6 +13,7 @@ from ideal_proxy.mixture import reserve_mask
 from ideal_proxy.pipeline.machine import micro_batch_tokens
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.row_record import RECORD, record_of, save_record
 from ideal_proxy.proxy import TrainSettings
 from ideal_proxy.swarm import (
     TOKENIZER,
@@ -86,7 +87,11 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
             prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
             narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
         )  # fmt: skip
-    return prepare_context(
-        context, domains=pools, references=[prepared.reference_rows(j, half) for j, half in names],
-        reserved=reserved if scratch else (),
-    )  # fmt: skip
+    references = [prepared.reference_rows(j, half) for j, half in names]
+    context = prepare_context(context, domains=pools, references=references, reserved=reserved if scratch else ())
+    if not (folder.parent / RECORD).is_file():
+        record = record_of(
+            context.domains, pools, reserved, context.available, plan.fraction, context.references, references
+        )
+        save_record(folder.parent / RECORD, record)
+    return context

@@ -51,6 +51,7 @@ Array = NDArray[np.float64]
 
 SEED_STRIDE = 100_000  # searches with different seeds share no permutation
 MOST_FAILED = 1 / 3
+WEIGHTS_BYTES = 2e9  # of all runs whose weights are kept
 # A checkpoint holds 12 bytes a trained weight: writing it every so many seconds costs a few percent of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_RATE = 30.0, 1e6
 
@@ -338,9 +339,15 @@ class Laboratory:
             role=role,
             learning_rate=rate,
             references=references,
-            save_model=keep and self.gradients == "implicit",
+            save_model=(keep and self.gradients == "implicit") or self._keeps_weights(),
             metrics=metrics,
         )
+
+    def _keeps_weights(self) -> bool:
+        """Whether a run's weights are kept, so that capabilities that come later can be judged without training."""
+        each = 4.0 * (self.plan.trainable_parameters or self.plan.parameters)
+        most = self.plan.runs + self.plan.more_runs * (self.plan.rounds - 1)
+        return each <= 1e6 * self.config.swarm.keep_weights and each * most <= WEIGHTS_BYTES
 
     def _metrics(self, split: str) -> tuple[MetricSpec, ...]:
         """Say what a run's proxy is judged by besides its losses; a check's run judges on the items kept for it."""

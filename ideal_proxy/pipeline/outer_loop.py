@@ -441,7 +441,7 @@ def _identity(config: SearchConfig) -> SearchConfig:
         c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
         for c in config.capabilities
     )
-    places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0}
+    places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0, "keep_weights": 0.0}
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
     verify = config.verify.model_copy(update={"larger_size": None, "max_pairs": 0})  # may be asked of a finished one
     free = {"swarm": swarm, "capabilities": capabilities, "cost": CostConfig(), "verify": verify, "tracker": None}

@@ -93,6 +93,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         baseline_loss: Any = None,
         responses: Responses | list[Responses] | None = None,
         own: Any = None,
+        retired: int = 0,
     ) -> ResponseModel:
         """Fit the law, decide by cross-validation what to add, and measure the intervals.
 
@@ -106,6 +107,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             responses: mixing responses measured by gradients.
             own: (J,) number of each capability's own domain, -1 where it has none; default: the domain of exactly its
                 name, and where no name says anything every capability counts as having one.
+            retired: the last so many columns of V are domains that runs had and no mixture can have any more: the fit
+                knows them, predictions take the other D columns alone.
 
         Returns:
             self.
@@ -162,7 +165,16 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self._choose(data, fit, law, fold_R)
         self._draw(data, fit, rng)
         self.diagnostics_ = diagnose(self, data, fit)
+        if retired:
+            self.n_features_in_ -= retired
+            self.domain_names_ = self.domain_names_[:-retired]
+            if hasattr(self, "feature_names_in_"):
+                self.feature_names_in_: Any = np.array(self.domain_names_, dtype=object)
         return self
+
+    def _with_retired(self, v_ND: Array) -> Array:
+        """Give mixtures the domains that were retired, with no row."""
+        return np.pad(v_ND, ((0, 0), (0, len(self.volumes_.rho) - self.n_features_in_)))
 
     def _check_options(self) -> None:
         for name, allowed in (
@@ -330,7 +342,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     def _volumes(self, V: Any) -> tuple[Array, Array]:
         check_is_fitted(self, "theta_")
         v = check_volumes(validate_data(self, V, dtype=np.float64, reset=False), self.unit)
-        return v, self.volumes_.effective(v)[0]
+        return v, self.volumes_.effective(self._with_retired(v))[0]
 
     def _blend(self, law_JN: Array, x_ND: Array, draw: int | None = None) -> Array:
         weights, known = self.weights_, self.known_
@@ -432,7 +444,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _at(self, v: Array, theta_SJP: Array, *, drawn: bool) -> tuple[Array, Array]:
         check_is_fitted(self, "theta_")
-        u, du_dv, _ = self.volumes_.effective(v[None])
+        count = len(v)
+        u, du_dv, _ = self.volumes_.effective(self._with_retired(v[None]))
         S, J, P = theta_SJP.shape
         e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u, by_u=True)
         assert e.by_u_JRD is not None
@@ -449,14 +462,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             by[:, j] += weights_SJC[:, j, c, None] * by_x / self.volumes_.scale
         y, by = self.centre_ + known_SJ * (y - self.centre_), known_SJ[:, :, None] * by
         value = self.sign_ * (self.location_ + self.scale_ * y)
-        return value, (self.sign_ * self.scale_)[:, None] * by * du_dv
+        return value, ((self.sign_ * self.scale_)[:, None] * by * du_dv)[..., :count]
 
     # ---------------------------------------------------------- diagnostics
 
     def floors(self) -> Array:
         """Give what no prediction falls below, (J,): a loss's floor by the law at its lowest, 0 without the law."""
         check_is_fitted(self, "theta_")
-        parts = [unpack(theta_JP, self.bounds_, self.n_features_in_)["E"] for theta_JP in self.theta_draws_]
+        parts = [unpack(theta_JP, self.bounds_, len(self.volumes_.rho))["E"] for theta_JP in self.theta_draws_]
         lowest = np.maximum(self.location_ + self.scale_ * np.min(parts, axis=0), 0.0)
         lowest[self.weights_ @ ON_LAW == 0] = 0.0
         return np.where(np.array([kind == "loss" for kind in self.kinds_]), lowest, -np.inf)

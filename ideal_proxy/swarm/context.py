@@ -30,7 +30,9 @@ ROW_LOSSES = "row_losses.npz"
 RESPONSES = "responses.npz"
 MODEL = "model.safetensors"
 BASE = "base"
+WARM_WEIGHTS = "warm.safetensors"  # of the context's folder: a warm start that was made by an earlier search
 WARM_RUN = "warm"
+JUDGED = "judged"
 TOKENIZER = "tokenizer"  # in the context's folder, where runs are judged by metrics
 ZERO_RUN = "zero"
 
@@ -44,12 +46,12 @@ class RunSpec:
         rows: (D,) rows that the proxy draws of each domain, repeats counted.
         volumes: (D,) the full-size volumes they stand for, rows.
         seed: seed of the permutations and of the training order.
-        role: "base", "design", "verify", "sweep", "warm", ….
+        role: "base", "design", "verify", "sweep", "warm", …; "judged" trains nothing: its weights lie in its folder.
         learning_rate: peak rate.
         references: names of the reference sets to judge on; () is all of them.
         save_model: keep the final weights as `model.safetensors`.
         responses: "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead.
-        trained: the finished run whose weights an implicit estimate takes.
+        trained: the finished run whose weights an implicit estimate takes, or that is judged anew.
         metrics: what else the trained proxy is judged by.
     """
 
@@ -81,7 +83,8 @@ class RunSpec:
 def what_counts(spec: RunSpec) -> tuple[Any, ...]:
     """Return the parts of a specification that its numbers depend on; equal for runs with the same results."""
     metrics = tuple(metric.identity for metric in spec.metrics)
-    return spec.rows, spec.seed, spec.learning_rate, spec.role == "warm", spec.references, spec.responses, metrics
+    apart = (spec.role, spec.trained) if spec.role in {"warm", JUDGED} else ()
+    return spec.rows, spec.seed, spec.learning_rate, apart, spec.references, spec.responses, metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,7 @@ class SwarmContext:
         train: settings of every run but for its learning rate.
         init_seed: seed of the initial weights, the same for all runs.
         warm: whether runs start from the warm start `runs/warm/model.safetensors`.
+        warm_from: SHA-256 of the weights of an earlier search's warm start, taken as they are; "" makes one.
         warm_learning_rate: peak rate of the warm start.
         warm_tokens: tokens of each domain in the warm start; None takes the default.
         threads: threads of a worker on a CPU; part of the results' last bits, so it is fixed here.
@@ -146,6 +150,7 @@ class SwarmContext:
     train: TrainSettings = field(default_factory=TrainSettings)
     init_seed: int = 0
     warm: bool = False
+    warm_from: str = ""
     warm_learning_rate: float = 2e-3
     warm_tokens: int | None = None
     threads: int = 1
@@ -195,7 +200,8 @@ def prepare_context(
                 "reserved for the warm start; choose a smaller proxy fraction"
             )
     settings = {
-        key: value for key, value in dataclasses.asdict(context).items() if key != "folder"
+        key: value for key, value in dataclasses.asdict(context).items()
+        if key != "folder" and (key != "warm_from" or value)  # earlier versions had none, and resume
     }  # fmt: skip
     settings["data"] = {
         part: [_fingerprint(rows) for rows in sets]

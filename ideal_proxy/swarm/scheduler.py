@@ -18,7 +18,7 @@ import numpy as np
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_complete
-from ideal_proxy.swarm.context import WARM_RUN, ZERO_RUN, Run, RunSpec, SwarmContext, load_result, what_counts
+from ideal_proxy.swarm.context import JUDGED, WARM_RUN, ZERO_RUN, Run, RunSpec, SwarmContext, load_result, what_counts
 from ideal_proxy.swarm.forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm.local import LocalPool
 from ideal_proxy.swarm.pool import Message, Pool
@@ -297,9 +297,13 @@ class Swarm:
             int(self.context.reference_rows(name).offsets[-1]) for name in (spec.references or self.context.references)
         )
         if spec.role == "warm":
+            if self.context.warm_from:
+                return Work(0.0, judged / 3)
             sizes = [int(rows.offsets[-1]) for rows in self.context.reserved_rows()]
             goal = self.context.warm_tokens or min(sum(sizes) // len(sizes), 4 * min(sizes))
             return Work(float(goal * len(sizes)), judged / 3)
+        if spec.role == JUDGED:
+            return Work(0.0, judged / 3)
         trained = float(np.dot(spec.rows, self._tokens_per_row))
         if spec.responses:
             return Work(trained * response_trainings(spec.responses, len(spec.references or self.context.references)))

@@ -41,7 +41,17 @@ from ideal_proxy.proxy import (
     warm_start,
 )
 from ideal_proxy.store import is_complete
-from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, load_context, save_result
+from ideal_proxy.swarm.context import (
+    JUDGED,
+    MODEL,
+    WARM_RUN,
+    WARM_WEIGHTS,
+    RunSpec,
+    SwarmContext,
+    draw_run,
+    load_context,
+    save_result,
+)
 from ideal_proxy.swarm.metric_runs import is_trained, measure_and_save, save_trained
 
 STEP_EVENT_SECONDS = 0.25
@@ -96,7 +106,11 @@ class Worker:
             "on_step": on_step, "should_stop": self.stop.is_set,
         }  # fmt: skip
         log: TrainLog | None = None
-        if spec.role == "warm":
+        if spec.role == "warm" and context.warm_from:
+            load_weights(model, context.folder / WARM_WEIGHTS)
+        elif spec.role == JUDGED:
+            load_weights(model, folder / MODEL)
+        elif spec.role == "warm":
             log = warm_start(
                 model, context.domains, context.reserved_rows(), settings,
                 seed=spec.seed, tokens_per_domain=context.warm_tokens, **options,

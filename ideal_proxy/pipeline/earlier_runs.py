@@ -1,0 +1,277 @@
+"""Runs of earlier searches, by content: what a new search copies of them, so that it needs the old folders no more.
+
+A package holds one earlier search: its row record, its runs as they were drawn, and what each lost on every reference
+row, found by the row's key. A search that itself reused others passes their packages on.
+
+Legend: R runs, N distinct reference rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import load_config
+from ideal_proxy.data import KEY_VERSION
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.plan import read_plan
+from ideal_proxy.pipeline.row_record import RECORD, RowRecord, find_record, load_record, save_record
+from ideal_proxy.store import (
+    MIXTURE,
+    atomic_write_bytes,
+    atomic_write_json,
+    is_complete,
+    mark_complete,
+    read_json,
+    run_folder,
+)
+from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, Run, load_result
+
+Array = NDArray[np.float64]
+
+REUSED = "reused"  # of the new run directory
+ROLES = ("design", "verify", "sweep")  # whose losses on search rows tell of a mixture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRun:
+    """One run as it was drawn.
+
+    Attributes:
+        id: of the search that made it.
+        rows: rows drawn of each domain of that search's record.
+        seed: of its draws.
+        weights: where its weights lie; "" where they were not kept.
+        tokens: it was trained on.
+        seconds: it took.
+    """
+
+    id: str
+    rows: tuple[int, ...]
+    seed: int
+    weights: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Package:
+    """One earlier search.
+
+    Attributes:
+        name: its run directory, as users know it.
+        record: its rows by content.
+        runs: R runs.
+        keys: (N,) of reference rows, rising.
+        loss_sum: (R, N) nats; NaN where a run was not judged on a row.
+        tokens: (N,) supervised tokens of each row.
+    """
+
+    name: str
+    record: RowRecord
+    runs: tuple[EarlierRun, ...]
+    keys: NDArray[np.uint64]
+    loss_sum: Array
+    tokens: Array
+
+    def losses(self, keys: NDArray[np.uint64]) -> Array:
+        """Nats per supervised token of every run on these rows, (R,); NaN where a row is missing."""
+        if not len(self.keys) or not len(keys):
+            return np.full(len(self.runs), np.nan)
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = self.keys[place] == keys
+        sums = np.where(known, self.loss_sum[:, place], np.nan).sum(axis=1)
+        return np.asarray(sums / self.tokens[place].sum())
+
+    @property
+    def identity(self) -> str:
+        """A hash of the rows it drew from: equal for one search that was passed on twice."""
+        digest = hashlib.sha256()
+        for keys in (*self.record.pools, *self.record.reserved):
+            digest.update(keys.tobytes())
+        return digest.hexdigest()[:16] + self.record.domains[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherited:
+    """What a search takes from the first of the runs that it reuses, because its losses mean something only so.
+
+    Attributes:
+        run: that run directory.
+        seed: of the search.
+        fraction: φ.
+        learning_rate: of every run.
+        context: longest row, tokens.
+        dtype: of the products.
+        warm: SHA-256 of the warm start's weights; "" for pretrained proxies.
+        seeds_of: how many times fresh seeds were taken for a check before, so that the next ones are fresh too.
+        fresh_runs: proxies of its first round.
+    """
+
+    run: str
+    seed: int
+    fraction: float
+    learning_rate: float
+    context: int
+    dtype: str
+    warm: str
+    seeds_of: int
+    fresh_runs: int
+
+
+def read_packages(place: Path) -> list[Package]:
+    """Read an earlier search as packages: its own runs, and those that it had reused itself."""
+    run = run_folder(place)
+    if not (run / "config.yaml").exists():
+        raise UserError(f"--reuse {place}: no run directory; give the folder that `ideal-proxy search --out` made")
+    if not (run / "rate.json").exists():
+        raise UserError(f"--reuse {place}: that search has trained no mixture yet, so there is nothing to reuse")
+    _refuse_other_keys(run)
+    record = find_record(run)
+    found = list(_finished(run))
+    rate = float(read_json(run / "rate.json")["learning_rate"])
+    own = [r for r in found if r.spec.role in ROLES and not r.spec.responses and r.spec.learning_rate == rate]
+    keys = dict(zip(record.references, record.reference_keys, strict=True))
+    own_package = _package(
+        str(run), record, [_earlier(r) for r in own],
+        [[(keys[n], loss.loss_sum, loss.tokens) for n, loss in r.losses.items() if n.startswith("search-")] for r in own],
+    )  # fmt: skip
+    judged: dict[str, list[Any]] = {}
+    for r in found:
+        if r.spec.role == JUDGED:
+            told = [(keys[n], loss.loss_sum, loss.tokens) for n, loss in r.losses.items()]
+            judged.setdefault(r.spec.trained, []).extend(told)
+    passed_on = [_with_judged(package, judged) for package in load_packages(run)]
+    return [package for package in (own_package, *passed_on) if package.runs]
+
+
+def inherited_from(place: Path) -> Inherited:
+    """Read what a new search takes over from an earlier one."""
+    run = run_folder(place)
+    config, plan = load_config(run / "config.yaml"), read_plan(run / "plan.json")
+    warm = run / "runs" / WARM_RUN / MODEL
+    results = [read_json(path) for path in (run / "result.json", *run.glob("result-*.json")) if path.exists()]
+    checks = [int(result["check"]["seeds_of"]) for result in results if result.get("check")]
+    return Inherited(
+        run=str(run), seed=config.seed, fraction=plan.fraction,
+        learning_rate=float(read_json(run / "rate.json")["learning_rate"]),
+        context=int(read_json(run / "prepared" / "facts.json").get("context", {}).get("tokens") or config.proxy.context),
+        dtype=plan.dtype, warm=hashlib.sha256(warm.read_bytes()).hexdigest() if warm.exists() else "",
+        seeds_of=max(checks, default=-1) + 1, fresh_runs=3 * (len(config.domains) + 1),
+    )  # fmt: skip
+
+
+def take_over(places: Sequence[str], folder: Path) -> tuple[Inherited, list[Package]]:
+    """Copy what a search needs of earlier ones into its own folder, once, and read it from there."""
+    target = folder / REUSED
+    if not is_complete(target):
+        shutil.rmtree(target, ignore_errors=True)
+        first = run_folder(Path(places[0]))
+        inherited = inherited_from(first)
+        packages: list[Package] = []
+        for place in places:
+            if inherited_from(Path(place)).warm != inherited.warm:
+                raise UserError(
+                    f"--reuse {place}: its proxies began from another warm start than those of {places[0]}, so their "
+                    "losses cannot stand beside each other; reuse one of the two"
+                )
+            known = {package.identity for package in packages}
+            packages += [package for package in read_packages(Path(place)) if package.identity not in known]
+        for number, package in enumerate(packages):
+            save_package(target / str(number), package)
+        shutil.copytree(first / "prepared" / "tokenizer", target / "tokenizer")
+        if inherited.warm:
+            shutil.copyfile(first / "runs" / WARM_RUN / MODEL, target / "warm.safetensors")
+        atomic_write_json(target / "inherited.json", asdict(inherited))
+        mark_complete(target)
+    return Inherited(**read_json(target / "inherited.json")), load_packages(folder)
+
+
+def load_packages(folder: Path) -> list[Package]:
+    """Read the packages that a run directory holds."""
+    target = folder / REUSED
+    if not is_complete(target):
+        return []
+    numbers = sorted(int(path.name) for path in target.iterdir() if path.name.isdigit())
+    return [load_package(target / str(number)) for number in numbers]
+
+
+def save_package(folder: Path, package: Package) -> None:
+    """Write one earlier search."""
+    save_record(folder / RECORD, package.record)
+    buffer = io.BytesIO()
+    np.savez(buffer, keys=package.keys, loss_sum=package.loss_sum, tokens=package.tokens)
+    atomic_write_bytes(folder / "losses.npz", buffer.getvalue())
+    atomic_write_json(folder / "runs.json", {"name": package.name, "runs": [asdict(run) for run in package.runs]})
+
+
+def load_package(folder: Path) -> Package:
+    """Read one earlier search."""
+    told = read_json(folder / "runs.json")
+    runs = tuple(EarlierRun(**(entry | {"rows": tuple(entry["rows"])})) for entry in told["runs"])
+    with np.load(folder / "losses.npz", allow_pickle=False) as found:
+        arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens")}
+    return Package(name=told["name"], record=load_record(folder / RECORD), runs=runs, **arrays)
+
+
+def _package(
+    name: str, record: RowRecord, runs: Sequence[EarlierRun], told: Sequence[Sequence[tuple[Any, Any, Any]]]
+) -> Package:
+    """Put losses of rows together by the rows' keys: for each run a list of keys, sums of loss and tokens."""
+    every = [keys for run in told for keys, _, _ in run]
+    keys = np.unique(np.concatenate(every)) if every else np.zeros(0, dtype=np.uint64)
+    sums, tokens = np.full((len(runs), len(keys)), np.nan), np.zeros(len(keys))
+    for r, run in enumerate(told):
+        for row_keys, loss_sum, row_tokens in run:
+            place = np.searchsorted(keys, row_keys)
+            sums[r, place], tokens[place] = loss_sum, row_tokens
+    return Package(name=name, record=record, runs=tuple(runs), keys=keys, loss_sum=sums, tokens=tokens)
+
+
+def _with_judged(package: Package, judged: Mapping[str, Sequence[tuple[Any, Any, Any]]]) -> Package:
+    """Add what runs that were passed on lost on rows that came later."""
+    told = []
+    for run, row in zip(package.runs, package.loss_sum, strict=True):
+        known = np.isfinite(row)
+        told.append([(package.keys[known], row[known], package.tokens[known]), *judged.get(run.id, ())])
+    again = _package(package.name, package.record, package.runs, told)
+    return replace(package, keys=again.keys, loss_sum=again.loss_sum, tokens=again.tokens)
+
+
+def _finished(run: Path) -> Iterator[Run]:
+    """Read the runs of a directory that are complete, in the order of their names."""
+    for folder in sorted((run / "runs").iterdir()):
+        if is_complete(folder):
+            yield load_result(run, folder.name)
+
+
+def _earlier(run: Run) -> EarlierRun:
+    weights = run.folder / MODEL
+    return EarlierRun(
+        id=run.spec.id, rows=run.spec.rows, seed=run.spec.seed,
+        weights=str(weights.resolve()) if weights.exists() else "", tokens=int(run.metrics["tokens"]),
+        seconds=run.seconds,
+    )  # fmt: skip
+
+
+def _refuse_other_keys(run: Path) -> None:
+    """Refuse a run whose row keys are of another version: equal rows would not be known as equal."""
+    version = KEY_VERSION
+    if (run / RECORD).is_file():
+        version = load_record(run / RECORD).key_version
+    elif (run / MIXTURE).is_file():
+        version = int(read_json(run / MIXTURE).get("key_version", 1))
+    if version != KEY_VERSION:
+        wrote = read_json(run / "provenance.json").get("versions", {}).get("ideal-proxy", "an earlier version")
+        raise UserError(
+            f"--reuse {run}: written by ideal-proxy {wrote}, whose row keys (version {version}) are not today's "
+            f"({KEY_VERSION}), so its rows cannot be told; search anew"
+        )

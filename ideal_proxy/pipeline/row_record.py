@@ -1,0 +1,138 @@
+"""Which rows a search has, by content: the keys of every domain's and reference set's rows, in one small file.
+
+With it a run's seed and volumes say exactly which rows it trained on and how often, long after the token arrays are
+gone and the domains have other names.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.data import KEY_VERSION, TokenRows
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture import domain_order
+from ideal_proxy.store import atomic_write_bytes, read_json
+
+Keys = NDArray[np.uint64]
+
+RECORD = "rows.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowRecord:
+    """The rows of a search by content; one entry a domain or a reference set, in the search's order.
+
+    Attributes:
+        domains: names.
+        pools: keys of the rows that mixtures draw from, in their order.
+        reserved: keys of the rows kept for the warm start.
+        available: how many rows of each pool a proxy sees, the first of its permutation.
+        fraction: φ, the share of the full-size volumes that a proxy draws.
+        references: names of the reference sets, `search-0`, …, `verify-0`, ….
+        reference_keys: keys of their rows, in their order.
+        reference_groups: what the rows were split by; rows of equal prompt have the same.
+        key_version: of the row keys.
+    """
+
+    domains: tuple[str, ...]
+    pools: tuple[Keys, ...]
+    reserved: tuple[Keys, ...]
+    available: tuple[int, ...]
+    fraction: float
+    references: tuple[str, ...]
+    reference_keys: tuple[Keys, ...]
+    reference_groups: tuple[Keys, ...]
+    key_version: int = KEY_VERSION
+
+    def whole(self, domain: int) -> Keys:
+        """All rows of a domain, reserved ones too."""
+        return np.concatenate([self.pools[domain], self.reserved[domain]])
+
+    def half(self, name: str) -> Keys:
+        """The distinct split groups of one half, `search` or `verify`, over all capabilities."""
+        parts = [g for r, g in zip(self.references, self.reference_groups, strict=True) if r.startswith(f"{name}-")]
+        return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.uint64)
+
+    def times_drawn(self, seed: int, domain: int, rows: int) -> NDArray[np.int64]:
+        """Say how often a run of so many rows drew each row of a domain's pool."""
+        order = domain_order(seed, self.domains[domain], self.pools[domain])[: self.available[domain]]
+        times = np.zeros(len(self.pools[domain]), dtype=np.int64)
+        passes, rest = divmod(rows, max(len(order), 1))
+        times[order] = passes
+        times[order[:rest]] += 1
+        return times
+
+
+def record_of(
+    domains: Sequence[str], pools: Sequence[TokenRows], reserved: Sequence[TokenRows], available: Sequence[int],
+    fraction: float, references: Sequence[str], reference_rows: Sequence[TokenRows],
+) -> RowRecord:  # fmt: skip
+    """Take the keys of a search's rows."""
+    kept = reserved or [rows.select([]) for rows in pools]
+    return RowRecord(
+        domains=tuple(domains), pools=_keys(pools), reserved=_keys(kept), available=tuple(available),
+        fraction=fraction, references=tuple(references), reference_keys=_keys(reference_rows),
+        reference_groups=tuple(np.array(rows.split_keys, dtype=np.uint64) for rows in reference_rows),
+    )  # fmt: skip
+
+
+def _keys(sets: Sequence[TokenRows]) -> tuple[Keys, ...]:
+    return tuple(np.array(rows.keys, dtype=np.uint64) for rows in sets)
+
+
+def save_record(path: Path, record: RowRecord) -> None:
+    """Write a record, whole or not at all."""
+    arrays: dict[str, Any] = {
+        "domains": np.array(record.domains), "available": np.array(record.available, dtype=np.int64),
+        "fraction": np.array(record.fraction), "references": np.array(record.references),
+        "key_version": np.array(record.key_version),
+    }  # fmt: skip
+    for name in ("pools", "reserved", "reference_keys", "reference_groups"):
+        arrays |= {f"{name}_{i}": keys for i, keys in enumerate(getattr(record, name))}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def load_record(path: Path) -> RowRecord:
+    """Read a record."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+            sets = {
+                name: tuple(found[f"{name}_{i}"] for i in range(len(found[of])))
+                for name, of in (("pools", "domains"), ("reserved", "domains"), ("reference_keys", "references"),
+                                 ("reference_groups", "references"))
+            }  # fmt: skip
+            return RowRecord(
+                domains=tuple(map(str, found["domains"])), available=tuple(map(int, found["available"])),
+                fraction=float(found["fraction"]), references=tuple(map(str, found["references"])),
+                key_version=int(found["key_version"]), **sets,
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it, or search anew") from error
+
+
+def find_record(run: Path) -> RowRecord:
+    """Read the record of a run directory; of an earlier version, which has none, from its token arrays."""
+    if (run / RECORD).is_file():
+        return load_record(run / RECORD)
+    swarm = run / "swarm"
+    settings = read_json(swarm / "settings.json")
+
+    def rows(part: str, count: int) -> list[TokenRows]:
+        return [TokenRows.load(swarm / part / f"{i:04d}") for i in range(count)]
+
+    count = len(settings["domains"])
+    return record_of(
+        settings["domains"], rows("domains", count), rows("reserved", count) if settings["warm"] else [],
+        settings["available"], float(read_json(run / "plan.json")["fraction"]), settings["references"],
+        rows("references", len(settings["references"])),
+    )  # fmt: skip
