@@ -113,7 +113,6 @@ class Inherited:
         dtype: of the products.
         warm: SHA-256 of the warm start's weights; "" for pretrained proxies.
         seeds_of: how many times fresh seeds were taken for a check before, so that the next ones are fresh too.
-        fresh_runs: proxies of its first round.
     """
 
     run: str
@@ -124,7 +123,6 @@ class Inherited:
     dtype: str
     warm: str
     seeds_of: int
-    fresh_runs: int
 
 
 def read_packages(place: Path) -> list[Package]:
@@ -157,15 +155,16 @@ def inherited_from(place: Path) -> Inherited:
     """Read what a new search takes over from an earlier one."""
     run = run_folder(place)
     config, plan = load_config(run / "config.yaml"), read_plan(run / "plan.json")
+    facts = read_json(run / "prepared" / "facts.json")
     warm = run / "runs" / WARM_RUN / MODEL
     results = [read_json(path) for path in (run / "result.json", *run.glob("result-*.json")) if path.exists()]
     checks = [int(result["check"]["seeds_of"]) for result in results if result.get("check")]
     return Inherited(
         run=str(run), seed=config.seed, fraction=plan.fraction,
         learning_rate=float(read_json(run / "rate.json")["learning_rate"]),
-        context=int(read_json(run / "prepared" / "facts.json").get("context", {}).get("tokens") or config.proxy.context),
+        context=int(facts.get("context", {}).get("tokens") or config.proxy.context or 512),
         dtype=plan.dtype, warm=hashlib.sha256(warm.read_bytes()).hexdigest() if warm.exists() else "",
-        seeds_of=max(checks, default=-1) + 1, fresh_runs=3 * (len(config.domains) + 1),
+        seeds_of=max(checks, default=-1) + 1,
     )  # fmt: skip
 
 

@@ -14,7 +14,13 @@ from ideal_proxy.swarm.context import draw_run
 def record_from(context):
     sets = [context.reference_rows(name) for name in context.references]
     return record_of(
-        context.domains, context.domain_rows(), context.reserved_rows(), context.available, 0.5, context.references, sets
+        context.domains,
+        context.domain_rows(),
+        context.reserved_rows(),
+        context.available,
+        0.5,
+        context.references,
+        sets,
     )
 
 
