@@ -137,16 +137,11 @@ def read_packages(place: Path) -> list[Package]:
     found = list(_finished(run))
     rate = float(read_json(run / "rate.json")["learning_rate"])
     own = [r for r in found if r.spec.role in ROLES and not r.spec.responses and r.spec.learning_rate == rate]
-    keys = dict(zip(record.references, record.reference_keys, strict=True))
-    own_package = _package(
-        str(run), record, [_earlier(r) for r in own],
-        [[(keys[n], loss.loss_sum, loss.tokens) for n, loss in r.losses.items() if n.startswith("search-")] for r in own],
-    )  # fmt: skip
+    own_package = _package(str(run), record, [_earlier(r) for r in own], [_search_losses(record, r) for r in own])
     judged: dict[str, list[Any]] = {}
     for r in found:
         if r.spec.role == JUDGED:
-            told = [(keys[n], loss.loss_sum, loss.tokens) for n, loss in r.losses.items()]
-            judged.setdefault(r.spec.trained, []).extend(told)
+            judged.setdefault(r.spec.trained, []).extend(_search_losses(record, r))
     passed_on = [_with_judged(package, judged) for package in load_packages(run)]
     return [package for package in (own_package, *passed_on) if package.runs]
 
@@ -233,6 +228,12 @@ def _package(
             place = np.searchsorted(keys, row_keys)
             sums[r, place], tokens[place] = loss_sum, row_tokens
     return Package(name=name, record=record, runs=tuple(runs), keys=keys, loss_sum=sums, tokens=tokens)
+
+
+def _search_losses(record: RowRecord, run: Run) -> list[tuple[Any, Any, Any]]:
+    """Give keys, sums of loss and tokens of the search rows that a run was judged on; verify rows stay shut."""
+    keys = dict(zip(record.references, record.reference_keys, strict=True))
+    return [(keys[n], loss.loss_sum, loss.tokens) for n, loss in run.losses.items() if n.startswith("search-")]
 
 
 def _with_judged(package: Package, judged: Mapping[str, Sequence[tuple[Any, Any, Any]]]) -> Package:
