@@ -65,7 +65,8 @@ def compare_domains(record: RowRecord, names: Sequence[str], keys: Sequence[Keys
     shared = np.array([[len(np.intersect1d(a, b, assume_unique=True)) for b in new] for a in old])
     size_O, size_D = (np.array([max(len(k), 1) for k in part]) for part in (old, new))
     related = (shared > FEW * size_O[:, None]) | (shared > FEW * size_D)
-    changes, done = [], set()
+    changes: list[Change] = []
+    done: set[int] = set()
     for d, name in enumerate(names):
         if d in done:
             continue
@@ -80,7 +81,7 @@ def compare_domains(record: RowRecord, names: Sequence[str], keys: Sequence[Keys
         before = tuple(record.domains[i] for i in parents)
         if len(children) > 1:
             done |= set(children.tolist())
-            changes.append(Change(kind="split", old=before, new=tuple(names[c] for c in children), **whole))
+            changes.append(Change(kind="split", old=before, new=tuple(names[c] for c in children.tolist()), **whole))
         elif len(parents) > 1:
             changes.append(Change(kind="merged", old=before, new=(name,), **whole))
         else:
