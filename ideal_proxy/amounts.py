@@ -25,38 +25,23 @@ _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A number with its unit.
+    """A number with its unit."""
 
-    Attributes:
-        value: rows, tokens, or a fraction of the total (0.6 for `60 %`).
-        unit: `rows`, `tokens` or `share`; None where the text gave none.
-        of: what a share is a share of; None for the unit of the budget.
-    """
-
-    value: float
-    unit: Unit | None
-    of: Literal["rows", "tokens"] | None = None
+    value: float  # rows, tokens, or a fraction of the total (0.6 for `60 %`)
+    unit: Unit | None  # `rows`, `tokens` or `share`; None where the text gave none
+    of: Literal["rows", "tokens"] | None = None  # what a share is a share of; None for the unit of the budget
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A linear constraint as it was written: `left <= right`.
+    """A linear constraint as it was written: `left <= right`."""
 
-    Attributes:
-        text: what the user wrote.
-        sense: `<=`, `>=` or `==`.
-        weights: factor of each domain, everything moved to the left.
-        constant: the number on the right, in `unit`.
-        unit: the unit of the constant; None where there is none (`coding >= 2 * mathematics`).
-        of: what a share is a share of; None for the unit of the budget.
-    """
-
-    text: str
-    sense: Literal["<=", ">=", "=="]
-    weights: Mapping[str, float] = field(default_factory=dict)
-    constant: float = 0.0
-    unit: Unit | None = None
-    of: Literal["rows", "tokens"] | None = None
+    text: str  # what the user wrote
+    sense: Literal["<=", ">=", "=="]  # `<=`, `>=` or `==`
+    weights: Mapping[str, float] = field(default_factory=dict)  # factor of each domain, everything moved to the left
+    constant: float = 0.0  # the number on the right, in `unit`
+    unit: Unit | None = None  # the unit of the constant; None where there is none (`coding >= 2 * mathematics`)
+    of: Literal["rows", "tokens"] | None = None  # what a share is a share of; None for the unit of the budget
 
 
 def check_name(name: str, known: Sequence[str], *, what: str, where: str) -> str:

@@ -27,42 +27,28 @@ TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, fl
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How large the mixture may be.
+    """How large the mixture may be."""
 
-    Attributes:
-        kind: `keep` the base total, `exactly` or `at most` an amount, or `free`.
-        amount: for `exactly` and `at most`; a share is one of the base total.
-    """
-
+    # `keep` the base total, `exactly` or `at most` an amount, or `free`
     kind: Literal["keep", "exactly", "at most", "free"] = "keep"
-    amount: Amount | None = None
+    amount: Amount | None = None  # for `exactly` and `at most`; a share is one of the base total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of a search, whatever is optimised under them; `Constraints` puts them on a problem.
+    """The limits of a search, whatever is optimised under them; `Constraints` puts them on a problem."""
 
-    Attributes:
-        budget: size of the mixture.
-        budget_unit: `tokens`, `rows` or `share`; None where nothing says it.
-        lower: least volume of a domain.
-        upper: largest volume of a domain.
-        pinned: domains that do not move: at the amount, or at base where it is None.
-        repeat_cap: largest repeat; None for none.
-        groups: linear constraints.
-        must_not_drop: tolerance of each capability that has to be proved not to drop, relative to base; for a score a
-            share of its scale.
-        protect: largest rise that the others may show; where both are given, the stricter holds.
-    """
-
-    budget: Budget = field(default_factory=Budget)
-    budget_unit: Unit | None = None
-    lower: Mapping[str, Amount] = field(default_factory=dict)
-    upper: Mapping[str, Amount] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)  # size of the mixture
+    budget_unit: Unit | None = None  # `tokens`, `rows` or `share`; None where nothing says it
+    lower: Mapping[str, Amount] = field(default_factory=dict)  # least volume of a domain
+    upper: Mapping[str, Amount] = field(default_factory=dict)  # largest volume of a domain
+    # domains that do not move: at the amount, or at base where it is None
     pinned: Mapping[str, Amount | None] = field(default_factory=dict)
-    repeat_cap: float | None = 4.0
-    groups: tuple[Comparison, ...] = ()
+    repeat_cap: float | None = 4.0  # largest repeat; None for none
+    groups: tuple[Comparison, ...] = ()  # linear constraints
+    # tolerance of each capability that has to be proved not to drop, relative to base; for a score a share of its scale
     must_not_drop: Mapping[str, float] = field(default_factory=dict)
+    # largest rise that the others may show; where both are given, the stricter holds
     protect: Mapping[str, float] = field(default_factory=dict)
 
     def tolerance(self, capability: str) -> float | None:

@@ -26,22 +26,14 @@ BLOCK = 64  # neighbours in the vocabulary whose probabilities are summed first 
 
 @dataclass(frozen=True, slots=True)
 class LabelledLogits:
-    """What a forward pass says about the supervised tokens of one batch, and which row every token belongs to.
+    """What a forward pass says about the supervised tokens of one batch, and which row every token belongs to."""
 
-    Attributes:
-        logits: (L, V) unnormalised log-probabilities at the supervised positions, rows in order.
-        labels: (L,) int64 token that each position has to predict.
-        label_rows: (L,) int64 row of the batch, 0..B-1 and never decreasing.
-        token_rows: (T,) int64 row of every position of a layer's flattened input; -1 where padded.
-        keys: (B,) int64 hash of each row: what its sampled labels are drawn from.
-        weights: (L,) what each label counts in the loss; None is 1 each. Labels of a row share 1 with the row loss.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    label_rows: Tensor
-    token_rows: Tensor
-    keys: Tensor
+    logits: Tensor  # (L, V) unnormalised log-probabilities at the supervised positions, rows in order
+    labels: Tensor  # (L,) int64 token that each position has to predict
+    label_rows: Tensor  # (L,) int64 row of the batch, 0..B-1 and never decreasing
+    token_rows: Tensor  # (T,) int64 row of every position of a layer's flattened input; -1 where padded
+    keys: Tensor  # (B,) int64 hash of each row: what its sampled labels are drawn from
+    # (L,) what each label counts in the loss; None is 1 each. Labels of a row share 1 with the row loss
     weights: Tensor | None = None
 
     def count(self) -> float:

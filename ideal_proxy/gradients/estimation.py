@@ -70,27 +70,17 @@ NOT_VERIFIED = "IDEAL's one step from gradients of one model; not verified by tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The run file's rows as the model reads them.
+    """The run file's rows as the model reads them."""
 
-    Attributes:
-        domains: D sets of token rows, by name.
-        references: J sets of reference rows, by capability: the search half only, the verify half stays unseen.
-        available: (D,) rows that each domain's source has.
-        base: (D,) rows of each domain in the base mixture.
-        lower: (D,) fewest rows the run file allows.
-        upper: (D,) most rows it allows, repeats included.
-        fingerprints: SHA-256 over the row keys, of D domains and J capabilities.
-        template: what the mixture file says of the template, with the context.
-    """
-
-    domains: dict[str, TokenRows]
+    domains: dict[str, TokenRows]  # D sets of token rows, by name
+    # J sets of reference rows, by capability: the search half only, the verify half stays unseen
     references: dict[str, TokenRows]
-    available: Ints
-    base: Ints
-    lower: Ints
-    upper: Ints
-    fingerprints: tuple[list[str], list[str]]
-    template: dict[str, Any]
+    available: Ints  # (D,) rows that each domain's source has
+    base: Ints  # (D,) rows of each domain in the base mixture
+    lower: Ints  # (D,) fewest rows the run file allows
+    upper: Ints  # (D,) most rows it allows, repeats included
+    fingerprints: tuple[list[str], list[str]]  # SHA-256 over the row keys, of D domains and J capabilities
+    template: dict[str, Any]  # what the mixture file says of the template, with the context
 
     def drawn(self, rows: Ints, seed: int) -> tuple[Ints, Ints]:
         """Tokens of a mixture, of exactly the rows that would be drawn."""
@@ -101,19 +91,13 @@ class Sources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """IDEAL's one step from the base mixture.
+    """IDEAL's one step from the base mixture."""
 
-    Attributes:
-        total: (D,) A_i = Σ_j R_ji, M where R is not known.
-        resolved: (D,) whether |A_i| exceeds two Σ_j se_ji, a bound that holds however the errors hang together.
-        rows: (D,) proposed rows, whole and within the run file's bounds.
-        active: bounds that cut a step short.
-    """
-
-    total: Floats
+    total: Floats  # (D,) A_i = Σ_j R_ji, M where R is not known
+    # (D,) whether |A_i| exceeds two Σ_j se_ji, a bound that holds however the errors hang together
     resolved: NDArray[np.bool_]
-    rows: Ints
-    active: tuple[str, ...]
+    rows: Ints  # (D,) proposed rows, whole and within the run file's bounds
+    active: tuple[str, ...]  # bounds that cut a step short
 
 
 def encode_sources(

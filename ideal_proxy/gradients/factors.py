@@ -44,25 +44,16 @@ FisherKind = Literal["sampled", "empirical"]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Where one block's parameters live and what kind of layer uses them.
+    """Where one block's parameters live and what kind of layer uses them."""
 
-    Attributes:
-        name: module path; for a tied head, the embedding's.
-        kind: which outer product its gradient is.
-        weight: the weight's parameter name.
-        bias: the bias's parameter name, if it has one.
-        shape: (left, right) of the block's matrix, the bias column included.
-        modules: module paths that use the weight, each with the role it plays.
-        dense: whether the (left, right) side has a full factor.
-    """
-
-    name: str
-    kind: Literal["linear", "embedding", "tied", "norm"]
-    weight: str
-    bias: str | None
-    shape: tuple[int, int]
+    name: str  # module path; for a tied head, the embedding's
+    kind: Literal["linear", "embedding", "tied", "norm"]  # which outer product its gradient is
+    weight: str  # the weight's parameter name
+    bias: str | None  # the bias's parameter name, if it has one
+    shape: tuple[int, int]  # (left, right) of the block's matrix, the bias column included
+    # module paths that use the weight, each with the role it plays
     modules: tuple[tuple[str, Literal["linear", "embedding", "norm"]], ...]
-    dense: tuple[bool, bool]
+    dense: tuple[bool, bool]  # whether the (left, right) side has a full factor
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -77,19 +68,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer's Fisher matrix (Q_left ⊗ Q_right) diag(values) (Q_left ⊗ Q_right)ᵀ; columns of Q are eigenvectors.
+    """One layer's Fisher matrix (Q_left ⊗ Q_right) diag(values) (Q_left ⊗ Q_right)ᵀ; columns of Q are eigenvectors."""
 
-    Attributes:
-        layer: what it belongs to.
-        left: (l, l) eigenvectors in columns, or None for the identity.
-        right: (r, r) eigenvectors in columns, or None for the identity.
-        values: (l, r) eigenvalues, per supervised token.
-    """
-
-    layer: Layer
-    left: Tensor | None
-    right: Tensor | None
-    values: Tensor
+    layer: Layer  # what it belongs to
+    left: Tensor | None  # (l, l) eigenvectors in columns, or None for the identity
+    right: Tensor | None  # (r, r) eigenvectors in columns, or None for the identity
+    values: Tensor  # (l, r) eigenvalues, per supervised token
 
     def transform(self, vector: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> Vector:
         """Apply a function of the matrix, given by what it does to eigenvalues, to this block of a vector."""

@@ -113,19 +113,12 @@ class InfluenceSettings:
 
 @dataclass(frozen=True, slots=True)
 class RowBatches:
-    """This process's share of some rows, as micro-batches that can be gone through more than once.
+    """This process's share of some rows, as micro-batches that can be gone through more than once."""
 
-    Attributes:
-        token_rows: one set of rows a domain.
-        domain: (R,) which set each row is of.
-        row: (R,) index in that set.
-        batch_tokens: most tokens of a micro-batch.
-    """
-
-    token_rows: Sequence[TokenRows]
-    domain: npt.NDArray[np.int64]
-    row: npt.NDArray[np.int64]
-    batch_tokens: int
+    token_rows: Sequence[TokenRows]  # one set of rows a domain
+    domain: npt.NDArray[np.int64]  # (R,) which set each row is of
+    row: npt.NDArray[np.int64]  # (R,) index in that set
+    batch_tokens: int  # most tokens of a micro-batch
 
     def __iter__(self) -> Iterator[tuple[Batch, npt.NDArray[np.int64]]]:
         """Yield each micro-batch with the keys of its rows; rows are dealt out to processes like cards."""

@@ -26,16 +26,12 @@ RESOLVED = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an estimate took.
+    """What an estimate took."""
 
-    Attributes:
-        gradient_tokens: tokens, over all processes, that went forward and backward once; a double-backward product
-            counts twice. Divided by the tokens of a training it is the cost in proxy runs.
-        seconds: wall time.
-    """
-
+    # tokens, over all processes, that went forward and backward once; a double-backward product counts twice. Divided
+    # by the tokens of a training it is the cost in proxy runs
     gradient_tokens: int
-    seconds: float
+    seconds: float  # wall time
 
     def runs(self, training_tokens: int) -> float:
         """Cost in trainings of a proxy."""

@@ -63,25 +63,15 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is to be written, and under which names.
+    """What is to be written, and under which names."""
 
-    Attributes:
-        mixture: the mixture file.
-        folder: the output folder.
-        row_format: auto, as-is or chat.
-        shards: files that the whole mixture makes.
-        shard: the one to write; None: all of them.
-        sources: for a domain, where its data is now.
-        keep: where indexes are kept.
-    """
-
-    mixture: MixtureFile
-    folder: Path
-    row_format: RowFormat
-    shards: int
-    shard: int | None
-    sources: dict[str, str]
-    keep: Path | None
+    mixture: MixtureFile  # the mixture file
+    folder: Path  # the output folder
+    row_format: RowFormat  # auto, as-is or chat
+    shards: int  # files that the whole mixture makes
+    shard: int | None  # the one to write; None: all of them
+    sources: dict[str, str]  # for a domain, where its data is now
+    keep: Path | None  # where indexes are kept
 
     @property
     def names(self) -> list[str]:

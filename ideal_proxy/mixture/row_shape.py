@@ -19,22 +19,15 @@ MOST_PATHS = 2_000  # within the arguments of calls; beyond, arguments are writt
 
 @dataclass(slots=True)
 class Shape:
-    """What is in the rows of a source.
+    """What is in the rows of a source."""
 
-    Attributes:
-        lines: the shapes of its lines: one where all have the same keys with values of the same types.
-        turn_keys: keys that some turns have beside role and content.
-        call_keys: keys that some calls have beside type and function.
-        tools: whether some rows have schemas.
-        settings: keys of `chat_template_kwargs` that some rows have.
-        arguments: for every place in the arguments of calls, the types that stand there.
-    """
-
+    # the shapes of its lines: one where all have the same keys with values of the same types
     lines: set[str] = field(default_factory=set)
-    turn_keys: set[str] = field(default_factory=set)
-    call_keys: set[str] = field(default_factory=set)
-    tools: bool = False
-    settings: set[str] = field(default_factory=set)
+    turn_keys: set[str] = field(default_factory=set)  # keys that some turns have beside role and content
+    call_keys: set[str] = field(default_factory=set)  # keys that some calls have beside type and function
+    tools: bool = False  # whether some rows have schemas
+    settings: set[str] = field(default_factory=set)  # keys of `chat_template_kwargs` that some rows have
+    # for every place in the arguments of calls, the types that stand there
     arguments: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, value: Any, row: Row) -> None:
@@ -74,21 +67,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class ChatLayout:
-    """How a row is written as `messages`, so that all rows of a file have the same keys.
+    """How a row is written as `messages`, so that all rows of a file have the same keys."""
 
-    Attributes:
-        turn_keys: keys that every turn gets beside role and content.
-        call_keys: keys that every call gets beside type and function.
-        tools: whether every row gets its schemas, as JSON text.
-        settings: keys of `chat_template_kwargs` that every row gets.
-        arguments_as_text: write the arguments of calls as JSON text, since their types differ.
-    """
-
-    turn_keys: tuple[str, ...] = ()
-    call_keys: tuple[str, ...] = ()
-    tools: bool = False
-    settings: tuple[str, ...] = ()
-    arguments_as_text: bool = False
+    turn_keys: tuple[str, ...] = ()  # keys that every turn gets beside role and content
+    call_keys: tuple[str, ...] = ()  # keys that every call gets beside type and function
+    tools: bool = False  # whether every row gets its schemas, as JSON text
+    settings: tuple[str, ...] = ()  # keys of `chat_template_kwargs` that every row gets
+    arguments_as_text: bool = False  # write the arguments of calls as JSON text, since their types differ
 
     def line(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> bytes:
         """Write a row as a line without its end."""

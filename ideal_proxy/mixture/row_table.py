@@ -45,29 +45,17 @@ class StaleTableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowTable:
-    """The rows of a source, on disk.
+    """The rows of a source, on disk."""
 
-    Attributes:
-        folder: where it lies.
-        files: the files with the lines.
-        states: size and time of change of each in nanoseconds, before it was read.
-        checksums: XXH3 of 128 bits of each.
-        format: alpaca, chat or prompt.
-        rows: N, rows with an answer.
-        without_answer: rows left out.
-        fingerprint: SHA-256 over the keys, as `source_fingerprint` gives it.
-        shape: what is in the rows.
-    """
-
-    folder: Path
-    files: tuple[Path, ...]
-    states: tuple[tuple[int, int], ...]
-    checksums: tuple[str, ...]
-    format: str
-    rows: int
-    without_answer: int
-    fingerprint: str
-    shape: Shape
+    folder: Path  # where it lies
+    files: tuple[Path, ...]  # the files with the lines
+    states: tuple[tuple[int, int], ...]  # size and time of change of each in nanoseconds, before it was read
+    checksums: tuple[str, ...]  # XXH3 of 128 bits of each
+    format: str  # alpaca, chat or prompt
+    rows: int  # N, rows with an answer
+    without_answer: int  # rows left out
+    fingerprint: str  # SHA-256 over the keys, as `source_fingerprint` gives it
+    shape: Shape  # what is in the rows
 
     @property
     def path(self) -> Path:

@@ -28,37 +28,24 @@ _BLOCK_COST_TOKENS = {"cpu": 256, "cuda": 16384, "mps": 16384}
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows that attend in one padded batch.
+    """Rows that attend in one padded batch."""
 
-    Attributes:
-        rows: number of rows B.
-        longest: length of the longest of them, tokens.
-        take: (B · longest,) index of the flat token that each padded place holds; None where the rows are
-            adjacent and of one length, so that a view serves.
-        first: index of the block's first flat token.
-        tokens: number of flat tokens of the block, which are adjacent.
-    """
-
-    rows: int
-    longest: int
+    rows: int  # number of rows B
+    longest: int  # length of the longest of them, tokens
+    # (B · longest,) index of the flat token that each padded place holds; None where the rows are adjacent and of one
+    # length, so that a view serves
     take: Tensor | None
-    first: int
-    tokens: int
+    first: int  # index of the block's first flat token
+    tokens: int  # number of flat tokens of the block, which are adjacent
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Where the rows of a flat micro-batch lie, and the blocks they attend in.
+    """Where the rows of a flat micro-batch lie, and the blocks they attend in."""
 
-    Attributes:
-        blocks: the padded blocks, covering the rows in order.
-        back: (T,) index into the blocks' padded places, laid end to end, of each flat token.
-        longest: length of the longest row, tokens.
-    """
-
-    blocks: tuple[Block, ...]
-    back: Tensor | None
-    longest: int
+    blocks: tuple[Block, ...]  # the padded blocks, covering the rows in order
+    back: Tensor | None  # (T,) index into the blocks' padded places, laid end to end, of each flat token
+    longest: int  # length of the longest row, tokens
 
 
 def row_layout(starts: NDArray[np.int64], device: torch.device) -> RowLayout:

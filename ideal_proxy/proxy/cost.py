@@ -25,21 +25,13 @@ TRAINED, FROZEN, JUDGED = 3, 2, 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
-    """The multiply-adds of one model's matrix products.
+    """The multiply-adds of one model's matrix products."""
 
-    Attributes:
-        trained: for each token, by weights that have a gradient.
-        frozen: for each token, by weights that have none.
-        head: for each labelled token, by the output embedding.
-        head_trained: whether the output embedding has a gradient.
-        attention: for each token and token of its row: layers times the width of all heads.
-    """
-
-    trained: int
-    frozen: int
-    head: int
-    head_trained: bool
-    attention: int
+    trained: int  # for each token, by weights that have a gradient
+    frozen: int  # for each token, by weights that have none
+    head: int  # for each labelled token, by the output embedding
+    head_trained: bool  # whether the output embedding has a gradient
+    attention: int  # for each token and token of its row: layers times the width of all heads
 
     def training(self, tokens: float, labelled: float, length: float) -> float:
         """Count the FLOPs of training on tokens."""
@@ -114,17 +106,11 @@ def row_that_fits(products: Products, parameters: int, memory: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
-    """Another machine that a plan is worked out for.
+    """Another machine that a plan is worked out for."""
 
-    Attributes:
-        device_flops: peak of one device, FLOPs a second.
-        utilisation: share of the peak that training reaches.
-        devices: devices side by side.
-    """
-
-    device_flops: float
-    utilisation: float
-    devices: int
+    device_flops: float  # peak of one device, FLOPs a second
+    utilisation: float  # share of the peak that training reaches
+    devices: int  # devices side by side
 
     @property
     def flops_per_second(self) -> float:

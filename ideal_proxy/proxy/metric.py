@@ -48,27 +48,16 @@ class _TooLong(BaseException):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """One metric to measure on one trained proxy.
+    """One metric to measure on one trained proxy."""
 
-    Attributes:
-        key: names the result in the run, such as `search-0`.
-        capability: whose metric it is, for messages.
-        split: `search` or `verify`: which half of its items the metric may judge on.
-        command: program and arguments, `{model}` standing for the folder; "" where there is a function.
-        python: `package.module:function`; "" where there is a command.
-        folder: where the command runs and where modules are looked for too.
-        timeout_seconds: it is ended after so long.
-        keep_model: leave the exported model in the run's folder.
-    """
-
-    key: str
-    capability: str
-    split: str
-    command: str = ""
-    python: str = ""
-    folder: str = "."
-    timeout_seconds: float = 600.0
-    keep_model: bool = False
+    key: str  # names the result in the run, such as `search-0`
+    capability: str  # whose metric it is, for messages
+    split: str  # `search` or `verify`: which half of its items the metric may judge on
+    command: str = ""  # program and arguments, `{model}` standing for the folder; "" where there is a function
+    python: str = ""  # `package.module:function`; "" where there is a command
+    folder: str = "."  # where the command runs and where modules are looked for too
+    timeout_seconds: float = 600.0  # it is ended after so long
+    keep_model: bool = False  # leave the exported model in the run's folder
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -84,17 +73,11 @@ class MetricSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A score.
+    """A score."""
 
-    Attributes:
-        score: in the metric's own unit.
-        seconds: what it took.
-        script: short hash of the files that the command names, or of the function's module; "" where there are none.
-    """
-
-    score: float
-    seconds: float
-    script: str
+    score: float  # in the metric's own unit
+    seconds: float  # what it took
+    script: str  # short hash of the files that the command names, or of the function's module; "" where there are none
 
 
 def measure(

@@ -37,21 +37,13 @@ MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 
 @dataclass(frozen=True, slots=True)
 class ProxyShape:
-    """What a size and a vocabulary come to.
+    """What a size and a vocabulary come to."""
 
-    Attributes:
-        layers: decoder layers.
-        width: hidden size d.
-        heads: attention heads, of width 16 or 32.
-        hidden: inner width of the feed-forward block.
-        parameters: all of them, tied embeddings counted once.
-    """
-
-    layers: int
-    width: int
-    heads: int
-    hidden: int
-    parameters: int
+    layers: int  # decoder layers
+    width: int  # hidden size d
+    heads: int  # attention heads, of width 16 or 32
+    hidden: int  # inner width of the feed-forward block
+    parameters: int  # all of them, tied embeddings counted once
 
 
 def proxy_shape(size: str, vocab_size: int) -> ProxyShape:

@@ -27,19 +27,13 @@ UNTRAINABLE = ("bitsandbytes", "gptq", "awq")  # methods whose weights transform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """Where a pretrained model comes from.
+    """Where a pretrained model comes from."""
 
-    Attributes:
-        name: folder or hub id.
-        gguf: file name inside the folder or hub repository, of quantised weights that are read as float32.
-        revision: branch, tag or commit of a hub id.
-        trust_remote_code: run code that comes with the model.
-    """
-
-    name: str
+    name: str  # folder or hub id
+    # file name inside the folder or hub repository, of quantised weights that are read as float32
     gguf: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
+    revision: str | None = None  # branch, tag or commit of a hub id
+    trust_remote_code: bool = False  # run code that comes with the model
 
     def options(self) -> dict[str, Any]:
         """Return what `from_pretrained` is told besides the name."""

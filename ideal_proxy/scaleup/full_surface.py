@@ -34,48 +34,28 @@ WEAK = 2.0  # without a law: prior spread of a response, in its own size by grad
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a full-size run on another mixture showed.
+    """What a full-size run on another mixture showed."""
 
-    Attributes:
-        volumes: (D,) its rows.
-        log_ratio: (J,) log L_j there over L_j at the centre, mean over seeds, on the search rows.
-        noise: (J,) standard error of that.
-    """
-
-    volumes: Array
-    log_ratio: Array
-    noise: Array
+    volumes: Array  # (D,) its rows
+    log_ratio: Array  # (J,) log L_j there over L_j at the centre, mean over seeds, on the search rows
+    noise: Array  # (J,) standard error of that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullSizeSurface:
-    """Losses of the full-size model near the mixture it was trained on, as the optimiser takes them.
+    """Losses of the full-size model near the mixture it was trained on, as the optimiser takes them."""
 
-    Attributes:
-        law: the proxies' law; None where there is none.
-        centre: (D,) v_t, rows.
-        level: (J,) losses seen there, nats.
-        eta: η, rows.
-        mean: (J, 1 + D) of (c_j, d_j).
-        spread: (J, 1 + D, 1 + D) their covariance.
-        draws: (S, J, 1 + D).
-        residual_scale_: (J,) noise of one run, nats.
-        scale: (J,) factor on the gradients; None where they were left out.
-        agreement: correlation of gradients and law over all capabilities and domains; NaN where there is no law.
-        why: what became of the gradients, in words.
-    """
-
-    law: ResponseSurface | None
-    centre: Array
-    level: Array
-    eta: float
-    mean: Array
-    spread: Array
-    draws: Array
-    residual_scale_: Array
-    scale: Array | None
-    agreement: float
-    why: str
+    law: ResponseSurface | None  # the proxies' law; None where there is none
+    centre: Array  # (D,) v_t, rows
+    level: Array  # (J,) losses seen there, nats
+    eta: float  # η, rows
+    mean: Array  # (J, 1 + D) of (c_j, d_j)
+    spread: Array  # (J, 1 + D, 1 + D) their covariance
+    draws: Array  # (S, J, 1 + D)
+    residual_scale_: Array  # (J,) noise of one run, nats
+    scale: Array | None  # (J,) factor on the gradients; None where they were left out
+    agreement: float  # correlation of gradients and law over all capabilities and domains; NaN where there is no law
+    why: str  # what became of the gradients, in words
 
     @property
     def is_convex_(self) -> NDArray[np.bool_]:

@@ -38,19 +38,13 @@ SCRATCH_RATES = {size: rates[len(rates) // 2] for size, rates in RATES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Which model, and how it is trained.
+    """Which model, and how it is trained."""
 
-    Attributes:
-        name: folder, hub id, or `scratch:SIZE`.
-        gguf: file name inside the folder or hub repository, of quantised weights that are read as float32.
-        lora: rank of the low-rank updates; None trains every weight.
-        gradient_checkpointing: recompute activations in the backward pass.
-    """
-
-    name: str
+    name: str  # folder, hub id, or `scratch:SIZE`
+    # file name inside the folder or hub repository, of quantised weights that are read as float32
     gguf: str | None = None
-    lora: int | None = None
-    gradient_checkpointing: bool = False
+    lora: int | None = None  # rank of the low-rank updates; None trains every weight
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
 
     @property
     def scratch(self) -> str | None:

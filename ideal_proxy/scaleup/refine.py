@@ -47,51 +47,31 @@ HALVED = 0.5  # the trust region after a step that did not gain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineSettings:
-    """How the iteration goes.
+    """How the iteration goes."""
 
-    Attributes:
-        iterations: most steps.
-        step: largest |log change| of a volume in one of them.
-        rows: most rows of each source whose gradients are taken.
-    """
-
-    iterations: int
-    step: float
-    rows: int
+    iterations: int  # most steps
+    step: float  # largest |log change| of a volume in one of them
+    rows: int  # most rows of each source whose gradients are taken
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One mixture that was trained at full size.
+    """One mixture that was trained at full size."""
 
-    Attributes:
-        volumes: (D,) full-size rows.
-        runs: one a seed.
-        folders: of the runs; a model lies there where it was kept.
-        drawn: rows of each run.
-    """
-
-    volumes: Ints
-    runs: tuple[RunLosses, ...]
-    folders: tuple[Path, ...]
-    drawn: tuple[Drawn, ...]
+    volumes: Ints  # (D,) full-size rows
+    runs: tuple[RunLosses, ...]  # one a seed
+    folders: tuple[Path, ...]  # of the runs; a model lies there where it was kept
+    drawn: tuple[Drawn, ...]  # rows of each run
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where an iteration starts.
+    """Where an iteration starts."""
 
-    Attributes:
-        number: of the iteration, from 1.
-        parent: number of the mixture it starts from; 0 is the first one.
-        radius: largest |log change| of a volume.
-        history: entries of the iterations before.
-    """
-
-    number: int
-    parent: int
-    radius: float
-    history: tuple[dict[str, Any], ...]
+    number: int  # of the iteration, from 1
+    parent: int  # number of the mixture it starts from; 0 is the first one
+    radius: float  # largest |log change| of a volume
+    history: tuple[dict[str, Any], ...]  # entries of the iterations before
 
 
 class Refiner:

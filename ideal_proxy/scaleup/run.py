@@ -39,42 +39,25 @@ POINTS_OF_CURVE = 1000  # the loss is logged at most so often
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How a full-size run trains and what it keeps.
+    """How a full-size run trains and what it keeps."""
 
-    Attributes:
-        train: optimiser, schedule and batches, the proxies' own class.
-        context: longest row, tokens.
-        device: cpu, cuda or mps.
-        packed: rows laid end to end where the model can; otherwise padded within a micro-batch.
-        evaluations: reference losses measured during training, besides before and after.
-        save_seconds: time between checkpoints, roughly; 0 keeps none.
-        keep_model: write the trained model.
-        track: tracking services to log to.
-    """
-
-    train: TrainSettings
-    context: int
-    device: str
-    packed: bool = True
-    evaluations: int = 4
-    save_seconds: float = 600.0
-    keep_model: bool = True
-    track: tuple[str, ...] = ()
+    train: TrainSettings  # optimiser, schedule and batches, the proxies' own class
+    context: int  # longest row, tokens
+    device: str  # cpu, cuda or mps
+    packed: bool = True  # rows laid end to end where the model can; otherwise padded within a micro-batch
+    evaluations: int = 4  # reference losses measured during training, besides before and after
+    save_seconds: float = 600.0  # time between checkpoints, roughly; 0 keeps none
+    keep_model: bool = True  # write the trained model
+    track: tuple[str, ...] = ()  # tracking services to log to
 
 
 @dataclass(frozen=True, slots=True)
 class RunLosses:
-    """What a finished run measured, row by row.
+    """What a finished run measured, row by row."""
 
-    Attributes:
-        before: by capability, before training.
-        after: by capability, after it.
-        log: curve and facts of the run, as `log.json` has them.
-    """
-
-    before: dict[str, RowLosses]
-    after: dict[str, RowLosses]
-    log: dict[str, Any]
+    before: dict[str, RowLosses]  # by capability, before training
+    after: dict[str, RowLosses]  # by capability, after it
+    log: dict[str, Any]  # curve and facts of the run, as `log.json` has them
 
 
 class _Watch(TrainerCallback):

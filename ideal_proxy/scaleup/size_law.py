@@ -34,21 +34,13 @@ LEVEL_MOVES, SHAPE_MOVES = 0.5, 0.15
 
 @dataclass(frozen=True, slots=True)
 class SizeSurface:
-    """The law at one full-size scale, as the optimiser takes it.
+    """The law at one full-size scale, as the optimiser takes it."""
 
-    Attributes:
-        theta: (J, P) parameters there.
-        theta_draws: (S, J, P) posterior draws of them.
-        bounds: (J, 2) of the floor.
-        volumes: scale, available rows and repeats.
-        residual_scale_: (J,) noise of one run, nats.
-    """
-
-    theta: Array
-    theta_draws: Array
-    bounds: Array
-    volumes: Volumes
-    residual_scale_: Array
+    theta: Array  # (J, P) parameters there
+    theta_draws: Array  # (S, J, P) posterior draws of them
+    bounds: Array  # (J, 2) of the floor
+    volumes: Volumes  # scale, available rows and repeats
+    residual_scale_: Array  # (J,) noise of one run, nats
 
     @property
     def is_convex_(self) -> NDArray[np.bool_]:
@@ -200,19 +192,12 @@ class SizeLaw:
 
 @dataclass(frozen=True, slots=True)
 class RankAgreement:
-    """Whether two scales rank mixtures alike.
+    """Whether two scales rank mixtures alike."""
 
-    Attributes:
-        scales: the two.
-        mixtures: number of mixtures compared.
-        correlation: (J,) Spearman correlation of the losses.
-        by_laws: the losses are those of each size's own fitted law, for want of mixtures that both trained.
-    """
-
-    scales: tuple[float, float]
-    mixtures: int
-    correlation: Array
-    by_laws: bool = False
+    scales: tuple[float, float]  # the two
+    mixtures: int  # number of mixtures compared
+    correlation: Array  # (J,) Spearman correlation of the losses
+    by_laws: bool = False  # the losses are those of each size's own fitted law, for want of mixtures that both trained
 
     @property
     def agrees(self) -> bool:

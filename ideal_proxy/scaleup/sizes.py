@@ -22,19 +22,12 @@ SCALES = ("parameters", "share of the volumes")
 
 @dataclass(frozen=True, slots=True)
 class Swarms:
-    """The law across the scales of several searches.
+    """The law across the scales of several searches."""
 
-    Attributes:
-        law: fitted to all searches.
-        scale: (K,) of the full-size run.
-        agreement: how far neighbouring scales rank mixtures alike.
-        notes: what a user must know.
-    """
-
-    law: SizeLaw
-    scale: tuple[float, ...]
-    agreement: tuple[RankAgreement, ...]
-    notes: tuple[str, ...]
+    law: SizeLaw  # fitted to all searches
+    scale: tuple[float, ...]  # (K,) of the full-size run
+    agreement: tuple[RankAgreement, ...]  # how far neighbouring scales rank mixtures alike
+    notes: tuple[str, ...]  # what a user must know
 
     def at(self, available: Array) -> SizeSurface:
         """Give the law at full size."""

@@ -33,35 +33,20 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySetting:
-    """How the proxies of the search saw the data; a scratch model is prepared in the same way.
+    """How the proxies of the search saw the data; a scratch model is prepared in the same way."""
 
-    Attributes:
-        size: of scratch proxies, a key of the size dial.
-        vocabulary: tokens that the tokenizer was asked for.
-        context: longest row, tokens.
-        warm_fraction: share of every domain that is reserved for the warm start.
-        batch_rows: rows of an optimiser step.
-        batch_tokens: its tokens where it counts those.
-        loss: over a step's supervised tokens, or its rows.
-        learning_rate: peak rate of the proxies; None where the file does not say.
-        seed: of the search.
-        model: folder or hub id of pretrained proxies; None for scratch ones.
-        gguf: file of its quantised weights.
-        lora_rank: rank of their low-rank updates; None where every weight was trained.
-    """
-
-    size: str = "1M"
-    vocabulary: int = 4096
-    context: int = 512
-    warm_fraction: float = 0.15
-    batch_rows: int = BATCH_ROWS
-    batch_tokens: int | None = None
-    loss: Loss = "token"
-    learning_rate: float | None = None
-    seed: int = 0
-    model: str | None = None
-    gguf: str | None = None
-    lora_rank: int | None = None
+    size: str = "1M"  # of scratch proxies, a key of the size dial
+    vocabulary: int = 4096  # tokens that the tokenizer was asked for
+    context: int = 512  # longest row, tokens
+    warm_fraction: float = 0.15  # share of every domain that is reserved for the warm start
+    batch_rows: int = BATCH_ROWS  # rows of an optimiser step
+    batch_tokens: int | None = None  # its tokens where it counts those
+    loss: Loss = "token"  # over a step's supervised tokens, or its rows
+    learning_rate: float | None = None  # peak rate of the proxies; None where the file does not say
+    seed: int = 0  # of the search
+    model: str | None = None  # folder or hub id of pretrained proxies; None for scratch ones
+    gguf: str | None = None  # file of its quantised weights
+    lora_rank: int | None = None  # rank of their low-rank updates; None where every weight was trained
 
 
 def proxy_setting(mixture: MixtureFile) -> ProxySetting:
@@ -123,17 +108,11 @@ def _same(found: str, wanted: str, what: str, source: str, note: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The rows of one run in training order.
+    """The rows of one run in training order."""
 
-    Attributes:
-        domain: (R,) which domain each row is of.
-        row: (R,) its index among that domain's token rows.
-        volumes: (D,) rows drawn.
-    """
-
-    domain: Ints
-    row: Ints
-    volumes: Ints
+    domain: Ints  # (R,) which domain each row is of
+    row: Ints  # (R,) its index among that domain's token rows
+    volumes: Ints  # (D,) rows drawn
 
     def look_up(self, values: Sequence[Ints]) -> Ints:
         """Look up a number of every row drawn, (R,), given one array a domain."""
@@ -185,21 +164,13 @@ def draw_rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleData:
-    """Everything a full-size run reads.
+    """Everything a full-size run reads."""
 
-    Attributes:
-        names: D domain names.
-        domains: D sets of token rows.
-        capabilities: J names.
-        references: J sets of reference rows.
-        verify: J masks (N_j,) of the rows that the search never saw.
-    """
-
-    names: tuple[str, ...]
-    domains: tuple[TokenRows, ...]
-    capabilities: tuple[str, ...]
-    references: tuple[TokenRows, ...]
-    verify: tuple[NDArray[np.bool_], ...]
+    names: tuple[str, ...]  # D domain names
+    domains: tuple[TokenRows, ...]  # D sets of token rows
+    capabilities: tuple[str, ...]  # J names
+    references: tuple[TokenRows, ...]  # J sets of reference rows
+    verify: tuple[NDArray[np.bool_], ...]  # J masks (N_j,) of the rows that the search never saw
 
 
 def tokenize_mixture(

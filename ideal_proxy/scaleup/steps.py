@@ -37,18 +37,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step as one process sees it.
+    """One optimiser step as one process sees it."""
 
-    Attributes:
-        batches: this process's micro-batches; as many in every process.
-        normaliser: what the sum over its labels is divided by: the step's supervised tokens, or its rows, over all
-            processes.
-        loss: whether each supervised token counts alike, or each row.
-    """
-
-    batches: tuple[Batch, ...]
+    batches: tuple[Batch, ...]  # this process's micro-batches; as many in every process
+    # what the sum over its labels is divided by: the step's supervised tokens, or its rows, over all processes
     normaliser: int
-    loss: Loss = "token"
+    loss: Loss = "token"  # whether each supervised token counts alike, or each row
 
 
 class StepSet(Dataset[Step]):

@@ -34,55 +34,30 @@ OPTIONS = "options.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleUp:
-    """What `scale-up` was asked for. None means: choose.
+    """What `scale-up` was asked for. None means: choose."""
 
-    Attributes:
-        spec: which model.
-        baseline: train base beside the mixture.
-        seeds: runs of each.
-        seed: of the first run; default the mixture's, which draws the rows that `apply` writes.
-        fraction: share of the volumes to train on.
-        learning_rate: peak rate.
-        batch_rows: rows of an optimiser step.
-        batch_tokens: its tokens, where it counts those.
-        loss: over a step's supervised tokens, or its rows; default the search's.
-        context: longest row, tokens.
-        dtype: auto, float32 or bfloat16.
-        device: auto, cpu, cuda or mps.
-        packed: rows laid end to end where the model can.
-        evaluations: reference losses measured during training.
-        save_seconds: time between checkpoints.
-        save_steps: a checkpoint every so many steps as well.
-        keep_models: write the trained models; of the first seed always.
-        resume: go on in a folder that holds this very scale-up.
-        track: tracking services that each training logs to, of `ideal_proxy.hooks.SERVICES`.
-        refine: iterations of `refine.Refiner` after the first mixture.
-        refine_step: largest |log change| of a volume in one of them.
-        refine_rows: most rows of each source whose gradients are taken.
-    """
-
-    spec: ModelSpec
-    baseline: bool = False
-    seeds: int = 1
-    seed: int | None = None
-    fraction: float = 1.0
-    learning_rate: float | None = None
-    batch_rows: int | None = None
-    batch_tokens: int | None = None
-    loss: Loss | None = None
-    context: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    packed: bool = True
-    evaluations: int = 4
-    save_seconds: float = 600.0
-    save_steps: int | None = None
-    keep_models: bool = True
-    resume: bool = False
-    track: tuple[str, ...] = ()
-    refine: int = 0
-    refine_step: float = IDEAL_STEP
-    refine_rows: int = 400
+    spec: ModelSpec  # which model
+    baseline: bool = False  # train base beside the mixture
+    seeds: int = 1  # runs of each
+    seed: int | None = None  # of the first run; default the mixture's, which draws the rows that `apply` writes
+    fraction: float = 1.0  # share of the volumes to train on
+    learning_rate: float | None = None  # peak rate
+    batch_rows: int | None = None  # rows of an optimiser step
+    batch_tokens: int | None = None  # its tokens, where it counts those
+    loss: Loss | None = None  # over a step's supervised tokens, or its rows; default the search's
+    context: int | None = None  # longest row, tokens
+    dtype: str = "auto"  # auto, float32 or bfloat16
+    device: str = "auto"  # auto, cpu, cuda or mps
+    packed: bool = True  # rows laid end to end where the model can
+    evaluations: int = 4  # reference losses measured during training
+    save_seconds: float = 600.0  # time between checkpoints
+    save_steps: int | None = None  # a checkpoint every so many steps as well
+    keep_models: bool = True  # write the trained models; of the first seed always
+    resume: bool = False  # go on in a folder that holds this very scale-up
+    track: tuple[str, ...] = ()  # tracking services that each training logs to, of `ideal_proxy.hooks.SERVICES`
+    refine: int = 0  # iterations of `refine.Refiner` after the first mixture
+    refine_step: float = IDEAL_STEP  # largest |log change| of a volume in one of them
+    refine_rows: int = 400  # most rows of each source whose gradients are taken
 
 
 def scale_up(

@@ -33,21 +33,13 @@ FAR = 4.0  # times the base total: beyond it the law is told to be extrapolating
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Volumes at full size, with what the law expects of them.
+    """Volumes at full size, with what the law expects of them."""
 
-    Attributes:
-        mode: how they were found.
-        rows: (D,) full-size rows.
-        base_rows: (D,) the base mixture scaled to the same total.
-        predicted: against the scaled base, intervals for one pair of runs; None without a law.
-        notes: what a user must know.
-    """
-
-    mode: Mode
-    rows: NDArray[np.int64]
-    base_rows: NDArray[np.int64]
-    predicted: Prediction | None = None
-    notes: tuple[str, ...] = ()
+    mode: Mode  # how they were found
+    rows: NDArray[np.int64]  # (D,) full-size rows
+    base_rows: NDArray[np.int64]  # (D,) the base mixture scaled to the same total
+    predicted: Prediction | None = None  # against the scaled base, intervals for one pair of runs; None without a law
+    notes: tuple[str, ...] = ()  # what a user must know
 
 
 def transfer_volumes(

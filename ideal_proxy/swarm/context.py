@@ -39,33 +39,19 @@ ZERO_RUN = "zero"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One proxy run.
+    """One proxy run."""
 
-    Attributes:
-        id: its folder's name under `runs/`.
-        rows: (D,) rows that the proxy draws of each domain, repeats counted.
-        volumes: (D,) the full-size volumes they stand for, rows.
-        seed: seed of the permutations and of the training order.
-        role: "base", "design", "verify", "sweep", "warm", …; "judged" trains nothing: its weights lie in its folder.
-        learning_rate: peak rate.
-        references: names of the reference sets to judge on; () is all of them.
-        save_model: keep the final weights as `model.safetensors`.
-        responses: "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead.
-        trained: the finished run whose weights an implicit estimate takes, or that is judged anew.
-        metrics: what else the trained proxy is judged by.
-    """
-
-    id: str
-    rows: tuple[int, ...]
-    volumes: tuple[float, ...]
-    seed: int
-    role: str
-    learning_rate: float
-    references: tuple[str, ...] = ()
-    save_model: bool = False
-    responses: str = ""
-    trained: str = ""
-    metrics: tuple[MetricSpec, ...] = ()
+    id: str  # its folder's name under `runs/`
+    rows: tuple[int, ...]  # (D,) rows that the proxy draws of each domain, repeats counted
+    volumes: tuple[float, ...]  # (D,) the full-size volumes they stand for, rows
+    seed: int  # seed of the permutations and of the training order
+    role: str  # "base", "design", "verify", "sweep", "warm", …; "judged" trains nothing: its weights lie in its folder
+    learning_rate: float  # peak rate
+    references: tuple[str, ...] = ()  # names of the reference sets to judge on; () is all of them
+    save_model: bool = False  # keep the final weights as `model.safetensors`
+    responses: str = ""  # "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead
+    trained: str = ""  # the finished run whose weights an implicit estimate takes, or that is judged anew
+    metrics: tuple[MetricSpec, ...] = ()  # what else the trained proxy is judged by
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON takes it."""
@@ -89,19 +75,12 @@ def what_counts(spec: RunSpec) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a finished run left.
+    """What a finished run left."""
 
-    Attributes:
-        spec: the run.
-        losses: per reference set, the loss of every row.
-        metrics: the whole of `metrics.json` (rows, tokens, supervised_tokens, steps, seconds, …).
-        folder: the run's folder.
-    """
-
-    spec: RunSpec
-    losses: dict[str, RowLosses]
-    metrics: dict[str, Any]
-    folder: Path
+    spec: RunSpec  # the run
+    losses: dict[str, RowLosses]  # per reference set, the loss of every row
+    metrics: dict[str, Any]  # the whole of `metrics.json` (rows, tokens, supervised_tokens, steps, seconds, …)
+    folder: Path  # the run's folder
 
     @property
     def scores(self) -> dict[str, float]:
@@ -117,47 +96,28 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmContext:
-    """The prepared files and settings that all runs of a swarm share.
+    """The prepared files and settings that all runs of a swarm share."""
 
-    Attributes:
-        folder: where they lie.
-        domains: D names.
-        references: names of the reference sets.
-        available: (D,) rows that a proxy sees of each domain, the first of its permutation (φ · available).
-        size: proxy size of the dial; "" for a pretrained proxy.
-        vocab_size: tokens of the vocabulary.
-        context: longest row, tokens.
-        train: settings of every run but for its learning rate.
-        init_seed: seed of the initial weights, the same for all runs.
-        warm: whether runs start from the warm start `runs/warm/model.safetensors`.
-        warm_from: SHA-256 of the weights of an earlier search's warm start, taken as they are; "" makes one.
-        warm_learning_rate: peak rate of the warm start.
-        warm_tokens: tokens of each domain in the warm start; None takes the default.
-        threads: threads of a worker on a CPU; part of the results' last bits, so it is fixed here.
-        device: "cpu", "cuda" (workers share out the devices), "cuda:1", "mps".
-        base: fingerprint of a pretrained proxy's weights, which lie in `base/` of the folder; "" for a scratch proxy.
-        lora_rank: rank of the low-rank updates of a pretrained proxy; None trains every weight.
-        trust_remote_code: run code that came with the pretrained model.
-    """
-
-    folder: Path
-    domains: tuple[str, ...]
-    references: tuple[str, ...]
+    folder: Path  # where they lie
+    domains: tuple[str, ...]  # D names
+    references: tuple[str, ...]  # names of the reference sets
+    # (D,) rows that a proxy sees of each domain, the first of its permutation (φ · available)
     available: tuple[int, ...]
-    size: str
-    vocab_size: int
-    context: int
-    train: TrainSettings = field(default_factory=TrainSettings)
-    init_seed: int = 0
-    warm: bool = False
-    warm_from: str = ""
-    warm_learning_rate: float = 2e-3
-    warm_tokens: int | None = None
-    threads: int = 1
-    device: str = "cpu"
+    size: str  # proxy size of the dial; "" for a pretrained proxy
+    vocab_size: int  # tokens of the vocabulary
+    context: int  # longest row, tokens
+    train: TrainSettings = field(default_factory=TrainSettings)  # settings of every run but for its learning rate
+    init_seed: int = 0  # seed of the initial weights, the same for all runs
+    warm: bool = False  # whether runs start from the warm start `runs/warm/model.safetensors`
+    warm_from: str = ""  # SHA-256 of the weights of an earlier search's warm start, taken as they are; "" makes one
+    warm_learning_rate: float = 2e-3  # peak rate of the warm start
+    warm_tokens: int | None = None  # tokens of each domain in the warm start; None takes the default
+    threads: int = 1  # threads of a worker on a CPU; part of the results' last bits, so it is fixed here
+    device: str = "cpu"  # "cpu", "cuda" (workers share out the devices), "cuda:1", "mps"
+    # fingerprint of a pretrained proxy's weights, which lie in `base/` of the folder; "" for a scratch proxy
     base: str = ""
-    lora_rank: int | None = None
-    trust_remote_code: bool = False
+    lora_rank: int | None = None  # rank of the low-rank updates of a pretrained proxy; None trains every weight
+    trust_remote_code: bool = False  # run code that came with the pretrained model
 
     @property
     def base_folder(self) -> Path:

@@ -10,15 +10,10 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run is to do, in trained tokens or what costs as much.
+    """What a run is to do, in trained tokens or what costs as much."""
 
-    Attributes:
-        training: in its steps.
-        judging: after the last step.
-    """
-
-    training: float
-    judging: float = 0.0
+    training: float  # in its steps
+    judging: float = 0.0  # after the last step
 
     @property
     def whole(self) -> float:
@@ -32,19 +27,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A run that a worker is at.
+    """A run that a worker is at."""
 
-    Attributes:
-        left: work left, tokens.
-        done: work done since its first step, tokens.
-        seconds: since its first step; before it, since it was handed out.
-        stepping: whether there was a step.
-    """
-
-    left: float
-    done: float
-    seconds: float
-    stepping: bool
+    left: float  # work left, tokens
+    done: float  # work done since its first step, tokens
+    seconds: float  # since its first step; before it, since it was handed out
+    stepping: bool  # whether there was a step
 
 
 class Forecast:

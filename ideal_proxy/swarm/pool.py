@@ -25,13 +25,9 @@ Message = dict[str, Any]
 
 
 class Pool(Protocol):
-    """Workers that take one run at a time.
+    """Workers that take one run at a time."""
 
-    Attributes:
-        workers: how many may work side by side.
-    """
-
-    workers: int
+    workers: int  # how many may work side by side
 
     def hire(self, wanted: int) -> None:
         """Start workers until there are so many, those still starting included."""

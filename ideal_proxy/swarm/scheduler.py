@@ -33,53 +33,33 @@ IMPLICIT_TRAININGS = 1.5
 
 @dataclass(frozen=True, slots=True)
 class SwarmEvent:
-    """Something that happened, for progress.
+    """Something that happened, for progress."""
 
-    Attributes:
-        kind: "skipped" (was complete), "started", "step", "finished", "retried", "failed", or "waiting" (no worker can
-            be had now; of no run).
-        run: the run's id.
-        role: its role.
-        done: optimiser steps done of this run.
-        steps: optimiser steps of this run.
-        runs_done: runs complete or given up, of this call.
-        runs: runs of this call.
-        fraction: share of this call's work that is done, 0 to 1.
-        seconds_left: estimate from the speed measured so far; None before there is one.
-        message: what went wrong, for "retried", "failed" and "waiting".
-        pid: process id of the worker, 0 where there is none.
-        worker: number of the worker, -1 where there is none.
-        loss: of the last step, nats per supervised token; None before there is one, or where it is not finite.
-        host: machine of the worker, "" where it is this one.
-    """
-
+    # "skipped" (was complete), "started", "step", "finished", "retried", "failed", or "waiting" (no worker can be had
+    # now; of no run)
     kind: str
-    run: str
-    role: str
-    done: int
-    steps: int
-    runs_done: int
-    runs: int
-    fraction: float
-    seconds_left: float | None
-    message: str = ""
-    pid: int = 0
-    worker: int = -1
+    run: str  # the run's id
+    role: str  # its role
+    done: int  # optimiser steps done of this run
+    steps: int  # optimiser steps of this run
+    runs_done: int  # runs complete or given up, of this call
+    runs: int  # runs of this call
+    fraction: float  # share of this call's work that is done, 0 to 1
+    seconds_left: float | None  # estimate from the speed measured so far; None before there is one
+    message: str = ""  # what went wrong, for "retried", "failed" and "waiting"
+    pid: int = 0  # process id of the worker, 0 where there is none
+    worker: int = -1  # number of the worker, -1 where there is none
+    # of the last step, nats per supervised token; None before there is one, or where it is not finite
     loss: float | None = None
-    host: str = ""
+    host: str = ""  # machine of the worker, "" where it is this one
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmOutcome:
-    """How a call ended.
+    """How a call ended."""
 
-    Attributes:
-        results: by run id, in the order asked for; failed runs are not in it.
-        failures: by run id, what went wrong.
-    """
-
-    results: dict[str, Run]
-    failures: dict[str, str]
+    results: dict[str, Run]  # by run id, in the order asked for; failed runs are not in it
+    failures: dict[str, str]  # by run id, what went wrong
 
 
 @dataclass(slots=True, eq=False)

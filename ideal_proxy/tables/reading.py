@@ -25,42 +25,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table, its rows named by run id.
+    """One table, its rows named by run id."""
 
-    Attributes:
-        path: where it came from, for messages.
-        values: (R, columns) numbers indexed by run id, prefixes stripped.
-        seed: (R,) the ``seed`` column, or None.
-        fidelity: (R,) the ``fidelity`` column, or None.
-        left_out: reason by id, of runs that did not finish or have no numbers.
-        names: columns that name the runs, by plain name and the run id first.
-    """
-
-    path: str
-    values: pd.DataFrame
-    seed: pd.Series | None
-    fidelity: pd.Series | None
+    path: str  # where it came from, for messages
+    values: pd.DataFrame  # (R, columns) numbers indexed by run id, prefixes stripped
+    seed: pd.Series | None  # (R,) the ``seed`` column, or None
+    fidelity: pd.Series | None  # (R,) the ``fidelity`` column, or None
+    # reason by id, of runs that did not finish or have no numbers
     left_out: Mapping[str, str] = field(default_factory=dict)
+    # columns that name the runs, by plain name and the run id first
     names: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Runs with their mixture and their metrics.
+    """Runs with their mixture and their metrics."""
 
-    Attributes:
-        path: where the mixtures came from, for messages.
-        ratios: (R, D) indexed by run id.
-        metrics: (R, J) with the same index.
-        seed: (R,) seeds, or None.
-        fidelity: (R,) fidelities, or None.
-    """
-
-    path: str
-    ratios: pd.DataFrame
-    metrics: pd.DataFrame
-    seed: pd.Series | None
-    fidelity: pd.Series | None
+    path: str  # where the mixtures came from, for messages
+    ratios: pd.DataFrame  # (R, D) indexed by run id
+    metrics: pd.DataFrame  # (R, J) with the same index
+    seed: pd.Series | None  # (R,) seeds, or None
+    fidelity: pd.Series | None  # (R,) fidelities, or None
 
 
 def read_ratios(path: str | Path, domains: Sequence[str] = (), *, unit: str | None = None) -> Table:

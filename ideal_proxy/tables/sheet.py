@@ -27,21 +27,14 @@ COMMA = re.compile(r"[+-]?[\d.]+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """One table: its cells as text, the same as numbers, and what its rows are called.
+    """One table: its cells as text, the same as numbers, and what its rows are called."""
 
-    Attributes:
-        path: where it came from, for messages.
-        cells: (R, columns) text indexed by run id; runs that did not finish are not in it.
-        numbers: (R, columns) the same as numbers; NaN where a cell is blank or text.
-        names: (all R, ids) the columns that name runs, by plain name and the run id first, indexed by run id.
-        left_out: reason by run id, of runs that did not finish.
-    """
-
-    path: str
-    cells: pd.DataFrame
-    numbers: pd.DataFrame
+    path: str  # where it came from, for messages
+    cells: pd.DataFrame  # (R, columns) text indexed by run id; runs that did not finish are not in it
+    numbers: pd.DataFrame  # (R, columns) the same as numbers; NaN where a cell is blank or text
+    # (all R, ids) the columns that name runs, by plain name and the run id first, indexed by run id
     names: pd.DataFrame
-    left_out: dict[str, str]
+    left_out: dict[str, str]  # reason by run id, of runs that did not finish
 
     def column(self, name: str) -> pd.Series | None:
         """Find a column by its plain name."""
