@@ -502,6 +502,10 @@ def load_config(path: str | Path) -> SearchConfig:
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if _nodes(raw) > MOST_NODES:
+            raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply for a run file, or holds itself; write it flat") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist; `ideal-proxy init FOLDER` writes one") from error
     except IsADirectoryError as error:
@@ -518,11 +522,27 @@ def load_config(path: str | Path) -> SearchConfig:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
         raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UsageError(f"{path} holds a value that cannot be read ({str(error)[:120]}); put it in quotes") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must be a mapping with the keys domains and capabilities")
     if str(raw.get("format", "")).startswith("ideal-proxy/"):
         raise UsageError(f"{path} is a file that ideal-proxy wrote ({raw['format']}), not a run file; give mix.yaml")
     return parse_config(raw, where=str(path), folder=path.resolve().parent)
+
+
+MOST_NODES = 100_000
+
+
+def _nodes(value: Any, known: dict[int, int] | None = None) -> int:
+    """Count the values of a file as if its aliases were written out."""
+    known = {} if known is None else known
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_nodes(item, known) for item in items)
+    return known[id(value)]
 
 
 def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: Path | None = None) -> SearchConfig:

@@ -16,11 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from ideal_proxy import __version__
@@ -35,6 +36,9 @@ LOOK_SECONDS = 0.25
 BEAT_SECONDS = 15.0
 QUIET_SECONDS = 90.0
 """Another machine's lock that was not touched for so long is released; file systems cache times for up to 60 s."""
+HASHED_WHOLE = 1 << 28
+"""A larger file is known by its size and by samples, so that weights of gigabytes are not read twice."""
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 
@@ -69,20 +73,71 @@ def atomic_write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file that holds one object, as every file of ours does."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it or make it anew") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply for a file of ours; restore it or make it anew") from error
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise UserError(f"{path} is not valid JSON ({str(error)[:120]}); restore it or make it anew") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; restore it or make it anew")
+    return value
 
 
-def mark_complete(folder: str | Path) -> None:
-    """Set the marker that says: every other file of this folder is whole. Call it last."""
-    atomic_write_text(Path(folder) / MARKER, "")
+def mark_complete(folder: str | Path, files: Iterable[str] | None = None) -> None:
+    """Set the marker: this folder is whole. It holds the checksums of all files, or of those named. Call it last."""
+    folder = Path(folder)
+    if files is None:
+        files = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if not path.name.endswith(".part"))
+    names = [name for name in files if name != MARKER and (folder / name).is_file()]
+    atomic_write_json(folder / MARKER, {name: _checksum(folder / name) for name in names})
+
+
+def _checksum(path: Path) -> str:
+    """Return a file's size and hash."""
+    size = path.stat().st_size
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        if size <= HASHED_WHOLE:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        else:
+            for n in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * n // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return f"{size}:{digest.hexdigest()}"
+
+
+def damaged_file(folder: str | Path) -> Path | None:
+    """Return the first file of a complete folder that is no longer as it was when the marker was set."""
+    folder = Path(folder)
+    try:
+        sums: dict[str, str] = json.loads(
+            (folder / MARKER).read_text(encoding="utf-8") or "{}"
+        )  # empty: of an earlier version
+        for name, told in sums.items():
+            if _checksum(folder / name) != told:
+                return folder / str(name)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return Path(getattr(error, "filename", None) or folder / MARKER)
+    return None
+
+
+def is_whole(folder: str | Path, tell: Callable[[str], None] | None = None) -> bool:
+    """Tell whether the marker stands and every file is as it was; a damaged folder loses its marker."""
+    if not is_complete(folder):
+        return False
+    if (path := damaged_file(folder)) is None:
+        return True
+    (Path(folder) / MARKER).unlink(missing_ok=True)
+    if tell is not None:
+        tell(f"{path} is damaged; {Path(folder).name} is made anew")
+    return False
 
 
 def run_folder(place: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -256,9 +257,18 @@ def main(**options: Any) -> None:
         if stop.code == 130:  # Ctrl-C, as Typer hands it on
             print("stopped; run the same command again to go on where it was", file=sys.stderr)
         raise
+    except MemoryError:
+        print("error: this machine's memory is full; free some, or give the search less", file=sys.stderr)
+        sys.exit(UserError.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # no permission, a name too long, a full disk: whatever was being read or written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; mend that and run the same command again", file=sys.stderr)
+        with contextlib.suppress(OSError):  # what a full device did not take
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UserError.exit_code)
 
 
 if __name__ == "__main__":

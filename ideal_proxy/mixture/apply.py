@@ -33,6 +33,7 @@ SPOOL = ".ideal-proxy-spool"
 RowFormat = Literal["auto", "as-is", "chat"]
 Progress = Callable[[str, int, int], None]
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
+UNFINISHED = re.compile(r"\.manifest.*\.part")
 WRITTEN_AT_ONCE = 1 << 14
 
 
@@ -330,6 +331,10 @@ def _finished(job: _Job, identity: str) -> Applied | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
     content = sorted(p.name for p in folder.iterdir() if p.name != job.spool.name) if folder.exists() else []
+    for name in [name for name in content if UNFINISHED.fullmatch(name)]:  # killed, or at it, while writing a manifest
+        content.remove(name)
+        if name.startswith(f".{job.manifest}."):
+            (folder / name).unlink(missing_ok=True)
     if job.shard is not None:
         content = [name for name in content if not _of_another_shard(job, identity, name)]
     if not content:

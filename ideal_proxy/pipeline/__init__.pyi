@@ -2,7 +2,6 @@ from .check import check_sources as check_sources
 from .check import health_tables as health_tables
 from .check import preview_sources as preview_sources
 from .finished import SearchRun as SearchRun
-from .finished import load_result as load_result
 from .finished import load_run as load_run
 from .finished import search as search
 from .outer_loop import override as override
@@ -10,6 +9,7 @@ from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search
 from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
+from .result_file import load_result as load_result
 from .start import write_run_file as write_run_file
 from .status import read_status as read_status
 from .status import status_text as status_text

@@ -19,6 +19,7 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import MixtureFile, load_mixture
 from ideal_proxy.pipeline.prepare import Prepared, load_prepared
+from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.response import ResponseModel, Yardstick
 from ideal_proxy.store import read_json, run_folder
 
@@ -26,20 +27,6 @@ if TYPE_CHECKING:
     from ideal_proxy.terminal import Reporter
 
 Array = NDArray[np.float64]
-
-
-def load_result(run: Path) -> dict[str, Any]:
-    """Read the result of a finished search."""
-    path = run / "result.json"
-    if path.exists():
-        result: dict[str, Any] = read_json(path)
-        result.setdefault("leeway", {"slack": float("nan"), "open": [], "unsettled": []})  # of an earlier version
-        for domain in result["domains"]:
-            domain.setdefault("moves", domain.get("bootstrap"))
-        return result
-    if (run / "config.yaml").exists():
-        raise UserError(f"the search in {run} is not finished; run the same `ideal-proxy search` again to go on")
-    raise UserError(f"{run} is no run directory; give the folder that `ideal-proxy search --out` made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -204,7 +191,7 @@ def load_run(folder: str | Path) -> SearchRun:
     folder = run_folder(folder)
     result = load_result(folder)
     try:
-        return SearchRun(
+        run = SearchRun(
             folder=folder,
             config=load_config(folder / "config.yaml"),
             prepared=load_prepared(folder / "prepared"),
@@ -216,11 +203,13 @@ def load_run(folder: str | Path) -> SearchRun:
             rate=read_json(folder / "rate.json"),
             provenance=read_json(folder / "provenance.json"),
         )
+        int(run.plan["workers"]), float(run.rate["learning_rate"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} was written by another version of ideal-proxy (it lacks {error}); run the search again with "
             "another --out, or use the version that its provenance.json names"
         ) from error
+    return run
 
 
 def search(

@@ -8,6 +8,7 @@ Legend: R runs, D domains, J capabilities.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
+from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage
@@ -150,7 +152,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
     with lock(folder):
         _claim(config, folder)
         if (folder / "result.json").exists():
-            result: dict[str, Any] = read_json(folder / "result.json")
+            result = load_result(folder)
             if more := _asked_more(result, config):
                 reporter.note(f"{folder} is finished; going on with {more}")
                 (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
@@ -424,14 +426,16 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
+        if not (folder / "provenance.json").exists():
+            atomic_write_json(folder / "provenance.json", provenance())
         return
-    strangers = [entry.name for entry in folder.iterdir() if entry.name not in kept]
+    strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
     if strangers:
         raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
     if dry_run:
         atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
+    atomic_write_text(path, text)  # first, so that a search killed here is known as one
     atomic_write_json(folder / "provenance.json", provenance())
-    atomic_write_text(path, text)
 
 
 def _identity(config: SearchConfig) -> SearchConfig:

@@ -40,7 +40,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
-from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json
 from ideal_proxy.terminal import Reporter
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
@@ -168,7 +168,7 @@ class Prepared:
 
 def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     """Read, tokenise and split every source, once."""
-    if is_complete(folder):
+    if is_whole(folder, reporter.note):
         prepared = load_prepared(folder)
         refuse_changed_sources(prepared.sources, prepared.health["stamps"], folder.parent)
         return prepared

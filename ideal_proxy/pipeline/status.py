@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.stage import Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
@@ -63,7 +64,7 @@ def _status(
         "seconds_spent": record["spent_before"] + since - record["began"] if record else 0.0,
         "stage_seconds_left": record.get("seconds_left") if live else None,
         "seconds_left": _seconds_left(run, record, runs) if live and plan else None,
-        "verdict": read_json(run / "result.json")["verdict"]["sentence"] if state == "finished" else None,
+        "verdict": load_result(run)["verdict"]["sentence"] if state == "finished" else None,
         "next": then,
     }
 

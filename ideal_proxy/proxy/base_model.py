@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import use_packed_attention
 from ideal_proxy.proxy.pretrained import Pretrained, empty_model, with_lora
-from ideal_proxy.store import atomic_write_json, is_complete, mark_complete
+from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -52,7 +52,7 @@ def keep_base(model: Any, source: Pretrained, folder: Path) -> str:
 
 def place_base(kept: Path, folder: Path, *, narrow: bool, trust_remote_code: bool = False) -> None:
     """Put the weights where the workers map them."""
-    if is_complete(folder):
+    if is_whole(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     for file in kept.iterdir():

@@ -10,12 +10,13 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -284,11 +285,21 @@ def _save(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str, d
             tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
             tensors[f"mean.{name}"] = state["exp_avg"].cpu().contiguous()
             tensors[f"square.{name}"] = state["exp_avg_sq"].cpu().contiguous()
-    atomic_write_bytes(path, save(tensors, metadata={"identity": identity, "done": str(done)}))
+    told = {"identity": identity, "done": str(done)}
+    atomic_write_bytes(path, save(tensors, metadata={**told, "checksum": _checksum(tensors, told)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> str:
+    """Return a hash of all that a checkpoint holds; safetensors has none."""
+    digest = xxhash.xxh3_128(json.dumps([told["identity"], told["done"]]).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _resume(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str) -> tuple[int, list[Tensor]]:
-    """Take up a checkpoint of this very training; any other, or none, means starting at step 0."""
+    """Take up a checkpoint of this very training; any other, a damaged one or none means starting at step 0."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -300,6 +311,8 @@ def _resume(model: Any, optimizer: torch.optim.AdamW, path: Path, identity: str)
                 return 0, []
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError):
+        return 0, []
+    if metadata.get("checksum") != _checksum(tensors, metadata):
         return 0, []
     done = int(metadata["done"])
     with torch.no_grad():

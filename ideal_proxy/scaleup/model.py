@@ -27,7 +27,7 @@ from ideal_proxy.proxy import (
     with_lora,
 )
 from ideal_proxy.scaleup.source import ProxySetting
-from ideal_proxy.store import is_complete, mark_complete
+from ideal_proxy.store import is_whole, mark_complete
 
 SCRATCH = "scratch:"
 # Peak rates of full fine-tuning and of LoRA where the user gives none: the middle of what SFT recipes use.
@@ -101,7 +101,7 @@ def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Seque
         from transformers import AutoTokenizer
 
         place = folder / "tokenizer"
-        if not is_complete(place):
+        if not is_whole(place):
             domain_tokenizer(domains, proxies.vocabulary).save_pretrained(str(place))
             mark_complete(place)
         tokenizer = AutoTokenizer.from_pretrained(str(place))
@@ -165,7 +165,7 @@ def make_start(
         return None
     place = folder / "start"
     weights = place / "weights.safetensors"
-    if not is_complete(place):
+    if not is_whole(place):
         place.mkdir(parents=True, exist_ok=True)
         model = build_proxy(spec.scratch, len(encoder.tokenizer), context, proxies.seed).to(device)
         reserved = [

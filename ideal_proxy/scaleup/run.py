@@ -30,7 +30,7 @@ from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
 from ideal_proxy.scaleup.trainer import MixtureTrainer, reference_losses
-from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.store import atomic_write_json, is_whole, mark_complete, read_json
 from ideal_proxy.terminal import Reporter, Update
 
 CHECKPOINTS_KEPT = 2
@@ -98,7 +98,7 @@ def run_training(
     save_steps: int | None = None,
 ) -> RunLosses:
     """Train one model on one draw, or go on from its last whole checkpoint, or return what a finished run measured."""
-    if is_complete(folder):
+    if is_whole(folder, reporter.note):
         return _load(folder, data)
     references = dict(zip(data.capabilities, data.references, strict=True))
     model = load_model(spec, encoder, context=settings.context, seed=seed, packed=settings.packed, start=start)
@@ -202,7 +202,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
     whole: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
-        if is_complete(path) and number.isdigit():
+        if number.isdigit() and is_whole(path):
             whole.append((int(number), path))
         else:
             shutil.rmtree(path, ignore_errors=True)

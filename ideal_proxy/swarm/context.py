@@ -218,7 +218,7 @@ def save_result(
         folder / METRICS,
         {"spec": spec.to_json(), "context": context.fingerprint(), "reference_loss": means, **metrics},
     )
-    mark_complete(folder)
+    mark_complete(folder, (METRICS, ROW_LOSSES, MODEL))
 
 
 def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import is_complete
+from ideal_proxy.store import is_whole
 from ideal_proxy.swarm.context import JUDGED, WARM_RUN, ZERO_RUN, Run, RunSpec, SwarmContext, load_result, what_counts
 from ideal_proxy.swarm.forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm.local import LocalPool
@@ -170,7 +170,7 @@ class Swarm:
         call = _Call(len(specs), {spec.id: self._work_of(spec) for spec in specs}, on_event)
         fingerprint = self.context.fingerprint()
         for spec in specs:
-            if not is_complete(self.run_dir / "runs" / spec.id):
+            if not is_whole(self.run_dir / "runs" / spec.id):
                 call.wait(spec)
                 continue
             found = load_result(self.run_dir, spec.id)

@@ -368,8 +368,11 @@ def test_another_runs_or_a_broken_checkpoint_is_not_taken_up(tmp_path: Any) -> N
     kept = (tmp_path / proxy.CHECKPOINT).read_bytes()
     log = proxy.train(tiny(seed=1), in_order(96), rows, settings, checkpoint_dir=tmp_path)
     assert log.steps_resumed == 0
-    (tmp_path / proxy.CHECKPOINT).write_bytes(kept[: len(kept) // 2])
-    assert proxy.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path).steps_resumed == 0
+    flipped = bytearray(kept)
+    flipped[-len(kept) // 3] ^= 0x40  # one bit of a weight: still a valid file
+    for content, resumed in ((kept[: len(kept) // 2], 0), (bytes(flipped), 0), (kept, 1)):
+        (tmp_path / proxy.CHECKPOINT).write_bytes(content)
+        assert proxy.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path).steps_resumed == resumed
 
 
 def test_divergence_and_empty_runs_are_told_in_a_sentence() -> None:

@@ -1,0 +1,30 @@
+"""`result.json`: what a finished search found, read without loading anything heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.errors import UserError
+from ideal_proxy.store import read_json
+
+
+def load_result(run: Path) -> dict[str, Any]:
+    """Read the result of a finished search."""
+    path = run / "result.json"
+    if path.exists():
+        result: dict[str, Any] = read_json(path)
+        result.setdefault("leeway", {"slack": float("nan"), "open": [], "unsettled": []})  # of an earlier version
+        try:
+            for domain in result["domains"]:
+                domain.setdefault("moves", domain.get("bootstrap"))
+            str(result["verdict"]["sentence"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged or of another version (it lacks {error}); remove it and run the same search again: "
+                "finished runs are kept"
+            ) from error
+        return result
+    if (run / "config.yaml").exists():
+        raise UserError(f"the search in {run} is not finished; run the same `ideal-proxy search` again to go on")
+    raise UserError(f"{run} is no run directory; give the folder that `ideal-proxy search --out` made")
