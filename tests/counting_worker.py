@@ -54,7 +54,7 @@ def run(context: SwarmContext, run_dir: Path, spec: RunSpec) -> None:
     checkpoint = folder / "checkpoint.safetensors"
     done = 0
     if checkpoint.exists():
-        done, state = read_json(checkpoint)
+        done, state = read_json(checkpoint).values()
     resumed = done
     while done < len(keys):
         time.sleep(spec.learning_rate)
@@ -63,7 +63,7 @@ def run(context: SwarmContext, run_dir: Path, spec: RunSpec) -> None:
         if (log := os.environ.get("COUNTED")) is not None:
             with open(log, "a") as file:
                 file.write(f"{spec.id} {done}\n")
-        atomic_write_json(checkpoint, [done, state])
+        atomic_write_json(checkpoint, {"done": done, "state": state})
         say("step", run=spec.id, done=done, steps=len(keys), loss=1.0)
         gate = os.environ.get("GATE") if spec.role != "warm" and done == GATE_STEP else None
         while gate is not None and not Path(gate).exists() and not STOP.is_set():

@@ -17,6 +17,7 @@ from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.scaleup.run import _last_checkpoint
 from ideal_proxy.store import MARKER, damaged_file, is_complete, is_whole, mark_complete
 from ideal_proxy.swarm.context import MODEL
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
@@ -178,3 +179,18 @@ def test_seeds_of_the_damage_reach_every_byte_of_small_files(tmp_path: Path) -> 
             content[at] ^= 1 << int(rng.integers(8))
             (tmp_path / "f").write_bytes(content)
             assert damaged_file(tmp_path) == tmp_path / "f"
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "model.safetensors", MARKER])
+def test_a_full_size_run_goes_on_from_the_newest_checkpoint_that_is_whole(lost: str, tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        place = tmp_path / f"checkpoint-{step}"
+        place.mkdir()
+        for name in ("optimizer.pt", "model.safetensors"):
+            (place / name).write_bytes(f"{name} {step}".encode())
+        mark_complete(place)
+    assert _last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / lost).unlink()
+    (tmp_path / "checkpoint-9" / "model.safetensors").write_bytes(b"model.safetensors 8")
+    assert _last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
