@@ -18,7 +18,6 @@ from .device import pick_device as pick_device
 from .device import resolve_device as resolve_device
 from .metric import MetricSpec as MetricSpec
 from .metric import MetricStopped as MetricStopped
-from .metric import end_commands as end_commands
 from .metric import export_model as export_model
 from .metric import measure as measure
 from .metric import remove_model as remove_model

@@ -31,11 +31,16 @@ from ideal_proxy.hooks import load_entry_point
 
 STDERR_LINES = 3  # of a failed command's last words, told to the user
 STDERR_CHARACTERS = 300
+GUARD = """
+import os, signal, sys
+sys.stdin.buffer.read()
+try:
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+except ProcessLookupError:
+    pass
+"""
 POLL_SECONDS = 0.05
 TAIL_BYTES = 65536
-
-
-_running: set[int] = set()  # process groups of commands
 
 
 class MetricStopped(Exception):
@@ -223,22 +228,25 @@ def _run_command(
                 f"{spec.told} cannot be started ({error.strerror or error}: {error.filename or words[0]}); "
                 "correct metric.command"
             ) from error
-        _running.add(process.pid)
-        try:
+        with _ended_with_us(process.pid):
             _wait(process, spec, should_stop, errors)
-        finally:
-            _running.discard(process.pid)
         if process.returncode:
             how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
             raise UserError(f"{spec.told} ended with {how}{_last_words(errors)}")
         return parse_score(_tail(out), spec.told)
 
 
-def end_commands() -> None:
-    """End every command that runs, for a process that is about to leave without waiting."""
-    for group in list(_running):
-        with contextlib.suppress(OSError):
-            os.killpg(group, signal.SIGKILL)
+@contextlib.contextmanager
+def _ended_with_us(group: int) -> Iterator[None]:
+    """End a process group when this block is left or this process dies, however it dies: a guard waits for our end."""
+    read, write = os.pipe()
+    guard = subprocess.Popen([sys.executable, "-I", "-S", "-c", GUARD, str(group)], stdin=read, start_new_session=True)
+    os.close(read)
+    try:
+        yield
+    finally:
+        os.close(write)
+        guard.wait()
 
 
 def _wait(

@@ -31,7 +31,6 @@ from ideal_proxy.proxy import (
     TrainLog,
     build_proxy,
     count_products,
-    end_commands,
     evaluate,
     load_weights,
     resolve_device,
@@ -188,7 +187,6 @@ class Worker:
                 self.stop.set()
             else:
                 tasks.put(message)
-        end_commands()
         os._exit(0)
 
 
