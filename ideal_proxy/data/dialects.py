@@ -1,8 +1,9 @@
 """The ways in which rows are written, and the one form they are read into.
 
 Alpaca (`instruction`, `input`, `output`, `history`, `system`), chat (`messages`, or `conversations` with `from` and
-`value`; as a list, as JSON text, as a struct of lists, as a list of maps), prompt and completion, or columns that the
-run file names. What is left out has a name: `BadRow` for what cannot be read, `LeftOut` for what is no row to train on.
+`value`; as a list, as JSON text, as a struct of lists, as a list of maps), prompt and completion (or query and
+response), or columns that the run file names. Each row is read by its own columns, so a file may mix them. What is left
+out has a name: `BadRow` for what cannot be read, `LeftOut` for what is no row to train on.
 """
 
 from __future__ import annotations
@@ -10,72 +11,57 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ideal_proxy.data.files import BadRow, kind_of
 from ideal_proxy.data.messages import SETTINGS, Message
+from ideal_proxy.data.turns import (
+    ROLES,
+    SEEN_MEDIA,
+    THOUGHTS,
+    LeftOut,
+    blank,
+    calls_of,
+    chat_like,
+    filled,
+    json_of,
+    listed,
+    number_of,
+    text_of,
+    thoughts_of,
+    tools_of,
+    turn_record,
+    turns_of,
+)
 
 FORMATS = ("alpaca", "chat", "prompt")
 MAPPED = "columns:"  # a format that names its columns, as JSON behind this mark
 WITH_SETTINGS = f" {SETTINGS}:"  # what follows a format: what the chat template is given with every row, as JSON
+ROW_SETTINGS = ("enable_thinking",)  # of a column of their own
 TAKEN = {  # what `apply_chat_template` is told by ourselves
     "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "messages",
     "return_assistant_tokens_mask", "tokenizer_kwargs",
 }  # fmt: skip
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "function_call": "assistant", "tool_call": "assistant",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool",
-    "ipython": "tool",
-}  # fmt: skip
-CALLING_ROLES = ("function_call", "tool_call")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
 KTO_LABELS = ("label", "kto_tag")
-WEIGHTS = ("weight", "train", "trainable", "loss")
-CHATS = ("messages", "conversations")
-TURN_KEYS = {
-    "role", "from", "content", "value", *THOUGHTS, *WEIGHTS, "tool_calls", "function_call", "name", "tool_call_id",
-}  # fmt: skip
+ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight", "train", "trainable")
+REJECTED = ("rejected_response", "rejected_messages", "non_preferred_output")
+CHATS = ("messages", "conversations", "conversation")
+ASKED, TOLD = ("prompt", "query"), ("completion", "response")
+BESIDE = {*TOOLS, *SYSTEMS, SETTINGS, *ROW_SETTINGS}  # columns that every dialect may have
 ROW_KEYS = {
-    "alpaca": {"instruction", "input", "output", "history", "tools", *SYSTEMS, *THOUGHTS},
-    "chat": {*CHATS, "tools", *SYSTEMS},
-    "prompt": {"prompt", "completion", "tools", *SYSTEMS, *THOUGHTS},
+    "alpaca": {"instruction", "input", "output", "history", *THOUGHTS, *BESIDE},
+    "chat": {*CHATS, *BESIDE},
+    "prompt": {*ASKED, *TOLD, "history", *THOUGHTS, *BESIDE},
 }
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "output"), "chat": (), "prompt": ("prompt", "completion"),
-}  # fmt: skip
-SEEN_MEDIA = {
-    "image": "images", "images": "images", "image_url": "images", "input_image": "images",
-    "audio": "audio", "audios": "audio", "input_audio": "audio",
-    "video": "videos", "videos": "videos",
-}  # fmt: skip
+MARKS = {"chosen", "rejected", *REJECTED, *KTO_LABELS, *ROW_WEIGHTS, "loss", *SEEN_MEDIA}
 ANSWER_OF = {"alpaca": "`output`", "chat": "assistant messages", "prompt": "`completion`"}
 NO_KNOWN_COLUMNS = "no known columns"
 KNOWN = "rows need instruction and output (input may be empty), messages, or prompt and completion"
-
-
-class LeftOut(Exception):
-    """A row that is left out by the name of what it holds."""
-
-
-def blank(value: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, an empty text or list."""
-    return (
-        value is None or value == "" or value == [] or value == {} or (isinstance(value, float) and math.isnan(value))
-    )
-
-
-def filled(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a record without its nulls and NaNs, which tables pad missing keys with."""
-    if all(v is not None and v.__class__ is not float for v in value.values()):
-        return value
-    return {k: v for k, v in value.items() if not (v is None or (isinstance(v, float) and math.isnan(v)))}
 
 
 @functools.cache
@@ -90,7 +76,7 @@ def settings_of(value: Any, where: str) -> dict[str, Any]:
     if blank(value):
         return {}
     if isinstance(value, str):
-        value = _json(value, SETTINGS, where)
+        value = json_of(value, SETTINGS, where)
     if not isinstance(value, dict) or TAKEN & value.keys():
         what = f"the key {min(TAKEN & value.keys())!r}" if isinstance(value, dict) else kind_of(value)
         raise BadRow(
@@ -100,20 +86,29 @@ def settings_of(value: Any, where: str) -> dict[str, Any]:
     return {str(key): inner for key, inner in value.items() if inner is not None}
 
 
+@functools.cache
 def mapping_of(format: str) -> dict[str, Any] | None:
     """Return the columns that a format names, None for a known layout."""
     format = split_format(format)[0]
     return dict(json.loads(format.removeprefix(MAPPED))) if format.startswith(MAPPED) else None
 
 
-def find_format(value: dict[str, Any], where: str) -> str:
-    """Tell a row's format by its columns; raises BadRow where they belong to no known one."""
-    if any(name in value and _chat_like(value[name]) for name in CHATS):
+def known_format(value: dict[str, Any]) -> str | None:
+    """Tell by its columns in which known layout a row is."""
+    if any(name in value and chat_like(value[name]) and value[name] for name in CHATS):
         return "chat"
     if "instruction" in value and "output" in value:
         return "alpaca"
-    if "prompt" in value and "completion" in value:
+    if any(name in value for name in ASKED) and any(name in value for name in TOLD):
         return "prompt"
+    return None
+
+
+def find_format(value: dict[str, Any], where: str) -> str:
+    """Tell a row's format by its columns; raises BadRow where they belong to no known one."""
+    known = known_format(value)
+    if known is not None:
+        return known
     blank_chat = next((name for name in CHATS if name in value and blank(value[name])), None)
     if blank_chat is not None:
         raise BadRow(f"{where}: {blank_chat!r} is empty; it must be a list of messages", NO_KNOWN_COLUMNS)
@@ -123,13 +118,44 @@ def find_format(value: dict[str, Any], where: str) -> str:
     )
 
 
-def refuse_left_out(value: dict[str, Any], own: Sequence[str] = ()) -> None:
-    """Raise LeftOut for preference rows, and rows with images or sound; `own` are columns that the user named."""
+def own_format(value: dict[str, Any], format: str) -> str:
+    """Tell the format of a row of a source: the source's own, or where its columns are missing, that of its columns."""
+    has = False
+    if format == "chat":
+        for name in CHATS:
+            if name in value and _holds(value, name):
+                return format
+    elif format == "alpaca":
+        has = _holds(value, "instruction") and _holds(value, "output")
+    elif format == "prompt":
+        has = any(_holds(value, name) for name in ASKED) and any(_holds(value, name) for name in TOLD)
+    else:
+        has = not _lacking(filled(value), mapping_of(format) or {})
+    return format if has else known_format(filled(value)) or format
+
+
+def _holds(value: dict[str, Any], name: str) -> bool:
+    cell = value.get(name)
+    return cell is not None and cell == cell and cell != []
+
+
+def refuse_left_out(value: dict[str, Any], own: Collection[str] = ()) -> None:
+    """Raise LeftOut for preference rows, rows without loss, with images or sound; `own` are columns the user named."""
+    if MARKS.isdisjoint(value):
+        return
     if not blank(value.get("chosen")) and "rejected" in value and not {"chosen", "rejected"} & set(own):
         raise LeftOut("preference rows (chosen and rejected)")
+    for name in REJECTED:
+        if not blank(value.get(name)) and name not in own:
+            raise LeftOut(f"preference rows ({name})")
     for name in KTO_LABELS:
-        if value.get(name) is False:
+        cell = value.get(name)
+        if cell is False or (isinstance(cell, str) and cell.strip().lower() == "false"):
             raise LeftOut(f"preference rows ({name} is false)")
+    for name in (*ROW_WEIGHTS, "loss"):
+        cell = value.get(name)
+        if cell is not None and name not in own and (name != "loss" or cell is False) and number_of(cell) == 0:
+            raise LeftOut(f"rows without loss ({name} is {str(cell).lower()})")
     for name, what in SEEN_MEDIA.items():
         if name in value and name not in own and not blank(value[name]):
             raise LeftOut(f"rows with {what} ({name})")
@@ -139,45 +165,64 @@ def read_turns(
     value: dict[str, Any], format: str, where: str
 ) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...], dict[str, Any]]:
     """Turn a record into its turns, tool schemas and settings; raises BadRow, or LeftOut where it is not trained on."""
+    alone, settings = split_format(format)
+    format = own_format(value, alone)
     columns = mapping_of(format)
-    format, settings = split_format(format)
-    if value.get(SETTINGS):
-        settings = settings | settings_of(value[SETTINGS], where)
+    more = not BESIDE.isdisjoint(value)
+    if more:
+        settings = _row_settings(value, settings, where)
     raw, value = value, filled(value)
-    refuse_left_out(value, _named(columns) if columns else ())
-    roles: dict[str, str] = ROLES
+    refuse_left_out(value, named_columns(columns) if columns else ())
+    roles = ROLES
+    if value is not raw:  # an empty answer is no missing column
+        value |= dict.fromkeys(_emptied(raw, value, format, columns), "")
     if columns is not None:
         value, format = _mapped(value, columns, where)
         roles = {**ROLES, **{said.lower(): role for said, role in (columns.get("roles") or {}).items()}}
-    elif value is not raw:  # an empty answer is no missing column
-        value |= {name: "" for name in REQUIRED[format] if name in raw and name not in value}
-    tools = _tools(value["tools"], where) if value.get("tools") else ()
-    said = (text_of(value[name], name, where) for name in SYSTEMS if value.get(name))
-    system = "\n\n".join(dict.fromkeys(text for text in said if text.strip()))
+    tools: tuple[dict[str, Any], ...] = ()
+    system = ""
+    if more or columns:
+        tools = tuple(tool for name in TOOLS if value.get(name) for tool in tools_of(value[name], where))
+        said = (text_of(value[name], name, where) for name in SYSTEMS if value.get(name))
+        system = "\n\n".join(dict.fromkeys(text for text in said if text.strip()))
     if format == "alpaca":
         messages = _alpaca(value, where)
     elif format == "prompt":
-        _need(value, ("prompt", "completion"), format, where)
-        messages = [
-            *_turns(value["prompt"], "prompt", "user", where, roles),
-            *_turns(value["completion"], "completion", "assistant", where, roles),
-        ]
-        if tools and messages[-1].content.startswith(("[{", "{")):  # xLAM's answers: calls as JSON text
-            with contextlib.suppress(BadRow):
-                messages[-1] = Message("assistant", tool_calls=_calls(messages[-1].content, "completion", where))
+        messages = _prompt(value, where, tools=bool(tools), roles=roles)
     else:
-        column = next((name for name in CHATS if name in value), "")
+        column = next((name for name in CHATS if value.get(name)), next((n for n in CHATS if n in value), ""))
         if not column:
             _need(value, ("messages",), format, where)
-        messages = _turns(_listed(value[column], column, where), column, "user", where, roles)
+        messages = turns_of(listed(value[column], column, where), column, "user", where, roles)
     if format != "chat":
-        thoughts = _thoughts(value, where)
+        thoughts = thoughts_of(value, where)
         if thoughts and messages[-1].role == "assistant":
-            last = messages[-1]
-            messages[-1] = Message(last.role, last.content, thoughts, last.tool_calls, last.trained)
-    if system.strip():
+            messages[-1] = replace(messages[-1], thoughts=thoughts)
+    if system:
         messages = _opened(messages, system)
     return tuple(messages), tools, settings
+
+
+def _emptied(raw: dict[str, Any], value: dict[str, Any], format: str, columns: dict[str, Any] | None) -> list[str]:
+    """List the columns that a row has to have, and has with nothing in them."""
+    layouts: dict[str, list[Sequence[str]]] = {"alpaca": [["instruction"], ["output"]], "prompt": [ASKED, TOLD]}
+    needed = layouts.get(format, [])
+    if columns is not None:
+        needed = [[name] for name in _lacking(value, columns)]
+    return [found[0] for names in needed if not any(name in value for name in names)
+            and (found := [name for name in names if name in raw])]  # fmt: skip
+
+
+def _row_settings(value: dict[str, Any], settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the chat template is given with a row: its source's settings, under the row's own columns."""
+    for name in ROW_SETTINGS:
+        if name in value and not blank(value[name]):
+            said = number_of(value[name])
+            if said not in (0, 1):
+                raise BadRow(f"{where}: {name!r} holds {value[name]!r}; it must be true or false", f"broken {name}")
+            settings = settings | {name: said == 1}
+    own = value.get(SETTINGS)
+    return settings | settings_of(own, where) if own else settings
 
 
 def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message, ...]:
@@ -188,30 +233,48 @@ def to_messages(value: dict[str, Any], format: str, where: str) -> tuple[Message
 def used_keys(format: str) -> set[str]:
     """Names of the columns that a format reads."""
     columns = mapping_of(format)
-    own = {*_named(columns), "tools", *SYSTEMS} if columns is not None else ROW_KEYS[split_format(format)[0]]
-    return own | {SETTINGS}
+    return {*named_columns(columns), *BESIDE} if columns is not None else ROW_KEYS[split_format(format)[0]]
 
 
 def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:
     """Suggest `columns:` for a record of no known layout, None where its names tell nothing."""
-    asked = ("question", "query", "problem", "input", "prompt", "instruction", "task", "text")
+    asked = ("question", "query", "problem", "prompt", "instruction", "task", "input", "text")
+    beside = ("context", "passage", "input")  # what is asked about
     told = ("answer", "response", "solution", "output", "completion", "target", "answers", "reply")
     for name, cell in value.items():
-        if _chat_like(cell) and (turns := _listed(cell, name, "")) and isinstance(turns[0], dict):
+        if chat_like(cell) and (turns := _turns_in(cell, name)):
+            if isinstance(turns[0], str):
+                if name.lower() in DIALOGUES and all(isinstance(turn, str) for turn in turns):
+                    return {"messages": name}
+                continue
             names = list(turns[0])
             role = next((n for n in names if n in {"role", "from", "speaker", "author", "sender"}), None)
             content = next((n for n in names if n in {"content", "value", "text", "message", "utterance"}), None)
             if role and content:
                 return {"messages": name, "role": role, "content": content}
-    text = {name.lower().strip(): name for name, cell in value.items() if isinstance(cell, str)}
-    prompt = next((text[n] for n in asked if n in text), None)
-    completion = [text[n] for n in ("rationale", "reasoning", *told) if n in text and text[n] != prompt]
-    if prompt is None or not completion:
+    text = {name.lower().strip(): name for name, cell in value.items() if isinstance(cell, str | int | None)}
+    prompt = [text[n] for n in asked if n in text][:1]
+    completion = [text[n] for n in ("rationale", "reasoning", *told) if n in text and text[n] not in prompt]
+    if not prompt or not completion:
         return None
-    return {"prompt": prompt, "completion": completion[0] if len(completion) == 1 else completion}
+    prompt += [text[n] for n in beside if n in text and text[n] not in (*prompt, *completion)]
+    return {key: names[0] if len(names) == 1 else names for key, names in
+            (("prompt", prompt), ("completion", completion))}  # fmt: skip
 
 
-def _named(columns: dict[str, Any]) -> list[str]:
+DIALOGUES = {"data", "dialog", "dialogue", "dialogues", "turns", "utterances", "chat"}
+
+
+def _turns_in(cell: Any, name: str) -> list[Any]:
+    """Return what a cell lists where these may be turns: objects, or at least two texts."""
+    with contextlib.suppress(BadRow):
+        turns = [turn_record(turn) for turn in listed(cell, name, "")]
+        if turns and (isinstance(turns[0], dict) or (isinstance(turns[0], str) and len(turns) > 1)):
+            return turns
+    return []
+
+
+def named_columns(columns: dict[str, Any]) -> list[str]:
     """List the columns of the file that a mapping names."""
     names: list[str] = []
     for key in ("prompt", "completion", "messages", "system", "tools"):
@@ -219,22 +282,29 @@ def _named(columns: dict[str, Any]) -> list[str]:
     return names
 
 
+def _lacking(value: dict[str, Any], columns: dict[str, Any]) -> list[str]:
+    """List the columns that a mapping needs and a record lacks; of several that are put together, one is enough."""
+    needed = [[named] if isinstance(named, str) else named for key in ("prompt", "completion", "messages")
+              if (named := columns.get(key))]  # fmt: skip
+    return [names[0] for names in needed if not any(name in value for name in names)]
+
+
 def _mapped(value: dict[str, Any], columns: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """Give a record's columns the names that we know."""
-    _need(value, [n for n in _named(columns) if n not in (columns.get("system"), columns.get("tools"))], "these", where)
-    found = {
-        key: value[name] for key in ("system", "system_prompt", "tools") if (name := columns.get(key, key)) in value
-    }
+    lacking = _lacking(value, columns)
+    if lacking:
+        _need(value, lacking, "these", where)
+    found = {key: value[name] for key in BESIDE if (name := columns.get(key, key)) in value}
     if "messages" in columns:
         role, content = columns.get("role", "role"), columns.get("content", "content")
-        turns = [_turn_record(turn) for turn in _listed(value[columns["messages"]], columns["messages"], where)]
+        turns = [turn_record(turn) for turn in listed(value[columns["messages"]], columns["messages"], where)]
         renamed = {role: "role", content: "content"}
         return found | {
             "messages": [{renamed.get(k, k): v for k, v in t.items()} if isinstance(t, dict) else t for t in turns]
         }, "chat"
     for key in ("prompt", "completion"):
         names = [columns[key]] if isinstance(columns[key], str) else columns[key]
-        cells = [value[name] for name in names]
+        cells = [value.get(name) for name in names]
         if len(cells) == 1 and isinstance(cells[0], list):
             found[key] = cells[0]
         else:
@@ -249,13 +319,47 @@ def _alpaca(value: dict[str, Any], where: str) -> list[Message]:
     extra = text_of(value.get("input"), "input", where)
     if extra.strip():
         prompt = f"{prompt}\n\n{extra}" if prompt.strip() else extra
+    answer = Message("assistant", text_of(value["output"], "output", where))
+    return [*_history(value, where), Message("user", prompt), answer]
+
+
+def _history(value: dict[str, Any], where: str) -> list[Message]:
+    """Read earlier questions and their answers."""
     turns = []
-    for n, pair in enumerate(_listed(value["history"], "history", where) if value.get("history") else []):
+    for n, pair in enumerate(listed(value["history"], "history", where) if value.get("history") else []):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise BadRow(f"{where}: history[{n}] must be a question and its answer", "history is not pairs")
         turns += [Message(role, text_of(text, f"history[{n}]", where))
                   for role, text in zip(("user", "assistant"), pair, strict=True)]  # fmt: skip
-    return [*turns, Message("user", prompt), Message("assistant", text_of(value["output"], "output", where))]
+    return turns
+
+
+def _prompt(value: dict[str, Any], where: str, *, tools: bool, roles: dict[str, str]) -> list[Message]:
+    """Read a prompt and its completion, or a query and its response, each a text or a list of turns."""
+    columns = [next((name for name in names if name in value), names[0]) for names in (ASKED, TOLD)]
+    _need(value, columns, "prompt", where)
+    asked, told = (_perhaps_turns(value[name]) for name in columns)
+    if isinstance(told, list) and not isinstance(asked, list):
+        told = value[columns[1]]  # the text of an answer may be a list
+    messages = [
+        *_history(value, where),
+        *turns_of(asked, columns[0], "user", where, roles),
+        *turns_of(told, columns[1], "assistant", where, roles),
+    ]
+    if tools and messages[-1].content.startswith(("[{", "{")):  # xLAM's answers: calls as JSON text
+        with contextlib.suppress(BadRow):
+            messages[-1] = Message("assistant", tool_calls=calls_of(messages[-1].content, columns[1], where))
+    return messages
+
+
+def _perhaps_turns(cell: Any) -> Any:
+    """Return the turns that a cell of a table holds as JSON text, else the cell."""
+    if isinstance(cell, str) and cell.lstrip()[:1] == "[" and cell.rstrip()[-1:] == "]":
+        with contextlib.suppress(BadRow):
+            turns = json_of(cell, "", "")
+            if turns and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
+                return turns
+    return cell
 
 
 def _opened(messages: list[Message], system: str) -> list[Message]:
@@ -266,198 +370,6 @@ def _opened(messages: list[Message], system: str) -> list[Message]:
     if first.content.strip() == system.strip():
         return messages
     return [Message("system", f"{system}\n\n{first.content}"), *messages[1:]]
-
-
-def _chat_like(value: Any) -> bool:
-    """Whether a cell holds a list of turns, in one of the ways in which they are written."""
-    if isinstance(value, str):
-        return value.lstrip()[:1] in {"[", "{"}
-    return isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, list) for v in value.values()))
-
-
-def _listed(value: Any, column: str, where: str) -> list[Any]:
-    """Read a list that may stand as JSON text or as a struct of lists."""
-    if isinstance(value, str) and _chat_like(value):
-        value = _json(value, column, where)
-    if isinstance(value, dict) and value and all(v is None or isinstance(v, list) for v in value.values()):
-        columns = {key: cells for key, cells in value.items() if cells is not None}
-        if len({len(cells) for cells in columns.values()}) > 1:
-            raise BadRow(f"{where}: the lists in {column!r} differ in length", "lists that differ in length")
-        value = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    if not isinstance(value, list):
-        raise BadRow(
-            f"{where}: {column!r} holds {kind_of(value)}; it must be a list of messages", "not a list of turns"
-        )
-    return value
-
-
-def _json(text: str, column: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow(
-            f"{where}: {column!r} holds text that is not valid JSON ({error})", "JSON text is broken"
-        ) from error
-
-
-def _turn_record(turn: Any) -> Any:
-    """Read a turn that Arrow keeps as a map: a list of pairs."""
-    if isinstance(turn, list) and turn and all(isinstance(pair, tuple) and len(pair) == 2 for pair in turn):
-        return dict(turn)
-    return turn
-
-
-def _turns(value: Any, column: str, role: str, where: str, roles: dict[str, str]) -> list[Message]:
-    """Read a text, or a list of turns."""
-    if not isinstance(value, list):
-        return [Message(role, text_of(value, column, where))]
-    return [_turn(_turn_record(turn), f"{column}[{n}]", where, roles) for n, turn in enumerate(value)]
-
-
-def _turn(turn: Any, place: str, where: str, roles: dict[str, str]) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(
-            f"{where}: {place} holds {kind_of(turn)}; a message is an object with role and content", "turn is no object"
-        )
-    role = turn.get("role") or turn.get("from")
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    if role is None or not ("content" in turn or "value" in turn or turn.get("tool_calls")):
-        raise BadRow(
-            f"{where}: {place} has no role and content (or from and value); add them", "turn without role and content"
-        )
-    said = str(role).lower()
-    known = roles.get(said)
-    if known is None:
-        raise BadRow(
-            f"{where}: {place} has the role {role!r}; allowed are system, user, assistant and tool "
-            "(others by columns: roles: in the run file)", "unknown role",
-        )  # fmt: skip
-    text = text_of(content, place, where)
-    if len(turn) == 2 and not isinstance(content, list):  # parts may hold thoughts
-        if said not in CALLING_ROLES:
-            return Message(known, text)
-        return Message(known, "", tool_calls=_calls(text, place, where))
-    turn = filled(turn)
-    calls = _calls(turn["tool_calls"], place, where) if turn.get("tool_calls") else ()
-    if isinstance(turn.get("function_call"), dict):
-        calls = (*calls, *_calls([turn["function_call"]], place, where))
-    if said in CALLING_ROLES:
-        calls, text = _calls(text, place, where), ""
-    answers = known == "tool"
-    return Message(
-        known, text, _thoughts(turn, f"{where}: {place}") or _thoughts_in(content), calls,
-        trained=not any(name in turn and _zero(turn[name]) for name in WEIGHTS),
-        name=str(turn.get("name") or "") if answers else "",
-        call_id=str(turn.get("tool_call_id") or "") if answers else "",
-    )  # fmt: skip
-
-
-def _zero(value: Any) -> bool:
-    return value is False or (isinstance(value, int | float) and value == 0) or value in ("0", "false", "False")
-
-
-def _thoughts(value: dict[str, Any], where: str) -> str:
-    """Return the thoughts that stand beside an answer, under whichever name."""
-    for name in THOUGHTS:
-        if isinstance(value.get(name), str) and value[name].strip():
-            return text_of(value[name], name, where)
-    return ""
-
-
-def _thoughts_in(content: Any) -> str:
-    """Return the thoughts among the parts of an answer."""
-    if not isinstance(content, list):
-        return ""
-    parts = [p for p in content if isinstance(p, dict) and p.get("type") in THOUGHTS]
-    return "".join(str(part.get(part["type"]) or part.get("text") or "") for part in parts)
-
-
-def _calls(value: Any, place: str, where: str) -> tuple[dict[str, Any], ...]:
-    """Read tool calls in the ways of OpenAI, LLaMA-Factory and ms-swift: with arguments as an object."""
-    if isinstance(value, str):
-        value = _json(value, f"{place}.tool_calls", where)
-    calls = []
-    for call in value if isinstance(value, list) else [value]:
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            raise BadRow(
-                f"{where}: {place} has a tool call without a name; write name and arguments", "broken tool call"
-            )
-        arguments = inner.get("arguments", inner.get("parameters"))
-        if isinstance(arguments, str) and arguments.strip():
-            with contextlib.suppress(ValueError):  # else left as the text that the model shall write
-                arguments = json.loads(arguments)
-        made = {"name": inner["name"], "arguments": _without_nulls(arguments) if arguments is not None else {}}
-        if call.get("id"):
-            made["id"] = str(call["id"])
-        calls.append(made)
-    return tuple(calls)
-
-
-def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
-    """Read tool schemas, bare or wrapped, as a list or as JSON text."""
-    if isinstance(value, str):
-        if not value.strip():
-            return ()
-        value = _json(value, "tools", where)
-    tools = []
-    for tool in value if isinstance(value, list) else [value]:
-        tool = _json(tool, "tools", where) if isinstance(tool, str) else tool
-        if not isinstance(tool, dict):
-            raise BadRow(f"{where}: 'tools' holds {kind_of(tool)}; a tool is a JSON schema", "broken tools")
-        tool = _without_nulls(tool)
-        tools.append(tool if "function" in tool or ("type" in tool and "name" not in tool) else
-                     {"type": "function", "function": tool})  # fmt: skip
-    return tuple(tools)
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop the keys that a table padded with null."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
-
-
-def text_of(value: Any, column: str, where: str) -> str:
-    """Return a column's text; null and NaN count as empty, a list of text parts is joined."""
-    if value.__class__ is not str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        if isinstance(value, list) and all(isinstance(part, dict) for part in value):
-            value = _joined(value)
-            if isinstance(value, list):
-                kinds = ", ".join(sorted({str(part.get("type")) for part in value}))
-                raise BadRow(
-                    f"{where}: {column!r} holds parts of the types {kinds}; read are text and thoughts "
-                    "(calls are written as tool_calls, their answers as turns of the role tool)", "not text",
-                )  # fmt: skip
-        if not isinstance(value, str):
-            raise BadRow(f"{where}: {column!r} holds {kind_of(value)}; it must be text", "not text")
-    if value.isascii():
-        return value
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow(
-            f"{where}: {column!r} holds half a character ({value[error.start]!a}); save the row as valid UTF-8",
-            "half a character",
-        ) from error
-    return str(value)
-
-
-def _joined(parts: list[dict[str, Any]]) -> Any:
-    """Join the parts of a content; thoughts stand apart, images and sound leave the row out."""
-    texts = []
-    for part in parts:
-        kind = part.get("type")
-        if kind in SEEN_MEDIA:
-            raise LeftOut(f"rows with {SEEN_MEDIA[str(kind)]} (a part of a message)")
-        if kind in THOUGHTS:
-            continue
-        if not isinstance(part.get("text"), str):
-            return parts
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _need(value: dict[str, Any], columns: Sequence[str], format: str, where: str) -> None:

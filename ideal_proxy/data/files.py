@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,12 @@ KINDS = ".jsonl, .ndjson, .jsonlines, .json, .csv, .tsv (also .gz, .zst, .bz2, .
 TRAIN_NAME = re.compile(r"^train(ing)?([-_.]|$)", re.IGNORECASE)
 HELD_OUT_NAME = re.compile(r"^(test|valid|validation|val|dev|eval|reference|ref)([-_.]|$)", re.IGNORECASE)
 NO_DATA = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+ROW_MARKS = {
+    "messages", "conversations", "conversation", "instruction", "prompt", "completion", "query", "response", "question",
+    "answer",
+}  # fmt: skip
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+SPEAKERS = ("role", "from", "speaker", "author", "sender", "human")
 BATCH = 512
 BOM = b"\xef\xbb\xbf"
 LONGEST_CELL = 1 << 30
@@ -213,11 +219,12 @@ def _rest(file: Path) -> str:
 LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
-def read_records(file: Path) -> Iterator[Record]:
+def read_records(file: Path, columns: Collection[str] = ()) -> Iterator[Record]:
     """Read a file's records one by one.
 
     Args:
         file: one of KINDS.
+        columns: columns that the run file names; an object that has one is a row.
 
     Yields:
         Record: in file order; of a line that is no JSON its value is a BadRow.
@@ -227,12 +234,12 @@ def read_records(file: Path) -> Iterator[Record]:
     """
     kind, packed = _kind_of_file(file)
     try:
-        if kind in {".parquet", ".arrow"}:
+        if kind in TABLES:
             yield from _arrow_records(file, kind)
-        elif kind in {".csv", ".tsv"}:
+        elif kind in CELLS:
             yield from _cell_records(file, kind)
         elif is_whole(file):
-            yield from _whole_records(file)
+            yield from _whole_records(file, ROW_MARKS.union(columns))
         else:
             with _opened(file) as lines:
                 for record in _line_records(lines, file):
@@ -251,7 +258,7 @@ def read_records(file: Path) -> Iterator[Record]:
 def is_line_file(file: Path) -> bool:
     """Tell whether a file is plain JSON lines, whatever its name: its rows can be copied as they stand."""
     kind, packed = _kind_of_file(file)
-    return kind not in {".parquet", ".arrow", ".csv", ".tsv"} and not packed and not is_whole(file)
+    return kind not in (*TABLES, *CELLS) and not packed and not is_whole(file)
 
 
 def is_whole(file: Path) -> bool:
@@ -294,16 +301,56 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+# How packed files and tables open, whatever they are named.
+MAGIC = (
+    (re.compile(rb"\x1f\x8b"), ".gz"), (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), ".bz2"), (re.compile(rb"\xfd7zXZ\x00"), ".xz"),
+    (re.compile(rb"PAR1"), ".parquet"), (re.compile(rb"ARROW1|\xff\xff\xff\xff"), ".arrow"),
+)  # fmt: skip
+JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[\[{])')
+
+
 def _kind_of_file(file: Path) -> tuple[str, str]:
-    """Return a file's suffix in small letters, and that of its packing or nothing."""
+    """Return what a file is, as a suffix in small letters, and that of its packing or nothing: its bytes tell first."""
     name = file.name.lower()
     packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    return Path(name.removesuffix(packed)).suffix, packed
+    kind = Path(name.removesuffix(packed)).suffix
+    head = _head(file, "")
+    if head.startswith(b"PK\x03\x04"):
+        raise UserError(f"{file} is a zip archive (or an Excel file); unpack it, or save the table as CSV")
+    found = next((suffix for pattern, suffix in MAGIC if pattern.match(head)), "")
+    if found in TABLES:
+        return found, ""
+    plain = kind in TABLES and JSON_HEAD.match(head)
+    if found or JSON_HEAD.match(head) or (head and packed and kind in CELLS and _is_text(head)):
+        packed = found
+    if plain or (found and kind in TABLES):
+        kind = ".json"
+    if kind in CELLS and JSON_HEAD.match(_head(file, packed)):
+        kind = ".json"
+    return kind, packed
+
+
+TABLES, CELLS = (".parquet", ".arrow"), (".csv", ".tsv")
+
+
+def _head(file: Path, packed: str) -> bytes:
+    """Return the first bytes of a file, unpacked; none where it cannot be read."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError), _open(file, packed) as handle:
+        return bytes(handle.read(64))
+    return b""
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
 
 
 def _opened(file: Path) -> Any:
     """Open a file for its bytes, unpacked."""
-    packed = _kind_of_file(file)[1]
+    return _open(file, _kind_of_file(file)[1])
+
+
+def _open(file: Path, packed: str) -> Any:
     if packed == ".zst":
         import pyarrow as arrow
 
@@ -328,16 +375,16 @@ def _parse(line: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         return BadRow(f"{where} is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8", "not UTF-8")
     except json.JSONDecodeError as error:
-        return BadRow(
-            f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line", "not valid JSON"
-        )
+        opens = line.lstrip()[:1] in {b"{", b"["}
+        cure = "repair the line" if opens else "write one JSON object a line (a table of cells is named .csv)"
+        return BadRow(f"{where} is not valid JSON ({error.msg}, column {error.colno}); {cure}", "not valid JSON")
     except RecursionError:
         return BadRow(f"{where} is nested too deeply to be a row; repair the line", "nested too deeply")
     except ValueError:  # Python refuses to read a whole number of more than 4,300 digits
         return BadRow(f"{where} holds a whole number that is too long to read; repair the line", "a number too long")
 
 
-def _whole_records(file: Path) -> Iterator[Record]:
+def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
     """Read a file that is one JSON value, or several objects one after the other, each over several lines."""
     with _opened(file) as handle:
         text = handle.read().removeprefix(BOM).decode("utf-8")
@@ -356,12 +403,9 @@ def _whole_records(file: Path) -> Iterator[Record]:
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     elif len(values) == 1 and isinstance(values[0], dict):
-        rows = _rows_in(values[0])
-        if rows is None and not ROW_MARKS & set(values[0]):
-            keys = ", ".join(map(str, list(values[0])[:6])) or "none"
-            raise UserError(
-                f"{file} holds one object with the keys {keys}, and no list of rows in it; give one object a row"
-            )
+        rows = _rows_in(values[0], marks)
+        if rows is None and marks.isdisjoint(values[0]):
+            raise UserError(f"{file} holds one object {_no_rows(values[0])}")
         values = values if rows is None else rows
     for n, value in enumerate(values):
         yield Record(value, f"{file} row {n + 1}")
@@ -371,28 +415,39 @@ def _past_space(text: str, at: int) -> int:
     return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
 
 
-ROW_MARKS = {"messages", "conversations", "instruction", "prompt", "completion"}
+def _no_rows(value: dict[str, Any]) -> str:
+    """Say why an object is neither a row nor a file of rows, and what to do."""
+    lists = [str(key) for key, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
+    if len(lists) > 1:
+        return f"with {len(lists)} lists of rows ({', '.join(lists[:6])}); write each into a file of its own"
+    keys = ", ".join(map(str, list(value)[:6])) or "none"
+    return f"with the keys {keys}, and no list of rows in it; give one object a row"
 
 
-def _rows_in(value: dict[str, Any]) -> list[Any] | None:
+def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | None:
     """Return the rows of one object: its only list of objects, or its columns; None where it is a row itself."""
+    if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"}:  # as pandas writes with orient="split"
+        return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
     lists = {key: part for key, part in value.items() if isinstance(part, list)}
-    turns = any(_is_turn(cell) for key in ("messages", "conversations") for cell in lists.get(key, ()))
+    turns = any(_is_turn(cell) for key in CHAT_COLUMNS for cell in lists.get(key, ()))
+    turns = turns or any(isinstance(cell, dict) and _is_turn(cell) for part in lists.values() for cell in part)
     many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
-    if len(many) == 1 and not turns and not ROW_MARKS & set(value) and not _is_turn(many[0][0]):
+    if len(many) == 1 and not turns and marks.isdisjoint(value):
         return many[0]
     if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
         return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
     tables = [part for part in value.values() if isinstance(part, dict) and part and all(k.isdigit() for k in part)]
     if tables and len(tables) == len(value) and all(list(part) == list(tables[0]) for part in tables):
         return [{name: part[key] for name, part in value.items()} for key in tables[0]]  # as pandas writes a table
+    if value and all(isinstance(row, dict) and not ROW_MARKS.isdisjoint(row) for row in value.values()):
+        return [*value.values()]  # rows under their names
     return None
 
 
 def _is_turn(cell: Any) -> bool:
-    """Tell a turn from a cell with all turns of a row."""
+    """Tell a turn from a cell with all turns of a row, and from a row."""
     if isinstance(cell, dict):
-        return any(isinstance(cell.get(key), str) for key in ("role", "from"))
+        return ROW_MARKS.isdisjoint(cell) and any(isinstance(cell.get(key), str) for key in SPEAKERS)
     return isinstance(cell, str) and cell.lstrip()[:1] not in {"[", "{"}
 
 

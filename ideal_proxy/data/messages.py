@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Rises when rows of the same content get another key: 2 added thoughts, tools and untrained turns, 3 settings.
-KEY_VERSION = 3
+# Rises when rows of the same content get another key: 2 added thoughts, tools and untrained turns, 3 settings,
+# 4 joins a call in a turn of its own to the answer before it.
+KEY_VERSION = 4
 SETTINGS = "chat_template_kwargs"  # the column, as TRL and ms-swift name it
 
 

@@ -6,11 +6,13 @@ A source is a file, a glob, a folder, `hf:NAME` (see `hub`) or `demo:NAME?seed=S
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +20,20 @@ import numpy as np
 
 from ideal_proxy.data.dialects import (
     ANSWER_OF,
+    BESIDE,
     CHATS,
     FORMATS,
+    KTO_LABELS,
     MAPPED,
-    NO_KNOWN_COLUMNS,
+    MARKS,
+    ROW_WEIGHTS,
     SYSTEMS,
-    THOUGHTS,
-    TURN_KEYS,
-    WEIGHTS,
-    LeftOut,
-    filled,
+    TOOLS,
     find_format,
+    known_format,
     mapping_of,
+    named_columns,
+    own_format,
     read_turns,
     refuse_left_out,
     split_format,
@@ -40,6 +44,17 @@ from ideal_proxy.data.dialects import (
 from ideal_proxy.data.files import BadRow, Record, find_files, is_virtual, kind_of, read_records
 from ideal_proxy.data.hub import HUB, hub_records
 from ideal_proxy.data.messages import Message, Row, has_answer, row_key, row_keys, source_fingerprint
+from ideal_proxy.data.turns import (
+    THOUGHTS,
+    TURN_KEYS,
+    WEIGHTS,
+    LeftOut,
+    blank,
+    filled,
+    listed,
+    number_of,
+    turn_record,
+)
 from ideal_proxy.errors import UserError
 
 __all__ = [
@@ -52,6 +67,7 @@ log = logging.getLogger(__name__)
 OnBadRows = Literal["drop", "refuse"]
 FEW_BAD = 10  # rows that cannot be read and yet stop nothing, in a domain of any size
 BAD_SHARE = 0.01  # of a larger domain
+ROW_WEIGHT = "a weight of the row that is not 1, read as 1"
 Told = Callable[[str], None]
 
 
@@ -109,21 +125,28 @@ def bad_row(source: str, where: str, reason: str, message: str) -> str:
     return json.dumps({"source": source, "where": where, "reason": reason, "message": message}, ensure_ascii=False)
 
 
-def turn_keys(value: dict[str, Any]) -> frozenset[str]:
+def turn_keys(value: dict[str, Any], names: Collection[str] = CHATS) -> frozenset[str]:
     """Name the keys of a record's turns where they hold more than who speaks and what is said."""
-    keys: set[str] = set()
-    for name in CHATS:
-        turns = value.get(name)
-        if isinstance(turns, list):
-            keys.update(*(filled(turn) for turn in turns if isinstance(turn, dict) and len(turn) > 2))
-    return frozenset(keys)
+    turns = [turn for name in names if name in value for turn in _turns_of(value[name], name) if len(turn) > 2]
+    return frozenset().union(*map(filled, turns)) if turns else NO_KEYS
+
+
+NO_KEYS: frozenset[str] = frozenset()
+
+
+def _turns_of(cell: Any, name: str) -> list[dict[str, Any]]:
+    """List the turns in a column of turns, in whatever way they are written."""
+    if cell and not isinstance(cell, list):
+        with contextlib.suppress(BadRow):
+            cell = listed(cell, name, "")
+    return [t for turn in cell if isinstance(t := turn_record(turn), dict)] if isinstance(cell, list) else []
 
 
 def between_weights(value: dict[str, Any]) -> bool:
     """Tell whether a turn's weight is neither 0 nor 1, such as 0.5: a token has loss or has none."""
-    turns = [turn for name in CHATS if isinstance(value.get(name), list) for turn in value[name]]
-    cells = [turn.get(key) for turn in turns if isinstance(turn, dict) for key in WEIGHTS]
-    return any(isinstance(cell, int | float) and cell == cell and cell not in (0, 1) for cell in cells)
+    turns = [turn for name in CHATS for turn in _turns_of(value.get(name), name)]
+    cells = [number_of(turn.get(key)) for turn in turns for key in WEIGHTS]
+    return any(cell is not None and cell not in (0, 1) for cell in cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,26 +221,41 @@ def look_through(source: str | Path) -> SourceInfo:
     """Look through a source once; where its layout is unknown and its columns suggest one, read it by that."""
     try:
         return scan(source)
-    except BadRow as error:
-        return scan(source, format=_guessed(source, error))
+    except NothingToTrainOnError:
+        raise
+    except UserError:
+        guess = _guessed(source)
+        if guess is None:
+            raise
+        return scan(source, format=guess)
 
 
-def _guessed(source: str | Path, error: BadRow) -> str:
-    """Suggest a format by a source's columns where its layout is unknown."""
-    if error.reason == NO_KNOWN_COLUMNS and not is_virtual(source):
-        record = next((r for file in find_files(source) for r in read_records(file)), None)
-        guess = suggest_columns(record.value) if record is not None and isinstance(record.value, dict) else None
-        if guess is not None:
-            return MAPPED + json.dumps(guess, sort_keys=True)
-    raise error
+GUESSED_ROWS = 1_000  # that are looked at for columns
+
+
+def _guessed(source: str | Path) -> str | None:
+    """Suggest a format by the columns of a source's first row in no known layout."""
+    if is_virtual(source):
+        return None
+    with contextlib.suppress(UserError):
+        records = (record.value for file in find_files(source) for record in read_records(file))
+        for value in islice(records, GUESSED_ROWS):
+            if isinstance(value, dict) and known_format(filled(value)) is None:
+                guess = suggest_columns(value)
+                if guess is not None:
+                    return MAPPED + json.dumps(guess, sort_keys=True)
+    return None
 
 
 def likely_format(source: str) -> str:
     """Tell the format of a source's rows as `init` would: by its first row, or by what its columns suggest."""
     try:
         return format_of(source)
-    except BadRow as error:
-        return _guessed(source, error)
+    except BadRow:
+        guess = _guessed(source)
+        if guess is None:
+            raise
+        return guess
 
 
 def format_of(source: str, format: str = "auto") -> str:
@@ -266,6 +304,12 @@ class SourceReader:
         self._told = told
         self._quiet = quiet
         self._first_bad: BadRow | None = None
+        self._marks_good_and_bad: dict[str, bool] = {}  # columns such as `label`, where they hold 0 and 1
+
+    @property
+    def _alone(self) -> str:
+        """The format without the settings of the chat template."""
+        return split_format(self.format)[0]
 
     @property
     def without_answer(self) -> int:
@@ -275,7 +319,7 @@ class SourceReader:
     def __iter__(self) -> Iterator[tuple[Record, Row]]:
         """Yield (record, row) for every row with an answer."""
         tally = self.tally = Tally()
-        shapes: Counter[tuple[str, ...]] = Counter()
+        shapes: Counter[tuple[str, tuple[str, ...]]] = Counter()
         turn_shapes: Counter[frozenset[str]] = Counter()
         for record in self._records():
             try:
@@ -291,8 +335,9 @@ class SourceReader:
                 tally.without_answer += 1
                 continue
             tally.rows += 1
-            shapes[tuple(filled(record.value))] += 1
-            self._note(row, record.value, turn_shapes, tally)
+            own = own_format(record.value, self._alone)
+            shapes[own, tuple(filled(record.value))] += 1
+            self._note(row, record.value, own, turn_shapes)
             yield record, row
         self._count_unused(shapes, turn_shapes)
         self._finish()
@@ -325,7 +370,20 @@ class SourceReader:
             log.info("%s: rows are in %s format", self.source, self.format)
             self.format += self._with_settings
         messages, tools, settings = read_turns(value, self.format, record.where)
+        if not MARKS.isdisjoint(value):
+            for name in KTO_LABELS:
+                if name in value and number_of(value[name]) == 0 and self._is_mark(name):
+                    raise LeftOut(f"preference rows ({name} is 0)")
         return Row(messages, value, record.where, tools, settings)
+
+    def _is_mark(self, name: str) -> bool:
+        """Whether a column holds nothing but 0 and 1, as marks of bad and good answers, not numbers of classes."""
+        if name not in self._marks_good_and_bad:
+            with contextlib.suppress(UserError):
+                values = (r.value for r in islice(self._records(), GUESSED_ROWS) if isinstance(r.value, dict))
+                cells = {number_of(value[name]) for value in values if not blank(value.get(name))}
+                self._marks_good_and_bad[name] = cells <= {0.0, 1.0}
+        return self._marks_good_and_bad.get(name, False)
 
     def _drop(self, error: BadRow, where: str) -> None:
         """Count a row that cannot be read; refuse it where the user wants that, or where there are too many."""
@@ -339,9 +397,10 @@ class SourceReader:
         if not self.tally.rows and self.tally.bad_rows > FEW_BAD and self._max_bad is None:
             raise self._first_bad
 
-    def _note(self, row: Row, value: dict[str, Any], turn_shapes: Counter[frozenset[str]], tally: Tally) -> None:
+    def _note(self, row: Row, value: dict[str, Any], own: str, turn_shapes: Counter[frozenset[str]]) -> None:
         """Count what a row holds besides roles and texts."""
-        keys = turn_keys(value)
+        tally, mapping = self.tally, mapping_of(own)
+        keys = turn_keys(value, CHATS if mapping is None else (*CHATS, str(mapping.get("messages"))))
         if not all(turn.plain for turn in row.messages):
             named = next((key for key in THOUGHTS if key in keys or key in value), "in the content")
             tally.used[f"thoughts ({named})"] += any(turn.thoughts for turn in row.messages)
@@ -349,29 +408,40 @@ class SourceReader:
             tally.used["turns of the role tool"] += any(turn.role == "tool" for turn in row.messages)
             tally.used["turns without loss (weight 0)"] += any(not turn.trained for turn in row.messages)
         if row.tools:
-            tally.used["schemas of tools (tools)"] += 1
-        for system in SYSTEMS:
-            if value.get(system):
-                tally.used[f"a system column ({system})"] += 1
+            tally.used[f"schemas of tools ({next((name for name in TOOLS if value.get(name)), 'tools')})"] += 1
+        if not BESIDE.isdisjoint(value):
+            for system in SYSTEMS:
+                if value.get(system):
+                    tally.used[f"a system column ({system})"] += 1
+        if not MARKS.isdisjoint(value):
+            for name in KTO_LABELS:
+                if name in value and number_of(value[name]) == 1 and self._is_mark(name):
+                    tally.used[f"a mark as good ({name}), of preference rows"] += 1
+            for name in ROW_WEIGHTS:
+                if name in value and number_of(value[name]) not in (None, 1):
+                    tally.used[f"{ROW_WEIGHT} ({name})"] += 1
         if row.settings:
             tally.used[f"settings of the chat template ({', '.join(sorted(row.settings))})"] += 1
-        if value.get("history") and self.format.startswith("alpaca"):
+        if value.get("history") and own in {"alpaca", "prompt"}:
             tally.used["earlier turns (history)"] += 1
         if not keys.isdisjoint(WEIGHTS) and between_weights(value):
             tally.used["weights between 0 and 1 or above (read as 1: full loss)"] += 1
         if keys:
             turn_shapes[keys] += 1
 
-    def _count_unused(self, shapes: Counter[tuple[str, ...]], turn_shapes: Counter[frozenset[str]]) -> None:
+    def _count_unused(self, shapes: Counter[tuple[str, tuple[str, ...]]], turn_shapes: Counter[frozenset[str]]) -> None:
         """Count the keys that nothing reads."""
         tally = self.tally
         tally.used = Counter({name: count for name, count in tally.used.items() if count})
         if self.format == "auto":
             return
-        used = used_keys(self.format)
-        for shape, count in shapes.items():
+        named = {name for name in (*KTO_LABELS, *ROW_WEIGHTS) if any(f" ({name})" in said for said in tally.used)}
+        for (own, shape), count in shapes.items():
+            used = used_keys(own)
+            if own != self._alone:
+                tally.used[f"columns of another dialect ({own.partition(':')[0]})"] += count
             for key in shape:
-                if key not in used:
+                if key not in used and key not in named:
                     tally.unused[str(key)] += count
         mapping = mapping_of(self.format)
         known = TURN_KEYS | ({str(mapping.get("role")), str(mapping.get("content"))} if mapping else set())
@@ -416,5 +486,6 @@ class SourceReader:
                 yield Record(value, f"{self.source} row {n + 1}")
         elif self.source.startswith(HUB):
             yield from hub_records(self.source)
+        mapping = mapping_of(self._alone) if self._alone != "auto" else None
         for file in self.files:
-            yield from read_records(file)
+            yield from read_records(file, named_columns(mapping) if mapping else ())

@@ -160,7 +160,7 @@ BAD = {
         lines(ALPACA) + b'{"instruction": "a"}\n',
         r"a\.jsonl:4: column 'output' is missing \(found instr",
     ),
-    "number": (b'{"prompt": "a", "completion": 3}\n', r"a\.jsonl:1: 'completion' holds a number; it must be text"),
+    "number": (b'{"prompt": "a", "completion": 3.5}\n', r"a\.jsonl:1: 'completion' holds a number; it must be text"),
     "role": (lines([{"messages": [{"role": "judge", "content": "a"}]}]), r"messages\[0\] has the role 'judge'"),
     "no role": (lines([{"messages": [{"content": "a"}]}]), r"messages\[0\] has no role and content"),
     "no message": (lines([{"messages": ["hello"]}]), r"messages\[0\] holds text"),
@@ -211,6 +211,8 @@ def test_a_format_given_overrides_what_is_found(tmp_path):
     path = write(tmp_path / "a.jsonl", lines([both]))
     assert next(iter(read_rows(path))).answer == "o"
     assert next(iter(read_rows(path, format="prompt"))).answer == "c"
+    assert next(iter(read_rows(path, format="chat"))).answer == "o", "a row without those columns is read by its own"
+    path = write(tmp_path / "b.jsonl", lines([{"prompt": "p"}]))
     with pytest.raises(UserError, match="column 'messages' is missing"):
         list(read_rows(path, format="chat"))
 
