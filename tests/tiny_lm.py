@@ -109,19 +109,17 @@ def flat(vector: dict[str, Tensor], names: Sequence[str]) -> Tensor:
     return torch.cat([vector[name].flatten() for name in names])
 
 
-def dense_gauss_newton(model: nn.Module, rows: Sequence[Row], names: Sequence[str]) -> Tensor:
-    """(1/N) Σ_l J_lᵀ (diag p − p pᵀ) J_l, each Jacobian from one backward pass a logit, each row alone."""
+def dense_gauss_newton(model: nn.Module, logits_LV: Tensor, names: Sequence[str]) -> Tensor:
+    """(1/L) Σ_l J_lᵀ (diag p − p pᵀ) J_l, each Jacobian from one backward pass a logit."""
     parameters = [dict(model.named_parameters())[name] for name in names]
     size = sum(p.numel() for p in parameters)
-    total, count = torch.zeros(size, size, dtype=torch.float64), 0
-    for row in rows:
-        for logits in packed(model, [row]).logits:
-            grads = [torch.autograd.grad(z, parameters, retain_graph=True, materialize_grads=True) for z in logits]
-            jacobian = torch.stack([torch.cat([g.flatten() for g in each]) for each in grads])
-            p = logits.detach().softmax(-1)
-            total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
-            count += 1
-    return total / count
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for logits in logits_LV:
+        grads = [torch.autograd.grad(z, parameters, retain_graph=True, materialize_grads=True) for z in logits]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in each]) for each in grads])
+        p = logits.detach().softmax(-1)
+        total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+    return total / len(logits_LV)
 
 
 def row_gradients(model: nn.Module, rows: Sequence[Row], names: Sequence[str], labels_of=None) -> tuple[Tensor, int]:

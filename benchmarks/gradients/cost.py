@@ -60,7 +60,14 @@ def measure(size: str, arguments: Any, folder: Path) -> dict[str, Any]:
         before = peak_bytes()
         factors, tokens = mixture_factors(model, drawn, problem.base, settings)
         clock.append(time.process_time())
-        matrix = responses(model, drawn, problem.references, problem.base, settings=settings, factors=factors)
+        matrix = responses(
+            model,
+            drawn,
+            problem.references,
+            problem.base,
+            settings=settings,
+            operator=factors.inverse(settings.damping),
+        )
         clock.append(time.process_time())
         turns.append([after - since for since, after in itertools.pairwise(clock)])
         if not memory:

@@ -25,6 +25,7 @@ from ideal_proxy.data.rows import Row, read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.gradients.factors import KroneckerOperator
 from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
 from ideal_proxy.gradients.records import ResponseMatrix
 from ideal_proxy.gradients.unrolled import unrolled_responses
@@ -153,7 +154,11 @@ class Problem:
                 changed = dataclasses.replace(settings, factors=factors)  # type: ignore[arg-type]
                 made[factors] = mixture_factors(model, drawn, self.base, changed)
             fitted, tokens = made[factors]
-            options["operator"] = fitted.product() if kind == "product" else fitted.inverse(float(damping))
+            options["operator"] = (
+                KroneckerOperator(fitted, lambda values: values)
+                if kind == "product"
+                else fitted.inverse(float(damping))
+            )
         estimate = responses(model, drawn, self.references, self.base, **options)
         cost = dataclasses.replace(estimate.cost, gradient_tokens=estimate.cost.gradient_tokens + tokens)
         return dataclasses.replace(estimate, cost=cost)

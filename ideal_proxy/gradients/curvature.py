@@ -1,4 +1,4 @@
-"""Gauss–Newton products of a language model's loss, and what every curvature estimate shares.
+"""What every curvature estimate shares: logits with labels, sampled labels, sums over processes.
 
 Batches are opaque here: a `Forward` turns a model and a batch into logits at the supervised positions. Vectors in
 parameter space are plain dictionaries from parameter name to tensor. Shape legend: L supervised tokens (labels) of a
@@ -7,7 +7,7 @@ batch, T its tokens, B its rows, V vocabulary, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ideal_proxy.errors import UserError
 
@@ -102,19 +101,9 @@ def sum_over_processes(*tensors: Tensor) -> None:
 
 
 def hash_uniform(keys: Tensor, counters: Tensor, seed: int) -> Tensor:
-    """Uniform numbers in (0, 1) that depend on the row, the position and the seed, and on nothing else.
-
-    Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014) in wrapping 64-bit integers, so every machine,
-    device and batch order gives the same numbers.
-
-    Args:
-        keys: (N,) int64 row hashes.
-        counters: (N,) int64 position inside the row.
-        seed: which draw.
-
-    Returns:
-        (N,) float64.
-    """
+    """Uniform numbers in (0, 1), (N,) float64, that depend on the row's hash, the place in it and the seed alone."""
+    # Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014) in wrapping 64-bit integers, so every machine,
+    # device and batch order gives the same numbers.
 
     def mix(x: Tensor) -> Tensor:
         x = x + (0x9E3779B97F4A7C15 - (1 << 64))
@@ -153,58 +142,6 @@ def sample_labels(output: LabelledLogits, seed: int) -> Tensor:
     return labels
 
 
-def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Inner product of two vectors, summed in float64."""
-    return float(sum(torch.dot(a[name].flatten().double(), b[name].flatten().double()) for name in a))
-
-
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name; a tied parameter appears once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-class GaussNewton:
-    """Gauss–Newton matrix of the mean loss per supervised token (or row), as an operator on parameter vectors.
-
-    G = (1/N) Σ_l J_lᵀ (diag p_l − p_l p_lᵀ) J_l over the N labels of all batches, J_l the Jacobian of label l's logits;
-    for cross-entropy this is also the Fisher matrix (Schraudolph 2002). One product costs about four gradients of the
-    data. It needs double backward, so attention runs on the math kernel.
-
-    Args:
-        model: the model; used in evaluation mode.
-        forward: gives logits at the supervised positions.
-        batches: batches that can be gone through more than once.
-        parameters: names to restrict the matrix to; all trainable ones by default.
-    """
-
-    def __init__(
-        self, model: nn.Module, forward: Forward, batches: Iterable[Any], parameters: Iterable[str] | None = None
-    ) -> None:
-        named = trainable(model)
-        self.model, self.forward, self.batches = model, forward, batches
-        self.parameters = {name: named[name] for name in (named if parameters is None else parameters)}
-
-    def __matmul__(self, vector: Mapping[str, Tensor]) -> Vector:
-        """The product G·vector, over all processes."""
-        names, weights = list(self.parameters), list(self.parameters.values())
-        direction = [vector[name] for name in names]
-        total = [torch.zeros_like(tensor) for tensor in direction]
-        count = torch.zeros((), dtype=torch.float64, device=direction[0].device)
-        with measuring(self.model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            for batch in self.batches:
-                output = self.forward(self.model, batch)
-                logits = output.logits
-                seed = torch.zeros_like(logits, requires_grad=True)
-                pulled = torch.autograd.grad(logits, weights, seed, create_graph=True, materialize_grads=True)
-                # J·v by differentiating the linear map seed ↦ Jᵀ·seed (double backward)
-                (pushed,) = torch.autograd.grad(pulled, seed, direction, retain_graph=True)
-                p = logits.detach().softmax(-1)
-                curved = p * (pushed - (p * pushed).sum(-1, keepdim=True))
-                if output.weights is not None:
-                    curved = curved * output.weights[:, None].to(curved.dtype)
-                back = torch.autograd.grad(logits, weights, curved, materialize_grads=True)
-                for accumulated, part in zip(total, back, strict=True):
-                    accumulated += part
-                count += output.count()
-        sum_over_processes(count, *total)
-        return {name: tensor / count.to(tensor.dtype) for name, tensor in zip(names, total, strict=True)}

@@ -209,28 +209,9 @@ def estimate(
     bf16: bool = False,
     on_disk: bool = False,
 ) -> dict[str, Any]:
-    """Estimate a model's responses to the base mixture's domains and write them with IDEAL's one step.
-
-    Writes `responses.npz`, `mixture.json` and, last, `influence.json` with what is returned.
-
-    Args:
-        config: the run file.
-        model: a causal LM on its device, fine-tuned on the base mixture or near it.
-        template: its own.
-        folder: where to write.
-        reporter: for notes.
-        name: of the model, for the files.
-        method: "implicit" or "first-order".
-        context: longest row, tokens; by default the run file's, or what the data needs.
-        rows: most rows of a domain or capability whose gradients are taken; the curvature takes as many a domain, at
-            most its default.
-        tau: (J,) ∂L_j/∂log N at fixed shares, nats; fills in R.
-        bf16: bfloat16 products.
-        on_disk: keep gradients and factors in a temporary folder beside the results instead of in memory.
-
-    Returns:
-        dict: JSON-ready; unknown numbers are None.
-    """
+    """Estimate a model's responses to the base mixture's domains and write them with IDEAL's one step."""
+    # The model is on its device and was fine-tuned on the base mixture or near it; `rows` is the most of a source whose
+    # gradients are taken (the curvature takes as many a domain, at most its default), `tau` (J,) fills in R.
     longest = getattr(model.config, "max_position_embeddings", None)
     sources = encode_sources(config, template, context or config.proxy.context, longest)
     plain = InfluenceSettings()
@@ -258,8 +239,8 @@ def estimate(
                 loss=config.loss,
             ),
             supervised_tokens=supervised,
-            tau=tau,
         )
+    matrix = matrix if tau is None else matrix.with_tau(tau)
     step = take_step(matrix, sources, config.domain_names)
     result = _result(config, sources, matrix, step, model=name, parameters=parameters, rows=taken)
     matrix.save(folder / "responses.npz")

@@ -17,16 +17,14 @@ layer that a loss reaches, g_t the gradient of the summed loss at its output, a_
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ideal_proxy.errors import UserError
@@ -164,19 +162,13 @@ def _role(module: nn.Module) -> Literal["linear", "embedding", "norm"] | None:
 class Factors:
     """Finished blocks of a Fisher matrix, in memory or one file a layer on disk.
 
-    Attributes:
-        layers: the blocks' layers, in module order.
-        excluded: trainable parameters in no block.
-        supervised_tokens: labels the Fisher matrix is the mean over.
-        method: "ekfac" or "kfac".
-        passes: gradients of the data that making them took; 0 where they were loaded.
+    `layers` are the blocks' in module order, `excluded` the trainable parameters in no block.
     """
 
-    def __init__(
-        self, layers: Sequence[Layer], excluded: Sequence[str], method: Method, folder: Path | None = None
-    ) -> None:
-        self.layers, self.excluded, self.method = tuple(layers), tuple(excluded), method
-        self.supervised_tokens = self.passes = 0
+    def __init__(self, layers: Sequence[Layer], excluded: Sequence[str], folder: Path | None = None) -> None:
+        self.layers, self.excluded = tuple(layers), tuple(excluded)
+        self.supervised_tokens = 0  # that the Fisher matrix is the mean over
+        self.passes = 0  # gradients of the data that making them took
         self._folder, self._blocks = folder, dict[str, Block]()
 
     @property
@@ -192,10 +184,6 @@ class Factors:
         layer = next(layer for layer in self.layers if layer.name == name)
         saved = torch.load(_block_path(self._folder, name), weights_only=True, mmap=True)
         return Block(layer, saved.get("left"), saved.get("right"), saved["values"])
-
-    def product(self) -> KroneckerOperator:
-        """The Fisher matrix itself: what the published release multiplies by."""
-        return KroneckerOperator(self, lambda values: values)
 
     def inverse(self, damping: float = DAMPING) -> KroneckerOperator:
         """The damped inverse (F + λI)⁻¹ with λ = damping · mean eigenvalue, layer by layer."""
@@ -223,31 +211,11 @@ class Factors:
             torch.save({k: t.cpu() for k, t in tensors.items() if t is not None}, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
 
-    def close(self) -> None:
-        """Mark the factors on disk as finished, by a manifest that is written last; every process waits for it."""
-        if self._folder is None:
-            return
-        if processes()[0] == 0:
-            manifest = {
-                "format": "ideal-proxy/factors/1",
-                "method": self.method,
-                "supervised_tokens": self.supervised_tokens,
-                "excluded": self.excluded,
-                "layers": [asdict(layer) for layer in self.layers],
-            }
-            path = self._folder / "factors.json"
-            path.with_suffix(".tmp").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
-        if processes()[1] > 1:
-            dist.barrier()
-
 
 class KroneckerOperator:
     """A function of the Fisher matrix that acts block by block; parameters in no block map to nothing.
 
-    Args:
-        factors: the blocks.
-        change: what the function does to a block's eigenvalues.
+    `change` is what it does to a block's eigenvalues: without a change it is the matrix itself.
     """
 
     def __init__(self, factors: Factors, change: Callable[[Tensor], Tensor]) -> None:
@@ -265,19 +233,3 @@ class KroneckerOperator:
 
 def _block_path(folder: Path, name: str) -> Path:
     return folder / f"{name or 'model'}.pt"
-
-
-def load_factors(folder: Path) -> Factors:
-    """Open factors that `fit_factors` put on disk; blocks are read when they are used."""
-    try:
-        manifest = json.loads((folder / "factors.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no finished factors (factors.json is missing); compute them again.") from None
-    layers = []
-    for entry in manifest["layers"]:
-        entry["modules"] = tuple((path, role) for path, role in entry["modules"])
-        entry["shape"], entry["dense"] = tuple(entry["shape"]), tuple(entry["dense"])
-        layers.append(Layer(**entry))
-    factors = Factors(layers, manifest["excluded"], manifest["method"], folder)
-    factors.supervised_tokens = manifest["supervised_tokens"]
-    return factors

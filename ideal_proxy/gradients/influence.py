@@ -28,14 +28,12 @@ from ideal_proxy.gradients.curvature import LabelledLogits, measuring, processes
 from ideal_proxy.gradients.factors import DAMPING, Factors, FisherKind, KroneckerOperator, Method, find_layers
 from ideal_proxy.gradients.kfac import fit_factors
 from ideal_proxy.gradients.records import (
-    IDEAL_STEP,
     Cost,
     Floats,
     ResponseMatrix,
     centred_responses,
     jackknife_variance,
     names_of,
-    one_step,
     shares,
 )
 from ideal_proxy.mixture import apportion, domain_order, draw
@@ -48,11 +46,6 @@ from ideal_proxy.proxy import (
     micro_batches,
     row_layout,
 )
-
-__all__ = [
-    "IDEAL_STEP", "Cost", "InfluenceSettings", "ResponseMatrix", "finite_responses", "mixture_factors", "one_step",
-    "responses",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +83,10 @@ class InfluenceSettings:
     loss: Loss = "token"
 
     def within(self, trainings: float, training_rows: int, sources: int) -> InfluenceSettings:
-        """The same settings with rows chosen so that an implicit estimate costs a given part of a training.
-
-        Counted, relative to a training's time a token: gradients 1.1, a pass for K-FAC factors 1.4, each of EK-FAC's
-        two 1.6. Measured since (`benchmarks/gradients/cost.py`) they take 1.0, and 1.3 to 1.4 for EK-FAC, so
-        the estimate costs a sixth less than is asked for.
-
-        Args:
-            trainings: cost wanted, in trainings of that proxy; the aim is at most 1.5.
-            training_rows: rows of the training.
-            sources: number of domains and capabilities together.
-
-        Returns:
-            Settings with `factor_rows` (two fifths of the cost) and `gradient_rows` (the rest), each at least 32.
-        """
+        """The same settings with rows chosen so that an implicit estimate costs a given part of a training."""
+        # Counted, relative to a training's time a token: gradients 1.1, a pass for K-FAC factors 1.4, each of EK-FAC's
+        # two 1.6. Measured since (`benchmarks/gradients/cost.py`) they take 1.0, and 1.3 to 1.4 for EK-FAC, so the
+        # estimate costs a sixth less than is asked for. Factors get two fifths, the gradients of all sources the rest.
         passes = 3.2 if self.factors == "ekfac" else 1.4
         factor_rows = max(32, round(0.4 * trainings * training_rows / passes))
         return replace(
@@ -288,9 +271,7 @@ def responses(
     method: str = "implicit",
     settings: InfluenceSettings | None = None,
     supervised_tokens: npt.ArrayLike | None = None,
-    factors: Factors | None = None,
     operator: KroneckerOperator | None = None,
-    tau: npt.ArrayLike | None = None,
 ) -> ResponseMatrix:
     """Mixing responses of all capabilities to all domains from one model, in one pass over their rows.
 
@@ -308,12 +289,10 @@ def responses(
         method: "implicit" or "first-order".
         settings: how; defaults are stated there.
         supervised_tokens: (D,) of the mixture actually drawn; by default volumes times the rows' mean.
-        factors: curvature computed before, instead of computing it here.
-        operator: another matrix in the inverse's place, for comparisons.
-        tau: (J,) ∂L_j/∂log N at fixed shares, nats; fills in R.
+        operator: a matrix in the inverse's place: the inverse of factors computed before, or another one.
 
     Returns:
-        M with standard errors, up to a positive factor; R as well where τ is given.
+        M with standard errors, up to a positive factor.
 
     Raises:
         UserError: an unknown method, a source without rows, or volumes that fit no domain.
@@ -337,17 +316,15 @@ def responses(
 
     curvature_tokens = 0
     if method == "implicit" and operator is None:
-        if factors is None:
-            factors, curvature_tokens = mixture_factors(model, domains, volumes_D, settings)
+        factors, curvature_tokens = mixture_factors(model, domains, volumes_D, settings)
         operator = factors.inverse(settings.damping)
     covered = operator.factors.layers if operator is not None else find_layers(model, settings.select)[0]
     gradients = _Gradients(model, [name for layer in covered for name in layer.parameters], settings)
     with measuring(model):
-        inner_JD, variance_JD, left_out_SJD = _inner_products(gradients, operator, domains, references)
-    M, se = centred_responses(inner_JD, w_D, variance_JD, left_out_SJD)
+        inner_JD, variance_JD, left_out_JSD = _inner_products(gradients, operator, domains, references)
+    M, se = centred_responses(inner_JD, w_D, variance_JD, left_out_JSD)
     cost = Cost(curvature_tokens + gradients.tokens, time.monotonic() - started)
-    result = ResponseMatrix(method, domain_names, capability_names, M, se, q_D, w_D, cost)
-    return result if tau is None else result.with_tau(tau)
+    return ResponseMatrix(method, domain_names, capability_names, M, se, q_D, w_D, cost)
 
 
 def _inner_products(
@@ -355,8 +332,8 @@ def _inner_products(
     operator: KroneckerOperator | None,
     domains: Mapping[str, TokenRows],
     references: Mapping[str, TokenRows],
-) -> tuple[Floats, Floats, Floats]:
-    """c (J, D), its variance from each domain's rows (J, D), and c without each shard of reference rows (S, J, D)."""
+) -> tuple[Floats, Floats, list[Floats]]:
+    """c (J, D), its variance from each domain's rows (J, D), and J times c without a shard of reference rows (S, D)."""
     reference_shards = [gradients.shards(name, rows) for name, rows in references.items()]
     domain_shards = [gradients.shards(name, rows) for name, rows in domains.items()]
     S = max(len(parts) for parts in (*reference_shards, *domain_shards))
@@ -400,10 +377,7 @@ def _inner_products(
     for i, parts in enumerate(domain_shards):
         variance_JD[:, i] = jackknife_variance(_left_out(inner_DSJ[i], labels_DS[i], len(parts)))
     left_out = [_left_out(inner_JSD[j], labels_JS[j], len(parts)) for j, parts in enumerate(reference_shards)]
-    fewest = min(len(part) for part in left_out)
-    if fewest == S:
-        return inner_JD, variance_JD, np.stack(left_out, 1)
-    return inner_JD, variance_JD, _equal_shards(left_out, S)
+    return inner_JD, variance_JD, left_out
 
 
 def _left_out(inner: Floats, labels: Floats, shards: int) -> Floats:
@@ -412,21 +386,6 @@ def _left_out(inner: Floats, labels: Floats, shards: int) -> Floats:
         return np.empty((0, inner.shape[1]))
     rest = labels.sum() - labels[:shards]
     return np.asarray((inner.sum(0) - inner[:shards]) / rest[:, None])
-
-
-def _equal_shards(left_out: Sequence[Floats], shards: int) -> Floats:
-    """(S, J, D) where capabilities have different numbers of shards: the same jackknife variance on S of them."""
-    parts = []
-    for each in left_out:
-        count = len(each)
-        if count < 2:
-            parts.append(np.full((shards, each.shape[1]), np.nan))
-            continue
-        padded = np.tile(each.mean(0), (shards, 1))
-        factor = np.sqrt((count - 1) / count * shards / (shards - 1))
-        padded[:count] += factor * (each - each.mean(0))
-        parts.append(padded)
-    return np.stack(parts, 1)
 
 
 def _finish(stack: dict[str, Tensor], labels: Floats) -> None:

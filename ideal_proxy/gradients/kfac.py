@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ideal_proxy.errors import UserError
@@ -23,6 +24,7 @@ from ideal_proxy.gradients.curvature import (
     LabelledLogits,
     check_deterministic,
     measuring,
+    processes,
     sample_labels,
     sum_over_processes,
 )
@@ -317,36 +319,17 @@ def fit_factors(
     memory_bytes: int = 8 << 30,
     folder: Path | None = None,
 ) -> Factors:
-    """Estimate the Fisher matrix of the mean loss per supervised token, F = (1/N) Σ_rows G_row G_rowᵀ, in blocks.
-
-    EK-FAC (George et al. 2018) takes K-FAC's eigenvectors and corrects the eigenvalues with each row's own gradient,
-    never a batch's mean. Cost: one gradient of the data for K-FAC, two for EK-FAC, times the number of layer groups
-    that `memory_bytes` forces. Under torch.distributed every process gives its own batches and gets the same factors.
-
-    Args:
-        model: the model; used in evaluation mode, with its weights' gradients switched off meanwhile.
-        forward: gives logits at the supervised positions.
-        batches: batches that can be gone through more than once.
-        method: "ekfac" or "kfac".
-        fisher: "sampled" draws labels from the model by row hash (true Fisher); "empirical" uses the data's.
-        select: shell patterns of module paths to cover; all by default.
-        seed: of the sampled labels.
-        max_dense: longest side with a full factor.
-        memory_bytes: accumulators held at once; more layers than fit are done in several passes.
-        folder: where to put one file a layer; memory by default.
-
-    Returns:
-        The factors.
-
-    Raises:
-        UserError: no supervised token, no matching layer, or a loss that differs between two runs of a batch.
-    """
+    """Estimate the Fisher matrix of the mean loss per supervised token, F = (1/N) Σ_rows G_row G_rowᵀ, in blocks."""
+    # EK-FAC (George et al. 2018) takes K-FAC's eigenvectors and corrects the eigenvalues with each row's own gradient,
+    # never a batch's mean. Cost: one gradient of the data for K-FAC, two for EK-FAC, times the number of layer groups
+    # that `memory_bytes` forces. Under torch.distributed every process gives its own batches and gets the same factors.
+    # "sampled" labels are drawn from the model by row hash (true Fisher), "empirical" ones are the data's.
     layers, excluded = find_layers(model, select, max_dense)
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    factors = Factors(layers, excluded, method, folder)
+    factors = Factors(layers, excluded, folder)
     drawn: dict[bytes, Tensor] = {}
     with measuring(model):
         for batch in batches:
@@ -376,8 +359,8 @@ def fit_factors(
                 factors.put(Block(accumulator.layer, accumulator.left, accumulator.right, accumulator.values))
             factors.supervised_tokens = int(count)
             factors.passes += 2 if corrected else 1
-    if folder is not None:
-        factors.close()
+    if folder is not None and processes()[1] > 1:
+        dist.barrier()  # the files are process 0's
     return factors
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.store import atomic_write_arrays
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,11 +85,7 @@ class ResponseMatrix:
         return replace(self, tau=tau_J, R=self.M + np.outer(tau_J, self.q), se_R=self.se)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one .npz file.
-
-        Args:
-            path: the file.
-        """
+        """Write everything to one .npz file."""
         header = {
             "format": "ideal-proxy/responses/1",
             "method": self.method,
@@ -99,24 +96,11 @@ class ResponseMatrix:
         }
         names = ("M", "se", "q", "w", "R", "tau", "se_R")
         arrays = {name: value for name in names if (value := getattr(self, name)) is not None}
-        path = Path(path)
-        part = path.with_name(f".{path.name}.part.npz")
-        np.savez(part, header=np.array(json.dumps(header)), **arrays)
-        part.replace(path)
+        atomic_write_arrays(path, {"header": np.array(json.dumps(header)), **arrays})
 
     @staticmethod
     def load(path: str | Path) -> ResponseMatrix:
-        """Read what `save` wrote.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The responses.
-
-        Raises:
-            UserError: the file is missing or holds something else.
-        """
+        """Read what `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -173,7 +157,7 @@ def jackknife_variance(left_out: Floats) -> Floats:
 
 
 def centred_responses(
-    inner_JD: Floats, w_D: Floats, domain_variance_JD: Floats, reference_left_out_SJD: Floats
+    inner_JD: Floats, w_D: Floats, domain_variance_JD: Floats, left_out_JSD: Sequence[Floats]
 ) -> tuple[Floats, Floats]:
     """Mixing responses M_ji = −w_i (c_ji − Σ_k w_k c_jk) and their standard errors from inner products."""
 
@@ -181,24 +165,14 @@ def centred_responses(
         return np.asarray(-w_D * (inner - (inner @ w_D)[..., None]))
 
     from_k = w_D[:, None] * (np.eye(len(w_D)) - w_D)  # (i, k): how M_ji moves with c_jk
-    variance = domain_variance_JD @ np.square(from_k).T + jackknife_variance(mixing(reference_left_out_SJD))
+    of_references = np.stack([jackknife_variance(mixing(left_out_SD)) for left_out_SD in left_out_JSD])
+    variance = domain_variance_JD @ np.square(from_k).T + of_references
     return mixing(inner_JD), np.sqrt(variance)
 
 
 def one_step(response: npt.ArrayLike, volumes: npt.ArrayLike, largest: float = IDEAL_STEP) -> Floats:
-    """IDEAL's proposal: v_i (1 − m A_i / max|A|), A_i = Σ_j R_ji (Ming et al., ICLR 2026, equation for β).
-
-    Args:
-        response: (J, D) responses; R where it is known, else M.
-        volumes: (D,) volumes now.
-        largest: m, the largest relative change; at least 0 and below 1.
-
-    Returns:
-        (D,) volumes, in the units given; unchanged where all A are 0.
-
-    Raises:
-        UserError: m is outside [0, 1), or a response is not finite.
-    """
+    """IDEAL's proposal: v_i (1 − m A_i / max|A|), A_i = Σ_j R_ji (Ming et al., ICLR 2026, equation for β)."""
+    # Responses are (J, D), R where it is known, else M; volumes (D,) in any unit. Nothing moves where all A are 0.
     response_JD = np.asarray(response, dtype=np.float64)
     if not 0 <= largest < 1:
         raise UserError(f"the largest relative step is {largest}; it must be at least 0 and below 1")

@@ -178,7 +178,6 @@ def unrolled_responses(
     of: Literal["rows", "weights"] = "rows",
     shards: int = 8,
     batch_tokens: int = 2048,
-    tau: npt.ArrayLike | None = None,
 ) -> ResponseMatrix:
     """Mixing responses through a whole training from given weights, which it repeats.
 
@@ -196,7 +195,6 @@ def unrolled_responses(
         of: "rows", what more rows of a domain do, or "weights", the exact derivative by weights of the rows' losses.
         shards: of each domain's rows, by hash order.
         batch_tokens: most tokens of a micro-batch.
-        tau: (J,) ∂L_j/∂log N at fixed shares, nats; fills in R.
 
     Returns:
         M with standard errors, for this training (its seed's noise is not in them either).
@@ -249,8 +247,7 @@ def unrolled_responses(
     slopes_JDS = slopes.double().cpu().numpy().reshape(len(references), D, shards)
     M, se = slopes_JDS.sum(-1), _shard_errors(slopes_JDS)
     cost = Cost(replay.tokens, time.monotonic() - started)
-    result = ResponseMatrix("unrolled", names, names_of(list(references)), M, se, q_D, w_D, cost)
-    return result if tau is None else result.with_tau(tau)
+    return ResponseMatrix("unrolled", names, names_of(list(references)), M, se, q_D, w_D, cost)
 
 
 def _shard_errors(slopes_JDS: Floats) -> Floats:

@@ -72,11 +72,11 @@ def model():
 def test_responses_are_the_formula_on_unpacked_rows(model, method):
     domains, references = tiny_domains(), tiny_references()
     factors, _ = mixture_factors(model, domains, VOLUMES, SETTINGS)
-    result = responses(model, domains, references, VOLUMES, method=method, settings=SETTINGS, factors=factors)
+    operator = factors.inverse(SETTINGS.damping) if method == "implicit" else None
+    result = responses(model, domains, references, VOLUMES, method=method, settings=SETTINGS, operator=operator)
     w = VOLUMES * [rows.supervised_tokens.mean() for rows in domains.values()]
     np.testing.assert_allclose(result.w, w / w.sum())
     np.testing.assert_allclose(result.q, VOLUMES / 27)
-    operator = factors.inverse(SETTINGS.damping) if method == "implicit" else None
     expected = by_hand(model, operator, domains, references, w / w.sum())
     np.testing.assert_allclose(result.M, expected, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(result.M.sum(1), 0, atol=1e-12)
@@ -88,7 +88,9 @@ def test_responses_are_the_formula_on_unpacked_rows(model, method):
 def test_implicit_computes_its_own_curvature_and_counts_it(model):
     domains, references = tiny_domains(), tiny_references()
     factors, tokens = mixture_factors(model, domains, VOLUMES, SETTINGS)
-    given = responses(model, domains, references, VOLUMES, settings=SETTINGS, factors=factors)
+    given = responses(
+        model, domains, references, VOLUMES, settings=SETTINGS, operator=factors.inverse(SETTINGS.damping)
+    )
     alone = responses(model, domains, references, VOLUMES, settings=SETTINGS)
     np.testing.assert_allclose(alone.M, given.M, rtol=1e-9)
     assert alone.cost.gradient_tokens == given.cost.gradient_tokens + tokens
