@@ -58,7 +58,6 @@ def train(model, inner, plan: StepSet, world: int, no_sync) -> list[float]:  # t
             model,
             inner,
             plan[index],
-            device=torch.device("cpu"),
             world=world,
             backward=torch.Tensor.backward,
             no_sync=no_sync,

@@ -124,7 +124,8 @@ def check(data: str, size: str, rows: int) -> dict[str, Any]:
 def memory(size: str) -> dict[str, Any]:
     """Train one proxy as a worker does, in this fresh process, and read its largest resident size."""
     from ideal_proxy.data.tokens import TokenRows
-    from ideal_proxy.proxy import training as proxy
+    from ideal_proxy.proxy import model as models
+    from ideal_proxy.proxy import training
 
     vocabulary, length, count = 4096, 200, 96
     rng = np.random.default_rng(0)
@@ -133,10 +134,10 @@ def memory(size: str) -> dict[str, Any]:
         offsets=np.arange(count + 1) * length, keys=np.arange(count).astype(np.uint64), source_index=np.arange(count),
     )  # fmt: skip
     torch.set_num_threads(1)
-    model = proxy.build_proxy(size, vocabulary, 512, 0)
+    model = models.build_proxy(size, vocabulary, 512, 0)
     order = (np.zeros(count, dtype=np.int64), np.arange(count))
-    proxy.train(model, order, [rows], proxy.TrainSettings())
-    proxy.evaluate(model, rows)
+    training.train(model, order, [rows], training.TrainSettings())
+    models.evaluate(model, rows)
     parameters, products = scratch_products(size, vocabulary)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     predicted = worker_bytes(products, parameters, CPU_MICRO_BATCH, length)

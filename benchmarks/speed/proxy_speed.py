@@ -35,7 +35,8 @@ from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokens import IGNORED, TokenRows, tokenize_rows
-from ideal_proxy.proxy import training as proxy
+from ideal_proxy.proxy import model as models
+from ideal_proxy.proxy import training
 from ideal_proxy.proxy.attention import row_layout
 from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
 from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance, read_json
@@ -77,13 +78,13 @@ class Clock:
         return {"wall": wall, "cpu": cpu / torch.get_num_threads() if self.device.type == "cpu" else wall}
 
 
-def ours(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.TrainSettings) -> dict[str, float]:
+def ours(model: Any, order: Any, token_rows: list[TokenRows], settings: training.TrainSettings) -> dict[str, float]:
     clock = Clock(next(model.parameters()).device)
-    proxy.train(model, order, token_rows, settings)
+    training.train(model, order, token_rows, settings)
     return clock.read()
 
 
-def theirs(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.TrainSettings) -> dict[str, float]:
+def theirs(model: Any, order: Any, token_rows: list[TokenRows], settings: training.TrainSettings) -> dict[str, float]:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     model.set_attn_implementation("sdpa")
@@ -108,7 +109,7 @@ def theirs(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.
             model=model, args=arguments, train_dataset=examples, data_collator=DataCollatorForSeq2Seq(_Padder(), model)
         )
         optimizer = trainer.create_optimizer()
-        rates = proxy.learning_rates(settings, -(-len(examples) // settings.batch_rows)) / settings.learning_rate
+        rates = training.learning_rates(settings, -(-len(examples) // settings.batch_rows)) / settings.learning_rate
         trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda k: float(rates[min(k, len(rates) - 1)])
         )
@@ -116,7 +117,7 @@ def theirs(model: Any, order: Any, token_rows: list[TokenRows], settings: proxy.
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.train()
         seconds = clock.read()
-    proxy.use_packed_attention(model)
+    models.use_packed_attention(model)
     return seconds
 
 
@@ -169,7 +170,7 @@ def peak_flops(device: torch.device) -> float:
 def measure(size: str, rows: int, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Run the pairs of one size."""
     token_rows, reference = prepare(rows, options.vocabulary, options.context)
-    settings = proxy.TrainSettings(learning_rate=1e-3, dtype=options.dtype)
+    settings = training.TrainSettings(learning_rate=1e-3, dtype=options.dtype)
     flops = product_flops(size, options.vocabulary, order_of(token_rows, 0), token_rows, settings.batch_rows)
     pairs: list[dict[str, Any]] = []
     peak = 0.0
@@ -180,9 +181,9 @@ def measure(size: str, rows: int, options: argparse.Namespace, device: torch.dev
         for arm in arms:
             if device.type == "cpu":
                 peak = max(peak, peak_flops(device))
-            model = proxy.build_proxy(size, options.vocabulary, options.context, pair).to(device)
+            model = models.build_proxy(size, options.vocabulary, options.context, pair).to(device)
             line[arm.__name__] = arm(model, order, token_rows, settings)
-            line[f"{arm.__name__}_loss"] = proxy.evaluate(model, reference).mean
+            line[f"{arm.__name__}_loss"] = models.evaluate(model, reference).mean
         pairs.append(line)
         print(size, line, file=sys.stderr, flush=True)
     return entry_of(size, rows, pairs, peak, flops, token_rows, options.dtype, options.vocabulary)
@@ -245,7 +246,7 @@ def lay_out(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(proxy.SIZES))
+    parser.add_argument("--sizes", nargs="+", default=list(models.SIZES))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=[1600], help="one number, or one for each size")
     parser.add_argument("--threads", type=int, default=2)
@@ -266,7 +267,7 @@ def main() -> None:
             kept = [e for e in before if (e["size"], e["dtype"]) != (size, options.dtype)]
             atomic_write_json(options.out, {
                 "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
-                "settings": dataclasses.asdict(proxy.TrainSettings(learning_rate=1e-3)),
+                "settings": dataclasses.asdict(training.TrainSettings(learning_rate=1e-3)),
                 "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
                 "results": [*kept, entry], "provenance": provenance(),
             })  # fmt: skip

@@ -44,7 +44,8 @@ from ideal_proxy.proxy import (
     is_packed,
     label_weights,
     micro_batches,
-    row_layout,
+    of_rows,
+    packed_logits,
 )
 
 
@@ -107,7 +108,7 @@ class RowBatches:
         """Yield each micro-batch with the keys of its rows; rows are dealt out to processes like cards."""
         rank, world = processes()
         domain, row = self.domain[rank::world], self.row[rank::world]
-        lengths = self._lengths(domain, row)
+        lengths = of_rows([rows.lengths for rows in self.token_rows], domain, row)
         for part in micro_batches(lengths, self.batch_tokens):
             keys = [self.token_rows[d].keys[r] for d, r in zip(domain[part], row[part], strict=True)]
             yield (
@@ -117,11 +118,7 @@ class RowBatches:
 
     def tokens(self) -> int:
         """Tokens of one pass, over all processes."""
-        return int(self._lengths(self.domain, self.row).sum())
-
-    def _lengths(self, domain: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        of_domain = [rows.lengths for rows in self.token_rows]
-        return np.array([of_domain[d][r] for d, r in zip(domain, row, strict=True)], dtype=np.int64)
+        return int(of_rows([rows.lengths for rows in self.token_rows], self.domain, self.row).sum())
 
 
 def label_logits(
@@ -142,12 +139,7 @@ def label_logits(
     row = np.repeat(np.arange(len(rows.rows)), np.diff(rows.starts))
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         if is_packed(model):
-            layout = row_layout(rows.starts, device)
-            output = model(
-                input_ids=to(rows.input_ids)[None], position_ids=to(rows.position_ids)[None], use_cache=False,
-                logits_to_keep=to(keep), rows_layout=layout,
-            )  # fmt: skip
-            logits, token_rows = output.logits[0], row
+            logits, token_rows = packed_logits(model, rows, keep, device), row
         else:
             shape = (len(rows.rows), int(np.diff(rows.starts).max()))
             ids, mask, padded_rows = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1)
@@ -213,10 +205,9 @@ class _Gradients:
         """Gradient of the summed loss of this process's share, and what it is divided by: its labels, or its rows."""
         total = {name: torch.zeros_like(p, dtype=self.dtype) for name, p in self.parameters.items()}
         labels = 0
-        device = next(self.model.parameters()).device
         self.tokens += batches.tokens()
         for batch, _ in batches:
-            value = batch_loss(self.model, batch, 1.0, device=device, autocast=self.settings.autocast, loss=loss)
+            value = batch_loss(self.model, batch, 1.0, autocast=self.settings.autocast, loss=loss)
             parts = torch.autograd.grad(value, list(self.parameters.values()), materialize_grads=True)
             for name, part in zip(self.parameters, parts, strict=True):
                 total[name] += part

@@ -34,7 +34,15 @@ from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import measuring, trainable
 from ideal_proxy.gradients.records import Cost, Floats, ResponseMatrix, names_of, shares
-from ideal_proxy.proxy import TrainSettings, collate_across, label_losses, label_weights, learning_rates, micro_batches
+from ideal_proxy.proxy import (
+    TrainSettings,
+    collate_across,
+    label_losses,
+    label_weights,
+    learning_rates,
+    micro_batches,
+    of_rows,
+)
 
 EPSILON = 1e-8  # AdamW's own
 FIRST_NOISY = 2  # from this step on a mean square gradient holds the noise of a batch
@@ -54,6 +62,7 @@ class _Replay:
     parameters: list[nn.Parameter] = field(init=False)
     decay: Tensor = field(init=False)
     rates: Floats = field(init=False)
+    lengths: npt.NDArray[np.int64] = field(init=False)
     bounds: npt.NDArray[np.int64] = field(init=False)
     tokens: int = 0
 
@@ -61,9 +70,8 @@ class _Replay:
         self.parameters = list(trainable(self.model).values())
         decayed = [torch.full_like(p, float(p.ndim >= 2)).flatten() for p in self.parameters]
         self.decay = torch.cat(decayed) * self.settings.weight_decay
-        lengths = [rows.lengths for rows in self.token_rows]
-        length_R = np.array([lengths[d][r] for d, r in zip(self.domain, self.row, strict=True)], dtype=np.int64)
-        self.bounds = self.settings.bounds(length_R)
+        self.lengths = of_rows([rows.lengths for rows in self.token_rows], self.domain, self.row)
+        self.bounds = self.settings.bounds(self.lengths)
         self.rates = learning_rates(self.settings, len(self.bounds) - 1)
 
     def start(self) -> Tensor:
@@ -83,8 +91,7 @@ class _Replay:
         """A step's micro-batches, with the shard of every label and what it counts."""
         here = slice(self.bounds[step], self.bounds[step + 1])
         domain, row, shard = self.domain[here], self.row[here], self.shard[here]
-        length = np.array([int(self.token_rows[d].lengths[r]) for d, r in zip(domain, row, strict=True)])
-        for part in micro_batches(length, self.batch_tokens):
+        for part in micro_batches(self.lengths[here], self.batch_tokens):
             batch = collate_across(self.token_rows, domain[part], row[part])
             of_token = np.repeat(shard[part], np.diff(batch.starts))
             of_label = torch.from_numpy(of_token[batch.labels != IGNORED]).to(self.decay.device)
@@ -211,10 +218,10 @@ def unrolled_responses(
     token_rows, names = list(domains.values()), names_of(list(domains))
     D = len(names)
     rank = [np.argsort(np.argsort(rows.keys, kind="stable"), kind="stable") for rows in token_rows]
-    shard_R = np.array([d * shards + rank[d][r] % shards for d, r in zip(domain_R, row_R, strict=True)], dtype=np.int64)
-    supervised = [rows.supervised_tokens for rows in token_rows]
+    shard_R = domain_R * shards + of_rows(rank, domain_R, row_R) % shards
+    supervised_R = of_rows([rows.supervised_tokens for rows in token_rows], domain_R, row_R)
     counts = np.bincount(domain_R, minlength=D)
-    labels = [float(supervised[d][row_R[domain_R == d]].sum()) for d in range(D)]
+    labels = np.bincount(domain_R, weights=supervised_R, minlength=D)
     q_D, w_D = shares(counts, counts if settings.loss == "row" else labels)
 
     replay = _Replay(model, domain_R, row_R, shard_R, token_rows, settings, batch_tokens)

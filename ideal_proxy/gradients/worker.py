@@ -19,7 +19,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.influence import InfluenceSettings, responses
 from ideal_proxy.gradients.records import ResponseMatrix
 from ideal_proxy.gradients.unrolled import unrolled_responses
-from ideal_proxy.proxy import count_products, drawn_values, load_weights, run_flops
+from ideal_proxy.proxy import count_products, load_weights, of_rows, run_flops
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm import (
     IMPLICIT_TRAININGS,
@@ -70,8 +70,8 @@ class GradientWorker(Worker):
         if not np.isfinite(found.M).all():
             raise UserError("the responses are not finite; choose a smaller learning rate, or search without gradients")
         # Every token of an estimate went forward and backward once; the shares of labels and pairs are the mixture's.
-        length_R = drawn_values([rows.lengths for rows in every], domain_R, row_R)
-        labels = drawn_values([rows.supervised_tokens for rows in every], domain_R, row_R).sum()
+        length_R = of_rows([rows.lengths for rows in every], domain_R, row_R)
+        labels = of_rows([rows.supervised_tokens for rows in every], domain_R, row_R).sum()
         tokens = found.cost.gradient_tokens
         scale = tokens / float(length_R.sum())
         flops = run_flops(count_products(model), tokens, scale * float(labels), scale * float(length_R @ length_R))

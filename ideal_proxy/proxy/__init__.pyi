@@ -1,4 +1,3 @@
-from .attention import row_layout as row_layout
 from .base_model import STEP_TOKENS as STEP_TOKENS
 from .base_model import build_pretrained_proxy as build_pretrained_proxy
 from .base_model import keep_base as keep_base
@@ -32,6 +31,7 @@ from .model import is_packed as is_packed
 from .model import label_losses as label_losses
 from .model import label_weights as label_weights
 from .model import micro_batches as micro_batches
+from .model import packed_logits as packed_logits
 from .model import proxy_shape as proxy_shape
 from .pretrained import Pretrained as Pretrained
 from .pretrained import load_causal_lm as load_causal_lm
@@ -45,8 +45,11 @@ from .records import RowLosses as RowLosses
 from .records import TrainLog as TrainLog
 from .records import TrainSettings as TrainSettings
 from .records import learning_rates as learning_rates
+from .records import of_rows as of_rows
+from .records import read_row_losses as read_row_losses
+from .records import write_row_losses as write_row_losses
 from .training import TrainingStopped as TrainingStopped
-from .training import drawn_values as drawn_values
+from .training import adamw as adamw
 from .training import load_weights as load_weights
 from .training import save_weights as save_weights
 from .training import train as train

@@ -155,53 +155,49 @@ def micro_batches(lengths: NDArray[np.int64], limit_tokens: int) -> Iterator[NDA
         yield np.array(current, dtype=np.int64)
 
 
-def label_losses(
-    model: Any, batch: Batch, *, device: torch.device | str | None = None, autocast: torch.dtype | None = None
-) -> Tensor:
-    """Compute the negative log-likelihood of every labelled token; rows do not see each other.
-
-    Only labelled positions reach the language-model head. Differentiable as often as the attention kernel is.
-
-    Args:
-        model: any transformers causal LM; one with packed attention gets the rows flat, any other padded.
-        batch: the rows.
-        device: where to compute; default the model's.
-        autocast: bfloat16 to run the products in it; None runs in the weights' own precision.
-
-    Returns:
-        (L,) nats, float32 or wider, in the order of the labelled positions.
-    """
-    target_device = torch.device(device) if device is not None else next(model.parameters()).device
+def label_losses(model: Any, batch: Batch, *, autocast: torch.dtype | None = None) -> Tensor:
+    """Negative log-likelihood of every labelled token (L,), nats in float32 or wider; rows do not see each other."""
+    # Only labelled positions reach the language-model head. Differentiable as often as the attention kernel is.
+    device = next(model.parameters()).device
     keep = np.flatnonzero(batch.labels != IGNORED)
-    targets = _to(batch.labels[keep], target_device)
-    with torch.autocast(target_device.type, dtype=autocast, enabled=autocast is not None):
-        if is_packed(model):
-            logits = model(
-                input_ids=_to(batch.input_ids, target_device)[None],
-                position_ids=_to(batch.position_ids, target_device)[None],
-                logits_to_keep=_to(keep, target_device),
-                rows_layout=row_layout(batch.starts, target_device),
-                use_cache=False,
-            ).logits.squeeze(0)
-        else:
-            logits = _padded_logits(model, batch, keep, target_device)
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        logits = (packed_logits if is_packed(model) else _padded_logits)(model, batch, keep, device)
     if logits.dtype in {torch.bfloat16, torch.float16}:
         logits = logits.float()
-    return cross_entropy(logits, targets, reduction="none")
+    return cross_entropy(logits, _to(batch.labels[keep], device), reduction="none")
+
+
+def packed_logits(model: Any, batch: Batch, keep: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Run rows end to end, and return (L, V) logits at the positions to keep."""
+    logits: Tensor = model(**_flat(batch, device), logits_to_keep=_to(keep, device)).logits
+    return logits.squeeze(0)
+
+
+def _flat(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """What a model with packed attention is given."""
+    return {
+        "input_ids": _to(batch.input_ids, device)[None], "position_ids": _to(batch.position_ids, device)[None],
+        "rows_layout": row_layout(batch.starts, device), "use_cache": False,
+    }  # fmt: skip
 
 
 def label_weights(batch: Batch, loss: Loss) -> NDArray[np.float64] | None:
     """Weight of every label (L,) in the sum that `normaliser` divides: labels of a row share 1; None is 1 each."""
     if loss == "token":
         return None
-    row = np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") - 1
+    row = _row_of_label(batch)
     return np.asarray(1.0 / np.bincount(row)[row]) if len(row) else np.zeros(0)
+
+
+def _row_of_label(batch: Batch) -> NDArray[np.int64]:
+    """The row (L,) that each label is of."""
+    return np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") - 1
 
 
 def counted(batch: Batch, loss: Loss) -> int:
     """What a batch adds to the divisor of its step's loss: its supervised tokens, or its rows that have one."""
-    labelled = np.flatnonzero(batch.labels != IGNORED)
-    return len(labelled) if loss == "token" else len(np.unique(np.searchsorted(batch.starts, labelled, side="right")))
+    row = _row_of_label(batch)
+    return len(row if loss == "token" else np.unique(row))
 
 
 def normaliser(batches: Sequence[Batch], loss: Loss) -> int:
@@ -210,33 +206,21 @@ def normaliser(batches: Sequence[Batch], loss: Loss) -> int:
 
 
 def batch_loss(
-    model: Any,
-    batch: Batch,
-    scale: float,
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None = None,
-    loss: Loss = "token",
+    model: Any, batch: Batch, scale: float, *, autocast: torch.dtype | None = None, loss: Loss = "token"
 ) -> Tensor:
     """Compute scale · Σ weight · nll of a training step's micro-batch, by the fastest path that the model allows."""
+    device = next(model.parameters()).device
     share = label_weights(batch, loss)
-    weights = (
-        None if share is None else _to(share, device) if device.type != "mps" else _to(share.astype(np.float32), device)
-    )
+    weights = None if share is None else _to(share.astype(np.float32) if device.type == "mps" else share, device)
     whole = model
     if hasattr(model, "get_base_model"):  # LoRA stands inside the layers; the decoder and the head are the base's own
         model = model.get_base_model()
     if not (is_packed(model) and has_plain_head(model)):
-        losses = label_losses(whole, batch, device=device, autocast=autocast)
+        losses = label_losses(whole, batch, autocast=autocast)
         return (losses if weights is None else losses * weights.to(losses.dtype)).sum() * scale
     keep = np.flatnonzero(batch.labels != IGNORED)
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        hidden = model.get_decoder()(
-            input_ids=_to(batch.input_ids, device)[None],
-            position_ids=_to(batch.position_ids, device)[None],
-            rows_layout=row_layout(batch.starts, device),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = model.get_decoder()(**_flat(batch, device)).last_hidden_state
     labelled = hidden.squeeze(0).index_select(0, _to(keep, device))
     weight = model.get_output_embeddings().weight
     if autocast is not None:
@@ -277,7 +261,6 @@ def evaluate(
     token_rows: TokenRows,
     *,
     batch_tokens: int | None = None,
-    device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
 ) -> RowLosses:
     """Measure the loss of every row.
@@ -286,25 +269,22 @@ def evaluate(
         model: any transformers causal LM; its training mode is restored.
         token_rows: N rows.
         batch_tokens: tokens of a micro-batch; default by device.
-        device: where to compute; default the model's.
-        autocast: as for `label_losses`.
+        autocast: bfloat16 to run the products in it; None runs in the weights' own precision.
 
     Returns:
         RowLosses: in the order of `token_rows`.
     """
-    place = torch.device(device) if device is not None else next(model.parameters()).device
+    kind = next(model.parameters()).device.type
     count = len(token_rows)
-    lengths = np.asarray(token_rows.lengths, dtype=np.int64)
     sums = np.zeros(count)
     tokens = np.zeros(count, dtype=np.int64)
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]] = []
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for part in micro_batches(lengths, batch_tokens or MICRO_BATCH_TOKENS.get(place.type, 8192)):
+        for part in micro_batches(token_rows.lengths, batch_tokens or MICRO_BATCH_TOKENS.get(kind, 8192)):
             batch = collate_across([token_rows], np.zeros(len(part), dtype=np.int64), part)
-            row_of_label = np.searchsorted(batch.starts, np.flatnonzero(batch.labels != IGNORED), side="right") - 1
-            parts.append((part, row_of_label, label_losses(model, batch, device=place, autocast=autocast)))
+            parts.append((part, _row_of_label(batch), label_losses(model, batch, autocast=autocast)))
     if was_training:
         model.train()
     for part, row_of_label, losses in parts:  # read back once all is queued

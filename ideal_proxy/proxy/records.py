@@ -6,12 +6,16 @@ Legend: N rows of a set, S optimiser steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.batching import BATCH_ROWS, Batch, Ints, Loss, step_bounds
+from ideal_proxy.errors import UserError
+from ideal_proxy.store import atomic_write_arrays
 
 RATES = {  # peak learning rates worth trying, rising, by the size of a scratch proxy
     "0.1M": (3e-3, 6e-3, 1.2e-2),
@@ -110,16 +114,32 @@ class RowLosses:
         return float(self.loss_sum.sum()) / total if total else float("nan")
 
 
+def write_row_losses(path: Path, losses: Mapping[str, RowLosses]) -> None:
+    """Write the loss of every row of some sets."""
+    sums = {f"loss_sum_{n}": found.loss_sum for n, found in enumerate(losses.values())}
+    tokens = {f"tokens_{n}": found.tokens for n, found in enumerate(losses.values())}
+    atomic_write_arrays(path, {"names": np.array(list(losses)), **sums, **tokens})
+
+
+def read_row_losses(path: Path, names: Sequence[str]) -> dict[str, RowLosses]:
+    """Read what `write_row_losses` wrote of these sets."""
+    with np.load(path) as arrays:
+        if "names" in arrays and arrays["names"].tolist() != list(names):
+            raise UserError(f"{path} holds other capabilities than {', '.join(names)}; choose another --out")
+        return {name: RowLosses(arrays[f"loss_sum_{n}"], arrays[f"tokens_{n}"]) for n, name in enumerate(names)}
+
+
+def of_rows(values: Sequence[Ints], domain_R: Ints, row_R: Ints) -> Ints:
+    """Look up a number of every row (R,), given one array a domain."""
+    found = np.zeros(len(row_R), dtype=np.int64)
+    for d, of_domain in enumerate(values):
+        here = domain_R == d
+        found[here] = of_domain[row_R[here]]
+    return found
+
+
 def learning_rates(settings: TrainSettings, steps: int) -> NDArray[np.float64]:
-    """Return the schedule over a run's own steps: linear warm-up, then a cosine to zero.
-
-    Args:
-        settings: peak and warm-up share.
-        steps: S.
-
-    Returns:
-        NDArray: (S,) rates, all positive.
-    """
+    """Return the schedule over a run's own steps (S,): linear warm-up, then a cosine to zero; all rates positive."""
     step = np.arange(steps)
     warm = max(1, math.ceil(settings.warmup_fraction * steps)) if settings.warmup_fraction > 0 else 0
     rise = (step + 1) / max(warm, 1)

@@ -23,46 +23,9 @@ from torch import Tensor
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, training_order
-from ideal_proxy.proxy.model import (
-    MICRO_BATCH_TOKENS,
-    SIZES,
-    ProxyShape,
-    batch_loss,
-    build_proxy,
-    collate_across,
-    evaluate,
-    is_packed,
-    label_losses,
-    micro_batches,
-    normaliser,
-    proxy_shape,
-    use_packed_attention,
-)
-from ideal_proxy.proxy.records import RowLosses, TrainLog, TrainSettings, learning_rates
+from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, batch_loss, collate_across, micro_batches, normaliser
+from ideal_proxy.proxy.records import TrainLog, TrainSettings, learning_rates, of_rows
 from ideal_proxy.store import atomic_write_bytes
-
-__all__ = [
-    "SIZES",
-    "ProxyShape",
-    "RowLosses",
-    "TrainLog",
-    "TrainSettings",
-    "TrainingStopped",
-    "batch_loss",
-    "build_proxy",
-    "collate_across",
-    "evaluate",
-    "is_packed",
-    "label_losses",
-    "learning_rates",
-    "load_weights",
-    "micro_batches",
-    "proxy_shape",
-    "save_weights",
-    "train",
-    "use_packed_attention",
-    "warm_start",
-]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -112,12 +75,11 @@ def train(
     if not len(domain_R):
         raise UserError("a proxy run has no row to train on; give at least one domain a volume above 0")
     device = next(model.parameters()).device
-    lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
-    length_R = np.array([lengths[d][r] for d, r in zip(domain_R, row_R, strict=True)], dtype=np.int64)
+    length_R = of_rows([rows.lengths for rows in token_rows], domain_R, row_R)
     bounds = settings.bounds(length_R)
     steps = len(bounds) - 1
     rates = learning_rates(settings, steps)
-    optimizer = _optimizer(model, settings)
+    optimizer = adamw(model, settings)
     checkpoint = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir is not None else None
     identity = _identity(model, domain_R, row_R, token_rows, settings, every_token) if checkpoint else ""
     done, losses = _resume(model, optimizer, checkpoint, identity) if checkpoint else (0, [])
@@ -137,7 +99,7 @@ def train(
         scale = 1.0 / normaliser(batches, settings.loss)
         total: Tensor | None = None
         for batch in batches:
-            loss = batch_loss(model, batch, scale, device=device, autocast=autocast, loss=settings.loss)
+            loss = batch_loss(model, batch, scale, autocast=autocast, loss=settings.loss)
             loss.backward()  # type: ignore[no-untyped-call]
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -161,17 +123,10 @@ def train(
     tokens = int(length_R.sum())
     supervised = tokens - len(length_R)  # a row's first token has no label
     if not every_token:
-        supervised = int(drawn_values([rows.supervised_tokens for rows in token_rows], domain_R, row_R).sum())
+        supervised = int(of_rows([rows.supervised_tokens for rows in token_rows], domain_R, row_R).sum())
     return TrainLog(
         values, rates, len(row_R), tokens, supervised, int(length_R @ length_R), time.monotonic() - started, resumed
     )
-
-
-def drawn_values(
-    values: Sequence[NDArray[np.int64]], domain_R: NDArray[np.int64], row_R: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Look up a number of every row drawn."""
-    return np.concatenate([np.asarray(part)[row_R[domain_R == d]] for d, part in enumerate(values)])
 
 
 def warm_start(
@@ -238,7 +193,7 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+def adamw(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
     """Return AdamW with decay on matrices only; the fused kernel, one pass over the weights, where there is one."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

@@ -25,7 +25,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.hooks import PROJECT
-from ideal_proxy.proxy import RowLosses, TrainSettings, quiet_libraries, save_model
+from ideal_proxy.proxy import (
+    RowLosses,
+    TrainSettings,
+    of_rows,
+    quiet_libraries,
+    read_row_losses,
+    save_model,
+    write_row_losses,
+)
 from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
@@ -102,7 +110,7 @@ def run_training(
         return _load(folder, data)
     references = dict(zip(data.capabilities, data.references, strict=True))
     model = load_model(spec, encoder, context=settings.context, seed=seed, packed=settings.packed, start=start)
-    count = len(settings.train.bounds(drawn.look_up([np.asarray(rows.lengths) for rows in data.domains]))) - 1
+    count = len(settings.train.bounds(of_rows([rows.lengths for rows in data.domains], *drawn.order))) - 1
     arguments = _arguments(folder, settings, count, seed, save_steps)
     if arguments.n_gpu > 1:
         raise UserError(
@@ -118,7 +126,7 @@ def run_training(
         rank=arguments.process_index,
         world=arguments.world_size,
     )
-    before = _before(folder, model.to(device), references, device, train, main=arguments.process_index == 0)
+    before = _before(folder, model.to(device), references, train, main=arguments.process_index == 0)
     found = _last_checkpoint(folder)
     started = time.monotonic()
     with reporter.work(label, len(steps)) as update:
@@ -182,7 +190,6 @@ def _before(
     folder: Path,
     model: Any,
     references: dict[str, TokenRows],
-    device: torch.device,
     train: TrainSettings,
     *,
     main: bool,
@@ -190,10 +197,10 @@ def _before(
     """Measure the references before training; once, so that a resumed run has them too."""
     path = folder / "before.npz"
     if path.exists():
-        return _read_losses(path, list(references))
-    found = reference_losses(model, references, device, train)
+        return read_row_losses(path, list(references))
+    found = reference_losses(model, references, train)
     if main:
-        _write_losses(path, found)
+        write_row_losses(path, found)
     return found
 
 
@@ -219,7 +226,7 @@ def _log(
         for entry in history
         if all(f"eval_{name}" in entry for name in data.capabilities) and data.capabilities
     ]
-    tokens = [int(np.asarray(rows.lengths)[drawn.row[drawn.domain == d]].sum()) for d, rows in enumerate(data.domains)]
+    tokens = [int(rows.lengths[drawn.row[drawn.domain == d]].sum()) for d, rows in enumerate(data.domains)]
     inner = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "rows": {name: int(count) for name, count in zip(data.names, drawn.volumes, strict=True)},
@@ -263,8 +270,8 @@ def _keep(
             with _room_for(folder):
                 save_model(trainer.accelerator.unwrap_model(trainer.model), encoder.tokenizer, folder / "model")
     if trainer.args.process_index == 0:
-        _write_losses(folder / "after.npz", after)
-        _write_losses(folder / "before.npz", before)
+        write_row_losses(folder / "after.npz", after)
+        write_row_losses(folder / "before.npz", before)
         atomic_write_json(folder / "log.json", log)
         mark_complete(folder)
         for path in folder.glob("checkpoint-*"):
@@ -287,32 +294,7 @@ def _room_for(folder: Path) -> Iterator[None]:
 def _load(folder: Path, data: ScaleData) -> RunLosses:
     names = list(data.capabilities)
     return RunLosses(
-        _read_losses(folder / "before.npz", names),
-        _read_losses(folder / "after.npz", names),
+        read_row_losses(folder / "before.npz", names),
+        read_row_losses(folder / "after.npz", names),
         read_json(folder / "log.json"),
     )
-
-
-def _write_losses(path: Path, losses: dict[str, RowLosses]) -> None:
-    """Write per-row sums and token counts, so that any statistic can be recomputed."""
-    import io
-
-    from ideal_proxy.store import atomic_write_bytes
-
-    arrays: dict[str, Any] = {}
-    for number, found in enumerate(losses.values()):
-        arrays[f"loss_sum_{number}"] = found.loss_sum
-        arrays[f"tokens_{number}"] = found.tokens
-    buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(list(losses)), **arrays)
-    atomic_write_bytes(path, buffer.getvalue())
-
-
-def _read_losses(path: Path, names: list[str]) -> dict[str, RowLosses]:
-    with np.load(path) as arrays:
-        if arrays["names"].tolist() != names:
-            raise UserError(f"{path} holds other capabilities than the mixture file; choose another --out")
-        return {
-            name: RowLosses(arrays[f"loss_sum_{number}"], arrays[f"tokens_{number}"])
-            for number, name in enumerate(names)
-        }

@@ -114,14 +114,6 @@ class Drawn:
     row: Ints  # (R,) its index among that domain's token rows
     volumes: Ints  # (D,) rows drawn
 
-    def look_up(self, values: Sequence[Ints]) -> Ints:
-        """Look up a number of every row drawn, (R,), given one array a domain."""
-        found = np.zeros(len(self.row), dtype=np.int64)
-        for d, of_domain in enumerate(values):
-            here = self.domain == d
-            found[here] = np.asarray(of_domain)[self.row[here]]
-        return found
-
     @property
     def order(self) -> tuple[Ints, Ints]:
         """Domain and row of each row in turn, as `proxy.train` takes them."""

@@ -29,6 +29,7 @@ from ideal_proxy.proxy import (
     label_losses,
     label_weights,
     micro_batches,
+    of_rows,
 )
 from ideal_proxy.scaleup.source import Drawn
 
@@ -62,9 +63,9 @@ class StepSet(Dataset[Step]):
         self.settings = settings
         self.rank = rank
         self.world = world
-        self._lengths = [np.asarray(rows.lengths, dtype=np.int64) for rows in token_rows]
-        self._labels = [np.asarray(rows.supervised_tokens, dtype=np.int64) for rows in token_rows]
-        self._bounds = settings.bounds(drawn.look_up(self._lengths))
+        self._lengths = of_rows([rows.lengths for rows in token_rows], *drawn.order)
+        self._labels = of_rows([rows.supervised_tokens for rows in token_rows], *drawn.order)
+        self._bounds = settings.bounds(self._lengths)
 
     def __len__(self) -> int:
         """Return the number of steps S."""
@@ -75,7 +76,7 @@ class StepSet(Dataset[Step]):
         here = slice(self._bounds[index], self._bounds[index + 1])
         limit, loss = self.settings.micro_batch_tokens or 0, self.settings.loss
         domains, rows = self.drawn.domain[here], self.drawn.row[here]
-        lengths = self._of(self._lengths, domains, rows)
+        lengths, labels = self._lengths[here], self._labels[here]
         parts = [[dealt[part] for part in micro_batches(lengths[dealt], limit)] for dealt in deal(lengths, self.world)]
         mine = parts[self.rank]
         batches = [collate_across(self.token_rows, domains[part], rows[part]) for part in mine]
@@ -83,12 +84,7 @@ class StepSet(Dataset[Step]):
         for _ in range(max(map(len, parts)) - len(mine)):
             shortest = np.array([int(lengths.argmin())])
             batches.insert(0, _silent(collate_across(self.token_rows, domains[shortest], rows[shortest])))
-        labels = self._of(self._labels, domains, rows)
         return Step(tuple(batches), max(1, int(labels.sum() if loss == "token" else np.count_nonzero(labels))), loss)
-
-    @staticmethod
-    def _of(values: Sequence[Ints], domains: Ints, rows: Ints) -> Ints:
-        return np.array([values[d][r] for d, r in zip(domains, rows, strict=True)], dtype=np.int64)
 
 
 def deal(lengths: Ints, world: int) -> list[Ints]:
@@ -122,7 +118,6 @@ def accumulate(
     inner: Any,
     step: Step,
     *,
-    device: torch.device,
     world: int,
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -136,9 +131,9 @@ def accumulate(
         last = number == len(step.batches) - 1
         with contextlib.nullcontext() if last else no_sync():
             if model is inner:  # a wrapper's gradients are only right through its own call
-                loss = batch_loss(model, batch, scale, device=device, autocast=autocast, loss=step.loss)
+                loss = batch_loss(model, batch, scale, autocast=autocast, loss=step.loss)
             else:
-                losses, weights = label_losses(seen, batch, device=device), label_weights(batch, step.loss)
+                losses, weights = label_losses(seen, batch), label_weights(batch, step.loss)
                 loss = (losses if weights is None else losses * torch.from_numpy(weights).to(losses)).sum() * scale
             backward(loss)
         total = loss.detach() if total is None else total + loss.detach()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ideal_proxy.data import TokenRows
-from ideal_proxy.proxy import RowLosses, TrainSettings, evaluate, learning_rates
+from ideal_proxy.proxy import RowLosses, TrainSettings, adamw, evaluate, learning_rates
 from ideal_proxy.scaleup.steps import Step, StepSet, accumulate, check_sharded
 
 
@@ -53,17 +53,7 @@ class MixtureTrainer(Trainer):
         """Make the proxies' AdamW: decay on matrices only."""
         if self.optimizer is None:
             trained: Any = model or self.model
-            parameters = [p for p in trained.parameters() if p.requires_grad]
-            groups = [
-                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
-                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ]
-            self.optimizer = torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=self.settings.learning_rate,
-                betas=(self.settings.beta1, self.settings.beta2),
-                fused=self.args.device.type in {"cpu", "cuda", "mps"},
-            )
+            self.optimizer = adamw(trained, self.settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -88,7 +78,6 @@ class MixtureTrainer(Trainer):
             model,
             self.accelerator.unwrap_model(model),
             inputs["step"],
-            device=self.args.device,
             world=self.args.world_size,
             backward=self.accelerator.backward,
             no_sync=lambda: self.accelerator.no_sync(model),
@@ -112,23 +101,14 @@ class MixtureTrainer(Trainer):
 
     def row_losses(self) -> dict[str, RowLosses]:
         """Measure every reference row of every capability."""
-        return reference_losses(self.model, self.references, self.args.device, self.settings)
+        return reference_losses(self.model, self.references, self.settings)
 
 
-def reference_losses(
-    model: Any, references: dict[str, TokenRows], device: torch.device | str, settings: TrainSettings
-) -> dict[str, RowLosses]:
+def reference_losses(model: Any, references: dict[str, TokenRows], settings: TrainSettings) -> dict[str, RowLosses]:
     """Measure every reference row of every capability."""
-    return {
-        name: evaluate(
-            model,
-            rows,
-            device=device,
-            batch_tokens=settings.micro_batch_tokens,
-            autocast=torch.bfloat16 if settings.dtype == "bfloat16" else None,
-        )
-        for name, rows in references.items()
-    }
+    autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    at_once = settings.micro_batch_tokens
+    return {name: evaluate(model, rows, batch_tokens=at_once, autocast=autocast) for name, rows in references.items()}
 
 
 def _one(items: list[Step]) -> dict[str, Step]:

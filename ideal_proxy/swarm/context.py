@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, draw, training_order
-from ideal_proxy.proxy import MetricSpec, RowLosses, TrainSettings
-from ideal_proxy.store import atomic_write_bytes, atomic_write_json, is_complete, mark_complete, read_json
+from ideal_proxy.proxy import MetricSpec, RowLosses, TrainSettings, read_row_losses, write_row_losses
+from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 
 SETTINGS = "settings.json"
 METRICS = "metrics.json"
@@ -212,7 +211,7 @@ def save_result(
     folder: Path, context: SwarmContext, spec: RunSpec, losses: Mapping[str, RowLosses], metrics: Mapping[str, Any]
 ) -> None:
     """Write a run's results, the marker last."""
-    save_row_losses(folder, losses)
+    write_row_losses(folder / ROW_LOSSES, losses)
     means = {name: value.mean for name, value in losses.items()}
     atomic_write_json(
         folder / METRICS,
@@ -221,32 +220,13 @@ def save_result(
     mark_complete(folder, (METRICS, ROW_LOSSES, MODEL))
 
 
-def save_row_losses(folder: Path, losses: Mapping[str, RowLosses]) -> None:
-    """Write the loss of every row of the reference sets."""
-    arrays: dict[str, Any] = {}
-    for index, value in enumerate(losses.values()):
-        arrays[f"loss_sum_{index}"] = value.loss_sum
-        arrays[f"tokens_{index}"] = value.tokens
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    atomic_write_bytes(folder / ROW_LOSSES, buffer.getvalue())
-
-
-def load_row_losses(folder: Path, names: Sequence[str]) -> dict[str, RowLosses]:
-    """Read what `save_row_losses` wrote."""
-    with np.load(folder / ROW_LOSSES) as arrays:
-        return {
-            name: RowLosses(arrays[f"loss_sum_{index}"], arrays[f"tokens_{index}"]) for index, name in enumerate(names)
-        }
-
-
 def load_result(run_dir: str | Path, run_id: str) -> Run:
     """Read a finished run; one that is not complete is an error."""
     folder = Path(run_dir) / "runs" / run_id
     if not is_complete(folder):
         raise UserError(f"run {run_id!r} in {run_dir} is not complete; run the same search again to finish it")
     metrics = read_json(folder / METRICS)
-    losses = load_row_losses(folder, list(metrics["reference_loss"]))
+    losses = read_row_losses(folder / ROW_LOSSES, list(metrics["reference_loss"]))
     return Run(spec=RunSpec.from_json(metrics["spec"]), losses=losses, metrics=metrics, folder=folder)
 
 

@@ -16,16 +16,22 @@ from typing import Any
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
-from ideal_proxy.proxy import MetricSpec, RowLosses, export_model, measure, remove_model
+from ideal_proxy.proxy import (
+    MetricSpec,
+    RowLosses,
+    export_model,
+    measure,
+    read_row_losses,
+    remove_model,
+    write_row_losses,
+)
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm.context import (
     ROW_LOSSES,
     TOKENIZER,
     RunSpec,
     SwarmContext,
-    load_row_losses,
     save_result,
-    save_row_losses,
     what_counts,
 )
 
@@ -76,7 +82,7 @@ def save_trained(
         raise UserError(f"{source} is missing, so no model can be handed to a metric; run the same search again")
     tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
     export_model(model, tokenizer, folder / EXPORTED)
-    save_row_losses(folder, losses)
+    write_row_losses(folder / ROW_LOSSES, losses)
     atomic_write_json(
         folder / TRAINED,
         {"run": _identity(context, spec), "losses": list(losses), "metrics": dict(metrics)},
@@ -102,7 +108,7 @@ def measure_and_save(
             found = measure(metric, folder / EXPORTED, seed=spec.seed, device=device, should_stop=should_stop)
             scores[metric.key] = dataclasses.asdict(found)
             atomic_write_json(folder / SCORES, {"run": kept["run"], "scores": scores})
-    losses = load_row_losses(folder, kept["losses"])
+    losses = read_row_losses(folder / ROW_LOSSES, kept["losses"])
     spent = {"metric_seconds": sum(found["seconds"] for found in scores.values())}
     save_result(folder, context, spec, losses, {**kept["metrics"], **spent, "scores": scores})
     for name in (TRAINED, SCORES):

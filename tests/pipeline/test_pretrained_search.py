@@ -27,7 +27,8 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.plan import FULL_RATES, LORA_RATES, gradient_method, sweep_rates, workers_that_fit
 from ideal_proxy.pipeline.prepare import prepare
-from ideal_proxy.proxy import training as proxy
+from ideal_proxy.proxy import model as models
+from ideal_proxy.proxy import training
 from ideal_proxy.proxy.base_model import (
     WEIGHTS,
     build_pretrained_proxy,
@@ -46,7 +47,7 @@ from ideal_proxy.terminal import Reporter
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = Reporter(quiet=True)
-SETTINGS = proxy.TrainSettings(learning_rate=1e-2, batch_rows=16)
+SETTINGS = training.TrainSettings(learning_rate=1e-2, batch_rows=16)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_training_every_weight_leaves_the_file_alone(kept: Path, rows: list[Toke
     before = (kept / WEIGHTS).read_bytes()
     model = build_pretrained_proxy(tmp_path / "base", lora_rank=None, seed=0)
     assert trainable_parameters(model) == sum(p.numel() for p in model.parameters())
-    proxy.train(model, order(16, 16, 0), rows, SETTINGS)
+    training.train(model, order(16, 16, 0), rows, SETTINGS)
     assert not torch.equal(model.model.norm.weight, map_base(kept).model.norm.weight)
     assert (kept / WEIGHTS).read_bytes() == before
 
@@ -114,8 +115,10 @@ def test_a_narrow_base_changes_no_loss_by_a_bit(kept: Path, rows: list[TokenRows
     for place in (kept, tmp_path / "base"):
         model = build_pretrained_proxy(place, lora_rank=4, seed=2)
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-        log = proxy.train(model, order(32, 32, 32), rows, proxy.TrainSettings(learning_rate=1e-2, dtype="bfloat16"))
-        losses.append(log.losses.tolist() + proxy.evaluate(model, rows[0], autocast=torch.bfloat16).loss_sum.tolist())
+        log = training.train(
+            model, order(32, 32, 32), rows, training.TrainSettings(learning_rate=1e-2, dtype="bfloat16")
+        )
+        losses.append(log.losses.tolist() + models.evaluate(model, rows[0], autocast=torch.bfloat16).loss_sum.tolist())
         weights.append([p for p in model.parameters() if p.requires_grad])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
@@ -171,10 +174,10 @@ def test_a_starved_domain_is_learnt_less(kept: Path, rows: list[TokenRows], rank
     losses = []
     for counts in ((120, 8, 60), (8, 120, 60)):
         model = build_pretrained_proxy(kept, lora_rank=rank, seed=0)
-        before = [proxy.evaluate(model, part).mean for part in held_out]
+        before = [models.evaluate(model, part).mean for part in held_out]
         rate = 3e-3 if rank is None else 1e-2
-        proxy.train(model, order(*counts), rows, proxy.TrainSettings(learning_rate=rate, batch_rows=16))
-        losses.append([proxy.evaluate(model, part).mean for part in held_out])
+        training.train(model, order(*counts), rows, training.TrainSettings(learning_rate=rate, batch_rows=16))
+        losses.append([models.evaluate(model, part).mean for part in held_out])
     assert losses[0][0] < losses[1][0] - 0.02
     assert losses[1][1] < losses[0][1] - 0.02
     assert losses[0][0] < before[0]
@@ -189,11 +192,11 @@ def test_a_lora_checkpoint_holds_what_is_trained_and_resumes_with_the_same_bits(
 
     run = order(40, 20, 20)
     whole = build_pretrained_proxy(kept, lora_rank=4, seed=1)
-    log = proxy.train(whole, run, rows, SETTINGS)
+    log = training.train(whole, run, rows, SETTINGS)
     stopped = build_pretrained_proxy(kept, lora_rank=4, seed=1)
     done: list[int] = []
-    with pytest.raises(proxy.TrainingStopped):
-        proxy.train(
+    with pytest.raises(training.TrainingStopped):
+        training.train(
             stopped, run, rows, SETTINGS, checkpoint_dir=tmp_path, on_step=lambda at, *_: done.append(at),
             should_stop=lambda: done[-1] == 2,
         )  # fmt: skip
@@ -202,19 +205,19 @@ def test_a_lora_checkpoint_holds_what_is_trained_and_resumes_with_the_same_bits(
     assert sum(n for name, n in held.items() if name != "losses") == 3 * trainable_parameters(whole)
     assert all("lora_" in name for name in held if name != "losses")
     again = build_pretrained_proxy(kept, lora_rank=4, seed=1)
-    resumed = proxy.train(again, run, rows, SETTINGS, checkpoint_dir=tmp_path)
+    resumed = training.train(again, run, rows, SETTINGS, checkpoint_dir=tmp_path)
     assert (resumed.steps_resumed, len(resumed.losses)) == (2, 5)
     assert resumed.losses.tolist() == log.losses.tolist()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     base = map_base(kept)
     frozen = {n.removeprefix("base_model.model.").replace(".base_layer", ""): p for n, p in again.named_parameters()}
     assert all(torch.equal(frozen[name], p) for name, p in base.named_parameters()), "the base is untouched"
-    proxy.save_weights(again, tmp_path / "weights")
+    training.save_weights(again, tmp_path / "weights")
     fresh = build_pretrained_proxy(kept, lora_rank=4, seed=5)
-    proxy.load_weights(fresh, tmp_path / "weights")
-    assert proxy.evaluate(fresh, rows[1]).loss_sum.tolist() == proxy.evaluate(again, rows[1]).loss_sum.tolist()
+    training.load_weights(fresh, tmp_path / "weights")
+    assert models.evaluate(fresh, rows[1]).loss_sum.tolist() == models.evaluate(again, rows[1]).loss_sum.tolist()
     with pytest.raises(UserError, match="weights of another proxy"):
-        proxy.load_weights(build_pretrained_proxy(kept, lora_rank=8, seed=5), tmp_path / "weights")
+        training.load_weights(build_pretrained_proxy(kept, lora_rank=8, seed=5), tmp_path / "weights")
 
 
 # The search
@@ -272,7 +275,7 @@ def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: P
     whole = tokenize_rows(read_rows("demo:strings?rows=60&split=reference"), template, 48)
     parts = [TokenRows.load(tmp_path / "run" / "prepared" / f"{half}-0") for half in ("search", "verify")]
     assert sum(len(part) for part in parts) == len(whole)
-    assert zero["search_loss/strings"] == pytest.approx(proxy.evaluate(model, parts[0]).mean, rel=1e-6)
+    assert zero["search_loss/strings"] == pytest.approx(models.evaluate(model, parts[0]).mean, rel=1e-6)
     assert not (tmp_path / "run" / "runs" / "warm").exists()
     facts = json.loads((tmp_path / "run" / "prepared" / "facts.json").read_text(encoding="utf-8"))
     assert [domain["reserved"] for domain in facts["domains"]] == [0, 0, 0]
@@ -288,7 +291,7 @@ def test_a_swarm_that_trains_every_weight(folder: Path, kept: Path, rows: list[T
         SwarmContext(
             folder=tmp_path / "context", domains=NAMES, references=("strings",), available=(150, 150, 150), size="",
             vocab_size=300, context=CONTEXT, base="f" * 64,
-            train=proxy.TrainSettings(batch_rows=16, micro_batch_tokens=512),
+            train=training.TrainSettings(batch_rows=16, micro_batch_tokens=512),
         ),
         domains=domains, references=[held_out],
     )  # fmt: skip
@@ -304,10 +307,10 @@ def test_a_swarm_that_trains_every_weight(folder: Path, kept: Path, rows: list[T
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert loss["zero"] == proxy.evaluate(model, held_out, batch_tokens=512).mean
+        assert loss["zero"] == models.evaluate(model, held_out, batch_tokens=512).mean
         settings = dataclasses.replace(context.train, learning_rate=3e-3)
-        proxy.train(model, draw_run(context, domains, many), domains, settings)
-        assert loss["many"] == proxy.evaluate(model, held_out, batch_tokens=512).mean
+        training.train(model, draw_run(context, domains, many), domains, settings)
+        assert loss["many"] == models.evaluate(model, held_out, batch_tokens=512).mean
     finally:
         torch.set_num_threads(threads)
 

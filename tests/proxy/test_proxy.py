@@ -12,7 +12,8 @@ import torch
 from ideal_proxy.batching import Batch, Loss, step_bounds
 from ideal_proxy.data.tokens import IGNORED, TokenRows
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.proxy import training as proxy
+from ideal_proxy.proxy import model as models
+from ideal_proxy.proxy import training
 from ideal_proxy.proxy.attention import row_layout
 from ideal_proxy.proxy.head import has_plain_head, head_loss
 from ideal_proxy.proxy.model import SIZES
@@ -42,12 +43,12 @@ def make_rows(count: int, seed: int = 0, longest: int = 30, step: int = 3) -> To
 
 
 def tiny(seed: int = 0) -> Any:
-    return proxy.build_proxy("0.1M", VOCABULARY, 64, seed)
+    return models.build_proxy("0.1M", VOCABULARY, 64, seed)
 
 
 def batch_of(rows: TokenRows, indices: list[int] | range) -> Any:
     index = np.array(list(indices))
-    return proxy.collate_across([rows], np.zeros(len(index), dtype=np.int64), index)
+    return models.collate_across([rows], np.zeros(len(index), dtype=np.int64), index)
 
 
 def in_order(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,17 +58,17 @@ def in_order(count: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize("vocabulary", [1024, 4096])
 def test_the_size_dial_hits_its_size_and_counts_its_parameters(size: str, vocabulary: int) -> None:
-    shape = proxy.proxy_shape(size, vocabulary)
+    shape = models.proxy_shape(size, vocabulary)
     # 0.1M parameters with 4,096 tokens are at the floor of the width.
     assert 0.75 < shape.parameters / SIZES[size][0] < (1.6 if size == "0.1M" else 1.25)
     if size in {"0.1M", "1M"}:
-        model = proxy.build_proxy(size, vocabulary, 32, 0)
+        model = models.build_proxy(size, vocabulary, 32, 0)
         assert sum(p.numel() for p in model.parameters()) == shape.parameters
 
 
 def test_an_unknown_size_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"'2M'.*0\.1M"):
-        proxy.proxy_shape("2M", 64)
+        models.proxy_shape("2M", 64)
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
@@ -102,7 +103,7 @@ def test_packed_equals_one_row_at_a_time(order: str) -> None:
     rows = make_rows(9, longest=60)
     model = tiny()
     index = np.argsort(rows.lengths) if order == "sorted" else np.arange(9)
-    packed = proxy.label_losses(model, batch_of(rows, index))
+    packed = models.label_losses(model, batch_of(rows, index))
     alone = torch.cat([plain_losses(model, rows, int(i)) for i in index])
     assert packed.shape == alone.shape
     assert torch.allclose(packed, alone, atol=1e-5)
@@ -117,11 +118,11 @@ def test_the_fused_head_gives_the_same_loss_and_gradient(loss: Loss) -> None:
     rows = make_rows(9, longest=60)
     model = tiny()
     batch = batch_of(rows, range(9))
-    each = proxy.label_losses(model, batch)
+    each = models.label_losses(model, batch)
     if loss == "row":
         each = torch.stack([part.mean() for part in each.split(rows.supervised_tokens.tolist())])
     plain = each.sum() * 0.01
-    fused = proxy.batch_loss(model, batch, 0.01, device=torch.device("cpu"), loss=loss)
+    fused = models.batch_loss(model, batch, 0.01, loss=loss)
     assert fused.item() == pytest.approx(plain.item(), rel=1e-6)
     wanted = torch.autograd.grad(plain, list(model.parameters()))
     for one, two in zip(torch.autograd.grad(3 * fused, list(model.parameters())), wanted, strict=True):
@@ -151,11 +152,11 @@ def test_only_heads_known_to_be_plain_are_fused() -> None:
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=4, logits_scaling=7.0,
     )  # fmt: skip
-    scaled = proxy.use_packed_attention(GraniteForCausalLM(config))
+    scaled = models.use_packed_attention(GraniteForCausalLM(config))
     assert not has_plain_head(scaled)
     batch = batch_of(make_rows(4), range(4))
-    loss = proxy.batch_loss(scaled, batch, 1.0, device=torch.device("cpu"))
-    assert loss.item() == pytest.approx(proxy.label_losses(scaled, batch).sum().item())
+    loss = models.batch_loss(scaled, batch, 1.0)
+    assert loss.item() == pytest.approx(models.label_losses(scaled, batch).sum().item())
 
 
 def plain_losses(model: Any, rows: TokenRows, index: int) -> torch.Tensor:
@@ -174,7 +175,7 @@ def test_rows_do_not_see_each_other() -> None:
     model = tiny()
     changed = dataclasses.replace(rows, ids=rows.ids.copy())
     changed.ids[: int(rows.offsets[1])] = 7
-    before, after = proxy.evaluate(model, rows), proxy.evaluate(model, changed)
+    before, after = models.evaluate(model, rows), models.evaluate(model, changed)
     assert np.array_equal(before.loss_sum[1:], after.loss_sum[1:])
     assert abs(before.loss_sum[0] - after.loss_sum[0]) > 0.1
 
@@ -182,10 +183,10 @@ def test_rows_do_not_see_each_other() -> None:
 def test_a_model_without_packed_attention_is_fed_padded_rows() -> None:
     rows = make_rows(7)
     model = tiny()
-    packed = proxy.label_losses(model, batch_of(rows, range(7)))
+    packed = models.label_losses(model, batch_of(rows, range(7)))
     model.set_attn_implementation("sdpa")
-    assert not proxy.is_packed(model)
-    assert torch.allclose(packed, proxy.label_losses(model, batch_of(rows, range(7))), atol=1e-5)
+    assert not models.is_packed(model)
+    assert torch.allclose(packed, models.label_losses(model, batch_of(rows, range(7))), atol=1e-5)
 
 
 def test_a_sliding_window_keeps_its_own_attention() -> None:
@@ -195,13 +196,13 @@ def test_a_sliding_window_keeps_its_own_attention() -> None:
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, sliding_window=8, max_position_embeddings=64,
     )  # fmt: skip
-    windowed = proxy.use_packed_attention(MistralForCausalLM(config))
-    assert not proxy.is_packed(windowed)
+    windowed = models.use_packed_attention(MistralForCausalLM(config))
+    assert not models.is_packed(windowed)
     config.sliding_window = None
-    grouped = proxy.use_packed_attention(MistralForCausalLM(config))
-    assert proxy.is_packed(grouped)
+    grouped = models.use_packed_attention(MistralForCausalLM(config))
+    assert models.is_packed(grouped)
     rows = make_rows(5)
-    packed = proxy.label_losses(grouped, batch_of(rows, range(5)))
+    packed = models.label_losses(grouped, batch_of(rows, range(5)))
     alone = torch.cat([plain_losses(grouped, rows, i) for i in range(5)])
     assert torch.allclose(packed, alone, atol=1e-5)
 
@@ -215,15 +216,15 @@ def test_labels_are_the_supervised_tokens_but_a_rows_first() -> None:
         wanted = np.where(rows.supervised[first + 1 : end], rows.ids[first + 1 : end], IGNORED)
         assert labels[:-1].tolist() == wanted.tolist()
         assert labels[-1] == IGNORED
-    every = proxy.collate_across([rows], np.zeros(2, dtype=np.int64), np.array([2, 0]), every_token=True)
+    every = models.collate_across([rows], np.zeros(2, dtype=np.int64), np.array([2, 0]), every_token=True)
     assert int((every.labels == IGNORED).sum()) == 2
 
 
 def test_evaluation_does_not_depend_on_the_batch() -> None:
     rows = make_rows(25, longest=50)
     model = tiny()
-    whole = proxy.evaluate(model, rows, batch_tokens=100_000)
-    single = proxy.evaluate(model, rows, batch_tokens=1)
+    whole = models.evaluate(model, rows, batch_tokens=100_000)
+    single = models.evaluate(model, rows, batch_tokens=1)
     assert whole.loss_sum.dtype == np.float64
     assert np.allclose(whole.loss_sum, single.loss_sum, rtol=1e-5)
     assert np.array_equal(whole.tokens, single.tokens)
@@ -235,9 +236,9 @@ def test_evaluation_does_not_depend_on_the_batch() -> None:
 def test_training_learns_the_rule() -> None:
     rows, held_out = make_rows(1280), make_rows(40, seed=1)
     model = tiny()
-    before = proxy.evaluate(model, held_out).mean
-    log = proxy.train(model, in_order(1280), [rows], proxy.TrainSettings(learning_rate=1e-2))
-    after = proxy.evaluate(model, held_out).mean
+    before = models.evaluate(model, held_out).mean
+    log = training.train(model, in_order(1280), [rows], training.TrainSettings(learning_rate=1e-2))
+    after = models.evaluate(model, held_out).mean
     assert before == pytest.approx(np.log(VOCABULARY), abs=0.3)
     assert after < 0.5
     assert len(log.losses) == 40
@@ -255,12 +256,12 @@ def test_a_steps_loss_is_the_same_however_it_is_split_and_packed(loss: Loss, pac
     whole, split, reference = tiny(), tiny(), tiny()
     if not packed:
         split.set_attn_implementation("sdpa")
-    settings = proxy.TrainSettings(
+    settings = training.TrainSettings(
         batch_rows=24, micro_batch_tokens=100_000, grad_clip=1e9, warmup_fraction=0.0, loss=loss
     )
-    one = proxy.train(whole, in_order(24), [rows], settings)
-    two = proxy.train(split, in_order(24), [rows], dataclasses.replace(settings, micro_batch_tokens=64))
-    losses = proxy.evaluate(reference, rows)
+    one = training.train(whole, in_order(24), [rows], settings)
+    two = training.train(split, in_order(24), [rows], dataclasses.replace(settings, micro_batch_tokens=64))
+    losses = models.evaluate(reference, rows)
     sum_over_sum, mean_of_means = losses.mean, float((losses.loss_sum / losses.tokens).mean())
     assert abs(sum_over_sum - mean_of_means) > 1e-4
     assert one.losses[0] == pytest.approx(sum_over_sum if loss == "token" else mean_of_means, rel=1e-5)
@@ -276,10 +277,10 @@ def test_rows_of_a_step_come_from_the_order_alone() -> None:
     swapped = (order[0], np.concatenate([order[1][:32][::-1], order[1][32:]]))
     moved = (order[0], np.roll(order[1], 1))
     base, same, other = tiny(), tiny(), tiny()
-    settings = proxy.TrainSettings(micro_batch_tokens=128)
-    one = proxy.train(base, order, [rows], settings)
-    two = proxy.train(same, swapped, [rows], settings)
-    three = proxy.train(other, moved, [rows], settings)
+    settings = training.TrainSettings(micro_batch_tokens=128)
+    one = training.train(base, order, [rows], settings)
+    two = training.train(same, swapped, [rows], settings)
+    three = training.train(other, moved, [rows], settings)
     assert np.allclose(one.losses, two.losses, rtol=1e-6)
     assert not np.allclose(one.losses, three.losses, rtol=1e-6)
 
@@ -320,8 +321,8 @@ def test_ten_steps_give_these_losses() -> None:
         ],
     }  # fmt: skip
     for name, change in (("token", {}), ("row", {"loss": "row"}), ("tokens", {"batch_tokens": 170})):
-        settings = proxy.TrainSettings(learning_rate=5e-3, batch_rows=8, micro_batch_tokens=128, **change)  # type: ignore[arg-type]
-        found = proxy.train(tiny().double(), order, rows, settings).losses[:10]
+        settings = training.TrainSettings(learning_rate=5e-3, batch_rows=8, micro_batch_tokens=128, **change)  # type: ignore[arg-type]
+        found = training.train(tiny().double(), order, rows, settings).losses[:10]
         assert found == pytest.approx(golden[name], abs=1e-6), name
 
 
@@ -333,9 +334,9 @@ def test_a_killed_training_resumes_with_the_same_bits(tmp_path: Any) -> None:
     rows = [make_rows(100), make_rows(60, seed=1, step=5)]
     rng = np.random.default_rng(2)
     order = (rng.integers(0, 2, 190), rng.integers(0, 60, 190))
-    settings = proxy.TrainSettings(learning_rate=3e-3)
+    settings = training.TrainSettings(learning_rate=3e-3)
     whole, resumed, without = tiny(), tiny(), tiny()
-    log = proxy.train(whole, order, rows, settings)
+    log = training.train(whole, order, rows, settings)
     assert len(log.losses) == 6
 
     def die(done: int, *_: Any) -> None:
@@ -344,15 +345,15 @@ def test_a_killed_training_resumes_with_the_same_bits(tmp_path: Any) -> None:
 
     partly = tiny()
     with pytest.raises(Killed):
-        proxy.train(partly, order, rows, settings, checkpoint_dir=tmp_path, checkpoint_seconds=0, on_step=die)
-    other = proxy.train(without, order, rows, proxy.TrainSettings(learning_rate=2e-3), checkpoint_dir=None)
-    again = proxy.train(resumed, order, rows, settings, checkpoint_dir=tmp_path)
+        training.train(partly, order, rows, settings, checkpoint_dir=tmp_path, checkpoint_seconds=0, on_step=die)
+    other = training.train(without, order, rows, training.TrainSettings(learning_rate=2e-3), checkpoint_dir=None)
+    again = training.train(resumed, order, rows, settings, checkpoint_dir=tmp_path)
     assert again.steps_resumed == 3
     assert np.array_equal(again.losses, log.losses)
     assert not np.array_equal(again.losses, other.losses)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert not (tmp_path / proxy.CHECKPOINT).exists()
+    assert not (tmp_path / training.CHECKPOINT).exists()
 
 
 def test_another_runs_or_a_broken_checkpoint_is_not_taken_up(tmp_path: Any) -> None:
@@ -362,60 +363,60 @@ def test_another_runs_or_a_broken_checkpoint_is_not_taken_up(tmp_path: Any) -> N
         if done == 2:
             raise Killed
 
-    settings = proxy.TrainSettings()
+    settings = training.TrainSettings()
     with pytest.raises(Killed):
-        proxy.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path, checkpoint_seconds=0, on_step=die)
-    kept = (tmp_path / proxy.CHECKPOINT).read_bytes()
-    log = proxy.train(tiny(seed=1), in_order(96), rows, settings, checkpoint_dir=tmp_path)
+        training.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path, checkpoint_seconds=0, on_step=die)
+    kept = (tmp_path / training.CHECKPOINT).read_bytes()
+    log = training.train(tiny(seed=1), in_order(96), rows, settings, checkpoint_dir=tmp_path)
     assert log.steps_resumed == 0
     flipped = bytearray(kept)
     flipped[-len(kept) // 3] ^= 0x40  # one bit of a weight: still a valid file
     for content, resumed in ((kept[: len(kept) // 2], 0), (bytes(flipped), 0), (kept, 1)):
-        (tmp_path / proxy.CHECKPOINT).write_bytes(content)
-        assert proxy.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path).steps_resumed == resumed
+        (tmp_path / training.CHECKPOINT).write_bytes(content)
+        assert training.train(tiny(), in_order(96), rows, settings, checkpoint_dir=tmp_path).steps_resumed == resumed
 
 
 def test_divergence_and_empty_runs_are_told_in_a_sentence() -> None:
     rows = [make_rows(64)]
     with pytest.raises(UserError, match="no row to train on"):
-        proxy.train(tiny(), in_order(0), rows, proxy.TrainSettings())
+        training.train(tiny(), in_order(0), rows, training.TrainSettings())
     model = tiny()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite at step 1; choose a smaller"):
-        proxy.train(model, in_order(64), rows, proxy.TrainSettings())
+        training.train(model, in_order(64), rows, training.TrainSettings())
 
 
 def test_the_schedule_warms_up_over_the_runs_own_steps_and_ends_near_zero() -> None:
-    rates = proxy.learning_rates(proxy.TrainSettings(learning_rate=1.0, warmup_fraction=0.1), 100)
+    rates = training.learning_rates(training.TrainSettings(learning_rate=1.0, warmup_fraction=0.1), 100)
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert rates.argmax() == 9
     assert (np.diff(rates[10:]) < 0).all()
     assert 0 < rates[-1] < 1e-3
-    assert proxy.learning_rates(proxy.TrainSettings(), 1)[0] > 0
+    assert training.learning_rates(training.TrainSettings(), 1)[0] > 0
 
 
 def test_warm_start_takes_equal_tokens_of_every_domain() -> None:
     small, large = make_rows(30), make_rows(300, seed=1, step=5)
     model = tiny()
-    before = [proxy.evaluate(model, rows).mean for rows in (small, large)]
-    log = proxy.warm_start(
-        model, ["small", "large"], [small, large], proxy.TrainSettings(learning_rate=3e-3), seed=0,
+    before = [models.evaluate(model, rows).mean for rows in (small, large)]
+    log = training.warm_start(
+        model, ["small", "large"], [small, large], training.TrainSettings(learning_rate=3e-3), seed=0,
         tokens_per_domain=2000,
     )  # fmt: skip
     assert abs(log.tokens - 4000) < 2 * 60
-    after = [proxy.evaluate(model, rows).mean for rows in (small, large)]
+    after = [models.evaluate(model, rows).mean for rows in (small, large)]
     assert all(b < a - 0.2 for a, b in zip(before, after, strict=True))
     empty = small.select(np.arange(0))
     with pytest.raises(UserError, match="'none' has no row reserved"):
-        proxy.warm_start(model, ["small", "none"], [small, empty], proxy.TrainSettings(), seed=0)
+        training.warm_start(model, ["small", "none"], [small, empty], training.TrainSettings(), seed=0)
 
 
 def test_weights_go_through_a_file(tmp_path: Any) -> None:
     model, other = tiny(0), tiny(1)
-    proxy.save_weights(model, tmp_path / "weights.safetensors")
-    proxy.load_weights(other, tmp_path / "weights.safetensors")
+    training.save_weights(model, tmp_path / "weights.safetensors")
+    training.load_weights(other, tmp_path / "weights.safetensors")
     rows = make_rows(5)
-    assert np.array_equal(proxy.evaluate(model, rows).loss_sum, proxy.evaluate(other, rows).loss_sum)
+    assert np.array_equal(models.evaluate(model, rows).loss_sum, models.evaluate(other, rows).loss_sum)
     with pytest.raises(UserError, match="another proxy"):
-        proxy.load_weights(proxy.build_proxy("0.1M", 80, 64, 0), tmp_path / "weights.safetensors")
+        training.load_weights(models.build_proxy("0.1M", 80, 64, 0), tmp_path / "weights.safetensors")

@@ -183,7 +183,7 @@ def test_a_steps_gradient_is_the_same_however_it_is_split(
         totals = []
         for part in parts:
             backward = partial(averaged_backward, world=world)
-            totals.append(accumulate(model, model, part, device=torch.device("cpu"), world=world, backward=backward))
+            totals.append(accumulate(model, model, part, world=world, backward=backward))
         assert float(sum(totals) / world) == pytest.approx(loss.item(), rel=1e-5)
         for parameter, wanted in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, wanted, atol=2e-6, rtol=1e-4)
