@@ -82,6 +82,16 @@ def atomic_write_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
     atomic_write_bytes(path, buffer.getvalue())
 
 
+def save_pretrained(kept: Any, folder: Path) -> None:
+    """Write a model or a tokenizer of transformers; its libraries tell of a full disk by bare exceptions."""
+    try:
+        kept.save_pretrained(str(folder))
+    except Exception as error:
+        if isinstance(error, OSError) or "os error" in str(error):
+            raise UserError(f"cannot write {folder}: {error}; make room and run the same command again") from error
+        raise
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file that holds one object, as every file of ours does."""
     try:

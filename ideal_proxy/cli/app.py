@@ -241,7 +241,8 @@ def main(**options: Any) -> None:
         try:
             app(prog_name=options.get("prog_name", "ideal-proxy"))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # a closed one is None
+                sys.stdout.flush()
     except UnicodeEncodeError as error:
         part = error.object[max(0, error.start - 20) : error.end + 20].rpartition("\0")[2]
         print(

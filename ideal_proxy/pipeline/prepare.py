@@ -40,7 +40,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
-from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json
+from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
@@ -181,7 +181,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     base_model = _keep_base(config, folder / "model", reporter)
     if tokenizer is None:
         tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
-    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    save_pretrained(tokenizer, folder / "tokenizer")
     template = load_template(folder / "tokenizer")
     reporter.note(
         f"tokenizer: {len(tokenizer):,} "

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.hooks import load_entry_point
+from ideal_proxy.store import save_pretrained
 
 STDERR_LINES = 3  # of a failed command's last words, told to the user
 STDERR_CHARACTERS = 300
@@ -177,8 +178,8 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         part.mkdir(parents=True)
         with quiet_libraries():
-            model.save_pretrained(str(part))
-        tokenizer.save_pretrained(str(part))
+            save_pretrained(model, part)
+        save_pretrained(tokenizer, part)
         for name in ("config.json", "generation_config.json"):
             path = part / name
             if not path.exists():

@@ -19,6 +19,7 @@ import torch
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.proxy.cost import Products
 from ideal_proxy.proxy.model import use_packed_attention
+from ideal_proxy.store import save_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -205,10 +206,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model as safetensors that `from_pretrained` loads; a LoRA merged, its adapter beside it."""
     with quiet_libraries():
         if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(str(folder / "adapter"))
+            save_pretrained(model, folder / "adapter")
             model = model.float().merge_and_unload()  # a base kept in bfloat16 would round the updates away
-        model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+        save_pretrained(model, folder)
+    save_pretrained(tokenizer, folder)
 
 
 @contextlib.contextmanager

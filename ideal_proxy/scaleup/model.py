@@ -27,7 +27,7 @@ from ideal_proxy.proxy import (
     with_lora,
 )
 from ideal_proxy.scaleup.source import ProxySetting
-from ideal_proxy.store import is_whole, mark_complete
+from ideal_proxy.store import is_whole, mark_complete, save_pretrained
 
 SCRATCH = "scratch:"
 # Peak rates of full fine-tuning and of LoRA where the user gives none: the middle of what SFT recipes use.
@@ -102,7 +102,7 @@ def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Seque
 
         place = folder / "tokenizer"
         if not is_whole(place):
-            domain_tokenizer(domains, proxies.vocabulary).save_pretrained(str(place))
+            save_pretrained(domain_tokenizer(domains, proxies.vocabulary), place)
             mark_complete(place)
         tokenizer = AutoTokenizer.from_pretrained(str(place))
     return Encoder(tokenizer, make_template(tokenizer))

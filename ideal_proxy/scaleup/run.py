@@ -38,7 +38,7 @@ from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
 from ideal_proxy.scaleup.trainer import MixtureTrainer, reference_losses
-from ideal_proxy.store import atomic_write_json, is_whole, mark_complete, read_json
+from ideal_proxy.store import atomic_write_json, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter, Update
 
 CHECKPOINTS_KEPT = 2
@@ -265,7 +265,7 @@ def _keep(
         if trainer.is_fsdp_enabled:
             trainer.save_model(str(folder / "model"))  # a collective call
             if trainer.args.process_index == 0:
-                encoder.tokenizer.save_pretrained(str(folder / "model"))
+                save_pretrained(encoder.tokenizer, folder / "model")
         elif trainer.args.process_index == 0:
             with _room_for(folder):
                 save_model(trainer.accelerator.unwrap_model(trainer.model), encoder.tokenizer, folder / "model")
