@@ -84,7 +84,7 @@ class Laboratory:
         self._failures: dict[str, str] = {}
         self.paired_losses: list[PairedLosses] = []  # of the check, by capability; () before it
         self.paired_scores: dict[int, PairedScores] = {}
-        self.gradients, self.gradients_why = gradient_method(config, plan.runs)
+        self.gradients, self.gradients_why = gradient_method(config, plan)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
         worker = "ideal_proxy.gradients.worker" if self.gradients else "ideal_proxy.swarm.worker"
         self._swarm = Swarm(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 from joblib import cpu_count
 
 from ideal_proxy.config import SearchConfig
@@ -156,6 +157,15 @@ def default_workers(config: SearchConfig, device: str) -> int:
 
     connect(config.swarm.address)
     return max(1, cluster_workers(1, config.swarm.gpus))
+
+
+def free_bytes(device: str) -> float | None:
+    """Return the memory that is free where proxies train; None where it cannot be told."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available) if device == "cpu" else None
 
 
 def gpus() -> int:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import (
     default_workers,
+    free_bytes,
     gpus,
     measure,
     micro_batch_tokens,
@@ -27,7 +27,7 @@ from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import planned_looks
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
-from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, worker_bytes
+from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, gradient_bytes, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm import response_trainings
 from ideal_proxy.terminal import money
@@ -38,6 +38,7 @@ CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs
 # Of pretrained proxies: a proxy sees some hundred to thousand rows, few steps, so the rates reach above those of a
 # full-size run. The sweep goes on by factors of two where the best lies at an edge.
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
+FILL = 0.8  # of the free memory is used
 SWEEP_MIXTURES = 3
 TRUST_MIXTURES = 3
 
@@ -63,6 +64,7 @@ class Plan:
         devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
         metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
         trainable_parameters: of the parameters those that training changes; None is all.
+        memory: bytes that gradients may take beside the workers; None where that is not known.
     """
 
     fraction: float
@@ -81,6 +83,7 @@ class Plan:
     devices: int = 1
     metric_seconds: float = 0.0
     trainable_parameters: int | None = None
+    memory: float | None = None
 
 
 def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
@@ -116,9 +119,12 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
         trainable_parameters=found.trainable_parameters,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
-        free = psutil.virtual_memory().available
-        plan = replace(plan, workers=workers_that_fit(workers, _worker_bytes(config, prepared, plan), free))
+        each = _worker_bytes(config, prepared, plan)
+        plan = replace(plan, workers=workers_that_fit(workers, each, free_bytes("cpu") or 0.0))
     plan = _within_budget(config, prepared, plan)
+    if config.swarm.engine == "local" and elsewhere is None and (free := free_bytes(device)) is not None:
+        held = plan.workers * (_worker_bytes(config, prepared, plan) or 0.0)
+        plan = replace(plan, memory=FILL * free - held)
     if elsewhere is None:
         atomic_write_json(path, asdict(plan))
     return plan
@@ -156,21 +162,29 @@ def check_gradients(config: SearchConfig) -> None:
 
 def workers_that_fit(workers: int, each: float | None, free: float) -> int:
     """Take no more workers than memory holds."""
-    return workers if each is None else max(1, min(workers, int(0.8 * free / each)))
+    return workers if each is None else max(1, min(workers, int(FILL * free / each)))
 
 
-def gradient_method(config: SearchConfig, runs: int) -> tuple[str, str]:
-    """Say which responses a search estimates from its trained proxies."""
+def gradient_method(config: SearchConfig, plan: Plan) -> tuple[str, str]:
+    """Say which responses a search estimates from its trained proxies, and why."""
     if config.gradients != "auto":
         return ("" if config.gradients == "none" else config.gradients), ""
     if config.has_metrics:
         return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
     if config.proxy.model is not None:
         return "", "auto: they need scratch proxies"
-    few = len(config.domains) + 1
-    if runs <= few:
-        return "implicit", f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
-    return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to the losses"
+    few, runs = len(config.domains) + 1, plan.runs
+    if runs > few:
+        return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to losses"
+    why = f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
+    needed = gradient_bytes(plan.parameters, len(config.capabilities)) * min(plan.workers, config.swarm.seeds)
+    if plan.memory is not None and needed > plan.memory:
+        free = max(plan.memory, 0.0) / 2**30
+        return (
+            "",
+            f"{why}, but they need {needed / 2**30:.2g} GiB of memory beside the training with {free:.2g} free",
+        )
+    return "implicit", why
 
 
 def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[str, Any]:
@@ -187,7 +201,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     sweep = len(plan.rates) * SWEEP_MIXTURES if len(plan.rates) > 1 else 0
     swarm = plan.runs - (SWEEP_MIXTURES if sweep else 0)  # the sweep's runs at the chosen rate belong to it
     pairs = 2 * plan.looks[-1]
-    method = gradient_method(config, plan.runs)[0]
+    method = gradient_method(config, plan)[0]
     passes = config.swarm.seeds if method else 0
     trainings = response_trainings(method, len(config.capabilities))
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half

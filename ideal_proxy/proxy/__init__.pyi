@@ -9,6 +9,7 @@ from .cost import Products as Products
 from .cost import budget_hours as budget_hours
 from .cost import cost_of as cost_of
 from .cost import count_products as count_products
+from .cost import gradient_bytes as gradient_bytes
 from .cost import row_that_fits as row_that_fits
 from .cost import run_flops as run_flops
 from .cost import worker_bytes as worker_bytes

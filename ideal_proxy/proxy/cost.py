@@ -99,6 +99,12 @@ def worker_bytes(products: Products, parameters: int, micro_batch_tokens: int, l
     return PROCESS_BYTES + 4.0 * parameters + 12.0 * learning + ACTIVATION_BYTES * at_once * products.attention
 
 
+def gradient_bytes(parameters: int, capabilities: int) -> float:
+    """Estimate what implicit responses hold beside the model: factors, their sums, and two gradients a capability."""
+    # 13 GiB with 135M parameters and five capabilities (`benchmarks/gradients/influence_smollm2.md`)
+    return (60.0 + 8.0 * capabilities) * parameters
+
+
 def row_that_fits(products: Products, parameters: int, memory: float) -> int:
     """Say how many tokens a row may have for one worker in so many bytes, by the same estimate."""
     return int((memory - worker_bytes(products, parameters, 0, 0)) / (ACTIVATION_BYTES * products.attention))

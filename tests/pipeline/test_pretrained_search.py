@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -400,7 +401,7 @@ def test_gradients_need_scratch_proxies(folder: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists(), "said before anything is loaded or written"
     auto = parse_config(config(folder, gradients="auto"))
-    assert gradient_method(auto, 4) == ("", "auto: they need scratch proxies")
+    assert gradient_method(auto, SimpleNamespace(runs=4)) == ("", "auto: they need scratch proxies")
 
 
 def test_the_sweep_starts_where_such_models_learn(folder: Path) -> None:

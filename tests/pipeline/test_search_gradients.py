@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,17 +89,25 @@ def test_stopped_in_the_estimates_and_resumed_it_ends_with_the_same_numbers(fini
 
 
 def test_auto_takes_gradients_where_runs_are_few():
-    def method(domains: int, runs: int, gradients: str = "auto") -> str:
+    def method(domains: int, runs: int, gradients: str = "auto", **plan: Any) -> str:
         config = parse_config({
             "domains": [{"name": f"d{k}", "path": "x"} for k in range(domains)],
             "capabilities": [{"name": "c", "path": "x"}],
             "gradients": gradients,
         })  # fmt: skip
-        return gradient_method(config, runs)[0]
+        plan = {"runs": runs, "parameters": 10_000_000, "workers": 4, "memory": None} | plan
+        method, why = gradient_method(config, SimpleNamespace(**plan))
+        assert ("GiB of memory" in why) == (not method and gradients == "auto" and runs <= domains + 1)
+        return method
 
     assert [method(8, runs) for runs in (5, 6, 9, 10, 27)] == ["implicit", "implicit", "implicit", "", ""]
     assert method(3, 4) == "implicit"
     assert method(3, 5) == ""
+    need = 2 * 10_000_000 * 68  # of the two seeds at once, with one capability
+    assert method(8, 9, memory=1.01 * need) == "implicit"
+    assert method(8, 9, memory=0.99 * need) == ""
+    assert method(8, 9, memory=0.51 * need, workers=1) == "implicit"
+    assert method(8, 9, memory=-1e9) == ""
     assert [method(8, 27, each) for each in ("none", "implicit", "unrolled")] == ["", "implicit", "unrolled"]
 
 
