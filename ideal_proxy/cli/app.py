@@ -83,14 +83,27 @@ def init(
 @app.command(epilog="Example: ideal-proxy check mix.yaml")
 def check(
     config: Annotated[Path, typer.Argument(metavar="MIX.YAML", help="The run file.")],
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write reference rows without those that stand in a domain, and a run file.")
+    ] = False,
+    every_row: Annotated[
+        bool, typer.Option("--every-row", help="Count the tokens of every row, also of large domains.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show rows, tokens, cuts, duplicates and leaks of the data."""
     from ideal_proxy.config import load_config
-    from ideal_proxy.pipeline import check_sources, health_tables
+    from ideal_proxy.pipeline import health_tables, mend, survey
+    from ideal_proxy.terminal import Reporter
 
-    health = check_sources(load_config(config))
-    print(json.dumps(health, indent=1) if as_json else health_tables(health))
+    settings = load_config(config)
+    with Reporter(quiet=as_json).counted("check") as progress:
+        found = survey(settings, every_row=every_row, progress=progress)
+    mended = mend(found, config, settings) if fix else None
+    if as_json:
+        print(json.dumps(found.health | ({} if mended is None else {"mended": mended.to_json()}), indent=1))
+    else:
+        print(health_tables(found.health, str(config)) if mended is None else mended.text())
 
 
 @app.command(

@@ -6,6 +6,7 @@ from .context import choose_context as choose_context
 from .demo import DOMAINS as DOMAINS
 from .demo import demo_config as demo_config
 from .dialects import read_turns as read_turns
+from .duplicates import DuplicateFinder as DuplicateFinder
 from .duplicates import DuplicateReport as DuplicateReport
 from .duplicates import find_duplicates as find_duplicates
 from .duplicates import prompt_mark as prompt_mark
@@ -23,6 +24,8 @@ from .messages import Row as Row
 from .messages import chat_record as chat_record
 from .messages import row_keys as row_keys
 from .messages import source_fingerprint as source_fingerprint
+from .near_duplicates import TO_INSTALL as TO_INSTALL
+from .near_duplicates import can_look as can_look
 from .preview import Preview as Preview
 from .preview import preview_rows as preview_rows
 from .rows import NothingToTrainOnError as NothingToTrainOnError
@@ -33,8 +36,11 @@ from .rows import likely_format as likely_format
 from .rows import look_through as look_through
 from .rows import read_rows as read_rows
 from .rows import scan as scan
+from .sources import TOKENIZER_ROWS as TOKENIZER_ROWS
 from .sources import ReadSource as ReadSource
 from .sources import domain_tokenizer as domain_tokenizer
+from .sources import open_source as open_source
+from .sources import read_source as read_source
 from .sources import read_sources as read_sources
 from .sources import rows_by_name as rows_by_name
 from .sources import tally_lines as tally_lines

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ideal_proxy.data.rows import Row
+import numpy as np
+import xxhash
+
+from ideal_proxy.data.messages import Row
+from ideal_proxy.data.near_duplicates import NearDuplicateFinder
+
+
+@dataclass(frozen=True, slots=True)
+class NearRows:
+    """Reference rows of one set that are like rows of one domain.
+
+    Attributes:
+        rows: how many, those that are equal left out.
+        example: places of the pair that is most alike: the reference row, the domain's row.
+        similarity: of that pair, between 0 and 1.
+    """
+
+    rows: int
+    example: tuple[str, str]
+    similarity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +40,9 @@ class DuplicateReport:
         two_minds: rows without thoughts that ask what a row with thoughts asks, in any domain.
         told_apart: whether `enable_thinking` of the chat template tells all of these from the others.
         examples: for each leak (by prompt), one reference row's place and the domain row's place.
+        near: for a reference set and a domain, reference rows that are like rows of the domain; as far as looked for.
+        leaked: for a reference set, the numbers of its rows that stand in a domain, equal or nearly.
+        references: rows of every reference set.
     """
 
     within: dict[str, int] = field(default_factory=dict)
@@ -28,6 +50,9 @@ class DuplicateReport:
     leaks: dict[tuple[str, str], int] = field(default_factory=dict)
     prompt_leaks: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    near: dict[tuple[str, str], NearRows] = field(default_factory=dict)
+    leaked: dict[str, set[int]] = field(default_factory=dict)
+    references: dict[str, int] = field(default_factory=dict)
     two_minds: int = 0
     told_apart: bool = True
 
@@ -49,41 +74,87 @@ def find_duplicates(
     Returns:
         DuplicateReport: pairs with a count of 0 are left out; every domain stands in `within`.
     """
-    whole = {name: [_whole(row) for row in rows] for name, rows in domains.items()}
-    sets = {name: set(marks) for name, marks in whole.items()}
-    within = {name: len(marks) - len(sets[name]) for name, marks in whole.items()}
-    between: dict[tuple[str, str], int] = {}
-    names = list(domains)
-    for n, first in enumerate(names):
-        for second in names[n + 1 :]:
-            both = sum(mark in sets[first] for mark in whole[second])
-            if both:
-                between[first, second] = both
-    leaks: dict[tuple[str, str], int] = {}
-    prompt_leaks: dict[tuple[str, str], int] = {}
-    examples: dict[tuple[str, str], tuple[str, str]] = {}
-    if references:
-        prompts = {name: {prompt_mark(row): row.where for row in reversed(rows)} for name, rows in domains.items()}
-        for reference, rows in references.items():
-            marks = [(row.where, _whole(row), prompt_mark(row)) for row in rows]
+    finder = DuplicateFinder(list(domains), references or {})
+    for name, rows in domains.items():
+        for row in rows:
+            finder.add(name, row)
+    return finder.report()
+
+
+class DuplicateFinder:
+    """Takes the rows of domains one by one, of which it keeps eight bytes or sixteen each, and says what occurs twice.
+
+    Args:
+        domains: names.
+        references: rows of every reference set.
+        near: look for near-duplicates of reference rows as well, where `near_duplicates.can_look`.
+    """
+
+    def __init__(self, domains: Sequence[str], references: Mapping[str, Sequence[Row]], *, near: bool = False) -> None:
+        said = {name: [_Said(row) for row in rows] for name, rows in references.items()}
+        self._near = NearDuplicateFinder({n: [row.text for row in rows] for n, rows in said.items()}) if near else None
+        self._references = {name: [(row.where, row.whole, row.prompt) for row in rows] for name, rows in said.items()}
+        self._asked = {prompt for rows in self._references.values() for _, _, prompt in rows}
+        self._whole = {name: array("Q") for name in domains}
+        self._places: dict[str, dict[int, str]] = {
+            name: {} for name in domains
+        }  # by domain: the first row that asks what a reference row asks
+        self._thinking, self._others, self._off = array("Q"), array("Q"), bytearray()
+
+    def add(self, domain: str, row: Row) -> int:
+        """Look at one row of a domain, and return the fingerprint of all that it says."""
+        said = _Said(row)
+        self._whole[domain].append(said.whole)
+        if said.prompt in self._asked:
+            self._places[domain].setdefault(said.prompt, row.where)
+        if thinks(row):
+            self._thinking.append(said.prompt)
+        else:
+            self._others.append(said.prompt)
+            self._off.append(switch(row) is False)
+        if self._near is not None:
+            self._near.add(domain, row.where, said.text)
+        return said.whole
+
+    def report(self) -> DuplicateReport:
+        """Say what was found."""
+        marks = {name: np.array(found, dtype=np.uint64) for name, found in self._whole.items()}
+        single = {name: np.unique(found) for name, found in marks.items()}
+        report = DuplicateReport({name: len(marks[name]) - len(single[name]) for name in marks})
+        names = list(marks)
+        for n, first in enumerate(names):
+            for second in names[n + 1 :]:
+                if both := int(np.isin(marks[second], single[first]).sum()):
+                    report.between[first, second] = both
+        for reference, rows in self._references.items():
+            report.references[reference] = len(rows)
+            whole = np.array([whole for _, whole, _ in rows], dtype=np.uint64)
             for domain in names:
-                exact = sum(mark in sets[domain] for _, mark, _ in marks)
-                asked = [(where, prompt) for where, _, prompt in marks if prompt in prompts[domain]]
+                exact = np.flatnonzero(np.isin(whole, single[domain])).tolist()
+                asked = [(where, prompt) for where, _, prompt in rows if prompt in self._places[domain]]
                 if exact:
-                    leaks[reference, domain] = exact
+                    report.leaks[reference, domain] = len(exact)
+                    report.leaked.setdefault(reference, set()).update(exact)
                 if asked:
-                    prompt_leaks[reference, domain] = len(asked)
-                    examples[reference, domain] = (asked[0][0], prompts[domain][asked[0][1]])
-    return DuplicateReport(within, between, leaks, prompt_leaks, examples, *_two_minds(domains))
+                    report.prompt_leaks[reference, domain] = len(asked)
+                    report.examples[reference, domain] = (asked[0][0], self._places[domain][asked[0][1]])
+                self._add_near(report, reference, domain, set(exact))
+        other = np.isin(np.array(self._others, dtype=np.uint64), np.array(self._thinking, dtype=np.uint64))
+        off = np.frombuffer(bytes(self._off), dtype=np.bool_)
+        return replace(report, two_minds=int(other.sum()), told_apart=bool(off[other].all()))
 
-
-def _two_minds(domains: Mapping[str, Sequence[Row]]) -> tuple[int, bool]:
-    """Count rows without thoughts that ask what one with thoughts asks, and see whether a setting tells them apart."""
-    thinking = {prompt_mark(row) for rows in domains.values() for row in rows if thinks(row)}
-    if not thinking:
-        return 0, True
-    others = [row for rows in domains.values() for row in rows if not thinks(row) and prompt_mark(row) in thinking]
-    return len(others), all(switch(row) is False for row in others)
+    def _add_near(self, report: DuplicateReport, reference: str, domain: str, exact: set[int]) -> None:
+        """Add the near-duplicates of one reference set in one domain; equal rows are none."""
+        if self._near is None:
+            return
+        self._near.finish()
+        found = {n: row for (name, n, where), row in self._near.found.items() if (name, where) == (reference, domain)}
+        found = {n: found[n] for n in sorted(found.keys() - exact)}
+        if found:
+            n = max(found, key=lambda n: found[n].similarity)
+            place = self._references[reference][n][0]
+            report.near[reference, domain] = NearRows(len(found), (place, found[n].where), found[n].similarity)
+            report.leaked.setdefault(reference, set()).update(found)
 
 
 def switch(row: Row) -> bool | None:
@@ -99,22 +170,35 @@ def thinks(row: Row) -> bool:
     return thoughts if asked is None else asked
 
 
-def _whole(row: Row) -> bytes:
-    said = [_even(turn.flat()) for turn in row.messages]  # with the system text: rows that differ in it are no twins
-    settings = [str(sorted(row.settings.items()))] if row.settings else []
-    return _mark("\x1f".join([*said, *map(str, row.tools), *settings]))
+class _Said:
+    """What a row says, white space and case evened out: its text, and fingerprints of all of it and of its prompt."""
+
+    __slots__ = ("prompt", "text", "where", "whole")
+
+    def __init__(self, row: Row) -> None:
+        said = [
+            _even(turn.flat()) for turn in row.messages
+        ]  # with the system text: rows that differ in it are no twins
+        settings = [str(sorted(row.settings.items()))] if row.settings else []
+        self.where = row.where
+        self.whole = _mark("\x1f".join([*said, *map(str, row.tools), *settings]))
+        self.prompt = _asked(row, said)
+        self.text = "\x1f".join(text for text, turn in zip(said, row.messages, strict=True) if turn.role != "system")
 
 
-def prompt_mark(row: Row) -> bytes:
+def prompt_mark(row: Row) -> int:
     """Fingerprint of what the assistant is asked, white space and case evened out."""
-    last = max((n for n, turn in enumerate(row.messages) if turn.role == "assistant"), default=len(row.messages))
-    said = (turn for turn in row.messages[:last] if turn.role != "system")
-    return _mark("\x1f".join(_even(turn.flat()) for turn in said))
+    return _asked(row, [_even(turn.flat()) for turn in row.messages])
+
+
+def _asked(row: Row, said: Sequence[str]) -> int:
+    last = max((n for n, turn in enumerate(row.messages) if turn.role == "assistant"), default=len(said))
+    return _mark("\x1f".join(said[n] for n in range(last) if row.messages[n].role != "system"))
 
 
 def _even(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _mark(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _mark(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())

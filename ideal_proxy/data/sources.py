@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.config import SearchConfig
+from ideal_proxy.config import CapabilityConfig, DomainConfig, SearchConfig
 from ideal_proxy.data.messages import Row
-from ideal_proxy.data.rows import SourceReader, Tally
+from ideal_proxy.data.rows import SourceReader, Tally, Told
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.store import atomic_write_text
 
@@ -33,21 +33,27 @@ def read_sources(
     bad: list[str] = []
     try:
         for entries in (config.domains, config.capabilities):
-            part = {}
-            for entry in entries:
-                reader = SourceReader(
-                    entry.path, format=entry.format, on_bad_rows=config.on_bad_rows, max_bad=config.max_bad,
-                    told=bad.append, quiet=True,
-                )  # fmt: skip
-                rows = [row for _, row in reader]
-                part[entry.name] = ReadSource(rows, reader.format, reader.tally)
-            parts.append(part)
+            parts.append({entry.name: read_source(entry, config, bad.append) for entry in entries})
     finally:
         if bad_rows is not None:
             bad_rows.unlink(missing_ok=True)
         if bad and bad_rows is not None:
             atomic_write_text(bad_rows, "".join(line + "\n" for line in bad))
     return parts[0], parts[1]
+
+
+def open_source(entry: DomainConfig | CapabilityConfig, config: SearchConfig, told: Told | None = None) -> SourceReader:
+    """Open one domain or capability; `told` is told of every row that cannot be read."""
+    return SourceReader(
+        entry.path, format=entry.format, on_bad_rows=config.on_bad_rows, max_bad=config.max_bad, told=told, quiet=True
+    )
+
+
+def read_source(entry: DomainConfig | CapabilityConfig, config: SearchConfig, told: Told | None = None) -> ReadSource:
+    """Read one domain or capability."""
+    reader = open_source(entry, config, told)
+    rows = [row for _, row in reader]
+    return ReadSource(rows, reader.format, reader.tally)
 
 
 def rows_by_name(*parts: dict[str, ReadSource]) -> list[dict[str, list[Row]]]:

@@ -1,9 +1,10 @@
-from .check import check_sources as check_sources
 from .check import health_tables as health_tables
 from .check import preview_sources as preview_sources
+from .check import survey as survey
 from .finished import SearchRun as SearchRun
 from .finished import load_run as load_run
 from .finished import search as search
+from .mend import mend as mend
 from .outer_loop import override as override
 from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search

@@ -20,7 +20,6 @@ from ideal_proxy.data import (
     CUT_SHARE,
     ChatTemplate,
     Context,
-    DuplicateReport,
     ReadSource,
     Row,
     TokenRows,
@@ -39,6 +38,7 @@ from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
+from ideal_proxy.pipeline.findings import duplicate_findings
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter
@@ -240,14 +240,14 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
                 truncated=tokens.truncated,
             )
         )
-    report = find_duplicates(*rows_by_name(domains, references))
-    for line in duplicate_lines(report):
+    duplicates = list(map(str, duplicate_findings(find_duplicates(*rows_by_name(domains, references)))))
+    for line in duplicates:
         reporter.note(f"warning: {line}")
     prepared = Prepared(
         folder=folder,
         facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
-        health={"duplicates": duplicate_lines(report), "few": few, "stamps": stamps},
+        health={"duplicates": duplicates, "few": few, "stamps": stamps},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
         context=encoded.context,
@@ -295,24 +295,6 @@ def load_template(folder: Path) -> ChatTemplate:
     from transformers import AutoTokenizer
 
     return make_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
-
-
-def duplicate_lines(report: DuplicateReport) -> list[str]:
-    """Say what the duplicate search found, a sentence for each pair of places."""
-    lines = [f"{name}: {count:,} rows repeat another row of it" for name, count in report.within.items() if count]
-    lines += [f"{a} and {b} share {count:,} equal rows" for (a, b), count in report.between.items() if count]
-    lines += [
-        f"{count:,} reference rows of {capability} stand in domain {domain}: its loss there is no fair judge"
-        for (capability, domain), count in report.leaks.items()
-        if count
-    ]
-    if report.two_minds:
-        lines.append(
-            f"{report.two_minds:,} rows without thoughts ask what rows with thoughts ask too"
-            + ("; enable_thinking tells them apart" if report.told_apart else
-               ", and nothing tells the model which to give: give them chat_template_kwargs: {enable_thinking: false}")
-        )  # fmt: skip
-    return lines
 
 
 def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:

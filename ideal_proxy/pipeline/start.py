@@ -210,7 +210,7 @@ def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInf
             "give it reference rows, or take it out of the folder"
         )
     marks = [prompt_mark(row) for row in everything]
-    together: dict[bytes, list[int]] = {}
+    together: dict[int, list[int]] = {}
     for n, mark in enumerate(marks):
         together.setdefault(mark, []).append(n)
     chosen: set[int] = set()

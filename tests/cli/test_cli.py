@@ -103,11 +103,14 @@ def test_check_counts_duplicates_and_leaks(folder):
         file.write(json.dumps({"instruction": "say " * 600, "input": "", "output": "long"}) + "\n")
         file.write(json.dumps({"instruction": "say", "input": "", "output": None}) + "\n")
     found = " ".join(run("check", "mix.yaml", cwd=folder).stdout.split())
-    assert "- reference rows of code: 1 longer than 64 tokens (proxy.context): they lose prompt from the left" in found
+    assert "- reference rows of code: 1 row longer than 64 tokens (proxy.context) loses prompt from the left" in found
     assert "- reference rows of code: 1 row left out: no answer" in found
     assert "math: 2 rows repeat another row of it" in found
-    assert "code and math share 1 equal rows" in found
-    assert "3 reference rows of math stand in domain math" in found
+    assert "code and math share 1 equal row" in found
+    assert "3 of 20 reference rows of math stand in domain math: its loss is no fair judge" in found
+    assert "check mix.yaml --fix" in found
+    assert run("check", "mix.yaml", "--fix", cwd=folder).stdout.startswith("mix_mended/math.jsonl written: ")
+    assert "stand in domain" not in run("check", "mix_mended.yaml", cwd=folder).stdout
 
 
 def test_init_without_references_says_what_to_do(folder):

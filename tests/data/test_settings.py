@@ -15,7 +15,7 @@ from ideal_proxy.data.template import CONTRARY
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
-from ideal_proxy.pipeline.prepare import duplicate_lines
+from ideal_proxy.pipeline.findings import duplicate_findings
 
 # Qwen3's habits: an empty thought before the last answer, which the generation prompt holds where thinking is off.
 HYBRID = (
@@ -134,8 +134,8 @@ def test_prompts_with_thoughts_here_and_without_there_are_told() -> None:
     without = [Row((Message("user", f" P{n}"), Message("assistant", "a")), {}, "w") for n in range(2)]
     report = find_duplicates({"t": thinking, "w": without})
     assert (report.two_minds, report.told_apart) == (2, False)
-    assert "2 rows without thoughts ask what rows with thoughts ask too" in duplicate_lines(report)[-1]
-    assert "enable_thinking: false" in duplicate_lines(report)[-1]
+    assert "2 rows without thoughts ask what rows with thoughts ask too" in str(duplicate_findings(report)[0])
+    assert "enable_thinking: false" in str(duplicate_findings(report)[0])
     switched = [Row(row.messages, {}, "w", settings=OFF) for row in without]
     report = find_duplicates({"t": thinking, "w": switched})
     assert (report.two_minds, report.told_apart) == (2, True)

@@ -1,0 +1,72 @@
+"""What a look at the data found: what changes a result first, the rest behind it and folded together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ideal_proxy.data import DuplicateReport
+from ideal_proxy.terminal import count_text, paragraph
+
+UNFAIR = 0.05  # of a capability's reference rows; with more of them among the training rows its loss is no judge
+FOLDED = 3  # sources of which the same is said in a line each; more share one
+
+
+class Finding(NamedTuple):
+    """One thing that was found: of which source, and whether it asks for something to be done."""
+
+    source: str
+    text: str
+    act: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.text}" if self.source else self.text
+
+
+def duplicate_findings(report: DuplicateReport) -> list[Finding]:
+    """Say what the duplicate search found, a sentence for each pair of places."""
+    found = []
+    for (capability, domain), count in report.leaks.items():
+        found.append(Finding("", leak_text(count, report.references[capability], capability, domain), True))
+    for (capability, domain), near in report.near.items():
+        text = leak_text(near.rows, report.references[capability], capability, domain, "nearly ")
+        pair = f"most alike, {near.similarity:.0%}: {near.example[0]} and {near.example[1]}"
+        found.append(Finding("", f"{text} ({pair})", True))
+    if report.two_minds:
+        found.append(Finding("", f"{count_text(report.two_minds, 'row')} without thoughts ask what rows with thoughts "
+            "ask too" + ("; enable_thinking tells them apart" if report.told_apart else
+            ", and nothing tells the model which to give: give them chat_template_kwargs: {enable_thinking: false}"),
+            not report.told_apart))  # fmt: skip
+    found += [
+        Finding("", f"{a} and {b} share {count_text(count, 'equal row')}") for (a, b), count in report.between.items()
+    ]
+    for name, count in report.within.items():
+        if count:
+            rows = "row repeats" if count == 1 else "rows repeat"
+            found.append(Finding("", f"{name}: {count:,} {rows} another row of it"))
+    return found
+
+
+def leak_text(count: int, of: int, capability: str, domain: str, nearly: str = "") -> str:
+    """Say how many reference rows a domain trains on, and what that does."""
+    stand = "stands" if count == 1 else "stand"
+    harm = "its loss is no fair judge" if count >= UNFAIR * of else "its loss flatters that domain a little"
+    return f"{count:,} of {count_text(of, 'reference row')} of {capability} {stand} {nearly}in domain {domain}: {harm}"
+
+
+def finding_lines(findings: Sequence[str], act: int) -> list[str]:
+    """Lay findings out: the first `act`, then the others; those that say the same of many sources share a line."""
+    alike: dict[str, list[str]] = {}
+    for finding in findings[act:]:
+        source, _, text = finding.partition(": ")
+        alike.setdefault(source.split(" ")[0] + re.sub(r"[\d.,]+", "#", text), []).append(finding)
+    lines = []
+    for same in alike.values():
+        if len(same) <= FOLDED:
+            lines += same
+        else:
+            more = ", ".join(finding.partition(": ")[0].split(" ")[-1] for finding in same[1:])
+            lines.append(f"{same[0]} (and so, with other numbers: {more})")
+    heading = ["Good to know:"] if act and lines else []
+    return [*(paragraph(f"- {line}") for line in findings[:act]), *heading, *(paragraph(f"- {line}") for line in lines)]
