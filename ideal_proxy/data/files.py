@@ -151,7 +151,9 @@ def data_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", "_")) and not no_rows(Path(place) / name)
+        )
         if is_saved(Path(place)):
             folders[:] = []
             splits = [Path(place), *sorted(p for p in Path(place).iterdir() if p.is_dir())]
@@ -161,6 +163,25 @@ def data_files(folder: Path) -> list[Path]:
             continue
         found += [Path(place) / name for name in names if is_data(Path(place) / name)]
     return sorted(found)
+
+
+def no_rows(folder: Path) -> str:
+    """Say what a folder is that holds no rows of the user's own: what this program wrote, or a model; else nothing."""
+    if (folder / "provenance.json").is_file() and (folder / "config.yaml").is_file():
+        return "a run of ideal-proxy"
+    stem, mark, kind = folder.name.rpartition("_")
+    if f"{mark}{kind}" == "_split" or stem.endswith("_held"):
+        stem = stem.removesuffix("_held")
+        if any((folder.parent / f"{stem}{suffix}").is_file() for suffix in (".yaml", ".yml")):
+            return f"written by init for {stem}.yaml"
+    for name in ("manifest.json", "export.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if str(json.loads((folder / name).read_bytes()).get("format", "")).startswith("ideal-proxy/"):
+                return "rows of a mixture, written by ideal-proxy"
+    names = ("tokenizer.json", "tokenizer_config.json", "model.safetensors", "adapter_config.json")
+    if (folder / "config.json").is_file() and any((folder / name).is_file() for name in names):
+        return "a model"
+    return "an adapter" if (folder / "adapter_config.json").is_file() else ""
 
 
 def is_data(path: Path) -> bool:
@@ -434,6 +455,8 @@ def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | 
     many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
     if len(many) == 1 and not turns and marks.isdisjoint(value):
         return many[0]
+    if sum(not marks.isdisjoint(part[0]) for part in many) > 1:
+        return None  # several sets of rows: which is meant?
     if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
         return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
     tables = [part for part in value.values() if isinstance(part, dict) and part and all(k.isdigit() for k in part)]

@@ -18,7 +18,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ideal_proxy.data.files import KINDS, SUFFIXES, data_files, find_files, is_data, is_saved, parts_of
+from ideal_proxy.data.files import (
+    HELD_OUT_NAME,
+    KINDS,
+    SUFFIXES,
+    TRAIN_NAME,
+    data_files,
+    find_files,
+    is_data,
+    is_saved,
+    no_rows,
+    parts_of,
+)
 from ideal_proxy.errors import UserError
 
 REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
@@ -90,11 +101,22 @@ def look(folder: Path) -> Layout:
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
     held = [entry for entry in entries if entry.is_dir() and entry.name.lower() in REFERENCE_WORDS]
     entries = [entry for entry in entries if entry not in held]
+    passed: list[str] = []
+    for entry in [entry for entry in entries if entry.is_dir()]:
+        what = no_rows(entry)
+        if what:
+            entries.remove(entry)
+            passed.append(f"{entry.name}/ ({what})")
+            continue
+        inside = {path: what for path in sorted(entry.glob("*/")) if (what := no_rows(path))}
+        if inside:
+            passed += [f"{entry.name}/{path.name}/ ({what})" for path, what in inside.items()]
+            if not data_files(entry):
+                entries.remove(entry)
     splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
     if splits and not any(data_files(e) if e.is_dir() else _is_rows(e) for e in entries if e not in splits):
         entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
     found: list[Found] = []
-    passed: list[str] = []
     unread: list[str] = []
     lonely: list[tuple[str, Path]] = []
     questions: list[str] = []
@@ -106,9 +128,12 @@ def look(folder: Path) -> Layout:
             found += domains
             if len(domains) > 1:
                 splits_of = ", ".join(domain.name for domain in domains)
+                rest = domains[0].name.removeprefix(f"{entry.name}_")
+                folders = (entry / rest).is_dir() or (entry / "data" / rest).is_dir()
+                parts = "configurations" if folders else "training splits"
                 questions.append(
-                    f"{entry.name}/ holds {len(domains)} training splits ({splits_of}): are they the same rows? "
-                    "keep the one that you train on and delete the others from the run file"
+                    f"{entry.name}/ holds {len(domains)} {parts} ({splits_of}): are they the same rows? "
+                    "keep what you train on and delete the others from the run file"
                 )
             if domains:
                 if _unread(entry.rglob("*")):
@@ -145,10 +170,12 @@ def look(folder: Path) -> Layout:
         why = f" (passed over: {'; '.join(passed)})" if passed else ""
         raise UserError(f"{folder} holds no rows{why}; put NAME.jsonl or NAME/train.jsonl there, one for each domain")
     names = [domain.name for domain in found]
-    twice = next((domain for n, domain in enumerate(found) if domain.name in names[:n]), None)
-    if twice is not None:
-        first = found[names.index(twice.name)]
-        raise UserError(f"{first.train} and {twice.train} are both named {twice.name!r}; rename one of them")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        said = [f"{' and '.join(str(d.train) for d in found if d.name == name)} are "
+                f"{'both' if names.count(name) == 2 else 'all'} named {name!r}" for name in twice]  # fmt: skip
+        one = len(twice) == 1 and names.count(twice[0]) == 2
+        raise UserError(f"{', '.join(said)}; rename {'one of them' if one else 'all of one name but one'}")
     return Layout(sorted(found, key=lambda domain: domain.name), passed, sorted(lonely), questions)
 
 
@@ -173,6 +200,16 @@ def _folder_domains(folder: Path, held: Sequence[Path], passed: list[str]) -> li
         names = ", ".join(str(path.relative_to(folder.parent)) for path in left[:6])
         passed.append(f"{names}{' and more' if len(left) > 6 else ''} (beside the training and reference rows)")
     beside = _elsewhere(folder.name, held)
+    configurations: dict[str, list[Path]] = {}
+    for path in train:
+        configurations.setdefault(_configuration(path, folder), []).append(path)
+    if len(configurations) > 1 and "" not in configurations:
+        found = []
+        for name, of_one in configurations.items():
+            own = _preferred([path for path in reference if _configuration(path, folder) == name])
+            spelled = _spell(own, folder) if own else None
+            found.append(Found(f"{folder.name}_{name.replace('/', '_')}", _spell(of_one, folder), spelled))
+        return found
     splits: dict[str, list[Path]] = {}
     for path in train:
         splits.setdefault(_split(path) if parts[path] == "train" else "", []).append(path)
@@ -184,6 +221,13 @@ def _folder_domains(folder: Path, held: Sequence[Path], passed: list[str]) -> li
         name = f"{folder.name}_{split}" if split else folder.name
         found.append(Found(name, _spell(of_split, folder), _spell(_preferred(own), folder) if own else None))
     return found
+
+
+def _configuration(path: Path, folder: Path) -> str:
+    """Name the folder in which a file stands with its own train and test, as configurations of a hub set do."""
+    parts = path.relative_to(folder).parts
+    word = next((n for n, part in enumerate(parts) if TRAIN_NAME.match(part) or HELD_OUT_NAME.match(part)), 0)
+    return "/".join(part for part in parts[:word] if part != "data")
 
 
 SPLIT = re.compile(
@@ -199,6 +243,8 @@ def _split(path: Path) -> str:
 
 def _preferred(files: list[Path]) -> list[Path]:
     """Of reference files named by several words, return those of the first word; they are one set."""
+    if not files:
+        return []
     rank = {path: min((n for n, word in enumerate(REFERENCE_WORDS) if word in _words(path)), default=0)
             for path in files}  # fmt: skip
     return [path for path in files if rank[path] == min(rank.values())]
@@ -280,6 +326,11 @@ def _is_rows(path: Path) -> bool:
     return is_data(path)
 
 
+ABOUT = re.compile(
+    r"(readme|licen[cs]e|notice|citation|changelog|contributing|requirements|data_?card)\b", re.IGNORECASE
+)
+
+
 def _unread(paths: Iterable[Path]) -> bool:
     """Tell whether there are files of rows that this package does not read."""
-    return any(path.is_file() and path.name.lower().endswith(UNREAD) for path in paths)
+    return any(p.is_file() and p.name.lower().endswith(UNREAD) and not ABOUT.match(p.name) for p in paths)

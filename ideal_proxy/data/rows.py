@@ -402,11 +402,13 @@ class SourceReader:
         tally, mapping = self.tally, mapping_of(own)
         keys = turn_keys(value, CHATS if mapping is None else (*CHATS, str(mapping.get("messages"))))
         if not all(turn.plain for turn in row.messages):
-            named = next((key for key in THOUGHTS if key in keys or key in value), "in the content")
+            named = next((key for key in (*THOUGHTS, "channel") if key in keys or key in value), "in the content")
             tally.used[f"thoughts ({named})"] += any(turn.thoughts for turn in row.messages)
             tally.used["tool calls (tool_calls)"] += any(turn.tool_calls for turn in row.messages)
             tally.used["turns of the role tool"] += any(turn.role == "tool" for turn in row.messages)
             tally.used["turns without loss (weight 0)"] += any(not turn.trained for turn in row.messages)
+        if any("<think>" in turn.content for turn in row.messages):
+            tally.used["thoughts (<think> in an answer)"] += 1
         if row.tools:
             tally.used[f"schemas of tools ({next((name for name in TOOLS if value.get(name)), 'tools')})"] += 1
         if not BESIDE.isdisjoint(value):
