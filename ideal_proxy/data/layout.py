@@ -108,11 +108,10 @@ def look(folder: Path) -> Layout:
             entries.remove(entry)
             passed.append(f"{entry.name}/ ({what})")
             continue
-        inside = {path: what for path in sorted(entry.glob("*/")) if (what := no_rows(path))}
-        if inside:
-            passed += [f"{entry.name}/{path.name}/ ({what})" for path, what in inside.items()]
-            if not data_files(entry):
-                entries.remove(entry)
+        deeper = [(path.name, what) for path in sorted(entry.glob("*/")) if (what := no_rows(path))]
+        passed += [f"{entry.name}/{name}/ ({what})" for name, what in deeper]
+        if deeper and not data_files(entry):
+            entries.remove(entry)
     splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
     if splits and not any(data_files(e) if e.is_dir() else _is_rows(e) for e in entries if e not in splits):
         entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
