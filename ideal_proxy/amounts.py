@@ -55,18 +55,7 @@ def check_name(name: str, known: Sequence[str], *, what: str, where: str) -> str
 
 
 def parse_amount(value: Any, *, where: str) -> Amount:
-    """Read a number with an optional unit.
-
-    Args:
-        value: a number, or a text such as `5000 rows`, `2M tokens`, `60 %`, `60 % of rows`.
-        where: the option it came from, for the message.
-
-    Returns:
-        The amount; its unit is None where the text gave none.
-
-    Raises:
-        UsageError: the text is not an amount, or it is negative or not finite.
-    """
+    """Read a number, or a text such as `5000 rows`, `2M tokens`, `60 %` or `60 % of rows`; `where` names its option."""
     if isinstance(value, Amount):
         return value
     amount = _try_amount(str(value)) if not isinstance(value, bool) else None
@@ -89,19 +78,8 @@ def parse_fraction(value: Any, *, where: str) -> float:
 
 
 def parse_comparison(text: str, known: Sequence[str]) -> Comparison:
-    """Read a linear constraint on volumes.
-
-    Args:
-        text: such as `coding + mathematics <= 60 %` or `coding >= 2 * mathematics`; names that hold
-            `+`, `*` or a comparison sign are put in quotes.
-        known: the domain names.
-
-    Returns:
-        The constraint with all domains on the left and the number on the right.
-
-    Raises:
-        UsageError: the text cannot be read, a name is not known, or two units are mixed.
-    """
+    """Read a linear constraint such as `coding + mathematics <= 60 %` or `coding >= 2 * mathematics`."""
+    # Names that hold `+`, `*` or a comparison sign are put in quotes. Of what is read all domains stand on the left.
     where = f'the group constraint "{text}"'
     masked = _QUOTED.sub(lambda m: "\0" * len(m.group()), text)
     signs = list(_COMPARATOR.finditer(masked))

@@ -71,21 +71,9 @@ class Limits:
 
 
 def read_limits(options: Mapping[str, Any], domains: Sequence[str], capabilities: Sequence[str]) -> dict[str, Any]:
-    """Read limits from options, a YAML mapping or a mixture file into numbers with units.
-
-    Args:
-        options: values may be texts (`budget: at most 2M tokens`, `lower: {coding: 5 %}` or `["coding=5 %"]`,
-            `must_not_drop: [safety]` or `{safety: 1 %}`, `groups: ["coding + mathematics <= 60 %"]`,
-            `pinned: [safety]`), or what was read already. None means not given.
-        domains: known names.
-        capabilities: known names.
-
-    Returns:
-        dict: by the same keys: those of `Limits`, `trust_region`, `kl_cap` and `confidence`.
-
-    Raises:
-        UsageError: an unknown key, domain or capability, or a value that cannot be read.
-    """
+    """Read limits, a trust region, `kl_cap` and `confidence` from options or a file as numbers with units."""
+    # Values may be texts (`budget: at most 2M tokens`, `lower: {coding: 5 %}` or `["coding=5 %"]`, `pinned: [safety]`,
+    # `must_not_drop: [safety]` or `{safety: 1 %}`, `groups: ["a + b <= 60 %"]`) or read already; None is not given.
     read: dict[str, Callable[[Any], Any]] = {
         "budget": _read_budget,
         "budget_unit": _read_unit,

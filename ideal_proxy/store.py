@@ -185,15 +185,10 @@ def is_complete(folder: str | Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold the run directory for this process; it is given back however the process ends.
-
-    On one machine that is certain. Over a shared file system it is where that carries locks between machines (NFS does
-    by default, some mounts do not); for those the holder also touches a file that names it, and a machine that sees
-    another's fresh touch refuses. Two searches begun within a moment of each other on such a mount can both pass.
-
-    Raises:
-        UserError: another process holds it.
-    """
+    """Hold the run directory for this process; it is given back however the process ends."""
+    # On one machine that is certain. Over a shared file system it is where that carries locks between machines (NFS
+    # does by default, some mounts do not); for those the holder also touches a file that names it, and a machine that
+    # sees another's fresh touch refuses. Two searches begun within a moment of each other there can both pass.
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -35,14 +35,7 @@ class Update(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """Write a time span as people say it.
-
-    Args:
-        seconds: the span.
-
-    Returns:
-        str: such as '40 s', '12 min' or '3.5 h'.
-    """
+    """Write a time span as people say it, such as '40 s', '12 min' or '3.5 h'."""
     if seconds < 99:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99 * 60 else f"{seconds / 3600:.1f} h"
@@ -80,12 +73,7 @@ def sentence(text: str) -> str:
 
 
 class Reporter:
-    """The one way in which a long command speaks to its user.
-
-    Args:
-        quiet: say nothing on the terminal.
-        on_note: called with every note; a search writes them to its log.txt.
-    """
+    """The one way in which a long command speaks to its user; `on_note` hears every note (a search's log.txt)."""
 
     def __init__(self, *, quiet: bool = False, on_note: Callable[[str], None] | None = None) -> None:
         self.quiet = quiet
@@ -93,11 +81,7 @@ class Reporter:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Write one line to stderr and to the log.
-
-        Args:
-            text: the line.
-        """
+        """Write one line to stderr and to the log."""
         if self.on_note is not None:
             self.on_note(text)
         if not self.quiet:
@@ -105,15 +89,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def work(self, label: str, total: float) -> Iterator[Update]:
-        """Show the progress of work whose size is known.
-
-        Args:
-            label: what is being done.
-            total: its size in any unit that grows with the time it takes.
-
-        Yields:
-            Update: to be called as the work goes on.
-        """
+        """Show the progress of work whose size, in any unit that grows with the time it takes, is known."""
         started = time.monotonic()
         if self.quiet or total <= 0:
             yield _ignore
@@ -150,14 +126,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def counted(self, label: str) -> Iterator[Callable[[str, int, int], None]]:
-        """Show the progress of work that counts things, such as rows.
-
-        Args:
-            label: what is being done.
-
-        Yields:
-            a function of (what, done, total).
-        """
+        """Show the progress of work that counts things; what it gives is called with (what, done, total)."""
         with self.work(label, 1.0) as update:
             yield lambda what, done, total: update(done / max(total, 1), f"{what}: {done:,} of {total:,}")
 
@@ -177,14 +146,7 @@ def remaining(done: float, total: float, elapsed: float, left: float | None = No
 
 
 def paragraph(text: str) -> str:
-    """Break prose at the terminal's width, never within a word.
-
-    Args:
-        text: one paragraph; where it is set in by spaces, its further lines are set in by two more.
-
-    Returns:
-        str: its lines.
-    """
+    """Break a paragraph at the terminal's width, never within a word; further lines of one set in by two more."""
     lead = len(text) - len(text.lstrip(" "))
     whole = re.sub(r"(\[[^\s\[\]]+,) (?=[^\s\[\]]+\])", "\\1\0", text)  # an interval stays on its line
     lines = textwrap.fill(
@@ -221,17 +183,8 @@ def step(label: str, command: str, why: str = "") -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lay out a table that fits the terminal: what is too wide goes on below, under its first columns.
-
-    Args:
-        title: line above it; empty for none.
-        header: column names.
-        rows: cells, as text.
-        left: number of columns aligned left; the others are numbers, which are never cut.
-
-    Returns:
-        str: the table as plain text.
-    """
+    """Lay out a table that fits the terminal: what is too wide goes on below, under its first `left` columns."""
+    # The columns on the left hold text; all others are numbers, which are never cut.
     room = width()
     cells = [max(map(cell_len, column), default=0) for column in zip(*rows, strict=True)] or [0] * len(header)
     widths = [max(cell, cell_len(name)) for cell, name in zip(cells, header, strict=True)]

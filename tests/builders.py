@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,14 +17,34 @@ import numpy as np
 
 from ideal_proxy.config import SearchConfig, dump_config, parse_config
 from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.mixture.apply import Applied
 from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, load_result, prepare_context
+from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, SwarmOutcome
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PLAIN = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 PROGRAM = [sys.executable, "-m", "ideal_proxy.cli"]
+
+
+def read_back(applied: Applied) -> list[dict[str, Any]]:
+    """Read rows that `apply` wrote, in training order."""
+    return [json.loads(line) for path in applied.files for line in path.read_bytes().splitlines()]
+
+
+def run_swarm(
+    specs: Sequence[RunSpec],
+    context: SwarmContext,
+    run_dir: Path,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[SwarmEvent], None] | None = None,
+) -> SwarmOutcome:
+    """Do runs with workers of their own."""
+    with Swarm(context, run_dir, workers=workers) as swarm:
+        return swarm.run(specs, on_event=on_event)
 
 
 def environment(**changes: str) -> dict[str, str]:

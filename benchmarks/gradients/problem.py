@@ -34,7 +34,7 @@ from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.proxy.training import load_weights
 from ideal_proxy.swarm.context import MODEL, WARM_RUN, RunSpec, SwarmContext, draw_run, prepare_context
-from ideal_proxy.swarm.scheduler import run_swarm, warm_spec
+from ideal_proxy.swarm.scheduler import Swarm, warm_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT5 = ROOT.parent / "shared" / "data" / "sft5"
@@ -73,9 +73,9 @@ class Problem:
 
     def losses(self, runs: Sequence[tuple[NDArray[np.float64], int]]) -> NDArray[np.float64]:
         """(R, J) reference losses of proxies trained on (volumes, seed); the `Runner` of `finite_responses`."""
-        warm = [] if (self.run_dir / "runs" / WARM_RUN / MODEL).exists() else [warm_spec(self.context, 0)]
-        if warm:
-            run_swarm(warm, self.context, self.run_dir, workers=1)
+        if not (self.run_dir / "runs" / WARM_RUN / MODEL).exists():
+            with Swarm(self.context, self.run_dir, workers=1) as swarm:
+                swarm.run([warm_spec(self.context, 0)])
         specs = [self.spec(np.asarray(volumes), seed) for volumes, seed in runs]
         distinct = list({spec.id: spec for spec in specs}.values())
         done = 0
@@ -86,7 +86,8 @@ class Problem:
                 done += 1
                 print(f"\r{done} of {len(distinct)} runs", end="", file=sys.stderr)
 
-        outcome = run_swarm(distinct, self.context, self.run_dir, workers=self.workers, on_event=on_event)
+        with Swarm(self.context, self.run_dir, workers=self.workers) as swarm:
+            outcome = swarm.run(distinct, on_event=on_event)
         if outcome.failures:
             raise RuntimeError(f"runs failed: {outcome.failures}")
         return np.array([[outcome.results[spec.id].losses[c].mean for c in self.references] for spec in specs])

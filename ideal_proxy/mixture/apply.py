@@ -384,13 +384,5 @@ def _asked(manifest: Mapping[str, Any]) -> str:
     return str(manifest.get("asked", manifest["row_format"]))
 
 
-def read_back(applied: Applied) -> Iterator[dict[str, Any]]:
-    """Read the written rows in training order."""
-    for path in applied.files:
-        with open(path, "rb") as file:
-            for line in file:
-                yield json.loads(line)
-
-
 def _names(mixture: MixtureFile) -> str:
     return ", ".join(domain.name for domain in mixture.domains)

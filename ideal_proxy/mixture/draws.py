@@ -19,15 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
 
 if TYPE_CHECKING:
     from ideal_proxy.data import TokenRows
-
-__all__ = [
-    "CapabilityResult", "DomainVolume", "MixtureFile", "apportion", "domain_order", "draw", "load_mixture",
-    "order_hashes", "reserve_mask", "save_mixture", "search_verify_split", "training_hashes", "training_order",
-]  # fmt: skip
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -192,15 +186,8 @@ def reserve_mask(keys: npt.ArrayLike, fraction: float, salt: str | int = "warm")
 
 
 def search_verify_split(keys: npt.ArrayLike) -> Bools:
-    """Split reference rows by hash into the half that the search sees and the half that the verdict is judged on.
-
-    Args:
-        keys: (N,) uint64 row keys; equal rows fall on one side.
-
-    Returns:
-        array (N,) bool: True for search rows, False for verify rows; of the distinct keys half are on each side (one
-        more in verify where they are odd).
-    """
+    """Split reference rows by hash: True for the half that the search sees, False for the verdict's."""
+    # Equal keys fall on one side; of the distinct ones half are on each (one more in verify where they are odd).
     distinct, inverse = np.unique(_as_keys(keys), return_inverse=True)
     order = np.lexsort((distinct, _mix(distinct, np.zeros_like(distinct), _start("split", 0, "reference"))))
     search = np.zeros(len(distinct), dtype=np.bool_)

@@ -50,14 +50,7 @@ class Part:
 
 
 class Ordering:
-    """Puts drawn rows in training order; use as a context manager.
-
-    Args:
-        folder: for what does not fit into memory.
-        parts: the domains that have a volume.
-        seed: the mixture's.
-        chat: how every row is written as `messages`; None: as it stands.
-    """
+    """Puts drawn rows in training order, as they stand or written as `chat`; use as a context manager."""
 
     def __init__(self, folder: Path, parts: list[Part], seed: int, *, chat: ChatLayout | None) -> None:
         self.parts, self.seed, self.chat = parts, seed, chat

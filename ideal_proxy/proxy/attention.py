@@ -49,18 +49,9 @@ class RowLayout:
 
 
 def row_layout(starts: NDArray[np.int64], device: torch.device) -> RowLayout:
-    """Group adjacent rows of similar length into padded blocks.
-
-    Rows should come sorted by length; any order is correct. Boundaries minimise padded tokens plus a fixed cost a
-    block, by dynamic programming over the rows.
-
-    Args:
-        starts: (B+1,) flat index of each row's first token, and T.
-        device: where the index tensors are wanted.
-
-    Returns:
-        RowLayout: the layout that `ideal_proxy_packed` attention takes as `rows_layout`.
-    """
+    """Group adjacent rows of similar length into padded blocks, given each row's first place and the end (B + 1,)."""
+    # Rows should come sorted by length; any order is correct. Boundaries minimise padded tokens plus a fixed cost a
+    # block, by dynamic programming over the rows.
     lengths = np.diff(starts)
     cuts = _cut(lengths, _BLOCK_COST_TOKENS.get(device.type, 16384))
     blocks: list[Block] = []

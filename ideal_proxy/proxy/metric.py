@@ -156,19 +156,9 @@ def parse_score(text: str, told: str) -> float:
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a trained proxy as any transformers program loads it; its folder appears when it is whole.
-
-    A LoRA is merged; attention of our own, the cache switched off in training and an unset end of text are put back to
-    what a program that generates expects.
-
-    Args:
-        model: a transformers causal LM or a peft wrapper, which is merged in place and not to be used again.
-        tokenizer: written too.
-        folder: where to; what is there is replaced.
-
-    Raises:
-        UserError: the disk is full.
-    """
+    """Write a trained proxy as any transformers program loads it; its folder appears when it is whole."""
+    # A LoRA is merged in place, so the model is not to be used again. Attention of our own, the cache switched off in
+    # training and an unset end of text are put back to what a program that generates expects.
     from ideal_proxy.proxy.pretrained import quiet_libraries
 
     if hasattr(model, "merge_and_unload"):

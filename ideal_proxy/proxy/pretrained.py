@@ -57,11 +57,7 @@ def load_tokenizer(source: Pretrained) -> Any:
 
 
 def refuse_unfit(source: Pretrained, tokenizer: Any = None) -> None:
-    """Refuse, before any weight is read, what cannot be trained: an adapter, quantised weights, too many tokens.
-
-    Raises:
-        UserError: with the cure. A tokenizer without a chat template is only warned of.
-    """
+    """Refuse, before any weight is read, what cannot be trained: an adapter, quantised weights, too many tokens."""
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -214,13 +210,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' loading bars and notices about each other's future from the user.
-
-    Ours are the only bars: transformers draws its own whether or not anybody asked for quiet or sits at a terminal.
-
-    Yields:
-        None: while they are kept.
-    """
+    """Keep the libraries' loading bars and notices about each other's future from the user."""
+    # Ours are the only bars: transformers draws its own whether or not anybody asked for quiet or sits at a terminal.
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

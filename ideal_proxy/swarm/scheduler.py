@@ -309,21 +309,6 @@ class Swarm:
         call.on_event(event)
 
 
-def run_swarm(
-    specs: Sequence[RunSpec],
-    context: SwarmContext,
-    run_dir: str | Path,
-    *,
-    workers: int | None = None,
-    on_event: Callable[[SwarmEvent], None] | None = None,
-    checkpoint_seconds: float = 30.0,
-    pool: Pool | None = None,
-) -> SwarmOutcome:
-    """Do runs with workers of their own; see `Swarm`, which keeps its workers over several calls."""
-    with Swarm(context, run_dir, workers=workers, checkpoint_seconds=checkpoint_seconds, pool=pool) as swarm:
-        return swarm.run(specs, on_event=on_event)
-
-
 def warm_spec(context: SwarmContext, seed: int) -> RunSpec:
     """Return the run that makes the warm start, to be done first; its losses are Z_j, those before any SFT row."""
     nothing = (0,) * len(context.domains)

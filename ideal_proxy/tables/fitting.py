@@ -35,27 +35,10 @@ def fit_tables(
     random_state: int = 0,
     own: Sequence[str] = (),
 ) -> ResponseModel:
-    """Fit the response model to tables.
-
-    Runs of another fidelity (another model size, say) are brought to the fidelity of the first table by one offset and
-    one slope a metric, both fitted, the slope about 1: metric = offset + slope · prediction.  Their weight is the
-    squared ratio of the noises, so a fidelity that the law explains badly counts little.
-
-    Args:
-        runs: their mixtures, and their losses or scores.
-        unit: "rows" or "share"; None: shares where every row sums to one.
-        available: a CSV of the rows each domain has, for volumes in rows.
-        maximize: the metrics are scores, higher is better.
-        add_runs: further runs, with a fidelity each; without one they are of the same fidelity.
-        random_state: seed.
-        own: METRIC=DOMAIN for metrics whose own domain has another name.
-
-    Returns:
-        The fitted model; ``fidelity_`` holds the offsets and slopes.
-
-    Raises:
-        UserError: tables that cannot be fitted, with the cure.
-    """
+    """Fit the response model to tables; `own` holds METRIC=DOMAIN where a metric's own domain has another name."""
+    # Runs of another fidelity (another model size, say) are brought to the fidelity of the first table by one offset
+    # and one slope a metric, both fitted, the slope about 1: metric = offset + slope · prediction. Their weight is the
+    # squared ratio of the noises, so a fidelity that the law explains badly counts little. `fidelity_` keeps the maps.
     path = runs.path
     runs = _concatenate([runs, *add_runs])
     v, losses = runs.ratios, runs.metrics

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import read_back
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import apply as materialise
 from ideal_proxy.mixture import draws as mixture_module
 from ideal_proxy.mixture import order, row_table
-from ideal_proxy.mixture.apply import MANIFEST, mixture_identity, read_back
+from ideal_proxy.mixture.apply import MANIFEST, mixture_identity
 from ideal_proxy.mixture.draws import domain_order, draw, training_order
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 

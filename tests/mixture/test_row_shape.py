@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import read_back
 
 from ideal_proxy.data.rows import read_rows, row_keys, scan
 from ideal_proxy.errors import UsageError
-from ideal_proxy.mixture.apply import apply_mixture, base_of, read_back
+from ideal_proxy.mixture.apply import apply_mixture, base_of
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import run, small_search, write_rows
+from builders import read_back, run, small_search, write_rows
 from pretrained_folder import NAMES, pretrained_folder
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.data.rows import read_rows
-from ideal_proxy.mixture.apply import apply_mixture, read_back
+from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import load_mixture
 from ideal_proxy.pipeline.check import check_sources, health_tables
 from ideal_proxy.pipeline.outer_loop import run_search

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from builders import PROGRAM, environment, small_search
+from builders import PROGRAM, environment, run_swarm, small_search
 from pretrained_folder import CONTEXT, NAMES, pretrained_folder, smollm2
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -43,7 +43,7 @@ from ideal_proxy.proxy.model import batch_loss, collate_across, label_losses
 from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer
 from ideal_proxy.report.text import result_tables
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, draw_run, prepare_context
-from ideal_proxy.swarm.scheduler import run_swarm, zero_spec
+from ideal_proxy.swarm.scheduler import zero_spec
 from ideal_proxy.terminal import Reporter
 
 ROOT = Path(__file__).resolve().parents[2]

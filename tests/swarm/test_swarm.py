@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import ROOT, SPECS, VOCABULARY, gone, make_context, make_rows, same, spec
+from builders import ROOT, SPECS, VOCABULARY, gone, make_context, make_rows, run_swarm, same, spec
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import proxy_shape
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm.context import RunSpec, draw_run, load_context, load_result
-from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, run_swarm, warm_spec
+from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, warm_spec
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,11 @@ def test_ctrl_c_saves_a_checkpoint_and_the_next_call_goes_on(alone: Path, tmp_pa
 SCRIPT = """
 import sys
 from ideal_proxy.swarm.context import RunSpec, load_context
-from ideal_proxy.swarm.scheduler import run_swarm
+from ideal_proxy.swarm.scheduler import Swarm
 context = load_context(sys.argv[1])
 spec = RunSpec(id="long", rows=(20000, 0), volumes=(1, 1), seed=0, role="design", learning_rate=1e-3)
-run_swarm([spec], context, sys.argv[2], workers=1, on_event=lambda e: print(e.kind, e.pid, flush=True))
+with Swarm(context, sys.argv[2], workers=1) as swarm:
+    swarm.run([spec], on_event=lambda e: print(e.kind, e.pid, flush=True))
 """
 
 
