@@ -140,6 +140,9 @@ def search(
         int | None,
         typer.Option("--round", min=1, help="Propose multiples of so many rows where that costs nothing seen."),
     ] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Run directory of an earlier search whose runs count; may be repeated.")
+    ] = None,
     track: Track = None,
     null: Annotated[bool, typer.Option("--null", hidden=True, help="The demo in which nothing can be gained.")] = False,
     as_json: Json = False,
@@ -159,7 +162,7 @@ def search(
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
         price=price, max_cost=max_cost, engine=engine, trust_check=trust_check,
-        multiples=multiples,
+        multiples=multiples, reuse=reuse or (),
     )  # fmt: skip
     if not dry_run and (device_flops is not None or utilisation is not None):
         raise UsageError("--device-flops and --utilisation plan for another machine; use them with --dry-run")

@@ -9,14 +9,16 @@ import numpy as np
 
 from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.mixture import reserve_mask
+from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.machine import micro_batch_tokens
 from ideal_proxy.pipeline.plan import Plan
-from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.row_record import RECORD, record_of, save_record
+from ideal_proxy.pipeline.prepare import Prepared, reserved_rows
+from ideal_proxy.pipeline.row_record import RECORD, Heritage, record_of, save_record
 from ideal_proxy.proxy import TrainSettings
+from ideal_proxy.store import atomic_write_bytes
 from ideal_proxy.swarm import (
     TOKENIZER,
+    WARM_WEIGHTS,
     Pool,
     SwarmContext,
     prepare_context,
@@ -40,17 +42,23 @@ def reference(capability: int, half: str) -> str:
     return f"{half}-{capability}"
 
 
-def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path) -> SwarmContext:
+def make_context(
+    config: SearchConfig, prepared: Prepared, plan: Plan, folder: Path, heritage: Heritage | None = None
+) -> SwarmContext:
     """Split every domain into what warms the proxies up and what their mixtures draw, and write both."""
     # Pretrained proxies need no warm start: every row may be drawn.
     scratch = config.proxy.model is None
     pools, reserved, available = [], [], []
     for index, domain in enumerate(prepared.facts):
         rows = prepared.domain_rows(index)
-        mask = reserve_mask(rows.split_keys, config.proxy.warm_fraction or 0.0)
+        mask = reserved_rows(config, rows, heritage)
+        if mask.all():
+            raise UserError(
+                f"domain {domain.name}: every row of it was taken by the warm start that is reused; add rows"
+            )
         pools.append(rows.select(np.flatnonzero(~mask)))
         reserved.append(rows.select(np.flatnonzero(mask)))
-        available.append(max(1, int(plan.fraction * domain.available)))
+        available.append(max(1, min(int(plan.fraction * domain.available), len(pools[-1]))))
     names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
     context = SwarmContext(
         folder=folder,
@@ -69,6 +77,7 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
         ),
         init_seed=config.seed,
         warm=scratch,
+        warm_from=heritage.warm if heritage else "",
         warm_learning_rate=plan.rates[len(plan.rates) // 2],
         device=plan.device,
         base=prepared.base_model.get("fingerprint", ""),
@@ -87,6 +96,8 @@ def make_context(config: SearchConfig, prepared: Prepared, plan: Plan, folder: P
             prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
             narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
         )  # fmt: skip
+    if heritage is not None and heritage.warm and not (folder / WARM_WEIGHTS).is_file():
+        atomic_write_bytes(folder / WARM_WEIGHTS, (heritage.folder / WARM_WEIGHTS).read_bytes())
     references = [prepared.reference_rows(j, half) for j, half in names]
     context = prepare_context(context, domains=pools, references=references, reserved=reserved if scratch else ())
     if not (folder.parent / RECORD).is_file():

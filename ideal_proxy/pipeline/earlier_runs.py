@@ -33,7 +33,7 @@ from ideal_proxy.store import (
     read_json,
     run_folder,
 )
-from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, Run, load_result
+from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, WARM_WEIGHTS, Run, load_result
 
 Array = NDArray[np.float64]
 
@@ -183,7 +183,7 @@ def take_over(places: Sequence[str], folder: Path) -> tuple[Inherited, list[Pack
             save_package(target / str(number), package)
         shutil.copytree(first / "prepared" / "tokenizer", target / "tokenizer")
         if inherited.warm:
-            shutil.copyfile(first / "runs" / WARM_RUN / MODEL, target / "warm.safetensors")
+            shutil.copyfile(first / "runs" / WARM_RUN / MODEL, target / WARM_WEIGHTS)
         atomic_write_json(target / "inherited.json", asdict(inherited))
         mark_complete(target)
     return Inherited(**read_json(target / "inherited.json")), load_packages(folder)

@@ -34,6 +34,10 @@ class Evidence:
         values_before: what each capability is judged by there, shape (J,).
         gradients: responses measured by gradients, one entry a centre; () where there are none.
         own: number of each capability's own domain, -1 for none, (J,); None: that of exactly its name.
+        retired: domains that reused runs had and no mixture can have any more, K names.
+        retired_volumes: (R, K) rows of them; None where there are none.
+        retired_available: (K,) rows that they had.
+        labels: (R,) equal for runs of one mixture; () where equal volumes say that.
     """
 
     ids: tuple[str, ...]
@@ -45,23 +49,37 @@ class Evidence:
     values_before: Array
     gradients: tuple[Responses, ...] = ()
     own: tuple[int, ...] | None = None
+    retired: tuple[str, ...] = ()
+    retired_volumes: Array | None = None
+    retired_available: Array | None = None
+    labels: tuple[str, ...] = ()
 
     def fit(self, model: ResponseModel, prepared: Prepared, *, weights: Array | None = None) -> ResponseModel:
         """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
         of_losses = isinstance(model.kind, str)
+        volumes, names = self.volumes, [*prepared.domains.names]
+        if self.retired_volumes is not None and self.retired_available is not None and self.retired:
+            # U+001F cannot stand in a domain's name: a retired domain may have the name of one that came back.
+            names += [f"{name}\x1fretired" for name in self.retired]
+            volumes = np.concatenate([volumes, self.retired_volumes], axis=1)
+            model.set_params(
+                available=np.concatenate([model.available, self.retired_available]),
+                base=np.concatenate([model.base, np.zeros(len(self.retired))]),
+            )
         return model.fit(
-            pd.DataFrame(self.volumes, columns=prepared.domains.names),
+            pd.DataFrame(volumes, columns=names),
             pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names),
             run_id=np.asarray(self.ids), seed_id=self.seeds,
             baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,
-            responses=list(self.gradients) or None, own=self.own,
+            responses=list(self.gradients) or None, own=self.own, retired=len(self.retired),
         )  # fmt: skip
 
     def scatter(self, stick: Yardstick, base_J: Array, kind: Combination, weights: Sequence[float] | None) -> Known:
         """Estimate how much the difference of two mixtures scatters, from mixtures run with several seeds."""
-        _, mixture_R = np.unique(self.volumes, axis=0, return_inverse=True)
+        mixtures = np.array(self.labels) if self.labels else self.volumes
+        _, mixture_R = np.unique(mixtures, axis=0, return_inverse=True)
         _, seed_R = np.unique(self.seeds, return_inverse=True)
-        cells = np.ones(len(self.ids), dtype=bool)
+        cells = np.isfinite(self.values).all(axis=1)
         for group in (mixture_R.ravel(), seed_R):  # a mixture of one seed tells nothing of a difference
             cells &= np.bincount(group, weights=cells)[group] > 1
         dummies = [np.eye(group.max(initial=0) + 1)[group][cells] for group in (mixture_R.ravel(), seed_R)]

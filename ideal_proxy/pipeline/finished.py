@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import MixtureFile, load_mixture
+from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.prepare import Prepared, load_prepared
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.response import ResponseModel, Yardstick
@@ -141,7 +142,7 @@ class SearchRun:
 
     def fitted(self) -> pd.DataFrame:
         """Give the runs that the model was fitted to, in the fit's order."""
-        design = self.runs[self.runs["role"] == "design"]
+        design = self.runs[self.runs["role"].isin([REUSED, "design"])]
         return design.iloc[: self.model.held_out_.shape[1]]
 
     def held_out(self) -> pd.DataFrame:
@@ -155,7 +156,7 @@ class SearchRun:
         """
         model, fitted = self.model, self.fitted()
         left_out = (model.sign_[:, None] * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T
-        design = self.runs[self.runs["role"] == "design"]
+        design = self.runs[self.runs["role"].isin([REUSED, "design"])]
         later, fresh = design.iloc[len(fitted) :], self.runs[self.runs["role"] == "verify"]
         parts = [(fitted, "left out", left_out)]
         parts += [(part, kind, self._predict(part)) for part, kind in ((later, "later"), (fresh, "fresh")) if len(part)]

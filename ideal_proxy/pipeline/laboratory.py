@@ -23,16 +23,23 @@ from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
 from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, spread_mixtures
+from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.evidence import Evidence
+from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.reuse import Reuse, ReusedRuns
+from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
 from ideal_proxy.proxy import MetricSpec
 from ideal_proxy.response import Responses
+from ideal_proxy.store import atomic_write_bytes
 from ideal_proxy.swarm import (
+    JUDGED,
+    MODEL,
     RESPONSES,
     WARM_RUN,
     ZERO_RUN,
@@ -51,6 +58,7 @@ Array = NDArray[np.float64]
 
 SEED_STRIDE = 100_000  # searches with different seeds share no permutation
 MOST_FAILED = 1 / 3
+CANDIDATES = 128  # mixtures that the new runs of a search with reuse are chosen from
 WEIGHTS_BYTES = 2e9  # of all runs whose weights are kept
 # A checkpoint holds 12 bytes a trained weight: writing it every so many seconds costs a few percent of the time.
 CHECKPOINT_SECONDS, CHECKPOINT_RATE = 30.0, 1e6
@@ -69,8 +77,11 @@ class Laboratory:
         record: StatusRecord,
         tracker: Tracker | None = None,
         within: Stage | None = None,
+        reuse: Reuse | None = None,
+        heritage: Heritage | None = None,
     ) -> None:
         self.within = within
+        self.reused = reuse.runs if reuse else None
         self.tracker = tracker
         self.config = config
         self.prepared = prepared
@@ -78,7 +89,7 @@ class Laboratory:
         self.folder = folder
         self.reporter = reporter
         self.record = record
-        self.context = make_context(config, prepared, plan, folder / "swarm")
+        self.context = make_context(config, prepared, plan, folder / "swarm", heritage)
         self._results: dict[str, Run] = {}
         self._roles: dict[str, str] = {}
         self._failures: dict[str, str] = {}
@@ -109,9 +120,29 @@ class Laboratory:
             stage, role, start = (Stage.ZERO_ROWS, "zero", zero_spec(self.context))
         self._run(stage, [replace(start, metrics=self._metrics("search"))], role=role)
 
+    def judge_reused(self) -> None:
+        """Judge earlier runs on rows that they were not judged on, by their stored weights."""
+        if self.reused is None:
+            return
+        references = [reference(j, "search") for j in range(len(self.prepared.capabilities))]
+        specs = self.reused.judged_specs(references)
+        for r, spec in specs.items():
+            folder = self.folder / "runs" / spec.id
+            if not (folder / MODEL).exists():
+                atomic_write_bytes(folder / MODEL, Path(self.reused.weights[r]).read_bytes())
+        self._run(Stage.JUDGING, list(specs.values()), role=JUDGED, needed=False)
+        done = {r: self._search_losses(self._results[s.id]) for r, s in specs.items() if s.id in self._results}
+        self.reused = self.reused.with_losses(done).told()
+
     def first_volumes(self) -> Array:
         """Return the mixtures of the first round, full-size rows, shape (R, D); nothing is trained for it."""
+        if self.reused is not None:
+            return np.concatenate([self.reused.volumes, self._candidates()])
         return self._first_design()[0]
+
+    def _candidates(self) -> Array:
+        """Lay out mixtures that the few new runs of a search with reuse are chosen from, base first."""
+        return self._design(self.prepared.domains.base, self.config.swarm.spread, CANDIDATES, 0, alone=True)[0]
 
     def _first_design(self) -> tuple[Array, NDArray[np.int64]]:
         return self._design(self.prepared.domains.base, self.config.swarm.spread, self.plan.runs, 0)
@@ -139,7 +170,10 @@ class Laboratory:
         self, centre: Array, spread: float, count: int, rate: float, number: int, wanted: Array | None = None
     ) -> None:
         """Run the swarm of one round; up to half of its points about the centre are mixtures that are wanted."""
-        volumes, seeds = self._design(centre, spread, count, number)
+        if number == 0 and self.reused is not None:
+            volumes, seeds = self._where_uncertain(count)
+        else:
+            volumes, seeds = self._design(centre, spread, count, number)
         if wanted is not None:
             some = wanted[: (len(volumes) - self.config.swarm.seeds + 1) // 2]
             volumes[len(volumes) - len(some) :] = some
@@ -152,6 +186,17 @@ class Laboratory:
         if len(distinct) < len(specs):
             self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
+
+    def _where_uncertain(self, count: int) -> tuple[Array, NDArray[np.int64]]:
+        """Place new runs where earlier ones leave the response least known: base, then one after another."""
+        candidates, seeds = self._candidates(), self._seeds(0)
+        turns = np.array([seeds[k % len(seeds)] for k in range(count)], dtype=np.int64)
+        if count <= 1:
+            return candidates[:count], turns
+        model = fit_known(self.evidence(), self.prepared, self.config.seed)
+        if model is None:
+            return self._design(self.prepared.domains.base, self.config.swarm.spread, count, 0)
+        return candidates[least_known(model, candidates, count)], turns
 
     def respond(self, centre: Array, rate: float, number: int) -> None:
         """Estimate the responses of the proxies trained at a round's centre, and average them over the seeds."""
@@ -190,7 +235,9 @@ class Laboratory:
         """Collect the runs that the fit may use: the swarm's, not the check's."""
         kept = [run for run in self._results if self._roles[run] == "design"]
         results = [self._results[run] for run in kept]
-        values = np.array([self._values(result) for result in results]).reshape(len(results), -1)
+        values = np.array([self._values(result) for result in results]).reshape(
+            len(results), len(self.prepared.capabilities)
+        )
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None and len(values) and np.ptp(values[:, j]) == 0:
                 raise UserError(
@@ -198,10 +245,10 @@ class Laboratory:
                     "tell no mixture from another; give it easier items or partial credit, or larger proxies"
                 )
         before = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
-        return Evidence(
+        own = Evidence(
             ids=tuple(kept),
-            volumes=np.array([result.spec.volumes for result in results], dtype=float),
-            losses=np.array([self._search_losses(result) for result in results]),
+            volumes=np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(self.prepared.facts)),
+            losses=np.array([self._search_losses(r) for r in results]).reshape(values.shape),
             values=values,
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
             losses_before=self._search_losses(before),
@@ -209,6 +256,7 @@ class Laboratory:
             gradients=tuple(Responses(at, found.M, found.se, found.q) for at, found in self.responses),
             own=self.config.own,
         )
+        return own if self.reused is None else with_reused(own, self.reused)
 
     def is_base(self, rows: NDArray[np.int64]) -> bool:
         """Tell whether a proxy trained on a mixture would be one trained on base."""
@@ -252,8 +300,10 @@ class Laboratory:
 
     def frame(self) -> pd.DataFrame:
         """Return a table of all runs: role, seed, rate, volumes, losses, cost."""
-        lines = []
+        lines = [] if self.reused is None else self._reused_lines(self.reused)
         for run, result in self._results.items():
+            if self._roles[run] == JUDGED:  # what it told stands beside the earlier run
+                continue
             line: dict[str, Any] = {
                 "run": run, "role": self._roles[run], "seed": result.spec.seed,
                 "learning_rate": result.spec.learning_rate,
@@ -274,9 +324,26 @@ class Laboratory:
             lines.append(line)
         return pd.DataFrame(lines)
 
+    def _reused_lines(self, reused: ReusedRuns) -> list[dict[str, Any]]:
+        """Give the table's rows of earlier runs; they cost this search nothing."""
+        lines = []
+        for r, run in enumerate(reused.ids):
+            line: dict[str, Any] = {
+                "run": run, "role": REUSED, "seed": int(reused.seeds[r]), "from": reused.origin[r],
+                "learning_rate": self.plan.rates[0],
+            }  # fmt: skip
+            line |= {f"rows/{n}": v for n, v in zip(self.prepared.domains.names, reused.volumes[r], strict=True)}
+            line |= {
+                f"search_loss/{n}": x for n, x in zip(self.prepared.capability_names, reused.losses[r], strict=True)
+            }
+            line |= dict.fromkeys(("rows", "tokens", "supervised_tokens", "steps"), 0) | {"seconds": 0.0}
+            lines.append(line)
+        return lines
+
     def cost(self) -> dict[str, Any]:
         """Add up what the search trained."""
         frame = self.frame()
+        frame = frame[frame["role"] != REUSED]
         estimates = frame["role"] == "gradients"
         cost = {
             "runs": int((~estimates).sum()), "tokens": int(frame["tokens"].sum()),
@@ -299,12 +366,14 @@ class Laboratory:
         first = number * self.config.swarm.seeds
         return [self._seed(first + s) for s in range(self.config.swarm.seeds)]
 
-    def _design(self, centre: Array, spread: float, count: int, number: int) -> tuple[Array, NDArray[np.int64]]:
+    def _design(
+        self, centre: Array, spread: float, count: int, number: int, *, alone: bool = False
+    ) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
         weights, limits = self.prepared.domains.lengths, self.config.limits
         if limits.budget_unit == "rows":
             weights = np.ones_like(weights)
-        seeds = self._seeds(number)
+        seeds = self._seeds(number)[: 1 if alone else None]
         return make_design(
             centre,
             spread=spread,
@@ -315,7 +384,7 @@ class Laboratory:
             # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
             total=float(weights @ centre) if limits.budget.kind in {"keep", "exactly"} else None,
             existing=self.evidence().volumes if number else None,
-            replicates=0 if number else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
+            replicates=0 if number or alone else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
             # Too few runs to tell a direction from another: none of them is spent on a second seed.
             seeds=seeds[:1] if not number and count <= len(weights) + 1 and not self.gradients else seeds,
             random_state=self.config.seed + 1000 * number,

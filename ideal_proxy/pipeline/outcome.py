@@ -30,6 +30,7 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
+from ideal_proxy.pipeline.reuse import Reuse
 from ideal_proxy.pipeline.rounds import ON_EDGE
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
@@ -47,10 +48,13 @@ def write_outcome(
     verdict: Verdict,
     trust: dict[str, Any] | None,
     check: dict[str, Any],
+    reuse: Reuse | None = None,
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished."""
     proposal, folder = proposals[-1], laboratory.folder
     result = _result(laboratory, proposals, verdict) | {"trust": trust, "check": check}
+    if reuse is not None:
+        result["reuse"] = reuse.to_json()
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
@@ -375,6 +379,7 @@ def _mixture(
                 "kl": config.constraints.kl,
             },
             "constraints": _limits(config, prepared).to_json(),
+            **({"reuse": result["reuse"]} if "reuse" in result else {}),
         },
         law=law,
         proxy_fraction=plan.fraction,

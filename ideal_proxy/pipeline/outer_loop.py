@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
+from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
 from ideal_proxy.pipeline.result_file import load_result
+from ideal_proxy.pipeline.reuse import Reuse, inherited_config, make_reuse, open_heritage
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
+from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.status_record import StatusRecord
@@ -36,7 +39,7 @@ from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
-from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json
+from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
 from ideal_proxy.terminal import Reporter, count_text
 
 Array = NDArray[np.float64]
@@ -62,6 +65,7 @@ def override(
     max_cost: float | None = None,
     trust_check: bool = False,
     multiples: int | None = None,
+    reuse: Sequence[str | Path] = (),
 ) -> SearchConfig:
     """Apply command-line options to a run file."""
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
@@ -77,7 +81,9 @@ def override(
             "by a metric; leave it out"
         )
     given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
-    top = {key: value for key, value in given if value is not None}
+    top: dict[str, Any] = {key: value for key, value in given if value is not None}
+    if reuse:
+        top["reuse"] = tuple(str(run_folder(Path(run)).resolve()) for run in reuse)
     swarm = {
         key: value
         for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers), ("engine", engine))
@@ -127,10 +133,10 @@ def plan_search(
         elsewhere = Elsewhere(device_flops=device_flops, utilisation=utilisation or UTILISATION, devices=devices)
     check_gradients(config)
     with lock(folder):
+        config = inherited_config(config, folder)
         _claim(config, folder, dry_run=True)
-        prepared = prepare(config, folder / "prepared", reporter)
-        check_constraints(config, prepared)
-        plan = make_plan(config, prepared, folder / "plan.json", elsewhere)
+        prepared, reuse, _ = _begin(config, folder, reporter)
+        plan = make_plan(config, prepared, folder / "plan.json", elsewhere, reuse.wanted if reuse else None)
         return describe_plan(config, prepared, plan) | {"elsewhere": None if elsewhere is None else asdict(elsewhere)}
 
 
@@ -150,6 +156,7 @@ def run_search(
 
 def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tracker) -> dict[str, Any]:
     with lock(folder):
+        config = inherited_config(config, folder)
         _claim(config, folder)
         if (folder / "result.json").exists():
             result = load_result(folder)
@@ -164,9 +171,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 reporter.note(f"{folder} is finished; adding the trust check")
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
-        prepared = prepare(config, folder / "prepared", reporter)
-        check_constraints(config, prepared)
-        plan = make_plan(config, prepared, folder / "plan.json")
+        prepared, reuse, heritage = _begin(config, folder, reporter)
+        plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
         whole = describe_plan(config, prepared, plan)
         reporter.note(
             f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
@@ -175,16 +181,21 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
         )
         with (
             StatusRecord(folder, whole["stages"]) as record,
-            Laboratory(config, prepared, plan, folder, reporter, record, tracker) as laboratory,
+            Laboratory(
+                config, prepared, plan, folder, reporter, record, tracker, reuse=reuse, heritage=heritage
+            ) as laboratory,
         ):
             if laboratory.gradients_why:
                 reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
             check_constraints(config, prepared, laboratory.first_volumes())
             laboratory.warm_start()
+            laboratory.judge_reused()
             rate = _choose_rate(laboratory, folder / "rate.json", reporter)
             earlier = _earlier(folder)
             proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker, earlier)
             opening, seeds_of = next_opening(earlier, proposals[-1].rows, plan.looks, len(proposals))
+            if reuse and not earlier:  # fresh seeds: those of earlier checks are in the fit
+                seeds_of = reuse.inherited.seeds_of
             if opening:
                 reporter.note(
                     f"the verify rows were opened before ({count_text(opening, 'time')}): this check has "
@@ -199,9 +210,25 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 "opening": opening, "seeds_of": seeds_of, "looks": list(plan.looks), "rounds": config.rounds,
                 "max_pairs": config.verify.max_pairs, "max_hours": config.swarm.max_hours,
             }  # fmt: skip
-            result = write_outcome(laboratory, proposals, verdict, trust, check)
+            result = write_outcome(laboratory, proposals, verdict, trust, check, reuse)
     tracker.tell("search finished", **_told_result(result))
     return result
+
+
+def _begin(config: SearchConfig, folder: Path, reporter: Reporter) -> tuple[Prepared, Reuse | None, Heritage | None]:
+    """Prepare the data, and say what carries over from the searches that are reused."""
+    found = open_heritage(config, folder)
+    if found is None:
+        prepared = prepare(config, folder / "prepared", reporter)
+        check_constraints(config, prepared)
+        return prepared, None, None
+    inherited, packages, heritage = found
+    prepared = prepare(config, folder / "prepared", reporter, heritage)
+    check_constraints(config, prepared)
+    reuse = make_reuse(config, prepared, inherited, packages, folder)
+    for line in reuse.lines(prepared.capability_names):
+        reporter.note(line)
+    return prepared, reuse, heritage
 
 
 def _trusted(result: dict[str, Any], config: SearchConfig) -> bool:
@@ -409,13 +436,14 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
-    kept = {*LOCK_FILES, planned.name, BAD_ROWS}
+    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED}
     if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and _identity(before) == _identity(config) and still_true(folder):
             kept.add("prepared")
         else:
-            shutil.rmtree(folder / "prepared", ignore_errors=True)
+            for name in ("prepared", REUSED):
+                shutil.rmtree(folder / name, ignore_errors=True)
         if before is None or dump_config(before) != text or "prepared" not in kept:
             for name in ("plan.json", "provenance.json", path.name):
                 (folder / name).unlink(missing_ok=True)

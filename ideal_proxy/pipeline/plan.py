@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +65,8 @@ class Plan:
         metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
         trainable_parameters: of the parameters those that training changes; None is all.
         memory: bytes that gradients may take beside the workers; None where that is not known.
+        judged: earlier runs whose stored weights are judged; 0 without reuse.
+        fresh_runs: proxies of the first round that a search without reuse would have; 0 without reuse.
     """
 
     fraction: float
@@ -84,9 +86,25 @@ class Plan:
     metric_seconds: float = 0.0
     trainable_parameters: int | None = None
     memory: float | None = None
+    judged: int = 0
+    fresh_runs: int = 0
 
 
-def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: Elsewhere | None = None) -> Plan:
+class Wanted(NamedTuple):
+    """New runs, earlier ones to judge, and the runs of a search without reuse."""
+
+    runs: int
+    judged: int
+    fresh: int
+
+
+def make_plan(
+    config: SearchConfig,
+    prepared: Prepared,
+    path: Path,
+    elsewhere: Elsewhere | None = None,
+    wanted: Wanted | None = None,
+) -> Plan:
     """Choose the sizes of a search, or read those chosen before."""
     if path.exists() and elsewhere is None:
         plan = read_plan(path)
@@ -107,16 +125,17 @@ def make_plan(config: SearchConfig, prepared: Prepared, path: Path, elsewhere: E
             found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
         )
     size = len(prepared.facts)
-    runs = config.swarm.runs or 3 * (size + 1)
+    runs = wanted.runs if wanted else config.swarm.runs or 3 * (size + 1)
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
     plan = Plan(
         fraction=_default_fraction(config, prepared),
-        rates=rates, runs=runs, more_runs=size + 1, rounds=config.rounds,
+        rates=rates, runs=runs, more_runs=-(-(size + 1) // 4) if wanted else size + 1, rounds=config.rounds,
         looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
         workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
         metric_seconds=probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
-        trainable_parameters=found.trainable_parameters,
+        trainable_parameters=found.trainable_parameters, judged=wanted.judged if wanted else 0,
+        fresh_runs=wanted.fresh if wanted else 0,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
         each = _worker_bytes(config, prepared, plan)
@@ -207,9 +226,10 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
     stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
         (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / max(warm_rows, 1.0)))
-        if config.proxy.model is None
+        if config.proxy.model is None and not config.reuse
         else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
+        *([(Stage.JUDGING, plan.judged, 0.0, half * plan.judged, 0.0)] if plan.judged else []),
         (Stage.SWARM, swarm, tokens * swarm, (training + half) * swarm, swarm * steps),
         *([(Stage.GRADIENTS, passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
     ]
@@ -300,6 +320,8 @@ def largest_fraction(prepared: Prepared) -> float:
 
 def _default_fraction(config: SearchConfig, prepared: Prepared) -> float:
     """Draw about PROXY_ROWS rows of the base, or what the run file says."""
+    if config.reuse and config.proxy.fraction:  # that of the earlier runs, whose volumes it gives their meaning
+        return config.proxy.fraction
     largest = largest_fraction(prepared)
     wanted = config.proxy.fraction or PROXY_ROWS / float(prepared.domains.base.sum())
     return round(min(wanted, largest), 6) if wanted < largest else np.floor(largest * 1e6) / 1e6

@@ -39,6 +39,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
 from ideal_proxy.pipeline.findings import duplicate_findings
+from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter
@@ -166,8 +167,8 @@ class Prepared:
         return TokenRows.load(self.folder / f"{half}-{index}")
 
 
-def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
-    """Read, tokenise and split every source, once."""
+def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: Heritage | None = None) -> Prepared:
+    """Read, tokenise and split every source, once; of a search that reuses another with its tokenizer and split."""
     if is_whole(folder, reporter.note):
         prepared = load_prepared(folder)
         refuse_changed_sources(prepared.sources, prepared.health["stamps"], folder.parent)
@@ -179,13 +180,15 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
     for line in tally_lines(domains, references):
         reporter.note(line)
     base_model = _keep_base(config, folder / "model", reporter)
+    if tokenizer is None and heritage is not None:
+        tokenizer = load_template(heritage.folder / "tokenizer").tokenizer
     if tokenizer is None:
         tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     save_pretrained(tokenizer, folder / "tokenizer")
     template = load_template(folder / "tokenizer")
     reporter.note(
         f"tokenizer: {len(tokenizer):,} "
-        f"{'tokens of the model' if config.proxy.model else 'byte-level BPE tokens trained on the domains'}, "
+        f"{_of_tokenizer(config, heritage)}, "
         f"{'the plain template' if template.plain else 'its own chat template'}"
     )
     encoded = encode(config, template, *rows_by_name(domains, references))
@@ -206,7 +209,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
         lost = _tell_left_out(left_out(rows, tokens, template), entry.path, folder.parent / BAD_ROWS)
         if len(tokens) < FEW_ROWS:
             reporter.note(f"warning: domain {entry.name}: {few_rows_text(len(tokens))}")
-        domain_facts.append(_domain_facts(entry, domains[entry.name], tokens, lost, config))
+        domain_facts.append(_domain_facts(entry, domains[entry.name], tokens, lost, config, heritage))
     capability_facts, few = [], []
     for index, capability in enumerate(config.capabilities):
         rows = references[capability.name].rows
@@ -216,6 +219,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter) -> Prepared:
             reporter.note(f"warning: reference rows of {capability.name}: {line}")
         _tell_left_out(left_out(rows, tokens, template), capability.path, folder.parent / BAD_ROWS)
         search = search_verify_split(tokens.split_keys)
+        if heritage is not None:
+            search = heritage.search_rows(tokens.split_keys, search)
         halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
         for half, part in halves.items():
             if len(part) == 0:
@@ -320,14 +325,19 @@ def _tell_left_out(found: Sequence[LeftOut], source: str, bad_rows: Path) -> lis
 
 
 def _domain_facts(
-    entry: DomainConfig, source: ReadSource, tokens: TokenRows, lost: Sequence[str], config: SearchConfig
+    entry: DomainConfig,
+    source: ReadSource,
+    tokens: TokenRows,
+    lost: Sequence[str],
+    config: SearchConfig,
+    heritage: Heritage | None,
 ) -> DomainFacts:
     """Resolve a domain's base and bounds against the rows it has to train on."""
     available, rows = len(tokens), source.rows
     fewer = len(lost) + source.tally.all_left_out
     base, lower, upper = range_of(entry, available, config.constraints.max_repeat, config.base.epochs, fewer)
-    reserved = int(reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0).sum())
-    if config.proxy.warm_fraction and not reserved:
+    reserved = int(reserved_rows(config, tokens, heritage).sum())
+    if config.proxy.warm_fraction and not reserved and heritage is None:
         raise UserError(
             f"domain {entry.name} has no two different rows, and the warm start takes one of them; "
             "give it more rows, or take it out"
@@ -349,6 +359,19 @@ def _domain_facts(
         dropped=tokens.dropped,
         longest=int(tokens.lengths.max()),
     )
+
+
+def reserved_rows(config: SearchConfig, tokens: TokenRows, heritage: Heritage | None) -> NDArray[np.bool_]:
+    """Mark the rows of a domain that no mixture draws: those of the warm start, also of one that was made before."""
+    if heritage is not None:
+        return np.isin(tokens.keys, heritage.reserved)
+    return reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0)
+
+
+def _of_tokenizer(config: SearchConfig, heritage: Heritage | None) -> str:
+    if config.proxy.model:
+        return "tokens of the model"
+    return f"byte-level BPE tokens {'of the run that is reused' if heritage else 'trained on the domains'}"
 
 
 def _refuse_empty(tokens: TokenRows, what: str, source: str) -> None:

@@ -113,11 +113,11 @@ def fit_and_propose(
     yardstick: Yardstick | None = None,
 ) -> Proposal:
     """Fit the law to the runs and optimise the volumes."""
-    loss_model, notes = _fit(evidence, prepared, seed)
+    loss_model, notes = fit_response(evidence, prepared, seed)
     base = prepared.domains.base
     model = loss_model
     if config.has_metrics:
-        model, notes = _fit(replace(evidence, gradients=()), prepared, seed, config.kinds)
+        model, notes = fit_response(replace(evidence, gradients=()), prepared, seed, config.kinds)
     stick = yardstick or make_yardstick(config, model, loss_model, base)
     problem = make_problem(prepared, config)
     constraints = make_constraints(config, prepared, problem, evidence.volumes)
@@ -277,7 +277,7 @@ def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> 
     )
 
 
-def _fit(
+def fit_response(
     evidence: Evidence,
     prepared: Prepared,
     seed: int,

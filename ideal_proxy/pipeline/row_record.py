@@ -71,6 +71,30 @@ class RowRecord:
         return times
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Heritage:
+    """What the preparation of a search takes from earlier ones.
+
+    Attributes:
+        folder: where it lies: `tokenizer/` and, for scratch proxies, `warm.safetensors`.
+        warm: SHA-256 of these weights; "" where there are none.
+        reserved: keys of the rows that they were trained on, which no mixture may draw.
+        search: split groups of reference rows that a search has seen.
+        verify: split groups of those that only a check saw.
+    """
+
+    folder: Path
+    warm: str
+    reserved: Keys
+    search: Keys
+    verify: Keys
+
+    def search_rows(self, groups: Keys, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Mark the search half of some reference rows: rows that were split before stay where they were."""
+        seen = np.isin(groups, self.search)
+        return seen | (drawn & ~np.isin(groups, self.verify))
+
+
 def record_of(
     domains: Sequence[str], pools: Sequence[TokenRows], reserved: Sequence[TokenRows], available: Sequence[int],
     fraction: float, references: Sequence[str], reference_rows: Sequence[TokenRows],

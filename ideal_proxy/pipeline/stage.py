@@ -14,6 +14,7 @@ class Stage(StrEnum):
     WARM_START = "warm start"
     ZERO_ROWS = "zero rows"
     LEARNING_RATE = "learning rate"
+    JUDGING = "earlier runs judged"  # of a search that reuses another
     SWARM = "swarm"
     GRADIENTS = "gradients"
     FIT = "fit"

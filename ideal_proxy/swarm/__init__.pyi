@@ -3,6 +3,7 @@ from .context import MODEL as MODEL
 from .context import RESPONSES as RESPONSES
 from .context import TOKENIZER as TOKENIZER
 from .context import WARM_RUN as WARM_RUN
+from .context import WARM_WEIGHTS as WARM_WEIGHTS
 from .context import ZERO_RUN as ZERO_RUN
 from .context import Run as Run
 from .context import RunSpec as RunSpec

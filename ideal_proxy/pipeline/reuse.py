@@ -1,0 +1,345 @@
+"""`search --reuse`: what earlier runs tell a search over changed data, what is missing, and how many runs that needs.
+
+Legend: R runs, D domains, J capabilities, K retired domains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ideal_proxy.config import SearchConfig, load_config
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.changes import Change, compare_domains, data_changed, move_runs
+from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inherited_from, take_over
+from ideal_proxy.pipeline.plan import Wanted
+from ideal_proxy.pipeline.prepare import Prepared, load_template
+from ideal_proxy.pipeline.row_record import Heritage
+from ideal_proxy.store import is_complete, read_json, run_folder
+from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
+from ideal_proxy.terminal import count_text
+
+Array = NDArray[np.float64]
+
+LEAST_KEPT = 0.1  # of the rows that earlier runs drew: with fewer in the new domains they tell of other data
+RUNS_FOR = {"added": 2, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  # for each domain that they made
+GROWN = 0.2  # of its old rows: a domain that grew by less is taken to be what it was
+POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReusedRuns:
+    """Earlier runs as evidence of a new search.
+
+    Attributes:
+        ids: R ids, which no run of the new search has.
+        origin: the run directory of each, (R,).
+        volumes: full-size rows of the new domains, (R, D).
+        retired: K names.
+        retired_volumes: (R, K) rows of domains that are no more.
+        retired_available: (K,) rows that they had.
+        losses: (R, J) nats on the new search rows; NaN where a run was not judged on them.
+        seeds: (R,).
+        labels: (R,) equal for runs of one mixture.
+        weights: (R,) files; "" where there is none.
+        tokens: (R,) trained on, by the search that made them.
+        seconds: (R,) that took.
+    """
+
+    ids: tuple[str, ...]
+    origin: tuple[str, ...]
+    volumes: Array
+    retired: tuple[str, ...]
+    retired_volumes: Array
+    retired_available: Array
+    losses: Array
+    seeds: NDArray[np.int64]
+    labels: tuple[str, ...]
+    weights: tuple[str, ...]
+    tokens: NDArray[np.int64]
+    seconds: Array
+
+    def to_judge(self) -> list[int]:
+        """Number the runs that were not judged on all of the new reference rows, and whose weights are there."""
+        lacking = np.isnan(self.losses).any(axis=1)
+        return [r for r in np.flatnonzero(lacking).tolist() if self.weights[r] and Path(self.weights[r]).is_file()]
+
+    def judged_specs(self, references: Sequence[str]) -> dict[int, RunSpec]:
+        """Describe the judging of stored weights, by the number of the run."""
+        nothing = (0,) * self.volumes.shape[1]
+        return {
+            r: RunSpec(
+                id=_judged_id(self.ids[r]), rows=nothing, volumes=nothing,
+                seed=int(self.seeds[r]), role=JUDGED, learning_rate=0.0, references=tuple(references),
+                trained=self.ids[r].rpartition(":")[2],
+            )
+            for r in self.to_judge()
+        }  # fmt: skip
+
+    def with_losses(self, found: dict[int, Array]) -> ReusedRuns:
+        """Fill in what judged runs lost."""
+        losses = self.losses.copy()
+        for r, values in found.items():
+            losses[r] = np.where(np.isnan(losses[r]), values, losses[r])
+        return replace(self, losses=losses)
+
+    def told(self) -> ReusedRuns:
+        """Leave out the runs that tell of no capability."""
+        keep = np.flatnonzero(np.isfinite(self.losses).any(axis=1))
+        part: dict[str, Any] = {
+            name: tuple(getattr(self, name)[r] for r in keep) for name in ("ids", "origin", "labels", "weights")
+        }
+        for name in ("volumes", "retired_volumes", "losses", "seeds", "tokens", "seconds"):
+            part[name] = getattr(self, name)[keep]
+        return replace(self, **part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reuse:
+    """What a search makes of earlier ones.
+
+    Attributes:
+        inherited: what it takes over.
+        packages: the earlier searches.
+        runs: their runs as evidence.
+        changes: of the domains, against the first of them.
+        kept: for each package the share of the rows that its runs drew that belongs to a new domain.
+        known: for each capability how many runs were judged on its rows before.
+        judged: runs to judge by their weights.
+        needed: new runs of the first round.
+        fresh: proxies of the first round of a search without reuse.
+        notes: what else to know.
+    """
+
+    inherited: Inherited
+    packages: tuple[Package, ...]
+    runs: ReusedRuns
+    changes: tuple[Change, ...]
+    kept: tuple[float, ...]
+    known: tuple[int, ...]
+    judged: int
+    needed: int
+    fresh: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the plan needs of it."""
+        return Wanted(self.needed, self.judged, self.fresh)
+
+    def to_json(self) -> dict[str, Any]:
+        """Say which evidence is whose."""
+        return {
+            "runs": [
+                {"from": p.name, "runs": len(p.runs), "rows_kept": k}
+                for p, k in zip(self.packages, self.kept, strict=True)
+            ],
+            "changes": [str(change) for change in self.changes],
+            "retired": list(self.runs.retired),
+            "judged": self.judged, "new_runs": self.needed, "fresh_runs": self.fresh,
+            "tokens_reused": int(self.runs.tokens.sum()), "seconds_reused": float(self.runs.seconds.sum()),
+        }  # fmt: skip
+
+    def lines(self, names: Sequence[str]) -> Iterator[str]:
+        """Say what carries over, what is missing, and what that costs, a line each; J names of capabilities."""
+        for package, kept in zip(self.packages, self.kept, strict=True):
+            counted = count_text(len(package.runs), "run")
+            yield f"reuse {package.name}: {counted}, {kept:.0%} of the rows they drew are in today's domains"
+        same = [c for c in self.changes if c.kind == "same"]
+        if same:
+            yield f"{', '.join(c.new[0] for c in same)}: the same rows"
+        yield from (str(change) for change in self.changes if change.kind != "same")
+        if self.runs.retired:
+            yield f"{', '.join(self.runs.retired)}: known to the fit, proposed no more"
+        total = len(self.runs.ids)
+        carried = [name for name, count in zip(names, self.known, strict=True) if count == total]
+        if carried:
+            yield f"reference rows of {', '.join(carried)}: judged before by {'all' if total > 1 else 'the'} runs"
+        for name, count in zip(names, self.known, strict=True):
+            if count < total:
+                yield f"reference rows of {name}: " + self._what_is_missing(total, count)
+        start = "tokenizer, warm start and its loss, " if self.inherited.warm else ""
+        yield (
+            f"inherited: {start}learning rate {self.inherited.learning_rate:g}, fraction {self.inherited.fraction:g}, "
+            f"context {self.inherited.context}, seed {self.inherited.seed}, the split of the reference rows"
+        )
+        yield from self.notes
+        if not self.needed:
+            yield f"no new run is needed but for the check; a fresh search has {self.fresh} in its first round"
+        else:
+            yield (
+                f"{count_text(self.needed, 'new run')} and the check, where a fresh search has {self.fresh} and a "
+                f"sweep of the learning rate ({self.needed / self.fresh:.0%})"
+            )
+
+    def _what_is_missing(self, total: int, count: int) -> str:
+        weights = min(self.judged, total - count)
+        told = f"{weights} of {total} runs are judged on them by their stored weights, without training"
+        left = total - count - weights
+        if not left:
+            return told
+        lacking = f"{left} of {total} runs kept no weights and tell nothing of it; it is learned from the new runs"
+        return f"{told}; {lacking}" if weights else lacking
+
+
+def _judged_id(run: str) -> str:
+    """Name the folder in which an earlier run is judged."""
+    return hashlib.sha256(f"judged {run}".encode()).hexdigest()[:16]
+
+
+def inherited_config(config: SearchConfig, folder: Path) -> SearchConfig:
+    """Give a run file with `reuse` what it takes over; refuse earlier searches whose losses mean something else."""
+    if not config.reuse:
+        return config
+    kept = folder / REUSED / "inherited.json"
+    if is_complete(kept.parent):
+        found = Inherited(**read_json(kept))
+    else:
+        for place in config.reuse:
+            if not (run_folder(Path(place)) / "config.yaml").exists():
+                raise UserError(f"--reuse {place}: no run directory; give the folder that `ideal-proxy search` made")
+            _refuse_other_proxies(config, place)
+        found = inherited_from(Path(config.reuse[0]))
+    judged = [c.name for c in config.capabilities if c.metric is not None]
+    if judged:
+        raise UserError(f"--reuse: {judged[0]} is judged by a metric, and earlier runs cannot be judged by it anew")
+    proxy = config.proxy.model_copy(update={
+        "fraction": found.fraction, "learning_rate": found.learning_rate, "context": found.context,
+        "dtype": found.dtype,
+    })  # fmt: skip
+    return config.model_copy(update={"proxy": proxy, "seed": found.seed, "gradients": "none"})
+
+
+def _refuse_other_proxies(config: SearchConfig, place: str) -> None:
+    """Refuse runs whose proxies, tokenizer or loss are not those of the run file."""
+    before = load_config(run_folder(Path(place)) / "config.yaml")
+    keys = ("size", "vocabulary", "model", "gguf", "revision", "lora_rank")
+    pairs = [(f"proxy.{key}", getattr(before.proxy, key), getattr(config.proxy, key)) for key in keys]
+    pairs += [(key, getattr(before, key), getattr(config, key)) for key in ("loss", "batch")]
+    for key, old, new in pairs:
+        if old != new:
+            raise UserError(
+                f"--reuse {place}: its {key} is {_shown(old)} and this run file's {_shown(new)}, so the losses of its "
+                f"runs cannot stand beside new ones; give {key} as there, or search without --reuse"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).strip()
+
+
+def open_heritage(config: SearchConfig, folder: Path) -> tuple[Inherited, list[Package], Heritage] | None:
+    """Copy what earlier searches left, once, and say what the preparation needs of it."""
+    if not config.reuse:
+        return None
+    inherited, packages = take_over(config.reuse, folder)
+    if not packages:
+        raise UserError(f"--reuse {', '.join(config.reuse)}: no finished run of a mixture is there to reuse")
+    records = [package.record for package in packages]
+    reserved = [keys for record in records for keys in record.reserved]
+    heritage = Heritage(
+        folder=folder / REUSED, warm=inherited.warm, reserved=np.unique(np.concatenate(reserved)),
+        search=np.unique(np.concatenate([record.half("search") for record in records])),
+        verify=np.unique(np.concatenate([record.half("verify") for record in records])),
+    )  # fmt: skip
+    return inherited, packages, heritage
+
+
+def make_reuse(
+    config: SearchConfig, prepared: Prepared, inherited: Inherited, packages: Sequence[Package], folder: Path
+) -> Reuse:
+    """Compare earlier searches with prepared data, and count what is missing, for a search in a folder."""
+    keys = [np.array(prepared.domain_rows(i).keys) for i in range(len(prepared.facts))]
+    names = prepared.domains.names
+    changes = compare_domains(packages[0].record, names, keys)
+    runs, kept = _reused_runs(prepared, packages, keys, folder)
+    for package, share in zip(packages, kept, strict=True):
+        if share < LEAST_KEPT:
+            raise UserError(
+                f"--reuse {package.name}: only {share:.0%} of the rows that its runs drew are in this run file's "
+                f"domains, and under {LEAST_KEPT:.0%} they tell of other data; search without it"
+            )
+    fresh = 3 * (len(names) + 1)
+    known = tuple(int(n) for n in np.isfinite(runs.losses).sum(axis=0))
+    judged = len(runs.to_judge())
+    lacking = [
+        name for name, count in zip(prepared.capability_names, known, strict=True)
+        if count + judged < max(len(runs.ids) // 2, 1)
+    ]  # fmt: skip
+    needed = config.swarm.runs or runs_needed(changes, len(names), unknown=bool(lacking))
+    return Reuse(
+        inherited=inherited, packages=tuple(packages), runs=runs, changes=tuple(changes), kept=tuple(kept),
+        known=known, judged=judged, needed=min(needed, fresh) if config.swarm.runs is None else needed, fresh=fresh,
+        notes=tuple(_poor_tokenizer(prepared, changes, fresh)),
+    )  # fmt: skip
+
+
+def runs_needed(changes: Sequence[Change], domains: int, *, unknown: bool) -> int:
+    """Count the new runs that changed data ask for: base, and some for each domain that no run has told of."""
+    count = 0
+    for change in changes:
+        if change.kind == "split":
+            count += RUNS_FOR["split"] * (len(change.new) - 1)
+        elif change.kind != "grown" or change.gained > GROWN * change.kept:
+            count += RUNS_FOR.get(change.kind, 0)
+    count += data_changed(changes)
+    return max(count, domains + 1) if unknown else count
+
+
+def _reused_runs(
+    prepared: Prepared, packages: Sequence[Package], keys: Sequence[NDArray[np.uint64]], folder: Path
+) -> tuple[ReusedRuns, list[float]]:
+    """Bring the runs of all packages to the new domains and capabilities."""
+    references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
+    moved = [move_runs(package, keys) for package in packages]
+    retired = list(dict.fromkeys(name for part in moved for name in part.retired))
+    gone, available = [], np.zeros(len(retired))
+    for part in moved:
+        wide = np.zeros((len(part.volumes), len(retired)))
+        for k, name in enumerate(part.retired):
+            at = retired.index(name)
+            wide[:, at] = part.retired_volumes[:, k]
+            available[at] = max(available[at], part.retired_available[k])
+        gone.append(wide)
+    every = [(package, run) for package in packages for run in package.runs]
+    number = {id(package): n for n, package in enumerate(packages)}
+    ids = tuple(f"reused{number[id(package)]}:{run.id}" for package, run in every)
+    placed = [folder / "runs" / _judged_id(name) / MODEL for name in ids]  # where they were judged before a stop
+    return ReusedRuns(
+        ids=ids,
+        origin=tuple(package.name for package, _ in every),
+        volumes=np.concatenate([part.volumes for part in moved]),
+        retired=tuple(retired), retired_volumes=np.concatenate(gone), retired_available=available,
+        losses=np.concatenate([np.column_stack([p.losses(k) for k in references]) for p in packages]),
+        seeds=np.array([run.seed for _, run in every], dtype=np.int64),
+        labels=tuple(f"{number[id(package)]}:{run.rows}" for package, run in every),
+        weights=tuple(str(at) if at.exists() else run.weights for at, (_, run) in zip(placed, every, strict=True)),
+        tokens=np.array([run.tokens for _, run in every], dtype=np.int64),
+        seconds=np.array([run.seconds for _, run in every]),
+    ), [part.kept for part in moved]  # fmt: skip
+
+
+def _poor_tokenizer(prepared: Prepared, changes: Sequence[Change], fresh: int) -> Iterator[str]:
+    """Warn of new domains that the inherited tokenizer cuts into far more pieces, as of a language it never saw."""
+    added = {name for change in changes if change.kind == "added" for name in change.new}
+    if not added or len(added) == len(prepared.facts):
+        return
+    tokenizer = load_template(prepared.folder / "tokenizer").tokenizer
+    sizes = {}
+    for i, facts in enumerate(prepared.facts):
+        rows = prepared.domain_rows(i)
+        ids = np.asarray(rows.ids[: rows.offsets[min(len(rows), 200)]])
+        sizes[facts.name] = len(tokenizer.decode(ids.tolist()).encode()) / max(len(ids), 1)
+    usual = float(np.median([size for name, size in sizes.items() if name not in added]))
+    for name in sorted(added):
+        if sizes[name] < POOR_TOKENIZER * usual:
+            yield (
+                f"warning: the inherited tokenizer needs {usual / sizes[name]:.1f} times as many tokens for {name} as "
+                f"for the other domains, and the warm start never saw it; a fresh start costs {fresh} runs and a sweep"
+            )
