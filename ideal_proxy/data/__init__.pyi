@@ -1,6 +1,6 @@
 from .context import CUT_SHARE as CUT_SHARE
-from .context import Context as Context
 from .context import LONGEST as LONGEST
+from .context import Context as Context
 from .context import Limit as Limit
 from .context import choose_context as choose_context
 from .demo import DOMAINS as DOMAINS
@@ -18,9 +18,9 @@ from .hub import parse_hub as parse_hub
 from .layout import Found as Found
 from .layout import look as look
 from .messages import KEY_VERSION as KEY_VERSION
+from .messages import SETTINGS as SETTINGS
 from .messages import Message as Message
 from .messages import Row as Row
-from .messages import SETTINGS as SETTINGS
 from .messages import chat_record as chat_record
 from .messages import row_keys as row_keys
 from .messages import source_fingerprint as source_fingerprint
@@ -47,8 +47,8 @@ from .sources import tally_lines as tally_lines
 from .template import ChatTemplate as ChatTemplate
 from .template import make_template as make_template
 from .tokenizer import train_tokenizer as train_tokenizer
-from .tokens import Batch as Batch
 from .tokens import IGNORED as IGNORED
+from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows

@@ -3,9 +3,9 @@ from .base_model import build_pretrained_proxy as build_pretrained_proxy
 from .base_model import keep_base as keep_base
 from .base_model import place_base as place_base
 from .base_model import trainable_parameters as trainable_parameters
+from .cost import UTILISATION as UTILISATION
 from .cost import Elsewhere as Elsewhere
 from .cost import Products as Products
-from .cost import UTILISATION as UTILISATION
 from .cost import budget_hours as budget_hours
 from .cost import cost_of as cost_of
 from .cost import count_products as count_products
