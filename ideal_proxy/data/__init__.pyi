@@ -50,6 +50,7 @@ from .tokenizer import train_tokenizer as train_tokenizer
 from .tokens import IGNORED as IGNORED
 from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
+from .tokens import TooManyRefusedError as TooManyRefusedError
 from .tokens import log as log
 from .tokens import tokenize_rows as tokenize_rows
 from .tokens import told_lines as told_lines

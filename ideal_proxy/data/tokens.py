@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -312,12 +312,28 @@ def tokenize_rows(
     return result
 
 
+class Refused(NamedTuple):
+    """A row that the template refuses: its place, the reason that it is counted under, and what is wrong."""
+
+    where: str
+    reason: str
+    message: str
+
+
+class TooManyRefusedError(UserError):
+    """A source of which the template refuses more than a tenth; `rows` are all that it refuses."""
+
+    def __init__(self, message: str, rows: Sequence[Refused]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatTemplate) -> TokenRows:
     """Tokenise rows up to their last token with loss: what follows teaches nothing."""
     ids: list[npt.NDArray[np.int32]] = []
     masks: list[npt.NDArray[np.bool_]] = []
     kept: list[int] = []
-    refused: list[tuple[str, str]] = []
+    refused: list[Refused] = []
     told: Counter[str] = Counter()
     dropped = 0
     for start in range(0, len(rows), CHUNK):
@@ -336,8 +352,8 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
             kept.append(n)
     if dropped:
         told["left out, no token of it carries loss"] = dropped
-    for reason, count in Counter(reason for reason, _ in refused).items():
-        first = next(text for why, text in refused if why == reason)
+    for reason, count in Counter(row.reason for row in refused).items():
+        first = next(row.message for row in refused if row.reason == reason)
         told[f"left out, {reason} (first: {first})"] = count
     for line in told_lines(told):
         log.info(line)
@@ -357,7 +373,7 @@ def _tokenize(rows: Sequence[Row], keys: npt.NDArray[np.uint64], template: ChatT
 
 
 def _encode(
-    chunk: Sequence[Row], template: ChatTemplate, refused: list[tuple[str, str]], told: Counter[str]
+    chunk: Sequence[Row], template: ChatTemplate, refused: list[Refused], told: Counter[str]
 ) -> list[tuple[list[int], list[bool]] | None]:
     """Tokenise some rows; None where the template refuses one, which is noted with the reason."""
     rendered: list[Rendered | None] = []
@@ -365,7 +381,7 @@ def _encode(
         try:
             made = template.render_row(row)
         except RefusedRowError as error:
-            refused.append((error.reason, f"{row.where}: {error}"))
+            refused.append(Refused(row.where, error.reason, f"{row.where}: {error}"))
             rendered.append(None)
             continue
         rendered.append(made)
@@ -379,12 +395,13 @@ def told_lines(told: Mapping[str, int]) -> list[str]:
     return [f"{count:,} row{'' if count == 1 else 's'}: {what}" for what, count in told.items()]
 
 
-def _refuse_too_many(refused: Sequence[tuple[str, str]], rows: int) -> None:
+def _refuse_too_many(refused: Sequence[Refused], rows: int) -> None:
     """Refuse a source of which the template refuses more than a tenth."""
     if refused and (len(refused) > max(1, REFUSED_SHARE * rows) or len(refused) == rows):
-        raise UserError(
+        raise TooManyRefusedError(
             f"the chat template refuses {len(refused):,} of {rows:,} rows, more than {REFUSED_SHARE:.0%} "
-            f"(the first: {refused[0][1]})"
+            f"(the first: {refused[0].message})",
+            refused,
         )
 
 

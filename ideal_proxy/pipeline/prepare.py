@@ -23,6 +23,7 @@ from ideal_proxy.data import (
     ReadSource,
     Row,
     TokenRows,
+    TooManyRefusedError,
     bad_row,
     domain_tokenizer,
     find_duplicates,
@@ -191,7 +192,18 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         f"{_of_tokenizer(config, heritage)}, "
         f"{'the plain template' if template.plain else 'its own chat template'}"
     )
-    encoded = encode(config, template, *rows_by_name(domains, references))
+    try:
+        encoded = encode(config, template, *rows_by_name(domains, references))
+    except TooManyRefusedError as error:
+        place_of = {
+            row.where: entry.path
+            for entries, part in ((config.domains, domains), (config.capabilities, references))
+            for entry in entries
+            for row in part[entry.name].rows
+        }
+        bad_rows = folder.parent / BAD_ROWS
+        _write_bad_rows([(place_of[where], where, why, what) for where, why, what in error.rows], bad_rows)
+        raise UserError(f"{error}; all of them stand in {bad_rows}") from error
     reporter.note(f"context: {encoded.context.tokens:,} tokens, {encoded.context.reason}")
     domain_facts = []
     for index, entry in enumerate(config.domains):
@@ -318,10 +330,15 @@ def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[s
 
 def _tell_left_out(found: Sequence[LeftOut], source: str, bad_rows: Path) -> list[str]:
     """Add rows that the template refuses to the bad rows of a run, and give their keys in hex."""
-    if found:
-        with open(bad_rows, "a", encoding="utf-8") as file:
-            file.writelines(bad_row(source, f.row.where, f.reason, f.message) + "\n" for f in found)
+    _write_bad_rows([(source, f.row.where, f.reason, f.message) for f in found], bad_rows)
     return [f"{f.row.key:016x}" for f in found]
+
+
+def _write_bad_rows(rows: Sequence[tuple[str, str, str, str]], bad_rows: Path) -> None:
+    """Add rows to the bad rows of a run: source, place, reason and what is wrong of each."""
+    if rows:
+        with open(bad_rows, "a", encoding="utf-8") as file:
+            file.writelines(bad_row(*row) + "\n" for row in rows)
 
 
 def _domain_facts(

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from builders import read_back, run, small_search, write_rows
 from pretrained_folder import NAMES, pretrained_folder
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.data.rows import read_rows
+from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import load_mixture
 from ideal_proxy.pipeline.check import check_sources, health_tables
@@ -114,3 +116,21 @@ def test_check_tells_everything_once_and_warns_of_few_rows(searched, tmp_path, c
     assert "domain few: 5 rows to train on; with fewer than 50 its effect can hardly be measured" in " ".join(
         health_tables(health).split()
     )
+
+
+def test_rows_that_are_refused_stand_in_bad_rows_also_where_they_are_too_many(searched, tmp_path):
+    folder, _, _ = searched
+    rows = rows_of("facts", 60)
+    for row in rows[:9]:
+        row["messages"][0]["content"] = "REFUSE this"
+    write_rows(tmp_path / "facts.jsonl", rows)
+    config = parse_config(yaml.safe_load((folder / "mix.yaml").read_text()))
+    domains = [d.model_dump() | ({"path": str(tmp_path / "facts.jsonl")} if d.name == "facts" else {})
+               for d in config.domains]  # fmt: skip
+    config = parse_config(config.model_dump(mode="json") | {"domains": domains})
+    with pytest.raises(UserError, match=r"refuses 9 of 60 rows, more than 10%.*all of them stand in .*bad_rows\.jsonl"):
+        run_search(config, tmp_path / "run", Reporter(quiet=True))
+    bad = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()]
+    path = str(tmp_path / "facts.jsonl")
+    assert [(row["source"], row["where"]) for row in bad] == [(path, f"{path}:{n + 1}") for n in range(9)]
+    assert {row["reason"] for row in bad} == {"refused by the chat template"}
