@@ -86,6 +86,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{count_text(result['cost']['rounds'], 'round')}, "
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
+        *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
         f"Mixture file: {folder / 'mixture.json'}",
         step("next: ", f"report {folder}", "one page to look at and to show"),
         *([] if kept else [step("      ", f"apply {folder / 'mixture.json'} --out DIR", "the rows to train on")]),
@@ -237,6 +238,18 @@ def trust_text(found: dict[str, Any] | None) -> str:
         return f"Trust check: failed ({found['failed']})"
     by_name = ", ".join(f"{e['name']} {e['agree']} of {e['pairs']}" for e in found["capabilities"])
     return f"Trust check: {found['sentence']}. Same order by capability: {by_name}"
+
+
+def reuse_text(found: dict[str, Any] | None) -> str:
+    """Say which evidence is whose."""
+    if not found:
+        return ""
+    earlier = ", ".join(f"{count_text(e['runs'], 'run')} of {e['from']}" for e in found["runs"])
+    changed = [text for text in found["changes"] if not text.endswith(": the same rows")]
+    return (
+        f"Evidence: {earlier}, and this search's own; {found['new_runs']} new in its first round, where a fresh search "
+        f"has {found['fresh_runs']}. " + (f"Since then: {'; '.join(changed)}." if changed else "The data are the same.")
+    )
 
 
 def _passes(cost: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, sl
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.report.steps import steps_text
-from ideal_proxy.report.text import SAYS, trust_text, two_answers, who_pays
+from ideal_proxy.report.text import SAYS, reuse_text, trust_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
@@ -134,6 +134,8 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "gradients": result.get("gradients"),
         "trust": result.get("trust"),
         "trust_text": trust_text(result.get("trust")),
+        "reuse": result.get("reuse"),
+        "reuse_text": reuse_text(result.get("reuse")),
         "fit": _fit(run),
         "held_out": _held_out(run),
         "pareto": {"note": front_note} if front is None else _pareto(run, front),
@@ -171,6 +173,7 @@ def cost_stages(run: SearchRun) -> pd.DataFrame:
     """Add up the training of every stage."""
     counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
     frame = counted.assign(stage=run.runs["role"].map(STAGES).fillna(run.runs["role"]))
+    frame = frame[frame["role"] != "reused"]  # trained by an earlier search
     grouped = frame.groupby("stage", sort=False).agg(
         runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum"),
         flops=("flops", lambda column: column.sum(skipna=False)),
