@@ -51,7 +51,7 @@ def influence(
         raise UsageError(f"--method is {method!r}; choose implicit or first-order")
     from ideal_proxy.gradients import estimate, influence_tables, open_folder, read_tau
     from ideal_proxy.proxy import pick_device
-    from ideal_proxy.scaleup import ModelSpec, ProxySetting, load_encoder, load_model
+    from ideal_proxy.scaleup import ModelSpec, ProxySetting, load_model, load_template
 
     known = read_tau(tau or [], settings.capability_names)
     spec = ModelSpec(name=model, gguf=gguf)
@@ -61,10 +61,10 @@ def influence(
     used = pick_device(device)
     folder = open_folder(out or Path("runs") / f"{settings.name}-influence")
     length = context or settings.proxy.context
-    encoder = load_encoder(spec, ProxySetting(), [], folder)
-    loaded = load_model(spec, encoder, context=length or 1, seed=settings.seed).to(used)
+    template = load_template(spec, ProxySetting(), [], folder)
+    loaded = load_model(spec, template, context=length or 1, seed=settings.seed).to(used)
     result = estimate(
-        settings, loaded, encoder.template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
+        settings, loaded, template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
         context=length, rows=rows, tau=known, bf16=used.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,
     )  # fmt: skip
     print(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))

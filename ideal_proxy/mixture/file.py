@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,6 +18,10 @@ from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.store import atomic_write_json, read_json
 
+# what a verdict may be
+IMPROVES: Final = "improves"
+NO_BETTER: Final = "no better than base"
+UNDECIDED: Final = "not enough evidence"
 FORMAT: Literal["ideal-proxy/mixture/1"] = "ideal-proxy/mixture/1"
 
 
@@ -173,7 +177,7 @@ class MixtureFile(_Part):
 
 def kept_base(mixture: MixtureFile) -> str:
     """Say that a mixture is the base because the search found no better one; nothing where it did."""
-    if mixture.verdict in {None, "improves"}:
+    if mixture.verdict in {None, IMPROVES}:
         return ""
     return f"the search ended with `{mixture.verdict}`, so these are the volumes of the base"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture import MixtureFile, load_mixture
+from ideal_proxy.mixture import IMPROVES, MixtureFile, load_mixture
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.prepare import Prepared, load_prepared
 from ideal_proxy.pipeline.result_file import load_result
@@ -90,7 +90,7 @@ class SearchRun:
     @property
     def adopted(self) -> bool:
         """Whether the mixture file holds the proposal, not the base."""
-        return bool(self.result["verdict"]["answer"] == "improves")
+        return bool(self.result["verdict"]["answer"] == IMPROVES)
 
     def volumes(self, runs: pd.DataFrame | None = None) -> Array:
         """Give the volumes of runs.

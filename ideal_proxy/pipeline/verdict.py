@@ -14,6 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ideal_proxy.mixture import IMPROVES as IMPROVES
+from ideal_proxy.mixture import NO_BETTER as NO_BETTER
+from ideal_proxy.mixture import UNDECIDED as UNDECIDED
 from ideal_proxy.pipeline.sequential import (
     LEVEL,
     MOST_PAIRS,
@@ -29,10 +32,6 @@ from ideal_proxy.proxy import RowLosses
 from ideal_proxy.response import Bound, Combination, Yardstick, combine
 
 Array = NDArray[np.float64]
-
-IMPROVES = "improves"
-NO_BETTER = "no better than base"
-UNDECIDED = "not enough evidence"
 
 
 class Change(StrEnum):

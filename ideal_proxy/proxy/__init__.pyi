@@ -21,7 +21,6 @@ from .metric import MetricStopped as MetricStopped
 from .metric import export_model as export_model
 from .metric import measure as measure
 from .metric import remove_model as remove_model
-from .model import MICRO_BATCH_TOKENS as MICRO_BATCH_TOKENS
 from .model import SIZES as SIZES
 from .model import batch_loss as batch_loss
 from .model import build_proxy as build_proxy
@@ -34,6 +33,7 @@ from .model import label_weights as label_weights
 from .model import micro_batches as micro_batches
 from .model import packed_logits as packed_logits
 from .model import proxy_shape as proxy_shape
+from .model import tokens_at_once as tokens_at_once
 from .pretrained import Pretrained as Pretrained
 from .pretrained import load_causal_lm as load_causal_lm
 from .pretrained import load_tokenizer as load_tokenizer

@@ -135,6 +135,11 @@ def collate_across(
     return Batch(ids, positions, labels, starts, np.asarray(row, dtype=np.int64))
 
 
+def tokens_at_once(given: int | None, device: torch.device) -> int:
+    """Most tokens of a micro-batch: as given, or as the device takes them."""
+    return given or MICRO_BATCH_TOKENS.get(device.type, 8192)
+
+
 def micro_batches(lengths: NDArray[np.int64], limit_tokens: int) -> Iterator[NDArray[np.int64]]:
     """Split rows into micro-batches of neighbours in length."""
     order = np.argsort(lengths, kind="stable")
@@ -274,7 +279,7 @@ def evaluate(
     Returns:
         RowLosses: in the order of `token_rows`.
     """
-    kind = next(model.parameters()).device.type
+    limit = tokens_at_once(batch_tokens, next(model.parameters()).device)
     count = len(token_rows)
     sums = np.zeros(count)
     tokens = np.zeros(count, dtype=np.int64)
@@ -282,7 +287,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for part in micro_batches(token_rows.lengths, batch_tokens or MICRO_BATCH_TOKENS.get(kind, 8192)):
+        for part in micro_batches(token_rows.lengths, limit):
             batch = collate_across([token_rows], np.zeros(len(part), dtype=np.int64), part)
             parts.append((part, _row_of_label(batch), label_losses(model, batch, autocast=autocast)))
     if was_training:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, training_order
-from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, batch_loss, collate_across, micro_batches, normaliser
+from ideal_proxy.proxy.model import batch_loss, collate_across, micro_batches, normaliser, tokens_at_once
 from ideal_proxy.proxy.records import TrainLog, TrainSettings, learning_rates, of_rows
 from ideal_proxy.store import atomic_write_bytes
 
@@ -84,7 +84,7 @@ def train(
     identity = _identity(model, domain_R, row_R, token_rows, settings, every_token) if checkpoint else ""
     done, losses = _resume(model, optimizer, checkpoint, identity) if checkpoint else (0, [])
     resumed = done
-    limit = settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
+    limit = tokens_at_once(settings.micro_batch_tokens, device)
     trainable = [p for p in model.parameters() if p.requires_grad]
     autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
     model.train()

@@ -13,12 +13,13 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from ideal_proxy.mixture import IMPROVES, NO_BETTER, UNDECIDED
 from ideal_proxy.report.plot_style import THEME
 from ideal_proxy.report.text import proxy_text, says
 from ideal_proxy.terminal import change_text, count_text, duration, interval_text, number_text, sentence
 
 FORMAT = "ideal-proxy/report/1"
-MARKS = {"improves": ("✓", "good"), "no better than base": ("=", "same"), "not enough evidence": ("?", "open")}
+MARKS = {IMPROVES: ("✓", "good"), NO_BETTER: ("=", "same"), UNDECIDED: ("?", "open")}
 DARK = {
     "ink": "#e6e9ed", "muted": "#9aa4b0", "grid": "#333a43", "paper": "#171b21", "noise": "#4a525d", "blue": "#56b4e9",
     "vermillion": "#ff8c42", "green": "#2fc79b", "purple": "#e3a1c6", "sky": "#9bd3f5", "orange": "#f0b840",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.mixture import Applied, MixtureFile, kept_base
+from ideal_proxy.mixture import IMPROVES, Applied, MixtureFile, kept_base
 from ideal_proxy.report.steps import shares_table, steps_text
 from ideal_proxy.terminal import (
     change_text,
@@ -22,7 +22,7 @@ from ideal_proxy.terminal import (
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
     """Lay out the outcome of a search."""
-    kept = result["verdict"]["answer"] != "improves"
+    kept = result["verdict"]["answer"] != IMPROVES
     predicted = result["predicted_gain"]
     domains = [
         (

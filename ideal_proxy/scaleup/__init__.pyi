@@ -1,6 +1,6 @@
 from .model import ModelSpec as ModelSpec
-from .model import load_encoder as load_encoder
 from .model import load_model as load_model
+from .model import load_template as load_template
 from .result import scale_up_tables as scale_up_tables
 from .sizes import law_across as law_across
 from .sizes import read_size as read_size

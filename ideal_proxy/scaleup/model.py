@@ -84,17 +84,10 @@ class ModelSpec:
         return proxies.learning_rate * rate / SCRATCH_RATES[proxies.size]
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """A tokenizer and the template that turns messages into tokens with it."""
-
-    tokenizer: Any
-    template: ChatTemplate
-
-
-def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Sequence[Row]], folder: Path) -> Encoder:
-    """Return the model's own tokenizer and template."""
-    # a scratch model's is trained on the domains, as the proxies' was.
+def load_template(
+    spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Sequence[Row]], folder: Path
+) -> ChatTemplate:
+    """Return the model's own template; a scratch model's tokenizer is trained on the domains, as the proxies' was."""
     if spec.scratch is None:
         tokenizer = load_tokenizer(spec.pretrained)
     else:
@@ -105,12 +98,12 @@ def load_encoder(spec: ModelSpec, proxies: ProxySetting, domains: Sequence[Seque
             save_pretrained(domain_tokenizer(domains, proxies.vocabulary), place)
             mark_complete(place)
         tokenizer = AutoTokenizer.from_pretrained(str(place))
-    return Encoder(tokenizer, make_template(tokenizer))
+    return make_template(tokenizer)
 
 
 def load_model(
     spec: ModelSpec,
-    encoder: Encoder,
+    template: ChatTemplate,
     *,
     context: int,
     seed: int,
@@ -120,11 +113,11 @@ def load_model(
     """Load the model in float32 on the CPU, ready to train."""
     model: Any
     if spec.scratch is not None:
-        model = build_proxy(spec.scratch, len(encoder.tokenizer), context, 0)
+        model = build_proxy(spec.scratch, len(template.tokenizer), context, 0)
         if start is not None:
             load_weights(model, start)
-        model.config.eos_token_id = encoder.tokenizer.eos_token_id
-        model.config.pad_token_id = encoder.tokenizer.pad_token_id
+        model.config.eos_token_id = template.tokenizer.eos_token_id
+        model.config.pad_token_id = template.tokenizer.pad_token_id
         if not packed:
             model.set_attn_implementation("sdpa")
     else:
@@ -149,7 +142,7 @@ def with_adapter(model: Any, folder: Path) -> Any:
 
 def make_start(
     spec: ModelSpec,
-    encoder: Encoder,
+    template: ChatTemplate,
     proxies: ProxySetting,
     names: Sequence[str],
     domains: Sequence[TokenRows],
@@ -167,7 +160,7 @@ def make_start(
     weights = place / "weights.safetensors"
     if not is_whole(place):
         place.mkdir(parents=True, exist_ok=True)
-        model = build_proxy(spec.scratch, len(encoder.tokenizer), context, proxies.seed).to(device)
+        model = build_proxy(spec.scratch, len(template.tokenizer), context, proxies.seed).to(device)
         reserved = [
             rows.select(np.flatnonzero(reserve_mask(rows.split_keys, proxies.warm_fraction))) for rows in domains
         ]

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Amount
-from ideal_proxy.data import TokenRows
+from ideal_proxy.data import ChatTemplate, TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients import InfluenceSettings, ResponseMatrix, mean_over_seeds, one_step, processes, responses
 from ideal_proxy.limits import Budget
@@ -32,16 +32,17 @@ from ideal_proxy.optimizer import Problem, optimize, round_volumes
 from ideal_proxy.response import Combination, Prediction, combine, compare
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
-from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model, with_adapter
-from ideal_proxy.scaleup.result import gain_over
+from ideal_proxy.scaleup.model import ModelSpec, load_model, with_adapter
+from ideal_proxy.scaleup.result import gain_over, judged_rows
 from ideal_proxy.scaleup.run import RunLosses, RunSettings
 from ideal_proxy.scaleup.source import Drawn, ScaleData
 from ideal_proxy.scaleup.transfer import usable_law, with_volumes
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
-from ideal_proxy.terminal import Reporter
+from ideal_proxy.terminal import Reporter, interval_text
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 HALVED = 0.5  # the trust region after a step that did not gain
 
 
@@ -74,38 +75,27 @@ class Step:
     history: tuple[dict[str, Any], ...]  # entries of the iterations before
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refiner:
     """Goes on from a mixture that was trained at full size."""
 
-    def __init__(
-        self,
-        mixture: MixtureFile,
-        data: ScaleData,
-        spec: ModelSpec,
-        encoder: Encoder,
-        run: RunSettings,
-        settings: RefineSettings,
-        *,
-        train: Callable[[str, Sequence[int]], Arm],
-        folder: Path,
-        reporter: Reporter,
-        judged: dict[str, Any],
-        first: Callable[[], contextlib.AbstractContextManager[None]],
-        main: bool = True,
-    ) -> None:
-        self.mixture = mixture
-        self.data = data
-        self.spec = spec
-        self.encoder = encoder
-        self.run = run
-        self.settings = settings
-        self.train = train
-        self.folder = folder
-        self.reporter = reporter
-        self.judged = judged
-        self.first = first
-        self.main = main
-        self.base = np.array([d.base_rows for d in mixture.domains], dtype=np.int64)
+    mixture: MixtureFile
+    data: ScaleData
+    spec: ModelSpec
+    template: ChatTemplate
+    run: RunSettings
+    settings: RefineSettings
+    train: Callable[[str, Sequence[int]], Arm]  # trains one mixture with every seed
+    folder: Path
+    reporter: Reporter
+    judged: dict[str, Any]  # as `result.compare` takes it
+    first: Callable[[], contextlib.AbstractContextManager[None]]  # lets one process do what all need
+    main: bool = True
+
+    @property
+    def base(self) -> Ints:
+        """Rows of the base mixture (D,)."""
+        return np.array([d.base_rows for d in self.mixture.domains], dtype=np.int64)
 
     def refine(self, start: Arm, base: Arm | None) -> dict[str, Any]:
         """Iterate."""
@@ -199,15 +189,14 @@ class Refiner:
         if self.spec.lora is not None and adapter.is_dir():
             plain = replace(self.spec, lora=None, gradient_checkpointing=False)
             model = with_adapter(
-                load_model(plain, self.encoder, context=self.run.context, seed=0, packed=self.run.packed), adapter
+                load_model(plain, self.template, context=self.run.context, seed=0, packed=self.run.packed), adapter
             )
         else:
             trained = ModelSpec(name=str(folder))
-            model = load_model(trained, self.encoder, context=self.run.context, seed=0, packed=self.run.packed)
+            model = load_model(trained, self.template, context=self.run.context, seed=0, packed=self.run.packed)
         model = model.to(self.run.device)
         supervised = [
-            int(np.asarray(rows.supervised_tokens)[drawn.row[drawn.domain == d]].sum())
-            for d, rows in enumerate(domains.values())
+            int(rows.supervised_tokens[drawn.row[drawn.domain == d]].sum()) for d, rows in enumerate(domains.values())
         ]
         with self._room(model, len(domains) + len(search)) as scratch:
             settings = InfluenceSettings(
@@ -320,13 +309,12 @@ class Refiner:
 
     def _search_losses(self, arm: Arm) -> Array:
         """Losses on the search rows, (S, J)."""
-        return np.array([
-            [
-                run.after[name].select(_searched(verify)).mean
-                for name, verify in zip(self.data.capabilities, self.data.verify, strict=True)
-            ]
-            for run in arm.runs
-        ])
+        return self._losses(arm, _searched)
+
+    def _losses(self, arm: Arm, chosen: Callable[[Bools], Bools]) -> Array:
+        """Losses on the rows that are chosen given which are the verdict's, (S, J)."""
+        sets = list(zip(self.data.capabilities, self.data.verify, strict=True))
+        return np.array([[run.after[name].select(chosen(verify)).mean for name, verify in sets] for run in arm.runs])
 
     def _promise(self, surface: FullSizeSurface, rows: Array, against: Array, seeds: int) -> Prediction:
         """Predict against another mixture, with intervals for the seeds at hand."""
@@ -337,7 +325,7 @@ class Refiner:
         return self.judged.get("kind", "mean"), self.judged.get("weights")
 
     def _tokens(self) -> Array | None:
-        lengths = [float(np.asarray(rows.lengths).mean()) if len(rows) else 1.0 for rows in self.data.domains]
+        lengths = [float(rows.lengths.mean()) if len(rows) else 1.0 for rows in self.data.domains]
         return tokens_per_row(self.mixture, np.array(lengths))
 
     def _unit(self, problem: Problem) -> Literal["rows", "tokens"]:
@@ -362,18 +350,13 @@ class Refiner:
     def _observed(self, arm: Arm, parent: Arm, base: Arm | None) -> dict[str, Any]:
         """Judge an iteration on the verify rows; the search rows decide whether its step is kept."""
         names = self.data.capabilities
-        found = [
-            [run.after[name].select(verify if verify.any() else ~verify).mean for run in each.runs]
-            for each in (arm, parent)
-            for name, verify in zip(names, self.data.verify, strict=True)
-        ]
-        after, before = np.array(found[: len(names)]), np.array(found[len(names) :])
+        after, before = (self._losses(each, judged_rows) for each in (arm, parent))
         return {
             "search_gain_over_parent": self._search_gain(arm, parent),
             "gain_over_parent": self._gain(arm, parent),
             "gain_over_base": None if base is None else self._gain(arm, base),
-            "ratios_to_parent": dict(zip(names, (after / before).mean(axis=1).tolist(), strict=True)),
-            "losses": dict(zip(names, after.mean(axis=1).tolist(), strict=True)),
+            "ratios_to_parent": dict(zip(names, (after / before).mean(axis=0).tolist(), strict=True)),
+            "losses": dict(zip(names, after.mean(axis=0).tolist(), strict=True)),
         }
 
     def _search_gain(self, arm: Arm, other: Arm) -> float:
@@ -385,7 +368,7 @@ class Refiner:
         return gain_over(self.data.capabilities, arm.runs, other.runs, self.data.verify, **self.judged)
 
 
-def _searched(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _searched(verify: Bools) -> Bools:
     """Rows that steps are chosen on: those that are not for the verdict; all where there is one row."""
     return ~verify if not verify.all() else verify
 
@@ -406,11 +389,9 @@ def _sentence(result: dict[str, Any]) -> str:
     if not result["best"]:
         return f"refine: none of {tried} iteration(s) gained on the search rows; the first mixture stands"
     gain = result["gain_over_first"]
-    shown = f"{gain['value']:+.2%}"
-    if gain["lower"] is not None:
-        shown += f" [{gain['lower']:+.2%}, {gain['upper']:+.2%}]"
-    found = (
-        f"refine: iteration {result['best']} is the best of {tried} by the search rows; on verify rows it gains {shown}"
+    bounded = gain["lower"] is not None
+    return (
+        f"refine: iteration {result['best']} is the best of {tried} by the search rows; on verify rows it gains "
+        f"{gain['value']:+.2%}{f' {interval_text(gain)}' if bounded else ''} over the first mixture"
+        f"{'' if bounded and gain['lower'] > 0 else ', which is no proof of a gain'}"
     )
-    sure = gain["lower"] is not None and gain["lower"] > 0
-    return found + " over the first mixture" + ("" if sure else ", which is no proof of a gain")

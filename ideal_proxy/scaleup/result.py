@@ -18,7 +18,8 @@ from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, judge, sentence
 from ideal_proxy.response import Combination, combine
 from ideal_proxy.scaleup.run import RunLosses
-from ideal_proxy.terminal import duration, paragraph, table
+from ideal_proxy.terminal import duration, interval_text, paragraph, table
+from ideal_proxy.terminal import sentence as as_sentence
 
 FORMAT = "ideal-proxy/scale-up/1"
 LEVEL = 0.9  # of the predicted intervals, and of the observed ones beside them
@@ -38,7 +39,7 @@ def compare(
     names = [capability.name for capability in mixture.capabilities]
     entries = []
     for j, capability in enumerate(mixture.capabilities):
-        rows = _judged(verify[j])
+        rows = judged_rows(verify[j])
         before = [run.before[names[j]].select(rows).mean for run in runs]
         after = [run.after[names[j]].select(rows).mean for run in runs]
         entry: dict[str, Any] = {
@@ -63,7 +64,8 @@ def compare(
     return result
 
 
-def _judged(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def judged_rows(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows that a verdict is about: those that the search never saw; all where there are none."""
     return verify if verify.any() else np.ones_like(verify)
 
 
@@ -113,7 +115,7 @@ def gain_over(
     """Judge the pairs as the search judges its own, in one look: by seeds and by the choice of verify rows."""
     paired = []
     for j, name in enumerate(names):
-        rows = _judged(verify[j])
+        rows = judged_rows(verify[j])
         sides = ([run.after[name].select(rows) for run in side] for side in (base_runs, runs))
         paired.append(PairedLosses.of(*sides))
     if len(runs) < 2:
@@ -152,7 +154,7 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         if predicted is not None:
             shown = f"{predicted['value'] - 1:+.1%}"
             if predicted["lower"] is not None:
-                shown += f" [{predicted['lower'] - 1:+.1%}, {predicted['upper'] - 1:+.1%}]"
+                shown += f" {interval_text(predicted, '+.1%', less=1.0)}"
         inside = {None: "-", True: "yes", False: "no"}[entry["inside"]]
         rows.append([*cells, shown, inside])
     size, model = result["parameters"], result["model"].rstrip("/").rsplit("/", 1)[-1]
@@ -199,4 +201,4 @@ def _refine_tables(refined: dict[str, Any]) -> list[str]:
     if rows:
         header = ("step", "from", "predicted", "over parent", "over base")
         lines += [table("Refine: gain in %, verify rows (* kept)", header, rows), ""]
-    return [*lines, paragraph(refined["sentence"][:1].upper() + refined["sentence"][1:] + ".")]
+    return [*lines, paragraph(as_sentence(refined["sentence"]))]

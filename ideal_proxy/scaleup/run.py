@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from ideal_proxy.data import TokenRows
+from ideal_proxy.data import ChatTemplate, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.hooks import PROJECT
 from ideal_proxy.proxy import (
@@ -32,11 +32,12 @@ from ideal_proxy.proxy import (
     quiet_libraries,
     read_row_losses,
     save_model,
+    tokens_at_once,
     write_row_losses,
 )
-from ideal_proxy.scaleup.model import Encoder, ModelSpec, load_model
+from ideal_proxy.scaleup.model import ModelSpec, load_model
 from ideal_proxy.scaleup.source import Drawn, ScaleData
-from ideal_proxy.scaleup.steps import StepSet, micro_batch_tokens, sharding_asked
+from ideal_proxy.scaleup.steps import StepSet, sharding_asked
 from ideal_proxy.scaleup.trainer import MixtureTrainer, reference_losses
 from ideal_proxy.store import atomic_write_json, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter, Update
@@ -94,7 +95,7 @@ class _Watch(TrainerCallback):
 def run_training(
     folder: Path,
     spec: ModelSpec,
-    encoder: Encoder,
+    template: ChatTemplate,
     data: ScaleData,
     drawn: Drawn,
     settings: RunSettings,
@@ -109,7 +110,7 @@ def run_training(
     if is_whole(folder, reporter.note):
         return _load(folder, data)
     references = dict(zip(data.capabilities, data.references, strict=True))
-    model = load_model(spec, encoder, context=settings.context, seed=seed, packed=settings.packed, start=start)
+    model = load_model(spec, template, context=settings.context, seed=seed, packed=settings.packed, start=start)
     count = len(settings.train.bounds(of_rows([rows.lengths for rows in data.domains], *drawn.order))) - 1
     arguments = _arguments(folder, settings, count, seed, save_steps)
     if arguments.n_gpu > 1:
@@ -118,7 +119,7 @@ def run_training(
             "set CUDA_VISIBLE_DEVICES=0"
         )
     device = arguments.device
-    train = replace(settings.train, micro_batch_tokens=micro_batch_tokens(settings.train, device))
+    train = replace(settings.train, micro_batch_tokens=tokens_at_once(settings.train.micro_batch_tokens, device))
     steps = StepSet(
         drawn,
         data.domains,
@@ -145,7 +146,7 @@ def run_training(
         if not np.isfinite(losses.mean):
             raise UserError(f"the loss of {name} is not finite after training; choose a smaller --learning-rate")
     log = _log(trainer, drawn, data, steps, time.monotonic() - started, found)
-    _keep(folder, trainer, encoder, settings, before, after, log)
+    _keep(folder, trainer, template, settings, before, after, log)
     return RunLosses(before, after, log)
 
 
@@ -254,7 +255,7 @@ def _peak_memory(device: torch.device) -> int:
 def _keep(
     folder: Path,
     trainer: MixtureTrainer,
-    encoder: Encoder,
+    template: ChatTemplate,
     settings: RunSettings,
     before: dict[str, RowLosses],
     after: dict[str, RowLosses],
@@ -265,10 +266,10 @@ def _keep(
         if trainer.is_fsdp_enabled:
             trainer.save_model(str(folder / "model"))  # a collective call
             if trainer.args.process_index == 0:
-                save_pretrained(encoder.tokenizer, folder / "model")
+                save_pretrained(template.tokenizer, folder / "model")
         elif trainer.args.process_index == 0:
             with _room_for(folder):
-                save_model(trainer.accelerator.unwrap_model(trainer.model), encoder.tokenizer, folder / "model")
+                save_model(trainer.accelerator.unwrap_model(trainer.model), template.tokenizer, folder / "model")
     if trainer.args.process_index == 0:
         write_row_losses(folder / "after.npz", after)
         write_row_losses(folder / "before.npz", before)

@@ -22,7 +22,6 @@ from ideal_proxy.batching import Loss
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy import (
-    MICRO_BATCH_TOKENS,
     TrainSettings,
     batch_loss,
     collate_across,
@@ -139,11 +138,6 @@ def accumulate(
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total
-
-
-def micro_batch_tokens(settings: TrainSettings, device: torch.device) -> int:
-    """Return the most tokens of a micro-batch."""
-    return settings.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device.type, 8192)
 
 
 def sharding_asked() -> bool:

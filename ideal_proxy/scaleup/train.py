@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import MixtureFile
 from ideal_proxy.proxy import TrainSettings, pick_device
-from ideal_proxy.scaleup.model import ModelSpec, load_encoder, make_start
+from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
 from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
 from ideal_proxy.scaleup.result import FORMAT, compare
 from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
@@ -70,7 +71,7 @@ def scale_up(
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     proxies = proxy_setting(mixture)
-    device = _device(wanted.device)
+    device = pick_device(wanted.device).type
     context = wanted.context or proxies.context
     rate = wanted.learning_rate or wanted.spec.learning_rate(proxies)
     dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
@@ -99,15 +100,11 @@ def scale_up(
         domains = read_domains(mixture, folder)
         references = read_references(mixture, folder)
         with _first():
-            encoder = load_encoder(wanted.spec, proxies, domains, out)
-            data = tokenize_mixture(mixture, encoder.template, context, domains, references, out / "tokens")
+            template = load_template(wanted.spec, proxies, domains, out)
+            data = tokenize_mixture(mixture, template, context, domains, references, out / "tokens")
         del domains, references
         searched = (mixture.template or {}).get("identity")
-        if (
-            wanted.spec.scratch is not None
-            and proxies.model is None
-            and searched not in (None, encoder.template.identity)
-        ):
+        if wanted.spec.scratch is not None and proxies.model is None and searched not in (None, template.identity):
             reporter.note("the tokenizer trained here is not the search's (other library version or vocabulary)")
         for name, rows in zip(data.names, data.domains, strict=True):
             if rows.truncated:
@@ -117,7 +114,7 @@ def scale_up(
         with _first(), reporter.work("warm start", 1.0 if wanted.spec.scratch else 0.0) as update:
             start = make_start(
                 wanted.spec,
-                encoder,
+                template,
                 proxies,
                 data.names,
                 data.domains,
@@ -142,7 +139,7 @@ def scale_up(
                 run = run_training(
                     place,
                     wanted.spec,
-                    encoder,
+                    template,
                     data,
                     drawn,
                     keep,
@@ -159,21 +156,21 @@ def scale_up(
         arms = {"mixture": train("mixture", [d.rows for d in mixture.domains])}
         if baseline:
             arms["base"] = train("base", [d.base_rows for d in mixture.domains])
-        objective = _objective(mixture)
+        judged = _judged_by(mixture)
         base = arms.get("base")
-        result = compare(mixture, arms["mixture"].runs, base.runs if base else None, data.verify, **objective)
+        result = compare(mixture, arms["mixture"].runs, base.runs if base else None, data.verify, **judged)
         if wanted.refine:
             refiner = Refiner(
-                mixture,
-                data,
-                wanted.spec,
-                encoder,
-                settings,
-                RefineSettings(iterations=wanted.refine, step=wanted.refine_step, rows=wanted.refine_rows),
+                mixture=mixture,
+                data=data,
+                spec=wanted.spec,
+                template=template,
+                run=settings,
+                settings=RefineSettings(iterations=wanted.refine, step=wanted.refine_step, rows=wanted.refine_rows),
                 train=train,
                 folder=out / "refine",
                 reporter=reporter,
-                judged=objective,
+                judged=judged,
                 first=_first,
                 main=_main(),
             )
@@ -194,7 +191,7 @@ def scale_up(
             "base_volumes": base.runs[0].log["rows"] if base else None,
             "seconds": sum(run.log["seconds"] for arm in arms.values() for run in arm.runs),
             "peak_memory_bytes": max(run.log.get("peak_memory_bytes", 0) for run in arms["mixture"].runs),
-            "settings": _plain(settings),
+            "settings": asdict(settings),
             "gain": None,
             **result,
             "provenance": provenance(),
@@ -208,6 +205,8 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
     """Refuse wrong options before any work."""
     for service in wanted.track:
         check_service(service, "--track")
+    if wanted.device.partition(":")[0] not in {"auto", "cpu", "cuda", "mps"}:
+        raise UsageError(f"--device is {wanted.device!r}; it must be auto, cpu, cuda or mps")
     if wanted.seeds < 1:
         raise UsageError(f"--seeds is {wanted.seeds}; it must be at least 1")
     if not 0 < wanted.fraction <= 1:
@@ -226,13 +225,6 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
         raise UsageError("--baseline needs base_rows in the mixture file, and all are 0; add them, or leave it out")
 
 
-def _device(wanted: str) -> str:
-    """Return the kind of device to train on."""
-    if wanted.partition(":")[0] not in {"auto", "cpu", "cuda", "mps"}:
-        raise UsageError(f"--device is {wanted!r}; it must be auto, cpu, cuda or mps")
-    return pick_device(wanted).type
-
-
 def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSettings, reporter: Reporter) -> RunSettings:
     """Write what was chosen once; a resumed scale-up takes it up and refuses other options."""
     path = out / OPTIONS
@@ -245,18 +237,19 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
         },
         "wanted": {key: value for key, value in asdict(wanted).items() if key not in _FREE},
     }
+    asked = json.loads(json.dumps(asked))  # as it is read back
     if not path.exists():
         if any(entry.name not in LOCK_FILES for entry in out.iterdir()) and not (out / "runs").exists():
             raise UsageError(f"{out} is not empty and holds no scale-up; choose another --out")
         if _main():
-            atomic_write_json(path, {**asked, "settings": _plain(settings)})
+            atomic_write_json(path, {**asked, "settings": asdict(settings)})
         return settings
     frozen = read_json(path)
     if not wanted.resume and _main():
         raise UsageError(f"{out} holds a scale-up already; --resume goes on with it, or choose another --out")
     for part in ("mixture", "wanted"):
         old, new = frozen[part], asked[part]
-        differing = [key for key in new if key in old and _as_read(new[key]) != old[key]]
+        differing = [key for key in new if key in old and new[key] != old[key]]
         if differing:
             name = "the mixture file's " + differing[0] if part == "mixture" else "--" + differing[0].replace("_", "-")
             raise UsageError(
@@ -277,36 +270,20 @@ _FREE = frozenset({  # may change on resume
 })  # fmt: skip
 
 
-def _as_read(value: Any) -> Any:
-    """Give a value the shape that JSON gives it."""
-    if isinstance(value, dict):
-        return {key: _as_read(inner) for key, inner in value.items()}
-    return [_as_read(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _plain(settings: RunSettings) -> dict[str, Any]:
-    return asdict(settings)
-
-
-def _objective(mixture: MixtureFile) -> dict[str, Any]:
-    """Read from the file what the search minimised; default the mean."""
+def _judged_by(mixture: MixtureFile) -> dict[str, Any]:
+    """Read from the file what the search minimised and least gain; what it does not say is left out."""
     found = mixture.provenance.get("objective")
-    if not isinstance(found, dict) or found.get("kind", "mean") == "mean":
-        minimum = found.get("min_gain") if isinstance(found, dict) else None
-        return {"min_gain": minimum} if minimum else {}
-    weights = found.get("weights")
-    if isinstance(weights, dict):
-        weights = [float(weights.get(capability.name, 0.0)) for capability in mixture.capabilities]
-    return {
-        "kind": found["kind"],
-        "weights": weights,
-        **({"min_gain": found["min_gain"]} if found.get("min_gain") else {}),
-    }
+    told = dict(found) if isinstance(found, dict) else {}
+    if told.get("kind", "mean") == "mean":
+        told = {"min_gain": told.get("min_gain")}
+    elif isinstance(weights := told.get("weights"), dict):
+        told["weights"] = [float(weights.get(capability.name, 0.0)) for capability in mixture.capabilities]
+    return {key: told[key] for key in ("kind", "weights", "min_gain") if told.get(key)}
 
 
 def _main() -> bool:

@@ -19,7 +19,7 @@ from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Budget, Limits
-from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, with_shares
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, with_shares
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
@@ -152,8 +152,8 @@ def transfer_mixture(
         *([f"{', '.join(scores)}: judged by reference loss here, not by the metric"] if scores else []),
     ):
         reporter.note(note)
-    if mixture.verdict not in (None, "improves"):
-        reporter.note(f"the search's verdict was {mixture.verdict!r}: these volumes rest on the law alone")
+    if kept := kept_base(mixture):
+        reporter.note(f"{kept}; the volumes made of them rest on the law alone")
     return _with_volumes(mixture, moved, full)
 
 

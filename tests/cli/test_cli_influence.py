@@ -27,7 +27,7 @@ from ideal_proxy.mixture.file import load_mixture
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.proxy.training import train
-from ideal_proxy.scaleup.model import ModelSpec, load_encoder, load_model
+from ideal_proxy.scaleup.model import ModelSpec, load_model, load_template
 from ideal_proxy.scaleup.source import ProxySetting
 
 NAMES = ("arithmetic", "strings", "facts")
@@ -82,7 +82,7 @@ def test_files_hold_what_the_library_gives(place: Path, asked) -> None:
         references[name] = every.select(search_verify_split(every.keys))
         assert 0 < len(references[name]) < len(every), "the verify half stays unseen"
     spec = ModelSpec(name=str(place / "model"))
-    model = load_model(spec, load_encoder(spec, ProxySetting(), [], place), context=CONTEXT, seed=0)
+    model = load_model(spec, load_template(spec, ProxySetting(), [], place), context=CONTEXT, seed=0)
     supervised = [
         sum(int(t.supervised_tokens[i]) for i in draw(domain_order(3, n, t.keys), BASE[n])[0])
         for n, t in domains.items()

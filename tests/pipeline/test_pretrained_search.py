@@ -151,11 +151,7 @@ def test_the_frozen_heads_short_cut_has_the_same_gradients(kept: Path, rows: lis
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.add_(0.02)
-        loss = (
-            way(model, batch, 0.1, device=torch.device("cpu"))
-            if way is not None
-            else label_losses(model, batch).sum() * 0.1
-        )
+        loss = way(model, batch, 0.1) if way is not None else label_losses(model, batch).sum() * 0.1
         loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
         assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
@@ -317,16 +313,16 @@ def test_a_swarm_that_trains_every_weight(folder: Path, kept: Path, rows: list[T
 
 
 def test_labels_are_those_of_scale_up(folder: Path, tmp_path: Path) -> None:
-    from ideal_proxy.scaleup.model import ModelSpec, load_encoder
+    from ideal_proxy.scaleup.model import ModelSpec, load_template
     from ideal_proxy.scaleup.source import ProxySetting
 
     prepared = prepare(parse_config(config(folder)), tmp_path / "prepared", QUIET)
-    encoder = load_encoder(ModelSpec(name=str(folder)), ProxySetting(), [], tmp_path)
-    assert prepared.template["identity"] == encoder.template.identity
-    assert not encoder.template.plain
+    template = load_template(ModelSpec(name=str(folder)), ProxySetting(), [], tmp_path)
+    assert prepared.template["identity"] == template.identity
+    assert not template.plain
     for index, name in enumerate(NAMES):
         ours = prepared.domain_rows(index)
-        theirs = tokenize_rows(read_rows(f"demo:{name}?rows=900"), encoder.template, 48)
+        theirs = tokenize_rows(read_rows(f"demo:{name}?rows=900"), template, 48)
         for part in ("ids", "supervised", "offsets", "keys"):
             np.testing.assert_array_equal(getattr(ours, part), getattr(theirs, part))
     assert prepared.vocabulary == 300

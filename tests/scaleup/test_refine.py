@@ -186,9 +186,9 @@ class Bench:
 
         monkeypatch.setattr(Refiner, "_tokens", lambda _: np.full(3, 10.0))
         refiner = Refiner(
-            mixture, Data(), ModelSpec(name="m"), None,  # type: ignore[arg-type]
-            RunSettings(train=TrainSettings(learning_rate=1e-3, batch_rows=8), context=8, device="cpu"),
-            RefineSettings(iterations=iterations, step=0.15, rows=10),
+            mixture=mixture, data=Data(), spec=ModelSpec(name="m"), template=None,  # type: ignore[arg-type]
+            run=RunSettings(train=TrainSettings(learning_rate=1e-3, batch_rows=8), context=8, device="cpu"),
+            settings=RefineSettings(iterations=iterations, step=0.15, rows=10),
             train=self.train, folder=self.folder / "refine", reporter=Reporter(quiet=True), judged={},
             first=contextlib.nullcontext,
         )  # fmt: skip

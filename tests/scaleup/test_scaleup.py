@@ -26,7 +26,7 @@ from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.proxy.model import build_proxy, collate_across, label_losses
 from ideal_proxy.proxy.records import RowLosses, TrainSettings
 from ideal_proxy.proxy.training import train
-from ideal_proxy.scaleup.model import ModelSpec, load_encoder
+from ideal_proxy.scaleup.model import ModelSpec, load_template
 from ideal_proxy.scaleup.result import compare, scale_up_tables
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.source import draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
@@ -110,8 +110,8 @@ def averaged_backward(loss: torch.Tensor, world: int) -> None:
 def encoded(mixture: MixtureFile, folder: Path):  # type: ignore[no-untyped-def]
     setting = proxy_setting(mixture)
     domains, references = read_domains(mixture), read_references(mixture)
-    encoder = load_encoder(TINY.spec, setting, domains, folder)
-    return encoder, tokenize_mixture(mixture, encoder.template, setting.context, domains, references)
+    template = load_template(TINY.spec, setting, domains, folder)
+    return template, tokenize_mixture(mixture, template, setting.context, domains, references)
 
 
 def test_the_file_alone_says_how_the_proxies_were_trained(mixture: MixtureFile) -> None:
@@ -121,15 +121,15 @@ def test_the_file_alone_says_how_the_proxies_were_trained(mixture: MixtureFile) 
 
 
 def test_labels_equal_the_proxies(mixture: MixtureFile, tmp_path: Path) -> None:
-    encoder, data = encoded(mixture, tmp_path)
+    template, data = encoded(mixture, tmp_path)
     rows = list(read_rows(mixture.domains[1].source))
-    proxy_rows = tokenize_rows(rows, make_template(encoder.tokenizer), 48, None)
+    proxy_rows = tokenize_rows(rows, make_template(template.tokenizer), 48, None)
     drawn = draw_rows(["echo"], [data.domains[1]], [20], 0)
     step = StepSet(drawn, [data.domains[1]], step_of(20, 10_000))[0]
     expected = collate(proxy_rows, step.batches[0].rows)
     np.testing.assert_array_equal(step.batches[0].labels, expected.labels)
     np.testing.assert_array_equal(step.batches[0].input_ids, expected.input_ids)
-    answer = encoder.tokenizer.decode(expected.labels[expected.labels >= 0])
+    answer = template.tokenizer.decode(expected.labels[expected.labels >= 0])
     first = rows[int(step.batches[0].rows[0])]
     assert answer.startswith(first.messages[-1].content), "loss lies on the answer, not on the prompt"
     assert step.normaliser == int((expected.labels >= 0).sum())
@@ -161,9 +161,9 @@ def test_a_steps_gradient_is_the_same_however_it_is_split(
     mixture: MixtureFile, tmp_path: Path, packed: bool, kind: Loss
 ) -> None:
     """One process, two, three with unequal numbers of micro-batches: Σ nll / Σ tokens, or the mean of rows' means."""
-    encoder, data = encoded(mixture, tmp_path)
+    template, data = encoded(mixture, tmp_path)
     drawn = draw_rows(data.names, data.domains, [9, 8, 0], 1)
-    model = build_proxy("0.1M", len(encoder.tokenizer), 48, 0)
+    model = build_proxy("0.1M", len(template.tokenizer), 48, 0)
     if not packed:
         model.set_attn_implementation("sdpa")
     whole = StepSet(drawn, data.domains, step_of(17, 100_000, kind))[0]
@@ -204,9 +204,9 @@ def test_the_full_size_run_takes_the_proxies_steps(
 
     told = mixture.model_copy(update={"loss": kind, "batch": batch, "epochs": 3})
     result = scale_up(told, TINY, tmp_path / "out", QUIET)
-    encoder, data = encoded(mixture, done[0])
+    template, data = encoded(mixture, done[0])
     drawn = draw_rows(data.names, data.domains, [d.rows for d in mixture.domains], 5)
-    model = build_proxy("0.1M", len(encoder.tokenizer), 48, 5)
+    model = build_proxy("0.1M", len(template.tokenizer), 48, 5)
     load_weights(model, tmp_path / "out" / "start" / "weights.safetensors")
     settings = TrainSettings(learning_rate=5e-3, batch_rows=batch.rows or 1, batch_tokens=batch.tokens, loss=kind)
     log = train(model, drawn.order, data.domains, settings)
@@ -219,9 +219,9 @@ def test_the_full_size_run_takes_the_proxies_steps(
 
 
 def test_a_mean_of_batch_means_would_be_caught(mixture: MixtureFile, tmp_path: Path) -> None:
-    encoder, data = encoded(mixture, tmp_path)
+    template, data = encoded(mixture, tmp_path)
     drawn = draw_rows(data.names, data.domains, [9, 8, 0], 1)
-    model = build_proxy("0.1M", len(encoder.tokenizer), 48, 0)
+    model = build_proxy("0.1M", len(template.tokenizer), 48, 0)
     parts = StepSet(drawn, data.domains, step_of(17, 60))[0].batches
     assert len(parts) > 1
     sums = torch.stack([label_losses(model, part).sum() for part in parts])
@@ -243,9 +243,9 @@ def test_trainer_follows_the_proxies_own_training(
 ) -> None:
     """Same start, same rows, same optimiser: the curve of `Trainer` is the curve of `proxy.train`."""
     out, result = done
-    encoder, data = encoded(mixture, out)
+    template, data = encoded(mixture, out)
     drawn = draw_rows(data.names, data.domains, [d.rows for d in mixture.domains], 5)
-    model = build_proxy("0.1M", len(encoder.tokenizer), 48, 5)
+    model = build_proxy("0.1M", len(template.tokenizer), 48, 5)
     from ideal_proxy.proxy.training import load_weights
 
     load_weights(model, out / "start" / "weights.safetensors")
@@ -439,10 +439,10 @@ def test_lora_of_a_pretrained_folder_resumes_too(
     pytest.importorskip("peft")
     from ideal_proxy.scaleup import run
 
-    encoder, _ = encoded(mixture, tmp_path / "enc")
+    template, _ = encoded(mixture, tmp_path / "enc")
     folder = tmp_path / "pretrained"
-    build_proxy("0.1M", len(encoder.tokenizer), 64, 3).save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
+    build_proxy("0.1M", len(template.tokenizer), 64, 3).save_pretrained(folder)
+    template.tokenizer.save_pretrained(folder)
     wanted = replace(
         TINY, spec=ModelSpec(name=str(folder), lora=4), save_steps=2, context=48, fraction=0.4, evaluations=0
     )
