@@ -160,7 +160,15 @@ class ChatTemplate:
 
     def tokens_of(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[bool]]]:
         """Tokenise what `render` wrote; as for `encode`."""
-        return [(ids, mask) for ids, mask, _ in self.tokens_with_places(rendered)]
+        if not rendered:
+            return []
+        encoded = self._encoded([text for text, _ in rendered], places=False)
+        made = []
+        for n, (text, spans) in enumerate(rendered):
+            ids = encoded["input_ids"][n]
+            mask = _between(encoded[n], text, spans)
+            made.append((ids, _supervised(encoded[n].offsets, spans) if mask is None else mask))
+        return made
 
     def tokens_with_places(
         self, rendered: Sequence[tuple[str, list[Span]]]
@@ -168,15 +176,17 @@ class ChatTemplate:
         """Tokenise what `render` wrote, and say from which to which character every token reaches."""
         if not rendered:
             return []
-        encoded = self.tokenizer(
-            [text for text, _ in rendered],
-            add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-            return_token_type_ids=False, padding=False, truncation=False, verbose=False,
-        )  # fmt: skip
+        encoded = self._encoded([text for text, _ in rendered], places=True)
         return [
             (list(ids), _supervised(places, spans), list(places))
             for ids, places, (_, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], rendered, strict=True)
         ]
+
+    def _encoded(self, texts: list[str], *, places: bool) -> Any:
+        return self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=places, return_attention_mask=False,
+            return_token_type_ids=False, padding=False, truncation=False, verbose=False,
+        )  # fmt: skip
 
     def prompt_text(self, said: Sequence[Said], tools: Tools = (), settings: Mapping[str, Any] | None = None) -> str:
         """Write the conversation up to where the assistant is to answer.
@@ -315,6 +325,18 @@ def _check(template: ChatTemplate, messages: Sequence[Said], answers: list[str],
             f"the chat template of {name} cannot be masked: of a test conversation it would train on {said!r} "
             f"where the answer is {answers[-1]!r}; use the plain template or another tokenizer"
         )
+
+
+def _between(encoding: Any, text: str, spans: Sequence[Span]) -> list[bool] | None:
+    """Mark the tokens of spans by their first and last characters alone; None where those do not tell."""
+    # A letter of ASCII is one byte, so one token holds it. Characters of more bytes may have tokens of their bytes.
+    marks = [False] * len(encoding)
+    for start, end in spans:
+        first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1) if end > start else None
+        if first is None or last is None or not (text[start] + text[end - 1]).isascii():
+            return None
+        marks[first : last + 1] = [True] * (last + 1 - first)
+    return marks
 
 
 def _supervised(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

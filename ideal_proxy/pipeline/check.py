@@ -43,7 +43,7 @@ from ideal_proxy.pipeline.findings import Finding, duplicate_findings, finding_l
 from ideal_proxy.pipeline.prepare import FEW_ROWS, cut_text, few_rows_text, proxy_tokenizer
 from ideal_proxy.terminal import count_text, paragraph, step, table
 
-COUNTED_ROWS, LEAST_COUNTED = 100_000, 5_000  # rows of all domains that are tokenised, and of each at least
+COUNTED_ROWS, LEAST_COUNTED = 50_000, 5_000  # rows of all domains that are tokenised, and of each at least
 
 
 def check_sources(config: SearchConfig) -> dict[str, Any]:

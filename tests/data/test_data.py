@@ -144,7 +144,7 @@ def same(a: TokenRows, b: TokenRows) -> bool:
 def test_the_cache_gives_back_the_same_rows_mapped_and_is_keyed_by_all_that_matters(template, tmp_path, monkeypatch):
     rows = [row("1234567890", "123"), row("a", "b"), row("a", "")]
     first = tokenize_rows(rows, template, 8, tmp_path)
-    monkeypatch.setattr(type(template), "tokens_with_places", lambda *_: pytest.fail("tokenised although cached"))
+    monkeypatch.setattr(type(template), "tokens_of", lambda *_: pytest.fail("tokenised although cached"))
     again = tokenize_rows(rows, template, 8, tmp_path)
     assert same(first, again)
     assert isinstance(again.ids, np.memmap)
