@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Loss, Section
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UNSEEN, UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
@@ -92,7 +92,7 @@ class DomainConfig(SourceSection):
 
     name: str = Field(
         max_length=80,
-        pattern=r"^\.*[^./\\\x00-\x1f][^/\\\x00-\x1f]*(/\.*[^./\\\x00-\x1f][^/\\\x00-\x1f]*)*$",
+        pattern=rf"^\.*[^./\\{UNSEEN}][^/\\{UNSEEN}]*(/\.*[^./\\{UNSEEN}][^/\\{UNSEEN}]*)*$",
         description="maths, or maths/high for a part of it",
     )
     base: Volume = Field(
@@ -147,7 +147,7 @@ class MetricConfig(Section):
 class CapabilityConfig(SourceSection):
     """One named reference set that the result is judged on."""
 
-    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,80}$")
+    name: str = Field(pattern=rf"^[^/\\{UNSEEN}]{{1,80}}$")
     domain: str | None = Field(default=None, description="its own domain; default: the domain of exactly its name")
     weight: float = Field(default=1.0, gt=0)
     must_not_drop: float | None = Field(

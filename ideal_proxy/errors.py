@@ -17,3 +17,7 @@ class UsageError(UserError):
     """A wrong option, run file or mixture file: nothing was started."""
 
     exit_code = 2
+
+
+UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Characters by which a name could move the cursor, hide text or turn its direction; for a class of a pattern."""

@@ -22,6 +22,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from ideal_proxy.errors import UNSEEN
+
 WIDTH, LEAST_WIDTH = 80, 30
 GAP = 2  # between the columns of a table
 PLAIN_SECONDS = 15.0  # between two plain progress lines
@@ -57,6 +59,11 @@ def interval_text(bound: Mapping[str, float], form: str = "+.2%", *, less: float
     return f"[{format(bound['lower'] - less, form)}, {format(bound['upper'] - less, form)}]"
 
 
+def harmless(text: str) -> str:
+    """Replace what a terminal would act upon instead of showing it."""
+    return re.sub(rf"(?![\n\t])[{UNSEEN}]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 def change_text(change: float | None) -> str:
     """Write how much a volume changed: '+12%', or 'new' where there was none before."""
     return "new" if change is None else f"{change:+.0%}"
@@ -85,7 +92,7 @@ class Reporter:
         if self.on_note is not None:
             self.on_note(text)
         if not self.quiet:
-            self.console.print(escape(text))
+            self.console.print(escape(harmless(text)))
 
     @contextlib.contextmanager
     def work(self, label: str, total: float) -> Iterator[Update]:
@@ -147,6 +154,7 @@ def remaining(done: float, total: float, elapsed: float, left: float | None = No
 
 def paragraph(text: str) -> str:
     """Break a paragraph at the terminal's width, never within a word; further lines of one set in by two more."""
+    text = harmless(text)
     lead = len(text) - len(text.lstrip(" "))
     whole = re.sub(r"(\[[^\s\[\]]+,) (?=[^\s\[\]]+\])", "\\1\0", text)  # an interval stays on its line
     lines = textwrap.fill(
@@ -215,9 +223,11 @@ def _grid(
     """Lay out some columns of a table in the widths given."""
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for k in columns:
-        grid.add_column(escape(header[k]), justify="left" if k < left else "right", width=widths[k], overflow="fold")
+        grid.add_column(
+            escape(harmless(header[k])), justify="left" if k < left else "right", width=widths[k], overflow="fold"
+        )
     for row in rows:
-        grid.add_row(*(escape(row[k]) for k in columns))
+        grid.add_row(*(escape(harmless(row[k])) for k in columns))
     console = Console(width=max(width(), _total([widths[k] for k in columns])), color_system=None, highlight=False)
     with console.capture() as capture:
         console.print(grid)

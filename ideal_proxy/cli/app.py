@@ -20,6 +20,7 @@ from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
 from ideal_proxy.cli.options import Json, Mixture, Quiet, RunFolder, Track, open_mixture
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.terminal import harmless
 
 app = typer.Typer(
     name="ideal-proxy",
@@ -268,7 +269,7 @@ def main(**options: Any) -> None:
         )
         sys.exit(UserError.exit_code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C, as Typer hands it on

@@ -59,7 +59,7 @@ def _page(shown: list[Preview], context: int, *, colour: bool) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    from ideal_proxy.terminal import count_text
+    from ideal_proxy.terminal import count_text, harmless
 
     console = Console(file=io.StringIO(), force_terminal=colour, highlight=False, legacy_windows=False)
     mark = "coloured" if colour else "in « »"
@@ -71,7 +71,7 @@ def _page(shown: list[Preview], context: int, *, colour: bool) -> str:
             for number, what in ((one.prompt_cut, "prompt"), (one.answer_cut, "answers")) if number
         ]  # fmt: skip
         said += [f"left out: {one.left_out}"] if one.left_out else []
-        console.print(Text("; ".join([f"{one.domain}, row {one.row}", *said]), style="bold"), overflow="fold")
+        console.print(Text(harmless("; ".join([f"{one.domain}, row {one.row}", *said])), style="bold"), overflow="fold")
         if one.text:
             console.print(_marked(one, colour=colour), overflow="fold")
     return str(console.file.getvalue()).rstrip("\n")  # type: ignore[attr-defined]
@@ -81,7 +81,9 @@ def _marked(one: Preview, *, colour: bool) -> object:
     """Mark what carries loss, by colour or by « and »; control characters are shown as replacements."""
     from rich.text import Text
 
-    safe = "".join(c if c in "\n\t" or c.isprintable() or c > "\x9f" else "\ufffd" for c in one.text)
+    from ideal_proxy.terminal import harmless
+
+    safe = harmless(one.text)
     if colour:
         text = Text(safe)
         for start, end in one.supervised:

@@ -15,7 +15,7 @@ from ideal_proxy.complaints import first_problem
 from ideal_proxy.config import Format
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UNSEEN, UsageError, UserError
 from ideal_proxy.store import atomic_write_json, read_json
 
 # what a verdict may be
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 class DomainVolume(_Part):
     """One domain of a mixture: where its rows are, and how many to take."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(pattern=rf"^[^{UNSEEN}]{{1,80}}$")
     source: str = Field(description="file, glob, folder, hf:ID or demo:NAME?seed=S&rows=N")
     format: Format = "auto"
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
@@ -90,7 +90,7 @@ class MetricResult(_Part):
 class CapabilityResult(_Part):
     """One capability's losses in nats a supervised token: at base, predicted, and verified by training."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(pattern=rf"^[^{UNSEEN}]{{1,80}}$")
     source: str = ""
     format: Format = "auto"
     fingerprint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
