@@ -75,7 +75,8 @@ class Sources:
     domains: dict[str, TokenRows]  # D sets of token rows, by name
     # J sets of reference rows, by capability: the search half only, the verify half stays unseen
     references: dict[str, TokenRows]
-    available: Ints  # (D,) rows that each domain's source has
+    available: Ints  # (D,) rows of each domain that can be trained on
+    left_out: list[list[str]]  # of D domains: keys in hex of rows that the template refuses or that carry no loss
     base: Ints  # (D,) rows of each domain in the base mixture
     lower: Ints  # (D,) fewest rows the run file allows
     upper: Ints  # (D,) most rows it allows, repeats included
@@ -123,21 +124,27 @@ def encode_sources(
         references[name] = tokens.select(np.flatnonzero(search_verify_split(tokens.split_keys)))
         if not len(references[name]):
             raise UserError(f"capability {name} has too few reference rows with an answer; give it at least 10")
-    available = np.array([len(rows) for rows in domain_rows.values()], dtype=np.int64)
+    available = np.array([len(rows) for rows in domains.values()], dtype=np.int64)
+    keys = [row_keys(rows) for rows in domain_rows.values()]
+    lost = [np.delete(found, rows.source_index).tolist() for found, rows in zip(keys, domains.values(), strict=True)]
     most = config.constraints.max_repeat
     ranges = [
-        range_of(entry, int(n), most, config.base.epochs) for entry, n in zip(config.domains, available, strict=True)
+        range_of(
+            entry, int(available[i]), most, config.base.epochs, len(lost[i]) + parts[0][entry.name].tally.all_left_out
+        )
+        for i, entry in enumerate(config.domains)
     ]
     base, lower, upper = np.array(ranges, dtype=np.int64).T
     return Sources(
         domains=domains,
         references=references,
         available=available,
+        left_out=[[f"{key:016x}" for key in found] for found in lost],
         base=base,
         lower=lower,
         upper=upper,
         fingerprints=(
-            [source_fingerprint(row_keys(rows)) for rows in domain_rows.values()],
+            [source_fingerprint(found) for found in keys],
             [source_fingerprint(row_keys(rows)) for rows in reference_rows.values()],
         ),
         template=template.to_dict() | {"context": context},
@@ -318,6 +325,7 @@ def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping
                 format=domain.format,
                 fingerprint=sources.fingerprints[0][i],
                 available=int(sources.available[i]),
+                left_out=sources.left_out[i],
                 rows=int(step.rows[i]),
                 tokens=int(tokens[i]),
                 supervised_tokens=int(supervised[i]),

@@ -134,3 +134,27 @@ def test_rows_that_are_refused_stand_in_bad_rows_also_where_they_are_too_many(se
     path = str(tmp_path / "facts.jsonl")
     assert [(row["source"], row["where"]) for row in bad] == [(path, f"{path}:{n + 1}") for n in range(9)]
     assert {row["reason"] for row in bad} == {"refused by the chat template"}
+
+
+def test_influence_counts_such_rows_as_left_out_too(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from ideal_proxy.data.template import make_template
+    from ideal_proxy.gradients.estimation import encode_sources
+
+    model = pretrained_folder(tmp_path / "model", steps_tokens=3_000)
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    tokenizer.chat_template = STRICT
+    domains = []
+    for name in NAMES:
+        rows = rows_of(name, 60)
+        if name == "facts":
+            rows[7]["messages"][0]["content"] = "REFUSE this"
+        domains.append({"name": name, "path": write_rows(tmp_path / f"{name}.jsonl", rows), "base": 60})
+    config = parse_config(small_search(domains=domains))
+    sources = encode_sources(config, make_template(tokenizer), 64)
+    number = NAMES.index("facts")
+    wanted = [60 - (name == "facts") for name in NAMES]
+    assert sources.available.tolist() == sources.base.tolist() == wanted, "a base of 60 means all that there are"
+    lost = [f"{row.key:016x}" for row in read_rows(domains[number]["path"]) if "REFUSE" in row.prompt]
+    assert sources.left_out == [lost if name == "facts" else [] for name in NAMES]

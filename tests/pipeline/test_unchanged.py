@@ -11,8 +11,14 @@ import pytest
 
 from ideal_proxy.config import parse_config
 from ideal_proxy.data import demo
+from ideal_proxy.data.messages import row_keys, source_fingerprint
+from ideal_proxy.data.rows import read_rows
 from ideal_proxy.errors import UserError
+from ideal_proxy.export.hand_over import export_mixture
+from ideal_proxy.mixture.apply import apply_mixture
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.pipeline.prepare import prepare
+from ideal_proxy.scaleup.source import read_domains
 from ideal_proxy.terminal import Reporter
 from tests.builders import write_rows
 
@@ -108,3 +114,42 @@ def test_rows_that_are_made_by_a_rule_are_made_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr("ideal_proxy.data.demo.demo_rows", other)
     with pytest.raises(UserError, match=r"demo:lists\?rows=60 changed since"):
         prepare(config, folder, QUIET)
+
+
+FOLLOW_UP: dict[str, Callable[[MixtureFile, Path], object]] = {
+    "apply": lambda mixture, out: apply_mixture(mixture, out, index=out.parent / "index"),
+    "export": lambda mixture, out: export_mixture(mixture, "jsonl", out),
+    "scale-up": lambda mixture, _: read_domains(mixture),
+}
+
+
+@pytest.mark.parametrize("command", FOLLOW_UP)
+@pytest.mark.parametrize("kind", [a_file, a_glob, a_folder, saved, hub_folder, "procedural"])
+def test_what_follows_a_search_refuses_changed_data_by_name(
+    tmp_path: Path, kind: Callable[[Path, bool], str] | str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(kind, str):
+        make, rows = demo.demo_rows, {"now": 40}
+        monkeypatch.setattr(
+            "ideal_proxy.data.demo.demo_rows", lambda uri: make(uri.replace("rows=40", f"rows={rows['now']}"))
+        )
+        source = "demo:lists?rows=40"
+    else:
+        source = kind(tmp_path, False)
+    keys = row_keys(read_rows(source))
+    domain = DomainVolume(
+        name="the domain", source=source, format="auto", fingerprint=source_fingerprint(keys), available=len(keys),
+        base_rows=20, rows=20,
+    )  # fmt: skip
+    mixture = MixtureFile(domains=[domain])
+    FOLLOW_UP[command](mixture, tmp_path / "first")
+    if isinstance(kind, str):
+        rows["now"] = 39
+    else:
+        kind(tmp_path, True)
+    with pytest.raises(UserError) as refused:
+        FOLLOW_UP[command](mixture, tmp_path / "second")
+    said = str(refused.value)
+    assert "the domain" in said
+    assert source in said
+    assert "search" in said, "what to do"
