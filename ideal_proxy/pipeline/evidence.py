@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import Known
-from ideal_proxy.response import Combination, ResponseModel, Responses, Yardstick, combine
+from ideal_proxy.response import CHANGED_DATA, Combination, ResponseModel, Responses, Yardstick, combine, fit_kinds
 
 Array = NDArray[np.float64]
 
@@ -38,6 +39,7 @@ class Evidence:
         retired_volumes: (R, K) rows of them; None where there are none.
         retired_available: (K,) rows that they had.
         labels: (R,) equal for runs of one mixture; () where equal volumes say that.
+        kind_of: (R,) "" for the search's own runs, else whose they are, where data changed since; () without such.
     """
 
     ids: tuple[str, ...]
@@ -53,6 +55,7 @@ class Evidence:
     retired_volumes: Array | None = None
     retired_available: Array | None = None
     labels: tuple[str, ...] = ()
+    kind_of: tuple[str, ...] = ()
 
     def fit(self, model: ResponseModel, prepared: Prepared, *, weights: Array | None = None) -> ResponseModel:
         """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
@@ -66,13 +69,17 @@ class Evidence:
                 available=np.concatenate([model.available, self.retired_available]),
                 base=np.concatenate([model.base, np.zeros(len(self.retired))]),
             )
-        return model.fit(
-            pd.DataFrame(volumes, columns=names),
-            pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names),
-            run_id=np.asarray(self.ids), seed_id=self.seeds,
-            baseline_loss=self.losses_before if of_losses else self.values_before, sample_weight=weights,
-            responses=list(self.gradients) or None, own=self.own, retired=len(self.retired),
-        )  # fmt: skip
+        V = pd.DataFrame(volumes, columns=names)
+        L = pd.DataFrame(self.losses if of_losses else self.values, columns=prepared.capability_names)
+        options: dict[str, Any] = {
+            "run_id": np.asarray(self.ids), "seed_id": self.seeds,
+            "baseline_loss": self.losses_before if of_losses else self.values_before, "sample_weight": weights,
+            "responses": list(self.gradients) or None, "own": self.own, "retired": len(self.retired),
+        }  # fmt: skip
+        if any(self.kind_of) and of_losses:
+            fit_kinds(model, V, L, self.kind_of, {name: CHANGED_DATA for name in self.kind_of if name}, **options)
+            return model
+        return model.fit(V, L, **options)
 
     def scatter(self, stick: Yardstick, base_J: Array, kind: Combination, weights: Sequence[float] | None) -> Known:
         """Estimate how much the difference of two mixtures scatters, from mixtures run with several seeds."""

@@ -142,8 +142,13 @@ class SearchRun:
 
     def fitted(self) -> pd.DataFrame:
         """Give the runs that the model was fitted to, in the fit's order."""
+        return self._design().iloc[: self.model.held_out_.shape[1]]
+
+    def _design(self) -> pd.DataFrame:
+        """Give the swarm's runs, and before them earlier searches' that have weight in the fit."""
         design = self.runs[self.runs["role"].isin([REUSED, "design"])]
-        return design.iloc[: self.model.held_out_.shape[1]]
+        unused = [name for name, trust in self.model.fidelity_.items() if trust.get("weight") == 0]
+        return design[~design["from"].isin(unused)] if unused else design
 
     def held_out(self) -> pd.DataFrame:
         """Compare observed losses with predictions by fits that did not see the run.
@@ -156,7 +161,7 @@ class SearchRun:
         """
         model, fitted = self.model, self.fitted()
         left_out = (model.sign_[:, None] * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T
-        design = self.runs[self.runs["role"].isin([REUSED, "design"])]
+        design = self._design()
         later, fresh = design.iloc[len(fitted) :], self.runs[self.runs["role"] == "verify"]
         parts = [(fitted, "left out", left_out)]
         parts += [(part, kind, self._predict(part)) for part, kind in ((later, "later"), (fresh, "fresh")) if len(part)]

@@ -34,6 +34,7 @@ def with_reused(own: Evidence, reused: ReusedRuns) -> Evidence:
         retired_volumes=np.concatenate([reused.retired_volumes, nothing]),
         retired_available=reused.retired_available,
         labels=(*reused.labels, *(str(v.tolist()) for v in own.volumes)),
+        kind_of=(*reused.kind_of, *[""] * len(own.ids)),
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def fit_known(evidence: Evidence, prepared: Prepared, seed: int) -> ResponseMode
     part = replace(
         evidence, losses=evidence.losses[:, seen], values=evidence.values[:, seen],
         losses_before=evidence.losses_before[seen], values_before=evidence.values_before[seen],
-        own=None if evidence.own is None else tuple(evidence.own[j] for j in seen),
+        kind_of=(), own=None if evidence.own is None else tuple(evidence.own[j] for j in seen),
     )  # fmt: skip
     capabilities = tuple(prepared.capabilities[j] for j in seen)
     return fit_response(part, replace(prepared, capabilities=capabilities), seed)[0]

@@ -35,7 +35,7 @@ from ideal_proxy.pipeline.rounds import ON_EDGE
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
-from ideal_proxy.response import directions
+from ideal_proxy.response import directions, told_trusts
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 from ideal_proxy.terminal import duration, money
 
@@ -54,7 +54,8 @@ def write_outcome(
     proposal, folder = proposals[-1], laboratory.folder
     result = _result(laboratory, proposals, verdict) | {"trust": trust, "check": check}
     if reuse is not None:
-        result["reuse"] = reuse.to_json()
+        trusts = told_trusts(proposal.loss_model.fidelity_, "new runs", laboratory.prepared.capability_names)
+        result["reuse"] = reuse.to_json() | {"trust": trusts}
     frame = laboratory.frame()
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)

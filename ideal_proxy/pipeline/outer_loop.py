@@ -38,7 +38,7 @@ from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
-from ideal_proxy.response import Yardstick
+from ideal_proxy.response import Yardstick, told_trusts
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
 from ideal_proxy.terminal import Reporter, count_text
 
@@ -288,6 +288,8 @@ def _rounds(
             yardstick=proposals[0].yardstick if proposals else None,
         )  # fmt: skip
         for line in proposal.notes:
+            reporter.note(line)
+        for line in told_trusts(proposal.loss_model.fidelity_, "new runs", prepared.capability_names):
             reporter.note(line)
         if evidence.gradients:
             reporter.note(gradient_note(proposal.model, laboratory.gradients))

@@ -50,6 +50,7 @@ class ReusedRuns:
         weights: (R,) files; "" where there is none.
         tokens: (R,) trained on, by the search that made them.
         seconds: (R,) that took.
+        kind_of: (R,) their origin where the data changed since, else "".
     """
 
     ids: tuple[str, ...]
@@ -64,6 +65,7 @@ class ReusedRuns:
     weights: tuple[str, ...]
     tokens: NDArray[np.int64]
     seconds: Array
+    kind_of: tuple[str, ...]
 
     def to_judge(self) -> list[int]:
         """Number the runs that were not judged on all of the new reference rows, and whose weights are there."""
@@ -93,7 +95,8 @@ class ReusedRuns:
         """Leave out the runs that tell of no capability."""
         keep = np.flatnonzero(np.isfinite(self.losses).any(axis=1))
         part: dict[str, Any] = {
-            name: tuple(getattr(self, name)[r] for r in keep) for name in ("ids", "origin", "labels", "weights")
+            name: tuple(getattr(self, name)[r] for r in keep)
+            for name in ("ids", "origin", "labels", "weights", "kind_of")
         }
         for name in ("volumes", "retired_volumes", "losses", "seeds", "tokens", "seconds"):
             part[name] = getattr(self, name)[keep]
@@ -308,6 +311,8 @@ def _reused_runs(
             available[at] = max(available[at], part.retired_available[k])
         gone.append(wide)
     every = [(package, run) for package in packages for run in package.runs]
+    names = prepared.domains.names
+    changed = {id(package): data_changed(compare_domains(package.record, names, keys)) for package in packages}
     number = {id(package): n for n, package in enumerate(packages)}
     ids = tuple(f"reused{number[id(package)]}:{run.id}" for package, run in every)
     placed = [folder / "runs" / _judged_id(name) / MODEL for name in ids]  # where they were judged before a stop
@@ -322,6 +327,7 @@ def _reused_runs(
         weights=tuple(str(at) if at.exists() else run.weights for at, (_, run) in zip(placed, every, strict=True)),
         tokens=np.array([run.tokens for _, run in every], dtype=np.int64),
         seconds=np.array([run.seconds for _, run in every]),
+        kind_of=tuple(package.name if changed[id(package)] else "" for package, _ in every),
     ), [part.kept for part in moved]  # fmt: skip
 
 

@@ -248,7 +248,9 @@ def reuse_text(found: dict[str, Any] | None) -> str:
     changed = [text for text in found["changes"] if not text.endswith(": the same rows")]
     return (
         f"Evidence: {earlier}, and this search's own; {found['new_runs']} new in its first round, where a fresh search "
-        f"has {found['fresh_runs']}. " + (f"Since then: {'; '.join(changed)}." if changed else "The data are the same.")
+        f"has {found['fresh_runs']}. "
+        + "".join(f"{text}. " for text in found.get("trust", ()))
+        + (f"Since then: {'; '.join(changed)}." if changed else "The data are the same.")
     )
 
 

@@ -1,3 +1,6 @@
+from .evidence import CHANGED_DATA as CHANGED_DATA
+from .evidence import fit_kinds as fit_kinds
+from .evidence import told_trusts as told_trusts
 from .gradient_rows import Responses as Responses
 from .inputs import SHARE_TOLERANCE as SHARE_TOLERANCE
 from .law import ALPHA as ALPHA

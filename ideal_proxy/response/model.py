@@ -117,7 +117,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             BadInput: input that cannot be fitted, with the cure.
         """
         self._check_options()
-        self.fidelity_: dict[str, dict[str, list[float]]] = {}
+        self.fidelity_: dict[str, dict[str, Any]] = {}
         names = list(map(str, L.columns)) if isinstance(L, pd.DataFrame) else None
         V = validate_data(self, V, dtype=np.float64)
         if L is None:

@@ -87,6 +87,9 @@ def test_only_what_is_missing_is_trained(changed, home):
     assert f"reference rows of lists: {roles['reused']} of {roles['reused']} runs are judged on them by their" in log
     reuse = found.result["reuse"]
     assert (reuse["new_runs"], reuse["fresh_runs"], reuse["retired"]) == (6, 18, ["facts"])
+    assert len(reuse["trust"]) == 1
+    assert reuse["trust"][0].startswith(f"{home / 'old'} ")
+    assert len(found.held_out().query("kind == 'left out'")) <= 3 * (roles["reused"] + roles["design"])
     assert reuse["runs"][0]["from"] == str(home / "old")
     assert json.loads((home / "new" / "mixture.json").read_text())["provenance"]["reuse"] == reuse
 

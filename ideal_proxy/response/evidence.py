@@ -1,0 +1,256 @@
+"""Evidence of several kinds in one fit, each with a trust of its own.
+
+Runs of another kind (from before the data changed, of another proxy size) show the changes of loss that the target's
+runs would show, times a factor s, with an error of their own:
+
+    log[L_k(v) / L_k(v⁰)] = s_k · log[L(v) / L(v⁰)] + error_k
+
+s is one for all capabilities and has a prior: 1 ± 0.1 across a change of data, 0.75 ± 0.35 across sizes. Where runs of
+both kinds are there, the larger side is fitted alone and foretells the smaller one: that gives s, and the odds that the
+kind tells anything at all. A kind that tells nothing, also of its own runs left out, has no weight.
+
+Legend: N runs, D domains, J capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from scipy.stats import norm
+from sklearn.base import clone
+
+from ideal_proxy.response.choice import LEAST_RUNS
+from ideal_proxy.response.law import Array
+from ideal_proxy.response.model import ResponseModel
+
+LEAST_OVERLAP = 3
+"""So many runs of the smaller side are needed to learn a trust; with fewer the prior stays."""
+LIKELY_TRUE = 3.0
+"""Odds, before a run is seen, that a kind shows what the target shows."""
+LEAST_FORETOLD = 0.15
+"""A kind that foretells less than this share of its own runs left out tells nothing, as if its losses were mixed up."""
+EXPECTED = 8.0
+"""So many values weighs the belief that runs of another kind scatter as is predicted of them."""
+HALF = 0.5
+"""Below these odds of telling anything a kind has no weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is believed of a kind before runs are seen.
+
+    Attributes:
+        factor: s.
+        spread: of s.
+        same_level: whether its losses are the target's own, not only their changes.
+    """
+
+    factor: float
+    spread: float
+    same_level: bool
+
+
+CHANGED_DATA = Kind(1.0, 0.1, same_level=True)
+OTHER_SIZE = Kind(0.75, 0.35, same_level=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a kind turned out to be worth.
+
+    Attributes:
+        factor: s.
+        spread: what is left of not knowing it.
+        weight: of one of its runs beside one of the target's, 0 to 1.
+        learned: whether runs of both kinds said so; else it is the prior.
+        runs: of the kind.
+        explained: share of the target's changes that the kind foretells, by capability; NaN where not learned.
+    """
+
+    factor: float
+    spread: float
+    weight: float
+    learned: bool
+    runs: int
+    explained: tuple[float, ...]
+
+    def sentence(self, name: str, target: str, capabilities: Sequence[str]) -> str:
+        """Say it."""
+        if not self.learned:
+            return (
+                f"{name} count as they are expected to ({self.factor:.2f} ± {self.spread:.2f} of the changes that "
+                f"{target} show), for too few runs of both kinds are there to learn it"
+            )
+        if not self.weight:
+            return f"{name} do not show what {target} show and have no weight in the fit"
+        told = ", ".join(f"{e:.2f} about {n}" for e, n in zip(self.explained, capabilities, strict=True))
+        return f"{name} explain {told} of what {target} show; one of them counts as {self.weight:.2f} of a run"
+
+
+def fit_kinds(
+    model: ResponseModel,
+    V: pd.DataFrame,
+    L: pd.DataFrame,
+    kind_of: Sequence[str],
+    kinds: Mapping[str, Kind],
+    **options: Any,
+) -> dict[str, Trust]:
+    """Fit a model to runs of several kinds: "" is the target's own.
+
+    Args:
+        model: not fitted yet; it is fitted in place.
+        V: (N, D) volumes.
+        L: (N, J) losses above 0, NaN where a run has none.
+        kind_of: (N,) the kind of each run.
+        kinds: what is believed of each kind but "".
+        **options: of `ResponseModel.fit`; arrays of N are cut to the runs that a fit sees.
+
+    Returns:
+        dict: what each kind turned out to be worth.
+    """
+    place = np.array(kind_of, dtype=object)
+    own = place == ""
+    found = {name: _learn(model, V, L, own, place == name, kind, options) for name, kind in kinds.items()}
+    losses, weights = L.to_numpy(dtype=float, copy=True), np.ones(len(L))
+    given = options.pop("sample_weight", None)
+    for name in kinds:
+        of, trust = place == name, found[name][0]
+        here, there = found[name][1:]
+        losses[of] = np.exp(there + (np.log(losses[of]) - here) / trust.factor)
+        weights[of] = trust.weight
+    seen = weights > 0
+    weights = weights if given is None else weights * np.asarray(given)
+    part = _cut(options, seen)
+    model.fit(V[seen], pd.DataFrame(losses[seen], columns=L.columns), sample_weight=weights[seen], **part)
+    _keep_doubt(model, [found[name][0] for name in kinds], own.sum())
+    trusts = {name: entry[0] for name, entry in found.items()}
+    model.fidelity_ = {name: _plain(trust) for name, trust in trusts.items()}
+    return trusts
+
+
+def _learn(
+    model: ResponseModel, V: pd.DataFrame, L: pd.DataFrame, own: Any, of: Any, kind: Kind, options: dict[str, Any]
+) -> tuple[Trust, Array, Array]:
+    """Let the larger side foretell the smaller one; also the levels at base, the kind's and the target's, log nats."""
+    nothing = tuple(np.full(L.shape[1], np.nan))
+    prior = Trust(
+        factor=kind.factor, spread=kind.spread, weight=1.0, learned=False, runs=int(of.sum()), explained=nothing
+    )
+    larger, smaller = (of, own) if of.sum() >= own.sum() else (own, of)
+    told = L[larger].notna().any(axis=0).to_numpy()
+    logs = np.log(L.to_numpy(dtype=float))
+    level = np.array([
+        np.mean(column[np.isfinite(column)]) if np.isfinite(column).any() else 0.0 for column in logs[of].T
+    ])
+    if larger.sum() < LEAST_RUNS or not told.any():
+        return prior, level, level
+    alone = clone(model).set_params(n_starts=1, n_draws=8)
+    part = _cut(options, larger)
+    for name in ("baseline_loss", "own"):
+        if part.get(name) is not None:
+            part[name] = [value for value, seen in zip(part[name], told, strict=True) if seen]
+    alone.fit(V[larger], L.loc[larger, told], **(part | {"responses": None}))
+    retired = int(options.get("retired") or 0)
+    names = list(V.columns[: V.shape[1] - retired])
+    base = np.asarray(model.base, dtype=float)[: len(names)]
+    level[told] = np.log(alone.value_and_gradient(base)[0])
+    if smaller.sum() < LEAST_OVERLAP:
+        return prior, level, level
+    if larger is of and _foretold(alone, L.loc[larger, told]) < LEAST_FORETOLD:
+        return replace(prior, weight=0.0, learned=True), level, level
+    at = V.loc[smaller, names]
+    if retired and (V.loc[smaller].iloc[:, len(names) :].to_numpy() > 0).any():
+        return prior, level, level  # the larger side is the target's, and never saw what was retired
+    middle, low, high = (np.asarray(b).reshape(len(at), -1) for b in alone.predict(at, return_interval=0.9))
+    x = np.log(middle) - level[told]
+    y = logs[smaller][:, told] - level[told]
+    precision = np.where(np.isfinite(y), (np.log(high / np.maximum(low, 1e-9)) / (2 * norm.ppf(0.95))) ** -2.0, 0.0)
+    y = np.nan_to_num(y)
+    total = np.maximum(precision.sum(axis=0), 1e-300)
+    mean_x, mean_y = ((precision * values).sum(axis=0) / total for values in (x, y))
+    if not kind.same_level:
+        x, y = x - mean_x, y - mean_y
+    expected, spread = kind.factor, kind.spread
+    if larger is of:  # the kind foretells the target: the slope is 1 / s
+        expected, spread = 1.0 / kind.factor, kind.spread / kind.factor**2
+    slope, error, excess = _slope(x, y, precision)
+    odds = norm.logpdf(slope, expected, np.hypot(error, spread)) - norm.logpdf(slope, 0.0, error)
+    chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
+    sharpness = error**-2.0 + spread**-2.0
+    slope = float((slope * error**-2.0 + expected * spread**-2.0) / sharpness)
+    left = (precision * (y - slope * x) ** 2).sum(axis=0)
+    explained = np.full(L.shape[1], np.nan)
+    explained[told] = 1.0 - left / np.maximum((precision * y**2).sum(axis=0), 1e-300)
+    factor, doubt = slope, sharpness**-0.5
+    if larger is of:
+        factor, doubt = 1.0 / slope, doubt / slope**2
+    trust = Trust(
+        factor=float(factor), spread=float(doubt), weight=0.0 if chance < HALF or slope <= 0 else chance / excess,
+        learned=True, runs=int(of.sum()), explained=tuple(float(e) for e in explained),
+    )  # fmt: skip
+    if kind.same_level:
+        return trust, level, level
+    other = level.copy()
+    other[told] += mean_y - slope * mean_x
+    return (trust, level, other) if larger is of else (trust, other, level)
+
+
+def _foretold(model: ResponseModel, L: pd.DataFrame) -> float:
+    """Say which share of the variance of runs left out is foretold by fits that did not see them."""
+    held_RJ = model.held_out_.T
+    y_RJ = (model.sign_ * L.to_numpy(dtype=float) - model.location_) / model.scale_
+    seen = np.isfinite(held_RJ) & np.isfinite(y_RJ)
+    error, spread = (
+        np.where(seen, values, 0.0) ** 2 for values in (y_RJ - held_RJ, y_RJ - np.nanmean(y_RJ, axis=0))
+    )  # fmt: skip
+    return 1.0 - float(error.sum()) / max(float(spread.sum()), 1e-300)
+
+
+def _slope(x: Array, y: Array, precision: Array) -> tuple[float, float, float]:
+    """Regress y on x through the origin: slope, its error, and how much more y scatters than was said, at least 1."""
+    xx = max(float((precision * x * x).sum()), 1e-12)
+    slope = float((precision * x * y).sum()) / xx
+    freedom = max(int((precision > 0).sum()) - 1, 1)
+    left = float((precision * (y - slope * x) ** 2).sum())
+    excess = max(1.0, (EXPECTED + left) / (EXPECTED + freedom))
+    return slope, float(np.sqrt(excess / xx)), excess
+
+
+def _keep_doubt(model: ResponseModel, trusts: Sequence[Trust], own: int) -> None:
+    """Carry into the draws what is not known of the factors, in the share of the evidence that rests on them."""
+    total = own + sum(trust.weight * trust.runs for trust in trusts)
+    doubt = sum(trust.weight * trust.runs / total * trust.spread / trust.factor for trust in trusts) if total else 0.0
+    if doubt:
+        rng = np.random.default_rng(model.random_state)
+        factors = np.clip(1.0 + doubt * rng.standard_normal(len(model.known_draws_)), 0.0, 2.0)
+        model.known_draws_ = model.known_draws_ * factors[:, None]
+
+
+def _cut(options: Mapping[str, Any], seen: Any) -> dict[str, Any]:
+    """Cut what belongs to runs to those that are seen."""
+    of_runs = ("run_id", "seed_id")
+    return {
+        name: np.asarray(value)[seen] if name in of_runs and value is not None else value
+        for name, value in options.items()
+        if name != "sample_weight"
+    }
+
+
+def _plain(trust: Trust) -> dict[str, Any]:
+    return asdict(trust) | {"explained": [None if np.isnan(e) else e for e in trust.explained]}
+
+
+def told_trusts(fidelity: Mapping[str, Mapping[str, Any]], target: str, capabilities: Sequence[str]) -> list[str]:
+    """Say what each kind in a fit was worth, from the fit's `fidelity_`."""
+    return [
+        Trust(**{**told, "explained": tuple(np.nan if e is None else e for e in told["explained"])}).sentence(
+            name, target, capabilities
+        )
+        for name, told in fidelity.items()
+        if "weight" in told
+    ]

@@ -1,0 +1,109 @@
+"""Evidence of several kinds: what a kind is worth is learned, and one that misleads has no weight."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ideal_proxy.response.evidence import CHANGED_DATA, OTHER_SIZE, fit_kinds
+from ideal_proxy.response.model import ResponseModel
+
+BASE = np.array([400.0, 250.0, 300.0, 200.0])
+NAMES, TARGETS = list("abcd"), ["one", "two", "three"]
+WORTH = np.array([[3.0, 0.1, 0.2, 0.1], [0.1, 2.5, 0.1, 0.4], [0.2, 0.3, 1.5, 1.2]])
+
+
+def truth(v):
+    return np.array([0.8, 0.6, 0.9]) + 2.0 * (1.0 + (v / 300.0) ** 0.5 @ WORTH.T) ** -0.4
+
+
+def runs(count, seed, noise=0.006):
+    rng = np.random.default_rng(seed)
+    v = BASE * np.exp(rng.uniform(-1.5, 1.5, (count, 4)))
+    return v, truth(v) * np.exp(noise * rng.standard_normal((count, 3)))
+
+
+def model():
+    return ResponseModel(available=4 * BASE, base=BASE, n_starts=1, n_draws=32)
+
+
+def together(own, other, name, kind):
+    V = pd.DataFrame(np.vstack([own[0], other[0]]), columns=NAMES)
+    L = pd.DataFrame(np.vstack([own[1], other[1]]), columns=TARGETS)
+    fitted = model()
+    trusts = fit_kinds(fitted, V, L, [""] * len(own[0]) + [name] * len(other[0]), {name: kind})
+    return fitted, trusts[name]
+
+
+def error(fitted):
+    v, _ = runs(60, 99)
+    return np.sqrt(np.mean(np.log(fitted.predict(pd.DataFrame(v, columns=NAMES)) / truth(v)) ** 2))
+
+
+def shuffled(v, losses):
+    return v, losses[np.random.default_rng(5).permutation(len(losses))]
+
+
+def alone(own):
+    return model().fit(pd.DataFrame(own[0], columns=NAMES), pd.DataFrame(own[1], columns=TARGETS))
+
+
+def test_honest_earlier_runs_count_fully():
+    own = runs(5, 1)
+    fitted, trust = together(own, runs(30, 2), "earlier", CHANGED_DATA)
+    assert trust.learned
+    assert trust.factor == pytest.approx(1.0, abs=0.1)
+    assert trust.weight > 0.6
+    assert min(trust.explained) > 0.8
+    assert error(fitted) < 0.5 * error(alone(own))
+    told = f"earlier explain {trust.explained[0]:.2f} about one, {trust.explained[1]:.2f} about two, "
+    assert trust.sentence("earlier", "today's runs", TARGETS).startswith(told)
+
+
+@pytest.mark.parametrize("count", [5, 16])
+def test_shuffled_evidence_has_no_weight(count):
+    own = runs(count, 1)
+    fitted, trust = together(own, shuffled(*runs(24, 2)), "earlier", CHANGED_DATA)
+    assert trust.weight == 0
+    assert error(fitted) == pytest.approx(error(alone(own)))
+    assert trust.sentence("earlier", "today's runs", TARGETS).endswith("have no weight in the fit")
+
+
+@pytest.mark.parametrize("count", [6, 14])
+def test_runs_of_another_surface_have_no_weight(count):
+    """They agree with one another and with nothing that the target shows."""
+    own, (v, _) = runs(count, 1), runs(24, 2)
+    losses = truth(v[:, [1, 2, 3, 0]] * [1.6, 0.83, 1.5, 0.5]) * np.exp(
+        0.006 * np.random.default_rng(3).normal(size=(24, 3))
+    )
+    fitted, trust = together(own, (v, losses), "earlier", CHANGED_DATA)
+    assert trust.weight == 0
+    assert error(fitted) == pytest.approx(error(alone(own)))
+
+
+def test_a_smaller_size_shows_less_of_every_change_and_says_how_much():
+    own, (v, _) = runs(8, 1), runs(30, 2)
+    rng = np.random.default_rng(4)
+    small = 1.7 * (truth(v) / truth(BASE[None])) ** 0.55 * np.exp(0.006 * rng.standard_normal((30, 3)))
+    fitted, trust = together(own, (v, small), "0.1M proxies", OTHER_SIZE)
+    assert trust.factor == pytest.approx(0.55, abs=0.08)
+    assert trust.spread < 0.1 < OTHER_SIZE.spread
+    assert error(fitted) < 0.7 * error(alone(own))
+    taken_as_equal, _ = together(own, (v, small), "0.1M proxies", CHANGED_DATA)
+    assert error(fitted) < error(taken_as_equal)
+
+
+def test_without_overlap_the_prior_stays_in_the_draws():
+    own, (v, losses) = runs(1, 1), runs(30, 2)
+    fitted, trust = together(own, (v, losses), "0.1M proxies", OTHER_SIZE)
+    assert not trust.learned
+    assert (trust.factor, trust.spread) == (0.75, 0.35)
+    sure, _ = together(own, (v, losses), "earlier", CHANGED_DATA)
+
+    def spread(m):
+        here, there = (np.log(m.draws_value_and_gradient(x)[0]) for x in (BASE * [3, 0.5, 1, 1], BASE))
+        return (here - there).std(axis=0).max()
+
+    assert spread(fitted) > 2 * spread(sure)
+    assert "too few runs of both kinds" in trust.sentence("0.1M proxies", "1M proxies", TARGETS)
