@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ideal_proxy.terminal import shortened
+
 
 def first_problem(
     error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], missing: str = "add it"
@@ -54,24 +56,25 @@ JARGON = (
 def _plain(problem: Any) -> str:
     """Say what pydantic complains of in the words of the run file."""
     kind, value, field = problem["type"], problem.get("input"), problem["loc"][-1] if problem["loc"] else ""
+    got = shortened(repr(value))
     if kind == "too_short":
         return f"needs at least {problem['ctx']['min_length']}, has {problem['ctx']['actual_length']}"
     if kind in {"tuple_type", "list_type"}:
-        return f"must be a list, one '- ' a line, got {_short(value)}"
+        return f"must be a list, one '- ' a line, got {got}"
     if kind in {"model_type", "dict_type", "model_attributes_type"}:
-        return f"must be a block of 'key: value' lines, got {_short(value)}"
+        return f"must be a block of 'key: value' lines, got {got}"
     if kind == "string_pattern_mismatch" and field == "name":
-        return f"a name has 1 to 80 characters and no slash (but a domain's part: maths/high), got {_short(value)}"
+        return f"a name has 1 to 80 characters and no slash (but a domain's part: maths/high), got {got}"
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "string_type":
-        return f"must be text, got {_short(value)}; put it in quotes" if value is not None else "must be text, is empty"
+        return f"must be text, got {got}; put it in quotes" if value is not None else "must be text, is empty"
     message = str(problem["msg"]).removeprefix("Value error, ")
     for jargon, plain in JARGON:
         message = message.replace(jargon, plain)
     message = message[0].lower() + message[1:]
     quoted = field not in {"", "domains", "capabilities", "verify"}  # there the sentence says it all
-    return f"{message}, got {_short(value)}" if quoted else message
+    return f"{message}, got {got}" if quoted else message
 
 
 def _known_keys(model: Any, place: tuple[int | str, ...]) -> list[str]:
@@ -83,9 +86,3 @@ def _known_keys(model: Any, place: tuple[int | str, ...]) -> list[str]:
         arguments = getattr(annotation, "__args__", None)
         model = arguments[0] if arguments else annotation
     return list(model.model_fields)
-
-
-def _short(value: object) -> str:
-    """Return a value's text, cut to what fits in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -232,20 +232,26 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     try:
         for name in job.names:
             os.replace(job.spool / name, job.folder / name)
-        atomic_write_json(job.folder / job.manifest, _manifest(job, identity, written, as_is))
+        manifest = _manifest(job, identity, written, as_is)
+        atomic_write_json(job.folder / job.manifest, manifest)
     except BaseException:
         for name in job.names:
             (job.folder / name).unlink(missing_ok=True)
         raise
     tell("writing", rows, rows)
+    return _applied(job, manifest, already_there=False)
+
+
+def _applied(job: _Job, manifest: Mapping[str, Any], *, already_there: bool) -> Applied:
     return Applied(
         folder=job.folder,
-        files=tuple(job.folder / name for name in job.names),
-        rows=rows,
-        domain_rows={domain.name: domain.rows for domain in job.mixture.domains},
-        sha256=tuple(str(entry["sha256"]) for entry in written),
+        files=tuple(job.folder / entry["name"] for entry in manifest["files"]),
+        rows=int(manifest["rows"]),
+        domain_rows={domain["name"]: int(domain["rows"]) for domain in manifest["domains"]},
+        sha256=tuple(str(entry["sha256"]) for entry in manifest["files"]),
+        already_there=already_there,
         manifest=job.manifest,
-        row_format="as-is" if as_is else "chat",
+        row_format=manifest["row_format"],
     )
 
 
@@ -349,16 +355,7 @@ def _finished(job: _Job, identity: str) -> Applied | None:
                 and [f["name"] for f in files] == job.names
                 and all((folder / f["name"]).stat().st_size == f["bytes"] for f in files)
             ):
-                return Applied(
-                    folder=folder,
-                    files=tuple(folder / f["name"] for f in files),
-                    rows=int(manifest["rows"]),
-                    domain_rows={d["name"]: int(d["rows"]) for d in manifest["domains"]},
-                    sha256=tuple(str(f["sha256"]) for f in files),
-                    already_there=True,
-                    manifest=job.manifest,
-                    row_format=manifest["row_format"],
-                )
+                return _applied(job, manifest, already_there=True)
     elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
         for name in content:  # a run that was stopped before its manifest
             (folder / name).unlink()

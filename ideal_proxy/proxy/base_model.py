@@ -7,7 +7,6 @@ copies a page when it first writes to it. The file itself is never written to ag
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import use_packed_attention
 from ideal_proxy.proxy.pretrained import Pretrained, empty_model, with_lora
-from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete
+from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, whole
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -69,7 +68,8 @@ def place_base(kept: Path, folder: Path, *, narrow: bool, trust_remote_code: boo
         try:
             os.link(kept / WEIGHTS, folder / WEIGHTS)
         except OSError:  # another file system, or one without links
-            _copy(kept / WEIGHTS, folder / WEIGHTS)
+            with whole(folder / WEIGHTS) as part:
+                shutil.copy2(kept / WEIGHTS, part)
     mark_complete(folder)
 
 
@@ -131,25 +131,9 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, str(part), metadata={"format": "pt"})
+    with whole(path) as part:
+        try:
+            save_file(tensors, str(part), metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         shutil.copymode(path.with_name(CONFIG), part)  # safetensors writes for its owner's eyes only
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}); make room or choose another --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _copy(source: Path, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        shutil.copy2(source, part)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -28,8 +28,10 @@ from typing import IO, Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.hooks import load_entry_point
-from ideal_proxy.store import save_pretrained
+from ideal_proxy.store import save_pretrained, whole
+from ideal_proxy.terminal import shortened
 
+SCORE = "a JSON number, or an object with `score`"
 STDERR_LINES = 3  # of a failed command's last words, told to the user
 STDERR_CHARACTERS = 300
 GUARD = """
@@ -73,8 +75,7 @@ class MetricSpec:
     @property
     def told(self) -> str:
         """The metric as messages name it."""
-        what = self.command or self.python
-        return f"the metric of {self.capability} ({what if len(what) <= 80 else what[:77] + '...'})"
+        return f"the metric of {self.capability} ({shortened(self.command or self.python, 80)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,42 +117,30 @@ def command_arguments(spec: MetricSpec, model_folder: Path, seed: int) -> list[s
 
 def script_hash(spec: MetricSpec) -> str:
     """Identify the code that a metric runs, as far as it can be seen."""
-    digest, found = hashlib.sha256(), False
     if spec.command:
-        with contextlib.suppress(ValueError):
-            for word in shlex.split(spec.command):
-                path = Path(spec.folder) / word
-                if "{" not in word and path.is_file():
-                    digest.update(path.read_bytes())
-                    found = True
+        paths = [Path(spec.folder) / word for word in shlex.split(spec.command) if "{" not in word]
     else:
-        module = sys.modules.get(spec.python.partition(":")[0])
-        path = Path(str(getattr(module, "__file__", None) or ""))
-        if path.is_file():
-            digest.update(path.read_bytes())
-            found = True
-    return digest.hexdigest()[:12] if found else ""
+        paths = [Path(str(getattr(sys.modules.get(spec.python.partition(":")[0]), "__file__", None) or ""))]
+    code = [path.read_bytes() for path in paths if path.is_file()]
+    return hashlib.sha256(b"".join(code)).hexdigest()[:12] if code else ""
 
 
 def parse_score(text: str, told: str) -> float:
     """Read a command's last line."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{told} printed nothing; its last line must be a JSON number, or an object with `score`")
-    last = lines[-1].strip()
-    shown = last if len(last) <= 60 else last[:57] + "..."
+        raise UserError(f"{told} printed nothing; its last line must be {SCORE}")
+    shown = repr(shortened(lines[-1].strip()))
     try:
-        value = json.loads(last)
+        value = json.loads(lines[-1])
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{told} ended with the line {shown!r}; its last line must be a JSON number, or an object with `score`"
-        ) from error
+        raise UserError(f"{told} ended with the line {shown}; its last line must be {SCORE}") from error
     if isinstance(value, dict):
         if "score" not in value:
-            raise UserError(f"{told} ended with {shown!r}; a JSON object needs the key `score`")
+            raise UserError(f"{told} ended with {shown}; a JSON object needs the key `score`")
         value = value["score"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{told} gave {shown!r}; the score must be a JSON number, or an object with `score`")
+        raise UserError(f"{told} gave {shown}; the score must be {SCORE}")
     return _finite(float(value), told)
 
 
@@ -164,9 +153,8 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.float().merge_and_unload()  # a base kept in bfloat16 would round the updates away
     remove_model(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with whole(folder) as part:
+        part.mkdir()
         with quiet_libraries():
             save_pretrained(model, part)
         save_pretrained(tokenizer, part)
@@ -180,13 +168,6 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
                 if settings.get(key) is None and getattr(tokenizer, key, None) is not None:
                     settings[key] = getattr(tokenizer, key)
             path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; what was finished before is kept, "
-            "make room or choose another --out and run the same command again"
-        ) from error
 
 
 def remove_model(folder: Path) -> None:
@@ -219,7 +200,7 @@ def _run_command(
                 f"{spec.told} cannot be started ({error.strerror or error}: {error.filename or words[0]}); "
                 "correct metric.command"
             ) from error
-        with _ended_with_us(process.pid):
+        with _ended_with_us(process):
             _wait(process, spec, should_stop, errors)
         if process.returncode:
             how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
@@ -228,16 +209,18 @@ def _run_command(
 
 
 @contextlib.contextmanager
-def _ended_with_us(group: int) -> Iterator[None]:
+def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End a process group when this block is left or this process dies, however it dies: a guard waits for our end."""
     read, write = os.pipe()
-    guard = subprocess.Popen([sys.executable, "-I", "-S", "-c", GUARD, str(group)], stdin=read, start_new_session=True)
+    command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
+    guard = subprocess.Popen(command, stdin=read, start_new_session=True)
     os.close(read)
     try:
         yield
     finally:
         os.close(write)
         guard.wait()
+        process.wait()
 
 
 def _wait(
@@ -246,24 +229,18 @@ def _wait(
     should_stop: Callable[[], bool] | None,
     errors: IO[bytes],
 ) -> None:
-    """Wait for a command's end; end it where it takes too long or is not wanted any more."""
+    """Wait for a command's end; it is an error where it takes too long or is not wanted any more."""
     deadline = time.monotonic() + spec.timeout_seconds
-    try:
-        while process.poll() is None:
-            if should_stop is not None and should_stop():
-                raise MetricStopped
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{spec.told} took longer than {spec.timeout_seconds:g} s and was ended{_last_words(errors)}; "
-                    "raise metric.timeout_seconds, or judge fewer items"
-                )
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    while process.poll() is None:
+        if should_stop is not None and should_stop():
+            raise MetricStopped
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{spec.told} took longer than {spec.timeout_seconds:g} s and was ended{_last_words(errors)}; "
+                "raise metric.timeout_seconds, or judge fewer items"
+            )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
 
 
 def _told(spec: MetricSpec, model: Path, seed: int, device: str) -> dict[str, str]:

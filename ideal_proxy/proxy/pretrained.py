@@ -63,13 +63,12 @@ def refuse_unfit(source: Pretrained, tokenizer: Any = None) -> None:
 
     if source.gguf:
         return  # its configuration is made from the weights
-    found: dict[str, Any] = {}
+    adapter = config = None
     with contextlib.suppress(Exception), quiet_libraries():  # what cannot be had is told by the loader
-        found["adapter"] = find_adapter_config_file(source.name, revision=source.revision)
+        adapter = find_adapter_config_file(source.name, revision=source.revision)
     with contextlib.suppress(Exception), quiet_libraries():
-        found["config"] = AutoConfig.from_pretrained(source.name, **source.options())
-    config = found.get("config")
-    if found.get("adapter"):
+        config = AutoConfig.from_pretrained(source.name, **source.options())
+    if adapter:
         if config is None:
             raise UserError(
                 f"{source.name} is an adapter (adapter_config.json), not a model; merge it into its base "
@@ -226,19 +225,14 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-@contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """Hide the bar of transformers' GGUF reader, which nothing turns off."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
 def _had(load: Callable[[], Any], source: Pretrained, what: str) -> Any:
     """Call a loader of transformers; whatever it raises means that the model was not had."""
     if source.name.startswith(("/", ".", "~")) and not Path(source.name).expanduser().is_dir():
         raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
     try:
-        with quiet_libraries(), _no_bar() if source.gguf else contextlib.nullcontext():
+        # nothing turns off the bar of transformers' GGUF reader
+        hidden = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
+        with quiet_libraries(), hidden:
             return load()
     except ImportError as error:
         raise UserError(

@@ -15,9 +15,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.stats import spearmanr
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.response import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
@@ -86,7 +86,6 @@ class SizeLaw:
         if counts.min() < 4:
             raise UserError(f"one size has only {counts.min()} runs; give every size at least 4")
         self.reference_ = np.exp(np.log(scales).mean(axis=0))
-        self.range_ = np.stack([scales.min(axis=0), scales.max(axis=0)])
         z_RK = np.log(scales / self.reference_)
         self.volumes_ = Volumes(
             float(self.base[self.base > 0].mean()), 0.0, self.available, np.full(V.shape[1], REPEAT_DECAY)
@@ -217,18 +216,12 @@ def rank_agreement(V: Array, L: Array, sizes: Array, *, by_laws: bool = False) -
     """Compare the ranking of equal mixtures between neighbouring sizes."""
     V, L, sizes = (np.asarray(part, dtype=float) for part in (V, L, sizes))
     found = []
-    distinct = np.unique(sizes)
-    for low, high in pairwise(distinct):
-        means = []
-        for size in (low, high):
-            by_mixture: dict[tuple[float, ...], list[Array]] = {}
-            for v, loss in zip(V[sizes == size], L[sizes == size], strict=True):
-                by_mixture.setdefault(tuple(np.round(v, 6)), []).append(loss)
-            means.append({key: np.mean(values, axis=0) for key, values in by_mixture.items()})
-        common = sorted(set(means[0]) & set(means[1]))
+    by_size = pd.DataFrame(L).groupby([sizes, *np.round(V, 6).T]).mean()  # runs of one mixture as their mean
+    for low, high in pairwise(np.unique(sizes)):
+        left, right = by_size.loc[low], by_size.loc[high]
+        common = left.index.intersection(right.index)
         if len(common) < 4:
             continue
-        left, right = (np.array([part[key] for key in common]) for part in means)
-        correlation = np.array([float(spearmanr(left[:, j], right[:, j]).statistic) for j in range(L.shape[1])])
+        correlation = left.loc[common].corrwith(right.loc[common], method="spearman").to_numpy()
         found.append(RankAgreement((float(low), float(high)), len(common), correlation, by_laws))
     return found

@@ -27,7 +27,7 @@ from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
 from ideal_proxy.scaleup.source import Drawn, draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
 from ideal_proxy.scaleup.transfer import usable_law
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, lock, provenance, read_json
-from ideal_proxy.terminal import Reporter
+from ideal_proxy.terminal import Reporter, shortened
 
 SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's
 OPTIONS = "options.json"
@@ -253,8 +253,8 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
         if differing:
             name = "the mixture file's " + differing[0] if part == "mixture" else "--" + differing[0].replace("_", "-")
             raise UsageError(
-                f"{out} was begun with another {name} ({_brief(old.get(differing[0]))}, now "
-                f"{_brief(new[differing[0]])}); resume with the same options, or choose another --out"
+                f"{out} was begun with another {name} ({shortened(repr(old.get(differing[0])))}, now "
+                f"{shortened(repr(new[differing[0]]))}); resume with the same options, or choose another --out"
             )
     reporter.note(f"going on with the scale-up in {out}")
     return replace(
@@ -268,11 +268,6 @@ _FREE = frozenset({  # may change on resume
     "resume", "track", "save_seconds", "save_steps", "seeds", "baseline", "keep_models", "refine", "refine_step",
     "refine_rows",
 })  # fmt: skip
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _judged_by(mixture: MixtureFile) -> dict[str, Any]:
