@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ideal_proxy.terminal import shortened
+from ideal_proxy.errors import shortened
 
 
 def first_problem(

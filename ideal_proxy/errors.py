@@ -21,3 +21,8 @@ class UsageError(UserError):
 
 UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Characters by which a name could move the cursor, hide text or turn its direction; for a class of a pattern."""
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Cut a text to what fits in a message."""
+    return text if len(text) <= most else text[: most - 3] + "..."

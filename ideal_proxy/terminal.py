@@ -69,11 +69,6 @@ def change_text(change: float | None) -> str:
     return "new" if change is None else f"{change:+.0%}"
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """Cut a text to what fits in a message."""
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def count_text(number: int, what: str) -> str:
     """Write a count with its noun: '1 round', '2 rounds'."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

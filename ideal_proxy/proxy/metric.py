@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, shortened
 from ideal_proxy.hooks import load_entry_point
 from ideal_proxy.store import save_pretrained, whole
-from ideal_proxy.terminal import shortened
 
 SCORE = "a JSON number, or an object with `score`"
 STDERR_LINES = 3  # of a failed command's last words, told to the user

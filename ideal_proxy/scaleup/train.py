@@ -15,7 +15,7 @@ import torch
 
 from ideal_proxy.batching import Loss
 from ideal_proxy.data import told_lines
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import MixtureFile
@@ -27,7 +27,7 @@ from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
 from ideal_proxy.scaleup.source import Drawn, draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
 from ideal_proxy.scaleup.transfer import usable_law
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, lock, provenance, read_json
-from ideal_proxy.terminal import Reporter, shortened
+from ideal_proxy.terminal import Reporter
 
 SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's
 OPTIONS = "options.json"
