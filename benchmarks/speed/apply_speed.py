@@ -102,7 +102,7 @@ def write_source(path: Path, rows: int) -> None:
 
 def fingerprint(path: Path, work: Path) -> str:
     """Give the fingerprint of a source's rows, as a search does."""
-    from ideal_proxy.mixture import open_table
+    from ideal_proxy.mixture.row_table import open_table
 
     return open_table(str(path), "alpaca", keep=None, scratch=work / "fingerprint").fingerprint
 

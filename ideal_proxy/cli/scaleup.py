@@ -168,13 +168,21 @@ def export(
         str,
         typer.Option(
             metavar="TARGET",
-            help="jsonl, parquet, hf, llamafactory, ms-swift, open-instruct, trl, axolotl, megatron-bridge, streaming "
-            "or interleave.",
+            help="trl, llamafactory, ms-swift, axolotl, open-instruct, megatron-bridge, automodel, verl, skyrl, "
+            "streaming, interleave, hf, jsonl or parquet.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the rows and the configuration.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model to train: its tokenizer counts, and writes tokens where it can.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the search's.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak rate; default the search's of this model, else 2e-5.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Write turns even where the target reads tokens.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Fail (exit code 2) where the target cannot express exact counts.")
+        bool, typer.Option("--strict", help="Fail where the target would cut or drop tokens with loss.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -182,5 +190,8 @@ def export(
     from ideal_proxy.export import export_mixture, export_table
 
     loaded, folder, _ = open_mixture(mixture)
-    report = export_mixture(loaded, to, out, strict=strict, folder=folder)
-    print(json.dumps(report.to_dict(), indent=1) if as_json else export_table(report))
+    report = export_mixture(
+        loaded, to, out, model=model, context=context, learning_rate=learning_rate, text=text, strict=strict,
+        folder=folder,
+    )  # fmt: skip
+    print(json.dumps(report.to_dict() | report.counts(), indent=1) if as_json else export_table(report))

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ideal_proxy.export.job import ExportReport, Job, line_of, report_of
+from ideal_proxy.export.job import ExportReport, Job, line_of, report_of, write_parquet
 
 SHARD_BYTES = 1 << 26  # of MosaicML Streaming, whose offsets are 32-bit
-SPOOL = ".rows"
-ROWS_OF_A_GROUP = 4096  # of parquet: what is held in memory
 
 
 def jsonl(job: Job) -> ExportReport:
-    """Write the exact rows as JSONL of `messages`, in training order."""
-    path = write_drawn_as(job, job.folder / "train.jsonl")
-    return report_of(job, "jsonl", [path.name], f"read {path.name}; rows stand in training order")
+    """Write the exact rows as JSONL, in training order: `messages`, or tokens where the model is known."""
+    if job.tokens is None:
+        job.write_drawn(job.folder / "train.jsonl")
+    else:
+        with open(job.folder / "train.jsonl", "wb") as file:
+            for row in job.tokens.records():
+                file.write(line_of({name: value.tolist() for name, value in row.items()}))
+    return report_of(job, "jsonl", ["train.jsonl"], "read train.jsonl; rows stand in training order")
 
 
 def parquet(job: Job) -> ExportReport:
-    """Write the exact rows as parquet with a `messages` column, in training order."""
+    """Write the exact rows as parquet, in training order."""
     _write_parquet(job, job.folder / "train.parquet")
     return report_of(job, "parquet", ["train.parquet"], "read train.parquet; rows stand in training order")
 
 
 def hugging_face(job: Job) -> ExportReport:
-    """Write the exact rows as a folder that `datasets.load_dataset` reads, and that can be pushed to the hub as it is.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write the exact rows as a folder that `datasets.load_dataset` reads, and that can be pushed to the hub."""
     name = "data/train-00000-of-00001.parquet"
     _write_parquet(job, job.folder / name)
     rows = "\n".join(f"| {_cell(d.name)} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
@@ -59,23 +54,17 @@ def _cell(text: str) -> str:
 
 
 def streaming(job: Job) -> ExportReport:
-    """Write every domain once as Streaming shards (JSON format, version 2), and streams with `choose` counts.
-
-    Streaming draws whole passes and a remainder spread over the shards, so `choose` is exact. `epoch_size` must stay
-    unset beside it (it raises ValueError).
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write every domain's drawn rows as Streaming shards (JSON, version 2), and a script that takes each once."""
+    # `epoch_size` must stay unset: it would take some rows more often than others.
     names = job.file_names()
     lines = []
     for domain in job.domains:
         place = job.folder / "data" / names[domain.name]
-        _write_shards(job.conversations(domain), place)
-        lines.append(f'    Stream(local=str(HERE / "data" / {names[domain.name]!r}), choose={domain.rows}),')
+        drawn = job.write_drawn(job.folder / ".drawn.jsonl", [domain])
+        with open(drawn, "rb") as rows:
+            _write_shards((json.loads(line) for line in rows), place)
+        drawn.unlink()
+        lines.append(f'    Stream(local=str(HERE / "data" / {names[domain.name]!r})),')
     script = (
         '"""Streams of a mixture by ideal-proxy; `messages` is JSON text: json.loads(sample["messages"])."""\n\n'
         "from pathlib import Path\n\nfrom streaming import Stream, StreamingDataset\n\n"
@@ -85,36 +74,20 @@ def streaming(job: Job) -> ExportReport:
         "batch_size=batch_size)\n"
     )
     (job.folder / "mixture_streams.py").write_text(script, encoding="utf-8")
-    how = {d.name: f"choose={d.rows}" for d in job.domains}
     return report_of(
-        job, "streaming", ["mixture_streams.py", "data/"],
-        "import dataset from mixture_streams.py; leave epoch_size unset", how=how,
-        notes=("the rows that repeat, and their order, are Streaming's choice",),
+        job, "streaming", ["mixture_streams.py", "data/"], "import dataset from mixture_streams.py"
     )  # fmt: skip
 
 
 def interleave(job: Job) -> ExportReport:
-    """Write every domain's exact rows apart, and a script that interleaves them until all are used up.
-
-    With `all_exhausted_without_replacement` every row is taken exactly once: the probabilities decide the order only.
-
-    Args:
-        job: mixture and folder.
-
-    Returns:
-        ExportReport: what was written.
-    """
+    """Write every domain's drawn rows apart, and a script that interleaves them until all are used up."""
+    # With `all_exhausted_without_replacement` every row is taken exactly once: the probabilities decide the order only.
     names = job.file_names()
-    for domain in job.domains:
-        spool = job.folder / SPOOL
-        written = job.write_drawn(spool, [domain])
-        place = job.folder / "data" / f"{names[domain.name]}.jsonl"
-        place.parent.mkdir(exist_ok=True)
-        written.replace(place)
-        shutil.rmtree(spool)
     total = job.mixture.total_rows
     probabilities = [domain.rows / total for domain in job.domains]
     files = [f"data/{names[domain.name]}.jsonl" for domain in job.domains]
+    for domain, file in zip(job.domains, files, strict=True):
+        job.write_drawn(job.folder / file, [domain])
     script = (
         '"""A mixture by ideal-proxy, interleaved; every row of every file exactly once."""\n\n'
         "from pathlib import Path\n\nfrom datasets import interleave_datasets, load_dataset\n\n"
@@ -127,59 +100,28 @@ def interleave(job: Job) -> ExportReport:
         '        stopping_strategy="all_exhausted_without_replacement",\n    )\n'
     )
     (job.folder / "mixture_interleave.py").write_text(script, encoding="utf-8")
-    how = {d.name: f"p={d.rows / total:.6f}" for d in job.domains}
     return report_of(
         job, "interleave", ["mixture_interleave.py", *files], "import dataset from mixture_interleave.py",
-        exact=False, how=how,
-        notes=(
-            "probabilities cannot say counts, so the exact rows are written and taken once each "
-            "(needs datasets >= 4.5 for all_exhausted_without_replacement)",
-        ),
+        notes=("needs datasets 4.5 or newer, for all_exhausted_without_replacement",),
     )  # fmt: skip
 
 
-def write_drawn_as(job: Job, path: Path) -> Path:
-    """Write the exact rows to one file."""
-    spool = job.folder / SPOOL
-    written = job.write_drawn(spool)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written.replace(path)
-    shutil.rmtree(spool)
-    return path
-
-
 def _write_parquet(job: Job, path: Path) -> None:
-    """Write the exact rows as parquet, a row group at a time."""
-    import pyarrow as arrow
-    import pyarrow.parquet as table_file
-
-    message = arrow.struct([("role", arrow.string()), ("content", arrow.string())])
-    schema = arrow.schema([("messages", arrow.list_(message))])
-    spool = job.folder / SPOOL
-    written = job.write_drawn(spool)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(written, "rb") as lines, table_file.ParquetWriter(path, schema) as writer:
-        for group in _groups(lines):
-            writer.write_batch(arrow.RecordBatch.from_pylist(group, schema=schema))
-    shutil.rmtree(spool)
-
-
-def _groups(lines: Any) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    for line in lines:
-        group.append(json.loads(line))
-        if len(group) == ROWS_OF_A_GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
+    """Write the exact rows as parquet: `messages`, or tokens where the model is known."""
+    if job.tokens is not None:
+        write_parquet(job.tokens.records(), path)
+        return
+    drawn = job.write_drawn(job.folder / ".drawn.jsonl")
+    with open(drawn, "rb") as lines:
+        write_parquet((json.loads(line) for line in lines), path)
+    drawn.unlink()
 
 
 def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     """Write rows as Streaming's JSON shards: data lines, a meta file of offsets, and index.json."""
     folder.mkdir(parents=True)
     shared: dict[str, Any] = {"compression": None, "format": "json", "hashes": [], "size_limit": SHARD_BYTES}
-    columns = {"columns": {"messages": "str"}, "newline": "\n"}
+    columns: dict[str, Any] = {"columns": {}, "newline": "\n"}
     shards: list[dict[str, Any]] = []
     batch: list[bytes] = []
 
@@ -201,7 +143,9 @@ def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> None:
 
     size = 0
     for row in rows:
-        line = line_of({"messages": json.dumps(row["messages"], ensure_ascii=False)})
+        columns["columns"] = dict.fromkeys(row, "str")
+        text = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in row.items()}
+        line = line_of(text)
         if batch and size + len(line) > SHARD_BYTES:
             flush()
             size = 0

@@ -1,104 +1,103 @@
-"""Hand a mixture to another trainer: rows, a configuration in its syntax, and the counts it will really draw.
+"""Hand a mixture to another trainer: the drawn rows, a configuration in its syntax, and the counts it will really draw.
 
-Where a trainer's configuration can say "so many rows of this set", the sets are written whole and the configuration
-says it. Where it cannot, the exact rows are written and the configuration takes all of them; `strict` refuses instead.
-Syntax read in the trainers' 2026 sources; each writer names what it relies on.
+Every target gets the drawn rows, repeats included, and takes each once; syntax read in the trainers' 2026 sources, and
+run with the trainers that install (`benchmarks/handover`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ideal_proxy.data import is_virtual
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.export import formats, trainers
+from ideal_proxy.export import clusters, formats, trainers
+from ideal_proxy.export.encoded import encode
 from ideal_proxy.export.job import ExportReport, Job
-from ideal_proxy.mixture import MixtureFile, index_folder, kept_base
+from ideal_proxy.export.terms import terms_of
+from ideal_proxy.mixture import MixtureFile, index_folder, kept_base, resolve
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.terminal import paragraph, table
 
-MANIFEST = "export.json"
+MANIFEST, COUNTS = "export.json", "counts.json"
 
-Writer = Callable[[Job], ExportReport]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A trainer that can be exported to.
-
-    Attributes:
-        write: writes for it.
-        exact: its configuration can say exact counts, repeats included (or the rows are the format itself).
-        why_not: where it cannot, why.
-    """
-
-    write: Writer
-    exact: bool
-    why_not: str = ""
-
-
-def targets() -> dict[str, Target]:
-    """Return the known targets."""
-    return {
-        "jsonl": Target(formats.jsonl, True),
-        "parquet": Target(formats.parquet, True),
-        "hf": Target(formats.hugging_face, True),
-        "llamafactory": Target(trainers.llamafactory, True),
-        "ms-swift": Target(trainers.ms_swift, True),
-        "open-instruct": Target(trainers.open_instruct, True),
-        "trl": Target(
-            trainers.trl, False,
-            "TRL's `fraction` is a share of the mix whose size the scarcest set decides; it cannot repeat rows",
-        ),
-        "axolotl": Target(
-            trainers.axolotl, False, "axolotl has no count a set; `weight` is at most 1 and only in newer versions"
-        ),
-        "megatron-bridge": Target(trainers.megatron_bridge, True),
-        "streaming": Target(formats.streaming, True),
-        "interleave": Target(
-            formats.interleave, False, "`interleave_datasets` takes probabilities, which fix average shares, not counts"
-        ),
-    }  # fmt: skip
+TARGETS: dict[str, Callable[[Job], ExportReport]] = {
+    "jsonl": formats.jsonl,
+    "parquet": formats.parquet,
+    "hf": formats.hugging_face,
+    "trl": trainers.trl,
+    "llamafactory": trainers.llamafactory,
+    "ms-swift": trainers.ms_swift,
+    "axolotl": trainers.axolotl,
+    "open-instruct": trainers.open_instruct,
+    "megatron-bridge": clusters.megatron_bridge,
+    "automodel": clusters.automodel,
+    "verl": clusters.verl,
+    "skyrl": clusters.skyrl,
+    "streaming": formats.streaming,
+    "interleave": formats.interleave,
+}
 
 
 def export_mixture(
-    mixture: MixtureFile, target: str, out: str | Path, *, strict: bool = False, folder: Path | None = None
+    mixture: MixtureFile,
+    target: str,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    context: int | None = None,
+    learning_rate: float | None = None,
+    text: bool = False,
+    strict: bool = False,
+    folder: Path | None = None,
 ) -> ExportReport:
     """Write a mixture for another trainer.
 
     Args:
         mixture: the mixture file.
-        target: a key of `targets()`.
+        target: a key of `TARGETS`.
         out: output folder; new or empty.
-        strict: refuse where the target's configuration cannot say exact counts.
+        model: folder or hub id of the model to train; its tokenizer counts, and writes tokens where the target reads
+            them.
+        context: most tokens of a row; default the search's.
+        learning_rate: peak rate; default the search's where it trained this model, else 2e-5.
+        text: write turns even where the target reads tokens.
+        strict: refuse where the target would lose tokens with loss.
         folder: the mixture file's folder, which relative sources start from.
 
     Returns:
         ExportReport: files and the counts that the target will draw.
 
     Raises:
-        UsageError: an unknown target, an empty mixture, or exact counts that the target cannot say, under strict.
-        UserError: data changed, the folder is not empty, or the disk is full.
+        UsageError: an unknown target, an empty mixture, or options that do not go together.
+        UserError: data changed, tokens would be lost under strict, the folder is not empty, or the disk is full.
     """
-    known = targets()
-    if target not in known:
-        raise UsageError(f"--to is {target!r}; it must be one of {', '.join(known)}")
-    chosen = known[target]
-    if strict and not chosen.exact:
-        raise UsageError(f"--strict: {chosen.why_not}; leave --strict out to write the exact rows for {target} to read")
+    if target not in TARGETS:
+        raise UsageError(f"--to is {target!r}; it must be one of {', '.join(TARGETS)}")
+    if strict and model is None:
+        raise UsageError("--strict counts tokens with the target's tokenizer; add --model, or leave --strict out")
     if not mixture.total_rows:
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     place = Path(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place} is not an empty folder; choose another --out or empty it")
     fresh = not place.exists()
-    sources = {domain.name: _source(domain.source, folder) for domain in mixture.domains}
+    sources = {domain.name: resolve(domain.source, folder) for domain in mixture.domains}
+    terms = terms_of(mixture, model, context, learning_rate)
+    encoded = None if model is None else encode(mixture, sources, model, terms.context)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        report = chosen.write(Job(mixture, place, sources, None if folder is None else index_folder(folder)))
+        index = None if folder is None else index_folder(folder)
+        report = TARGETS[target](Job(mixture, place, sources, terms, index, encoded, text))
+        if strict and report.lost:
+            raise UserError(
+                f"--strict: {target} would lose {report.lost:,} tokens with loss at {report.context:,} tokens a row "
+                f"({report.long}); raise --context, or leave --strict out"
+            )
+        if note := kept_base(mixture):
+            report = replace(report, notes=(*report.notes, note))
+        atomic_write_json(place / COUNTS, report.counts())
         atomic_write_json(place / MANIFEST, report.to_dict())
     except OSError as error:
         _undo(place, fresh)
@@ -108,31 +107,26 @@ def export_mixture(
     except BaseException:
         _undo(place, fresh)
         raise
-    return replace(report, notes=(*report.notes, note)) if (note := kept_base(mixture)) else report
+    return report
 
 
 def export_table(report: ExportReport) -> str:
     """Lay out an export in 80 columns."""
+    counted = any(draw.count is not None for draw in report.draws)
+    head = ("domain", "rows", "repeat", "will draw", "tokens with loss", *(("cut", "lost") if counted else ()))
     rows = [
-        (d.domain, f"{d.available:,}", f"{d.wanted:,}", f"{d.draws:,}", f"{d.draws / d.available:.2f}x")
+        (d.domain, f"{d.wanted:,}", f"{d.wanted / d.available:.2f}x", f"{d.draws:,}",
+         "unknown" if d.supervised_tokens is None else f"{d.supervised_tokens:,}",
+         *(() if d.count is None else (f"{d.count.cut:,}", f"{d.count.supervised_lost:,}")))
         for d in report.draws
-    ]
-    configured = report.exact and any(d.how for d in report.draws)  # plain rows have no configuration to say it
-    how = "counts in the configuration" if configured else "exact rows written out"
-    title = f"{report.target}: rows a domain ({how})"
-    lines = [table(title, ("domain", "available", "wanted", "will draw", "repeat"), rows), ""]
+    ]  # fmt: skip
+    lines = [table(f"{report.target}: one epoch, counted with {report.counted_with}", head, rows), ""]
+    if counted and report.context is not None:
+        lines.append(paragraph(f"Rows of more than {report.context:,} tokens: {report.long}."))
     lines += [paragraph(f"Note: {note}.") for note in report.notes]
-    lines.append(paragraph(f"Written to {report.folder}: {', '.join(report.files)}"))
+    lines.append(paragraph(f"Written to {report.folder}: {', '.join(report.files)}, {COUNTS}"))
     lines.append(f"Use: {report.use}")
     return "\n".join(lines)
-
-
-def _source(source: str, folder: Path | None) -> str:
-    """Take a relative path from the mixture file's folder where it is found there."""
-    if folder is None or is_virtual(source) or Path(source).is_absolute():
-        return source
-    beside = folder / source
-    return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
 
 
 def _undo(place: Path, fresh: bool) -> None:

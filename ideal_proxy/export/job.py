@@ -1,48 +1,58 @@
-"""What every exporter works with: the mixture's rows, written whole or as drawn, and the report it hands back."""
+"""What every exporter works with: the drawn rows as turns or tokens, and the report it hands back."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.errors import UserError
-from ideal_proxy.export.terms import terms_notes
-from ideal_proxy.mixture import (
-    DomainVolume,
-    MixtureFile,
-    StaleTableError,
-    apply_mixture,
-    chat_layout,
-    forget,
-    open_table,
-    refuse_changed,
-)
+from ideal_proxy.export.encoded import Count, Encoded, Long
+from ideal_proxy.export.terms import Terms, terms_notes
+from ideal_proxy.export.turns import Change, Told, records
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apply_mixture
 
 FORMAT = "ideal-proxy/export/1"
+COUNTS = "ideal-proxy/counts/1"
+SPOOL = ".rows"
+ROWS_OF_A_GROUP = 4096  # of parquet: what is held in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What the target will do with one domain.
+    """What the target will do with one domain in one epoch.
 
     Attributes:
         domain: its name.
         available: rows that the domain has.
-        wanted: rows of the mixture.
-        draws: rows that the target will draw, by its own arithmetic.
-        how: the number or path that its configuration holds.
+        wanted: rows of the mixture, repeats included.
+        draws: rows that the target will train on.
+        supervised_tokens: tokens with loss that it will train on; None where nobody counted them.
+        count: the whole count, where the target's tokenizer is known.
     """
 
     domain: str
     available: int
     wanted: int
     draws: int
-    how: str
+    supervised_tokens: int | None
+    count: Count | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for a file."""
+        told: dict[str, Any] = {
+            "name": self.domain, "available": self.available, "wanted": self.wanted, "draws": self.draws,
+            "repeat": self.wanted / self.available, "supervised_tokens": self.supervised_tokens,
+        }  # fmt: skip
+        if (count := self.count) is not None:
+            told |= {
+                "tokens": count.tokens, "dropped": count.dropped, "cut": count.cut,
+                "supervised_lost": count.supervised_lost,
+            }  # fmt: skip
+        return told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +62,10 @@ class ExportReport:
     Attributes:
         target: its name.
         folder: the output folder.
-        exact: the target's own configuration says the counts; otherwise the rows are written out exactly.
-        draws: a domain an entry; domains without a volume are left out of the configuration.
+        draws: a domain an entry; domains without a volume are left out.
+        counted_with: whose tokens are counted.
+        context: most tokens of a row; None where nothing says it.
+        long: what the target does with longer rows.
         files: what was written, relative to the folder.
         notes: what a user must know.
         use: how to use it.
@@ -61,26 +73,32 @@ class ExportReport:
 
     target: str
     folder: Path
-    exact: bool
     draws: tuple[Draw, ...]
+    counted_with: str
+    context: int | None
+    long: Long
     files: tuple[str, ...]
     notes: tuple[str, ...]
     use: str
 
+    @property
+    def lost(self) -> int:
+        """Tokens with loss that the target will not train on, as far as they were counted."""
+        return sum(draw.count.supervised_lost for draw in self.draws if draw.count is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report for a file."""
         return {
-            "format": FORMAT,
-            "target": self.target,
-            "exact_in_configuration": self.exact,
-            "domains": [
-                {"name": d.domain, "available": d.available, "wanted": d.wanted, "draws": d.draws, "how": d.how}
-                for d in self.draws
-            ],
-            "files": list(self.files),
-            "notes": list(self.notes),
+            "format": FORMAT, "target": self.target, "files": list(self.files), "notes": list(self.notes),
             "use": self.use,
-        }
+        }  # fmt: skip
+
+    def counts(self) -> dict[str, Any]:
+        """Return what the target will draw and drop, for a file."""
+        return {
+            "format": COUNTS, "target": self.target, "counted_with": self.counted_with, "context": self.context,
+            "longer_rows": self.long, "domains": [draw.to_dict() for draw in self.draws],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +109,29 @@ class Job:
         mixture: the mixture file.
         folder: where to write.
         sources: for every domain, where its rows are.
+        terms: how the target is to train.
         index: folder in which indexes of the sources are kept; None: none are.
+        encoded: the drawn rows as tokens of the target's model; None where the model is not known.
+        text: write turns even where the target reads tokens.
     """
 
     mixture: MixtureFile
     folder: Path
     sources: dict[str, str]
+    terms: Terms
     index: Path | None = None
+    encoded: Encoded | None = None
+    text: bool = False
 
     @property
     def domains(self) -> list[DomainVolume]:
         """The domains that have a volume."""
         return [domain for domain in self.mixture.domains if domain.rows]
+
+    @property
+    def tokens(self) -> Encoded | None:
+        """What to write where the target reads tokens; None: turns."""
+        return None if self.text else self.encoded
 
     def file_names(self) -> dict[str, str]:
         """Give every domain a name that is safe in a path, a shell and a comma-separated list."""
@@ -115,41 +144,58 @@ class Job:
             names[domain.name] = unique
         return names
 
-    def conversations(self, domain: DomainVolume) -> Iterator[dict[str, Any]]:
-        """Read a domain's rows as `messages`, in source order; rows that changed are refused before the first."""
-        for lines in self._lines(domain):
-            for line in lines:
-                yield json.loads(line)
-
-    def _lines(self, domain: DomainVolume) -> Iterator[list[bytes]]:
-        """Read a domain's rows as lines of `messages`, some at a time."""
-        scratch, source = self.folder / ".table", self.sources[domain.name]
-        try:
-            table = open_table(source, domain.format, keep=self.index, scratch=scratch)
-            refuse_changed(domain, source, table, self.mixture.key_note)
-            kept = table.without(domain.left_out, scratch / "kept")
-            for batch in kept.batches(chat_layout([table.shape])):
-                yield batch.column("text").to_pylist()
-        except StaleTableError as error:
-            forget(self.index, source, domain.format)
-            raise UserError(
-                f"the data of domain {domain.name!r} changed: {source}; bring back the old data, or search again"
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def write_whole(self, domain: DomainVolume, path: Path) -> None:
-        """Write a domain's rows once each, as JSONL of `messages`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            for lines in self._lines(domain):
-                file.writelines(line + b"\n" for line in lines)
-
-    def write_drawn(self, folder: Path, domains: list[DomainVolume] | None = None) -> Path:
+    def write_drawn(self, path: Path, domains: list[DomainVolume] | None = None) -> Path:
         """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`."""
         part = self.mixture.model_copy(update={"domains": domains or self.domains})
         moved = {d.name: self.sources[d.name] for d in part.domains}
-        return apply_mixture(part, folder, row_format="chat", sources=moved, index=self.index).files[0]
+        spool = self.folder / SPOOL
+        written = apply_mixture(part, spool, row_format="chat", sources=moved, index=self.index).files[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written.replace(path)
+        shutil.rmtree(spool)
+        return path
+
+    def write_turns(self, name: str = "train.jsonl", change: Change | None = None) -> Told:
+        """Write the drawn rows as JSONL without what a trainer would drop; say what was done to them."""
+        told = Told()
+        drawn = self.write_drawn(self.folder / f".{name}")
+        with open(self.folder / name, "wb") as file:
+            file.writelines(line_of(record) for record in records(drawn, told, change))
+        drawn.unlink()
+        return told
+
+
+def write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write records as parquet, a group of rows at a time; a column's type is what all groups need."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = path.parent / f".{path.name}.parts"
+    parts.mkdir()
+    schemas: list[Any] = []
+    for group in _groups(rows):
+        table = arrow.Table.from_pylist(group)
+        parquet.write_table(table, parts / f"{len(schemas)}.parquet")
+        schemas.append(table.schema)
+    schema = arrow.unify_schemas(schemas, promote_options="permissive") if schemas else arrow.schema([])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for number, found in enumerate(schemas):
+            table = parquet.read_table(parts / f"{number}.parquet")
+            same = found.equals(schema)
+            writer.write_table(table if same else arrow.Table.from_pylist(table.to_pylist(), schema=schema))
+    shutil.rmtree(parts)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == ROWS_OF_A_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def line_of(row: dict[str, Any]) -> bytes:
@@ -158,30 +204,19 @@ def line_of(row: dict[str, Any]) -> bytes:
 
 
 def report_of(
-    job: Job,
-    target: str,
-    files: list[str],
-    use: str,
-    *,
-    exact: bool = True,
-    how: dict[str, str] | None = None,
-    draws: dict[str, int] | None = None,
-    notes: tuple[str, ...] = (),
+    job: Job, target: str, files: list[str], use: str, *, long: Long = "as the search", notes: tuple[str, ...] = ()
 ) -> ExportReport:
     """Compose a writer's report."""
-    entries = tuple(
+    counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long)
+    draws = tuple(
         Draw(
-            domain=d.name, available=d.available, wanted=d.rows,
-            draws=d.rows if draws is None else draws[d.name], how="" if how is None else how[d.name],
+            domain=d.name, available=d.available, wanted=d.rows, draws=d.rows if count is None else count.rows,
+            supervised_tokens=(d.supervised_tokens or None) if count is None else count.supervised_tokens, count=count,
         )
-        for d in job.domains
+        for d, count in zip(job.domains, counts, strict=True)
     )  # fmt: skip
     return ExportReport(
-        target=target,
-        folder=job.folder,
-        exact=exact,
-        draws=entries,
-        files=tuple(files),
-        notes=(*notes, *terms_notes(job.mixture, target)),
-        use=use,
-    )
+        target=target, folder=job.folder, draws=draws, context=job.terms.context, long=long, files=tuple(files),
+        counted_with="the search's tokenizer" if job.encoded is None else job.encoded.model,
+        notes=(*notes, *terms_notes(job.mixture, job.terms, target)), use=use,
+    )  # fmt: skip

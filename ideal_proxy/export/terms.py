@@ -1,4 +1,4 @@
-"""Loss and optimiser step of a mixture file in another trainer's own options, and what it cannot say.
+"""How the search trained, in other trainers' options: loss, optimiser step, context and schedule, and what is not said.
 
 The trainers build on transformers' `Trainer`, whose loss is the mean over a step's supervised tokens (since 4.46), but
 for open-instruct and Megatron-Bridge. Options read in their sources of 2026.
@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.mixture import MixtureFile
+
+# The proxies' schedule and optimiser, which `proxy.TrainSettings` holds as defaults.
+WARMUP, WEIGHT_DECAY, BETA1, BETA2, GRAD_CLIP = 0.05, 0.01, 0.9, 0.98, 1.0
+MODEL = "MODEL"  # stands where the user names the model
+USUAL_RATE = 2e-5  # of a full fine-tuning, where nothing says another
 
 # Trainers that can count rows alike; the others take the mean over tokens whatever the search did.
 BY_ROWS = {
@@ -18,28 +24,59 @@ BY_ROWS = {
 FORMATS = {"jsonl", "parquet", "hf", "streaming", "interleave"}  # rows without a trainer
 
 
-@dataclass(frozen=True, slots=True)
-class StepTerms:
-    """One optimiser step as sequences of one device.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How the target is to train; one device.
 
     Attributes:
-        sequences: of a step, one at a time: rows, or packed sequences.
-        packed: tokens of a packed sequence; None where each row is a sequence of its own.
+        context: most tokens of a row; None where nothing says it.
+        sequences: of a step, one at a time: rows, or packed sequences; None where the mixture file does not say.
+        rows: of a step, about, for trainers that count only those.
+        packed: rows are packed to sequences of so many tokens as the context.
+        learning_rate: peak rate.
+        tuned: the rate is the search's or the user's, and not merely the usual one.
+        seed: of the mixture.
+        model: folder or hub id; None where it is not known.
     """
 
-    sequences: int
-    packed: int | None = None
+    context: int | None
+    sequences: int | None
+    rows: int
+    packed: bool
+    learning_rate: float
+    tuned: bool
+    seed: int
+    model: str | None = None
 
 
-def step_terms(mixture: MixtureFile) -> StepTerms | None:
-    """Turn what fills a step into sequences; None where the file does not say, or packing has no length."""
+def terms_of(
+    mixture: MixtureFile, model: str | None = None, context: int | None = None, learning_rate: float | None = None
+) -> Terms:
+    """Read from a mixture file how its target is to train; what the user says comes first."""
+    proxy = mixture.provenance.get("proxy")
+    proxy = proxy if isinstance(proxy, dict) else {}
+    longest = context or context_of(mixture)
     batch = mixture.batch
-    if batch is None:
-        return None
-    if batch.tokens is None:
-        return StepTerms(batch.rows or 1)
-    context = context_of(mixture)
-    return None if context is None else StepTerms(max(1, round(batch.tokens / context)), context)
+    sequences = None
+    if batch is not None and batch.tokens is None:
+        sequences = batch.rows or 1
+    elif batch is not None and longest is not None:
+        sequences = max(1, round((batch.tokens or 1) / longest))
+    tokens = sum(domain.tokens for domain in mixture.domains) or mixture.total_rows * (longest or 1)
+    rows = BATCH_ROWS if batch is None else round(batch.mean_rows(tokens / max(1, mixture.total_rows)))
+    rate = learning_rate
+    if rate is None and model is not None and proxy.get("model") == model and not proxy.get("lora_rank"):
+        rate = proxy.get("learning_rate")
+    return Terms(
+        context=longest,
+        sequences=sequences,
+        rows=rows,
+        packed=sequences is not None and batch is not None and batch.rows is None,
+        learning_rate=rate or USUAL_RATE,
+        tuned=rate is not None,
+        seed=mixture.seed,
+        model=model,
+    )
 
 
 def counts_rows(mixture: MixtureFile, target: str) -> bool:
@@ -56,12 +93,12 @@ def context_of(mixture: MixtureFile) -> int | None:
     return None
 
 
-def terms_notes(mixture: MixtureFile, target: str) -> tuple[str, ...]:
+def terms_notes(mixture: MixtureFile, terms: Terms, target: str) -> tuple[str, ...]:
     """Say what the target does with loss, step and epochs, or what its user has to do about them."""
     notes = []
     if mixture.epochs > 1:
         notes.append(f"the rows hold the base's {mixture.epochs} epochs already: train one epoch")
-    row, batch, terms = mixture.loss == "row", mixture.batch, step_terms(mixture)
+    row, batch = mixture.loss == "row", mixture.batch
     if target in FORMATS:
         if batch is not None and (row or mixture.epochs > 1 or batch.tokens is not None):
             kind = "each row's mean" if row else "all supervised tokens"
@@ -75,13 +112,17 @@ def terms_notes(mixture: MixtureFile, target: str) -> tuple[str, ...]:
         notes.append(f"the search counted each row alike, and here each supervised token counts alike ({why})")
     if target == "open-instruct" and batch is not None and not by_rows:
         notes.append("reduce_loss sum is not divided by the tokens of a step: leave clip_grad_norm off, or scale it")
-    if batch is not None and terms is None:
+    if terms.context is None:
+        notes.append("the file names no context: the trainer's own default cuts or drops rows; add --context")
+    if batch is not None and terms.sequences is None:
         notes.append(f"a step is {batch}, and the file names no context to pack to; set batch and packing yourself")
-    elif terms is not None and terms.packed is not None:
+    elif terms.packed:
         notes.append(
-            f"a step of {batch} is {terms.sequences} packed sequences of {terms.packed:,} tokens, about; which rows "
+            f"a step of {batch} is {terms.sequences} packed sequences of {terms.context:,} tokens, about; which rows "
             f"share one is {target}'s choice"
         )
-    if terms is not None:
+    if terms.sequences is not None:
         notes.append("a step is written for one GPU: on G of them divide the accumulated sequences by G")
+    if not terms.tuned:
+        notes.append(f"learning_rate {terms.learning_rate:g} is the usual one, not tuned: set yours (--learning-rate)")
     return tuple(notes)

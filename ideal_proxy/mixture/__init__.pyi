@@ -22,8 +22,6 @@ from .file import kept_base as kept_base
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
 from .file import with_shares as with_shares
-from .row_shape import chat_layout as chat_layout
-from .row_table import StaleTableError as StaleTableError
-from .row_table import forget as forget
-from .row_table import open_table as open_table
-from .row_table import refuse_changed as refuse_changed
+from .reading import read_domain as read_domain
+from .reading import refuse_other_rows as refuse_other_rows
+from .reading import resolve as resolve

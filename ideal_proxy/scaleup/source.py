@@ -19,14 +19,23 @@ from ideal_proxy.data import (
     ChatTemplate,
     Row,
     TokenRows,
-    is_virtual,
     read_rows,
     row_keys,
     source_fingerprint,
     tokenize_rows,
 )
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture import MixtureFile, domain_order, draw, reserve_mask, search_verify_split, training_order
+from ideal_proxy.mixture import (
+    MixtureFile,
+    domain_order,
+    draw,
+    read_domain,
+    refuse_other_rows,
+    reserve_mask,
+    resolve,
+    search_verify_split,
+    training_order,
+)
 
 Ints = NDArray[np.int64]
 
@@ -63,15 +72,7 @@ def proxy_setting(mixture: MixtureFile) -> ProxySetting:
 
 def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
     """Read every domain that has a volume, or had one in the base, and refuse rows that changed."""
-    domains = []
-    for domain in mixture.domains:
-        rows = list(read_rows(resolve(domain.source, folder), format=domain.format, max_bad=-1))
-        keys = row_keys(rows)
-        found = source_fingerprint(keys)
-        _same(found, domain.fingerprint, f"domain {domain.name}", domain.source, mixture.key_note)
-        left_out = {int(key, 16) for key in domain.left_out}
-        domains.append([row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out])
-    return domains
+    return [read_domain(domain, resolve(domain.source, folder), mixture.key_note) for domain in mixture.domains]
 
 
 def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
@@ -85,25 +86,11 @@ def read_references(mixture: MixtureFile, folder: Path | None = None) -> list[li
         rows = list(read_rows(resolve(capability.source, folder), format=capability.format, max_bad=-1))
         if capability.fingerprint:
             found = source_fingerprint(row_keys(rows))
-            _same(found, capability.fingerprint, f"capability {capability.name}", capability.source, mixture.key_note)
+            refuse_other_rows(
+                found, capability.fingerprint, f"capability {capability.name}", capability.source, mixture.key_note
+            )
         references.append(rows)
     return references
-
-
-def resolve(source: str, folder: Path | None) -> str:
-    """Take a relative path from the mixture file's folder where it is found there."""
-    if folder is None or is_virtual(source) or Path(source).is_absolute():
-        return source
-    beside = folder / source
-    return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
-
-
-def _same(found: str, wanted: str, what: str, source: str, note: str) -> None:
-    if found != wanted:
-        raise UserError(
-            f"{what}: the rows in {source} are not those that the mixture was made for (fingerprint {found[:12]}…, "
-            f"the file says {wanted[:12]}…){note}; restore them, or run the search again"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Budget, Limits
-from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, with_shares
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, resolve, with_shares
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
-from ideal_proxy.scaleup.source import resolve
 from ideal_proxy.terminal import Reporter, table
 
 Mode = Literal["share", "repeat", "law"]

@@ -1,0 +1,35 @@
+"""The rows of a mixture file's domains, read again: where they lie now, and whether they are still the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ideal_proxy.data import Row, is_virtual, read_rows, row_keys, source_fingerprint
+from ideal_proxy.errors import UserError
+from ideal_proxy.mixture.file import DomainVolume
+
+
+def resolve(source: str, folder: Path | None) -> str:
+    """Take a relative path from the mixture file's folder where it is found there."""
+    if folder is None or is_virtual(source) or Path(source).is_absolute():
+        return source
+    beside = folder / source
+    return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
+
+
+def read_domain(domain: DomainVolume, source: str, note: str = "") -> list[Row]:
+    """Read the rows that a domain draws from, in source order, and refuse them where they changed."""
+    rows = list(read_rows(source, format=domain.format, max_bad=-1))
+    keys = row_keys(rows)
+    refuse_other_rows(source_fingerprint(keys), domain.fingerprint, f"domain {domain.name}", domain.source, note)
+    left_out = {int(key, 16) for key in domain.left_out}
+    return [row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out]
+
+
+def refuse_other_rows(found: str, wanted: str, what: str, source: str, note: str) -> None:
+    """Refuse rows whose fingerprint is not the mixture file's."""
+    if found != wanted:
+        raise UserError(
+            f"{what}: the rows in {source} are not those that the mixture was made for (fingerprint {found[:12]}…, "
+            f"the file says {wanted[:12]}…){note}; restore them, or run the search again"
+        )
