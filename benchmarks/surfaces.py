@@ -127,11 +127,11 @@ class Surface:
         )
         return Constraints(problem=problem, limits=Limits(lower=lower, upper=upper))
 
-    def design(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mixtures (N, D) and seeds (N,), as a search lays them out."""
+    def design(self, runs: int, replicates: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Mixtures (N, D) and seeds (N,), as a search lays them out; it runs four points with both seeds."""
         return make_design(
             self.base, spread=SPREAD, lower=np.zeros(self.domains), upper=100.0 * self.base, seeds=[0, 1], count=runs,
-            total=float(self.base.sum()), random_state=self.seed,
+            total=float(self.base.sum()), random_state=self.seed, replicates=replicates,
         )  # fmt: skip
 
     def observe(self, v_ND: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ Legend: R runs, P points, D domains, S seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +60,21 @@ def make_design(
             volumes.append(point)
             drawn_seeds.append(int(seed))
     return np.array(volumes)[:runs], np.array(drawn_seeds[:runs], dtype=np.int64)
+
+
+def make_later_design(
+    centre: Array, base: Array, wanted: Array, *, seeds: Sequence[int], count: int, **options: Any
+) -> tuple[Array, NDArray[np.int64]]:
+    """Lay out a later round: centre and base with its seeds, mixtures that are wanted, points that fill the region."""
+    # Every gain is told against base: where the fit misses base, it misses all gains by as much. So base is run anew.
+    at_base = 0 if np.array_equal(centre, base) else min(len(seeds), max(0, (count - len(seeds)) // 2))
+    volumes, drawn = make_design(centre, seeds=seeds, count=count - at_base, replicates=0, **options)
+    points = len(volumes) - len(seeds)
+    some = wanted[: max(0, min(points, (points + at_base + 1) // 2))]
+    volumes[len(volumes) - len(some) :] = some
+    return np.vstack([volumes, np.tile(base, (at_base, 1))]), np.append(
+        drawn, np.array(seeds[:at_base], dtype=np.int64)
+    )
 
 
 def spread_mixtures(volumes: Array, count: int = 2) -> list[int]:

@@ -22,7 +22,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
 from ideal_proxy.pipeline.context import cluster, make_context, reference
-from ideal_proxy.pipeline.design import make_design, spread_mixtures
+from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
@@ -169,14 +169,11 @@ class Laboratory:
     def explore(
         self, centre: Array, spread: float, count: int, rate: float, number: int, wanted: Array | None = None
     ) -> None:
-        """Run the swarm of one round; up to half of its points about the centre are mixtures that are wanted."""
+        """Run the swarm of one round; half of a later one's points about the centre are mixtures that are wanted."""
         if number == 0 and self.reused is not None:
             volumes, seeds = self._where_uncertain(count)
         else:
-            volumes, seeds = self._design(centre, spread, count, number)
-        if wanted is not None:
-            some = wanted[: (len(volumes) - self.config.swarm.seeds + 1) // 2]
-            volumes[len(volumes) - len(some) :] = some
+            volumes, seeds = self._design(centre, spread, count, number, wanted)
         points = zip(volumes, seeds, strict=True)
         at_centre = self.config.swarm.seeds  # the first runs: their weights are what gradients start from
         specs = [self._spec(v, seed, "design", rate, keep=k < at_centre) for k, (v, seed) in enumerate(points)]
@@ -367,28 +364,27 @@ class Laboratory:
         return [self._seed(first + s) for s in range(self.config.swarm.seeds)]
 
     def _design(
-        self, centre: Array, spread: float, count: int, number: int, *, alone: bool = False
+        self, centre: Array, spread: float, count: int, number: int, wanted: Array | None = None, *, alone: bool = False
     ) -> tuple[Array, NDArray[np.int64]]:
         """Lay out a round's mixtures: the centre with every seed, then points that fill the region."""
         weights, limits = self.prepared.domains.lengths, self.config.limits
         if limits.budget_unit == "rows":
             weights = np.ones_like(weights)
         seeds = self._seeds(number)[: 1 if alone else None]
-        return make_design(
-            centre,
-            spread=spread,
-            count=count,
-            lower=self.prepared.column("lower"),
-            upper=self.prepared.column("upper"),
-            weights=weights,
+        options: dict[str, Any] = {
+            "spread": spread, "count": count, "weights": weights, "random_state": self.config.seed + 1000 * number,
+            "lower": self.prepared.column("lower"), "upper": self.prepared.column("upper"),
             # Where the answer must have one total, runs with others would tell of mixtures that cannot be chosen.
-            total=float(weights @ centre) if limits.budget.kind in {"keep", "exactly"} else None,
-            existing=self.evidence().volumes if number else None,
-            replicates=0 if number or alone else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4)),
-            # Too few runs to tell a direction from another: none of them is spent on a second seed.
-            seeds=seeds[:1] if not number and count <= len(weights) + 1 and not self.gradients else seeds,
-            random_state=self.config.seed + 1000 * number,
-        )
+            "total": float(weights @ centre) if limits.budget.kind in {"keep", "exactly"} else None,
+        }  # fmt: skip
+        if number:
+            points = np.zeros((0, len(centre))) if wanted is None else wanted
+            known = self.evidence().volumes
+            return make_later_design(centre, self.prepared.domains.base, points, seeds=seeds, existing=known, **options)
+        # Too few runs to tell a direction from another: none of them is spent on a second seed.
+        first = seeds[:1] if count <= len(weights) + 1 and not self.gradients else seeds
+        replicates = 0 if alone else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4))
+        return make_design(centre, seeds=first, replicates=replicates, **options)
 
     def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False) -> RunSpec:
         """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""

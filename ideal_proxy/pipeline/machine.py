@@ -164,7 +164,7 @@ def free_bytes(device: str) -> float | None:
     if device == "cuda":
         import torch
 
-        return float(torch.cuda.mem_get_info()[0])
+        return float(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
     return float(psutil.virtual_memory().available) if device == "cpu" else None
 
 

@@ -44,10 +44,11 @@ PLAIN = (
     "fidelity_",
     "own_",
     "gain_slope_",
+    "at_base_",
 )
 
 
-LATER = ("own_", "gain_slope_")  # a fit of an earlier version has none
+LATER = {"own_": None, "gain_slope_": 1.0, "at_base_": None}  # a fit of an earlier version has none
 
 
 def _plain(value: Any) -> Any:
@@ -140,7 +141,7 @@ def load(model: Any, document: dict[str, Any]) -> None:
     for name in FLAGS:
         setattr(model, name, np.array(document[name], dtype=bool))
     for name in PLAIN:
-        value = document.get(name, {"own_": None, "gain_slope_": 1.0}[name]) if name in LATER else document[name]
+        value = document.get(name, LATER[name]) if name in LATER else document[name]
         setattr(model, name, float("inf") if value == "inf" else value)
     model._one_dimensional_ = document["one_dimensional"]
     J = len(model.theta_)

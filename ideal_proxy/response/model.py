@@ -164,6 +164,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self._keep(data, fit)
         self._choose(data, fit, law, fold_R)
         self._draw(data, fit, rng)
+        self.at_base_ = self._seen_at_base(data, fit)
         self.diagnostics_ = diagnose(self, data, fit)
         if retired:
             self.n_features_in_ -= retired
@@ -288,6 +289,17 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self.residual_scale_ = noise * self.scale_
         self.seed_scale_ = fit.seed_J * self.scale_
         self._set_convexity()
+
+    def _seen_at_base(self, data: LawData, fit: LawFit) -> dict[str, Any] | None:
+        """What the runs of base itself measured, without seed effects, and how many there were; None without them."""
+        if self.base is None:
+            return None
+        here_JR = data.weight_JR * np.isclose(data.v_RD, np.asarray(self.base, dtype=float)).all(axis=1)
+        if not (here_JR > 0).any(axis=1).all():
+            return None
+        seen_J = (here_JR * (data.y_JR - fit.seed_effect_JS[:, data.seed_R])).sum(axis=1) / here_JR.sum(axis=1)
+        runs = int((here_JR > 0).sum(axis=1).min())
+        return {"runs": runs, "values": (self.sign_ * (self.location_ + self.scale_ * seen_J)).tolist()}
 
     def _set_convexity(self) -> None:
         self.is_convex_ = (self.weights_[:, LAW] == 1.0) & ~self.harm_

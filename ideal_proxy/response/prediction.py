@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import norm
 
 from ideal_proxy.response.relative import Array, Yardstick
@@ -25,6 +26,9 @@ NOISES = 64  # draws of the runs' noise beside each posterior draw, where the ob
 
 SELECTED = 0.6
 """How many standard deviations of its gain a mixture is promised too much because it was chosen by the prediction."""
+
+MISSED = 0.5
+"""By what part of the promised gain a fit may miss base, and the odds, before base's runs are seen, that it does."""
 
 Combination = Literal["mean", "weighted", "worst"]
 
@@ -104,13 +108,28 @@ def compare(
         noise, known = float(np.sqrt(((share_J * run_J) ** 2).sum())), float((draws_SJ @ share_J).std())
     gain = 1 - float(combine(ratio_J, kind, weights))
     if chosen and gain > 0:
-        gain = float(getattr(surface, "gain_slope_", 1.0)) * gain - SELECTED * known
+        at_base, missed, doubt = getattr(surface, "at_base_", None), 0.0, 0.0
+        if at_base is not None and kind != "worst":
+            seen = float(combine(stick.relative(np.array(at_base["values"]), there_J), kind, weights)) - 1.0
+            missed, doubt = _missed(seen, noise * float(np.sqrt(pairs / 2 / at_base["runs"])), MISSED * gain)
+        gain = float(getattr(surface, "gain_slope_", 1.0)) * (gain + missed) - SELECTED * known
+        known = float(np.hypot(known, doubt))
     half = z * float(np.hypot(known, noise))
     return Prediction(
         ratios=tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)),
         gain=Bound(gain, gain - half, gain + half),
         other=there_J,
     )
+
+
+def _missed(seen: float, error: float, size: float) -> tuple[float, float]:
+    """How far a fit misses base, where its runs lie `seen` ± `error` off: either not at all or by about `size`."""
+    if error <= 0:
+        return seen, 0.0
+    log_odds = np.log(MISSED) + norm.logpdf(seen, 0.0, np.hypot(size, error)) - norm.logpdf(seen, 0.0, error)
+    chance, share = float(expit(log_odds)), size**2 / (size**2 + error**2)
+    variance = chance * size**2 * (1 - share) + chance * (1 - chance) * (share * seen) ** 2
+    return chance * share * seen, float(np.sqrt(variance))
 
 
 def _share(count: int, kind: Combination, weights: Sequence[float] | Array | None) -> Array:

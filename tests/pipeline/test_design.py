@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ideal_proxy.errors import UsageError
-from ideal_proxy.pipeline.design import make_design, spread_mixtures
+from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
 from ideal_proxy.pipeline.laboratory import Laboratory
 
 CENTRE = np.array([1000.0, 200.0, 5000.0, 800.0, 60.0])
@@ -176,7 +176,8 @@ def bench(*, seeds=2, gradients=None, domains=5):
         evidence=lambda: SimpleNamespace(volumes=each[None]),
         _seed=lambda n: n,
         prepared=SimpleNamespace(
-            domains=SimpleNamespace(lengths=each), column=lambda name: each * {"lower": 0.0, "upper": 4.0}[name]
+            domains=SimpleNamespace(lengths=each, base=each),
+            column=lambda name: each * {"lower": 0.0, "upper": 4.0}[name],
         ),
     )
     made._seeds = lambda number: Laboratory._seeds(made, number)
@@ -202,3 +203,21 @@ def test_as_few_runs_as_domains_are_spent_on_mixtures_with_one_seed_and_a_later_
     volumes, seeds = bench()(6, 1)
     assert list(seeds[:2]) == [2, 3]
     assert (volumes[0] == volumes[1]).all()
+
+
+def test_a_later_round_runs_centre_and_base_side_by_side_and_what_is_wanted() -> None:
+    centre = CENTRE[[1, 0, 2, 4, 3]]
+    options: dict[str, Any] = {
+        "spread": 0.6, "lower": np.zeros(5), "upper": np.full(5, 1e9), "total": float(CENTRE.sum()), "seeds": SEEDS,
+    }  # fmt: skip
+    wanted = CENTRE * np.array([[1.1], [1.2], [1.3]])
+    volumes, seeds = make_later_design(centre, CENTRE, wanted, count=6, **options)
+    assert volumes.tolist() == [centre.tolist()] * 2 + wanted[:2].tolist() + [CENTRE.tolist()] * 2
+    assert seeds.tolist() == [7, 8, 7, 8, 7, 8], "centre and base with the same seeds"
+    many, _ = make_later_design(centre, CENTRE, wanted[:1], count=12, **options)
+    assert (many == wanted[0]).all(axis=1).sum() == 1
+    assert len(np.unique(many, axis=0)) == 10, "centre, base, the wanted one and seven points"
+    few, _ = make_later_design(centre, CENTRE, wanted[:0], count=3, **options)
+    assert not (few == CENTRE).all(axis=1).any(), "no room for base"
+    again, _ = make_later_design(CENTRE, CENTRE, wanted[:0], count=6, **options)
+    assert (again == CENTRE).all(axis=1).sum() == 2, "the centre is base"

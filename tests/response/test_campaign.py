@@ -21,7 +21,7 @@ def test_what_is_promised_is_there(family: str, monkeypatch: pytest.MonkeyPatch)
     campaign = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(campaign)
     for noise in campaign.NOISES:
-        found = [campaign.search(family, noise, 1000 + seed) for seed in range(20)]
+        found = [campaign.search(family, noise, 1000 + seed, 3) for seed in range(20)]
         missed = np.array([f["predicted"] - f["true"] for f in found])
         assert abs(missed.mean()) < 0.1 + 2.6 * missed.std() / len(missed) ** 0.5
         held = int(sum(f["holds"] for f in found))

@@ -467,3 +467,16 @@ def test_an_own_domain_is_the_one_of_exactly_the_name_unless_it_is_given() -> No
     assert ResponseModel(n_draws=2).fit(*frames).own_ == [1, -1]
     with pytest.raises(BadInput, match="own must be 2 numbers of domains"):
         ResponseModel(n_draws=2).fit(*frames, own=[0, 2])
+
+
+def test_what_runs_of_base_measured_is_kept_without_seed_effects() -> None:
+    rng = np.random.default_rng(4)
+    v = np.vstack([np.full((4, 3), 60.0), rng.uniform(10.0, 200.0, (20, 3))])
+    y = surface(rng, v, 2, harm=0.0, scale=100.0)[0] * (1 + 0.01 * rng.standard_normal((24, 2)))
+    model = ResponseModel(base=np.full(3, 60.0), n_draws=2).fit(v, y, seed_id=np.arange(24) % 2)
+    assert model.at_base_ is not None
+    assert model.at_base_["runs"] == 4
+    np.testing.assert_allclose(model.at_base_["values"], y[:4].mean(axis=0), rtol=0.01)
+    assert ResponseModel.from_json(json.dumps(model.to_json())).at_base_ == model.at_base_
+    assert ResponseModel(base=np.full(3, 61.0), n_draws=2).fit(v, y).at_base_ is None
+    assert ResponseModel(n_draws=2).fit(v, y).at_base_ is None

@@ -95,3 +95,25 @@ def test_combine_by_hand():
     assert combine(ratios, "mean", [1.0, 3.0]) == pytest.approx([1.0, 0.95])
     assert combine(ratios, "worst") == pytest.approx([1.2, 1.0])
     assert combine(ratios, "weighted", [1.0, 3.0]) == pytest.approx([1.1, 0.925])
+
+
+def test_a_gain_is_taken_down_by_what_runs_of_base_show_that_the_fit_misses():
+    noise = 0.01
+    better = surface(noise=(2 * noise, noise, 4 * noise))
+    mixture = np.array([0.9, 1.0])
+    plain = compare(better, mixture, OTHER, pairs=3, chosen=True).gain
+    assert plain.value == pytest.approx(1 - np.mean([0.9, 0.9**-0.1, 1.0]))
+    found = {}
+    for lower in (0.0, 0.002, 0.02, 0.2):  # base's runs lie below what is predicted there
+        better.at_base_ = {"runs": 6, "values": [2.0 * (1 - lower), 1.0 - lower, 4.0 * (1 - lower)]}
+        found[lower] = compare(better, mixture, OTHER, pairs=3, chosen=True).gain
+    error, size = noise / np.sqrt(3 * 6), plain.value / 2
+    shares = {lower: (plain.value - found[lower].value) / lower for lower in (0.002, 0.02, 0.2)}
+    assert found[0.0].value == plain.value
+    assert shares[0.2] == pytest.approx(size**2 / (size**2 + error**2), rel=1e-6), "surely missed: by precision"
+    odds = 0.5 * norm.pdf(0.002, 0, np.hypot(size, error)) / norm.pdf(0.002, 0, error)
+    assert shares[0.002] == pytest.approx(shares[0.2] * odds / (1 + odds)), "hardly more than noise: mostly believed"
+    assert found[0.0].upper - found[0.0].value > plain.upper - plain.value, "it may still be missed by a little"
+    better.at_base_["values"] = [2.2, 1.1, 4.4]
+    assert compare(better, mixture, OTHER, pairs=3, chosen=True).gain.value > plain.value, "promised too little"
+    assert compare(better, mixture, OTHER, pairs=3).gain.value == pytest.approx(plain.value), "not of any mixture"
