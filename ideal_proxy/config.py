@@ -1,298 +1,33 @@
-"""The run file `mix.yaml`: every setting, its default and what it may be. Unknown keys are errors."""
+"""The run file `mix.yaml` as a whole: its blocks (`sections`), what must hold between them, and its reading."""
 
 from __future__ import annotations
 
 import glob
-import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Loss, Section
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.errors import UNSEEN, UsageError, UserError
-from ideal_proxy.limits import PROTECT, Budget, Limits, plain_protection, read_protection
-
-SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
-Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
-Format = Annotated[
-    str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)( chat_template_kwargs:.+)?$")
-]  # columns: is written by `columns`
-VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
-
-
-def _volume(value: Any) -> Any:
-    """Refuse what YAML reads as neither a whole number nor text: 0.5, true, a list."""
-    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ValueError(f"must be {VOLUME}")
-
-
-Volume = Annotated[int | str | None, BeforeValidator(_volume)]
-
-
-class ColumnsConfig(Section):
-    """The columns of rows that are in no known layout."""
-
-    prompt: str | tuple[str, ...] | None = Field(default=None, description="a column, or several that are put together")
-    completion: str | tuple[str, ...] | None = Field(default=None, description="as for prompt")
-    messages: str | None = Field(default=None, description="the column with the turns")
-    role: str | None = Field(default=None, description="of a turn: who speaks; default role")
-    content: str | None = Field(default=None, description="of a turn: what is said; default content")
-    roles: dict[str, Literal["system", "user", "assistant", "tool"]] | None = Field(
-        default=None, description="names of roles other than the usual ones, e.g. {customer: user}"
-    )
-    system: str | None = None
-    tools: str | None = None
-
-    @model_validator(mode="after")
-    def _one_layout(self) -> ColumnsConfig:
-        if (self.messages is None) == (self.prompt is None) or (self.prompt is None) != (self.completion is None):
-            raise ValueError("give either prompt and completion, or messages")
-        return self
-
-
-class SourceSection(Section):
-    """Where rows are, and how they are written."""
-
-    path: str = Field(min_length=1, description="file, glob, folder, hf:NAME, or demo:NAME?seed=S")
-    format: Format = Field(default="auto", description="auto, alpaca, chat or prompt")
-    columns: ColumnsConfig | None = Field(
-        default=None, description="e.g. {prompt: question, completion: [rationale, answer]}"
-    )
-
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="given to the chat template with every row, e.g. {enable_thinking: false}"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_format(cls, values: Any) -> Any:
-        """Write columns and settings as a part of the format, which goes wherever the source goes."""
-        if not isinstance(values, dict):
-            return values
-        written, _, _ = str(values.get("format") or "auto").partition(" chat_template_kwargs:")
-        if isinstance(values.get("columns"), dict):
-            columns = {key: value for key, value in values["columns"].items() if value is not None}
-            mapped = "columns:" + json.dumps(columns, sort_keys=True, default=list)
-            if written not in ("auto", mapped):
-                raise ValueError("give either format or columns")
-            written = mapped
-        if isinstance(values.get("chat_template_kwargs"), dict):
-            written += " chat_template_kwargs:" + json.dumps(values["chat_template_kwargs"], sort_keys=True)
-        return {**values, "format": written} if written != "auto" else values
-
-
-class DomainConfig(SourceSection):
-    """One named source of training rows."""
-
-    name: str = Field(
-        max_length=80,
-        pattern=rf"^\.*[^./\\{UNSEEN}][^/\\{UNSEEN}]*(/\.*[^./\\{UNSEEN}][^/\\{UNSEEN}]*)*$",
-        description="maths, or maths/high for a part of it",
-    )
-    base: Volume = Field(
-        default=None, description="rows you would have used: a count, '30%' or '2x' of the rows there are"
-    )
-    min: Volume = Field(default=None, description="fewest rows; as for base")
-    max: Volume = Field(default=None, description="most rows; as for base")
-    pinned: bool = Field(default=False, description="keep the base volume")
-
-
-class MetricConfig(Section):
-    """What a capability is judged by instead of its reference loss, which is measured and shown beside it."""
-
-    command: str | None = Field(
-        default=None, min_length=1, description="a program with {model}; the last line of its output is the score"
-    )
-    python: str | None = Field(default=None, description="package.module:function, called (model, tokenizer, split)")
-    higher_is_better: bool = True
-    timeout_seconds: float = Field(default=600.0, gt=0, description="it is ended after so long, and counts as failed")
-    scale: float | str = Field(
-        default="noise",
-        description="what counts as much as a loss doubled: a number in its unit, 'base' for its value at base, or "
-        "'noise': one run's noise counts as much as that of the reference loss",
-    )
-    keep_models: bool = Field(default=False, description="leave every proxy in runs/ID/exported of the run directory")
-    folder: str | None = Field(default=None, description="where it runs; default the run file's folder")
-
-    @field_validator("scale")
-    @classmethod
-    def _known_scale(cls, value: float | str) -> float | str:
-        if value in ("noise", "base"):
-            return value
-        try:
-            number = float(value)
-        except ValueError:
-            number = 0.0
-        if not 0 < number < float("inf"):
-            raise ValueError("must be noise, base or a number above 0")
-        return number
-
-    @model_validator(mode="after")
-    def _one_way(self) -> MetricConfig:
-        if (self.command is None) == (self.python is None):
-            raise ValueError("give either command or python, and not both")
-        if self.command is not None and "{model}" not in self.command:
-            raise ValueError("the command must hold {model}, where the proxy's folder is put")
-        if self.python is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.python):
-            raise ValueError("python must read package.module:function")
-        return self
-
-
-class CapabilityConfig(SourceSection):
-    """One named reference set that the result is judged on."""
-
-    name: str = Field(pattern=rf"^[^/\\{UNSEEN}]{{1,80}}$")
-    domain: str | None = Field(default=None, description="its own domain; default: the domain of exactly its name")
-    weight: float = Field(default=1.0, gt=0)
-    must_not_drop: float | None = Field(
-        default=None, ge=0, le=1,
-        description="largest relative rise of this loss allowed, 0.01 is 1 %; of a metric: of its value at base",
-    )  # fmt: skip
-    metric: MetricConfig | None = None
-
-
-class ConstraintsConfig(Section):
-    """Limits on the volumes besides the bounds of each domain."""
-
-    max_repeat: float = Field(default=4.0, gt=0, description="no domain is used more than so many times over")
-    trust_region: float | None = Field(
-        default=None, gt=0, description="largest |log change| of a volume; default: what the swarm explored"
-    )
-    groups: tuple[str, ...] = Field(default=(), description="e.g. 'coding + mathematics <= 60%'")
-    kl: float = Field(default=0.0, ge=0, description="weight of a KL divergence to the base shares")
-    round: int = Field(default=1, ge=1, description="propose multiples of so many rows where that costs nothing seen")
-
-
-class ObjectiveConfig(Section):
-    """What to minimise, over L_j(v) / L_j(base); a metric's difference from base over its scale counts likewise."""
-
-    kind: Literal["mean", "weighted", "worst"] = "mean"
-    upper_confidence: float | None = Field(
-        default=None, gt=0.5, lt=1, description="optimise the upper bound at this level, e.g. 0.9"
-    )
-    min_gain: float = Field(default=0.005, gt=0, lt=0.5, description="a smaller gain is no gain")
-
-
-SCRATCH_DEFAULTS: dict[str, Any] = {"size": "1M", "vocabulary": 4096, "warm_fraction": 0.15}
-LARGEST_FRACTION = 0.85  # φ of scratch proxies
-
-
-class ProxyConfig(Section):
-    """The proxies: scratch models from a size dial, or a pretrained model, trained in full or as LoRA.
-
-    A pretrained proxy brings its own size, vocabulary and template, and reserves no rows: those keys are None then.
-    """
-
-    size: Literal["0.1M", "1M", "3M", "10M"] | None = Field(default=None, description="scratch; default 1M")
-    vocabulary: int | None = Field(default=None, ge=300, le=65536, description="scratch; default 4096")
-    model: str | None = Field(
-        default=None, min_length=1, description="pretrained: folder or hub id of any causal language model"
-    )
-    gguf: str | None = Field(default=None, description="file of quantised weights in the model's folder or repository")
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub id")
-    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
-    lora_rank: int | None = Field(default=None, ge=1, le=1024, description="low-rank updates; default: every weight")
-    context: int | None = Field(default=None, ge=16, le=32768, description="longest row, tokens; default: by the data")
-    allow_truncation: bool = Field(
-        default=False, description="search even where that removes over 5 % of a domain's supervised tokens"
-    )
-    fraction: float | None = Field(
-        default=None, gt=0, le=1, description="share φ of the volumes that a proxy sees; default: by budget"
-    )
-    batch_rows: int | None = Field(default=None, ge=1, description="an older way to write batch: {rows: N}")
-    learning_rate: float | None = Field(default=None, gt=0, description="default: chosen once by a short sweep")
-    warm_fraction: float | None = Field(
-        default=None, gt=0, lt=0.9, description="scratch: rows reserved for the warm start; default 0.15"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _scratch_defaults(cls, values: Any) -> Any:
-        """Fill in what only a scratch proxy has."""
-        if not isinstance(values, dict) or values.get("model") is not None:
-            return values
-        return {**values, **{key: value for key, value in SCRATCH_DEFAULTS.items() if values.get(key) is None}}
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> ProxyConfig:
-        """Refuse keys of one kind of proxy beside those of the other."""
-        if self.model is not None:
-            for key in SCRATCH_DEFAULTS:
-                if getattr(self, key) is not None:
-                    raise ValueError(f"{key} is of scratch proxies and model names a pretrained one; drop one of them")
-            return self
-        for key in ("gguf", "revision", "trust_remote_code", "lora_rank"):
-            if getattr(self, key):
-                raise ValueError(f"{key} is of a pretrained proxy; name it with model (a folder or a hub id)")
-        if self.fraction is not None and self.fraction > LARGEST_FRACTION:
-            raise ValueError(
-                f"fraction is {self.fraction:g}; scratch proxies see at most {LARGEST_FRACTION:g}, "
-                "for the warm start reserves rows"
-            )
-        return self
-
-
-class SwarmConfig(Section):
-    """How many proxies, and where they run."""
-
-    runs: int | None = Field(default=None, ge=4, description="default 3(n+1) for n domains")
-    seeds: int = Field(default=2, ge=2, le=5)
-    spread: float = Field(default=2.0, gt=0, le=5, description="half-width of the design in log-volume")
-    workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
-    max_hours: float | None = Field(default=None, gt=0)
-    engine: Literal["local", "ray"] = Field(default="local", description="this machine, or a Ray cluster that is there")
-    address: str = Field(
-        default="auto", description="of the Ray cluster: auto, HOST:PORT, or local to start one on this machine"
-    )
-    gpus: float = Field(default=0, ge=0, description="GPUs of a worker on Ray; a fraction where several share one")
-    keep_weights: float = Field(
-        default=64,
-        ge=0,
-        description="keep a run's weights up to so many MB (2 GB in all) for capabilities that come later; 0: none",
-    )
-
-    @model_validator(mode="after")
-    def _with_effect(self) -> SwarmConfig:
-        if self.engine == "local" and (self.address != "auto" or self.gpus):
-            raise ValueError("address and gpus are for engine: ray; set that, or take them out")
-        return self
-
-
-class VerifyConfig(Section):
-    """The check of the proposal by fresh training runs, on rows that the search never saw."""
-
-    pairs: int = Field(default=3, ge=2, description="fresh seeds at first")
-    max_pairs: int = Field(default=8, ge=2)
-    larger_size: Literal["1M", "3M", "10M"] | None = Field(
-        default=None, description="train three spread mixtures at this size too, to see whether they rank the same"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> VerifyConfig:
-        if self.max_pairs < self.pairs:
-            raise ValueError(f"max_pairs ({self.max_pairs}) is below pairs ({self.pairs})")
-        return self
-
-
-class CostConfig(Section):
-    """What the search may cost; no result depends on it."""
-
-    price: float | None = Field(
-        default=None, gt=0, description="of one hour of one device: a GPU, or the whole machine where proxies use CPUs"
-    )
-    currency: str = Field(default="USD", max_length=12, description="a label only; nothing is converted")
-    max: float | None = Field(default=None, gt=0, description="most money; shrinks the search as max_hours does")
-    devices: int | None = Field(
-        default=None, ge=1, description="devices paid for; default: the GPUs that workers share, or one machine"
-    )
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
+from ideal_proxy.sections import (
+    SIZES,
+    VOLUME,
+    CapabilityConfig,
+    ConstraintsConfig,
+    CostConfig,
+    DomainConfig,
+    MetricConfig,
+    ObjectiveConfig,
+    Protect,
+    ProxyConfig,
+    SwarmConfig,
+    VerifyConfig,
+)
 
 
 class SearchConfig(Section):

@@ -14,7 +14,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "ideal_proxy"
 MAP = PACKAGE.parent / "docs" / "modules.md"  # written by `python tests/test_layers.py`
 
-GROUND = ["errors", "amounts", "domains", "limits", "batching", "complaints", "config", "store", "terminal", "hooks"]
+GROUND = [
+    "errors",
+    "amounts",
+    "domains",
+    "limits",
+    "batching",
+    "complaints",
+    "sections",
+    "config",
+    "store",
+    "terminal",
+    "hooks",
+]
 ROOMS = [
     "data",
     "response",

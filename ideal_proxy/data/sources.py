@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.config import CapabilityConfig, DomainConfig, SearchConfig
+from ideal_proxy.config import SearchConfig
 from ideal_proxy.data.messages import Row
 from ideal_proxy.data.rows import SourceReader, Tally, Told
 from ideal_proxy.data.tokenizer import train_tokenizer
+from ideal_proxy.sections import CapabilityConfig, DomainConfig
 from ideal_proxy.store import atomic_write_text
 
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.config import Format
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UNSEEN, UsageError, UserError
+from ideal_proxy.sections import Format
 from ideal_proxy.store import atomic_write_json, read_json
 
 # what a verdict may be

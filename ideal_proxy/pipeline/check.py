@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ideal_proxy.config import ProxyConfig, SearchConfig, rows_of
+from ideal_proxy.config import SearchConfig, rows_of
 from ideal_proxy.data import (
     CUT_SHARE,
     TO_INSTALL,
@@ -41,6 +41,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.encoding import encode, row_limit
 from ideal_proxy.pipeline.findings import Finding, duplicate_findings, finding_lines
 from ideal_proxy.pipeline.prepare import FEW_ROWS, cut_text, few_rows_text, proxy_tokenizer
+from ideal_proxy.sections import ProxyConfig
 from ideal_proxy.terminal import count_text, paragraph, step, table
 
 COUNTED_ROWS, LEAST_COUNTED = 50_000, 5_000  # rows of all domains that are tokenised, and of each at least

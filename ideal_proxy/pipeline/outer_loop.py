@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SIZES, CostConfig, SearchConfig, dump_config, load_config
+from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.pipeline.earlier_runs import REUSED
@@ -39,6 +39,7 @@ from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick, told_trusts
+from ideal_proxy.sections import SIZES, CostConfig
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
 from ideal_proxy.terminal import Reporter, count_text
 

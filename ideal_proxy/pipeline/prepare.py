@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import DomainConfig, SearchConfig, load_config, range_of
+from ideal_proxy.config import SearchConfig, load_config, range_of
 from ideal_proxy.data import (
     CUT_SHARE,
     ChatTemplate,
@@ -42,6 +42,7 @@ from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_
 from ideal_proxy.pipeline.findings import duplicate_findings
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
+from ideal_proxy.sections import DomainConfig
 from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.terminal import Reporter
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import CostConfig
 from ideal_proxy.errors import UsageError
+from ideal_proxy.sections import CostConfig
 
 TRAINED, FROZEN, JUDGED = 3, 2, 1
 """Products of a weight for a token: of a step with its own gradient, of a step without, of a forward pass alone."""

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ideal_proxy.config import CostConfig
 from ideal_proxy.pipeline.outcome import _price_of_pairs
 from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import (
@@ -22,6 +21,7 @@ from ideal_proxy.pipeline.verdict import (
     nothing_to_check,
     sentence,
 )
+from ideal_proxy.sections import CostConfig
 from ideal_proxy.terminal import duration, money
 
 
