@@ -27,6 +27,12 @@ def first_problem(
         cure = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {place}; {cure}"
     if first["type"] == "missing":
+        parent = _parent(first["loc"], raw)
+        if parent:
+            return (
+                f"{parent} is no domain but the parent of some; a limit on all of them is written as "
+                f"constraints: {{groups: ['{parent} <= 60%']}}"
+            )
         return f"{place} is missing; {missing}"
     if not first["loc"]:  # a check of the whole file names the keys itself
         return _plain(first)
@@ -39,6 +45,16 @@ def _named(place: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
     if len(place) > 2 and isinstance(place[1], int):
         with contextlib.suppress(KeyError, IndexError, TypeError):
             return f" ({raw[str(place[0])][place[1]]['name']})"
+    return ""
+
+
+def _parent(place: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
+    """Name the domain without a path whose parts are domains of their own, such as maths of maths/high."""
+    if place[-1] == "path":
+        with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError):
+            entries = raw[str(place[0])]
+            name = str(entries[place[1]]["name"])
+            return name if any(str(entry.get("name")).startswith(f"{name}/") for entry in entries) else ""
     return ""
 
 

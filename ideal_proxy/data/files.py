@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -240,12 +240,15 @@ def _rest(file: Path) -> str:
 LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
-def read_records(file: Path, columns: Collection[str] = ()) -> Iterator[Record]:
+def read_records(
+    file: Path, columns: Collection[str] = (), seen: Callable[[bytes], None] | None = None
+) -> Iterator[Record]:
     """Read a file's records one by one.
 
     Args:
         file: one of KINDS.
         columns: columns that the run file names; an object that has one is a row.
+        seen: is told every line of a file of lines, as it stands.
 
     Yields:
         Record: in file order; of a line that is no JSON its value is a BadRow.
@@ -263,7 +266,7 @@ def read_records(file: Path, columns: Collection[str] = ()) -> Iterator[Record]:
             yield from _whole_records(file, ROW_MARKS.union(columns))
         else:
             with _opened(file) as lines:
-                for record in _line_records(lines, file):
+                for record in _line_records(lines, file, seen):
                     yield Record(record.value, record.where) if packed else record
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{file} is a broken {packed[1:]}ip file ({error}); make or fetch it again") from error
@@ -380,8 +383,10 @@ def _open(file: Path, packed: str) -> Any:
     return openers.get(packed, open)(file, "rb")
 
 
-def _line_records(handle: Any, file: Path) -> Iterator[Record]:
+def _line_records(handle: Any, file: Path, seen: Callable[[bytes], None] | None) -> Iterator[Record]:
     for number, line in enumerate(handle):
+        if seen is not None:
+            seen(line)
         where = f"{file}:{number + 1}"
         if number == 0:
             line = line.removeprefix(BOM)

@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -280,6 +281,7 @@ class SourceReader:
         max_bad: as for `read_rows`.
         told: is told every row that cannot be read, as a line of `bad_rows.jsonl`.
         quiet: leave it to the caller to say what was left out (`tally`).
+        seen: is told every line of files of lines, as it stands.
 
     Attributes:
         format: the format found, or given.
@@ -289,7 +291,7 @@ class SourceReader:
 
     def __init__(
         self, source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None,
-        told: Told | None = None, quiet: bool = False,
+        told: Told | None = None, quiet: bool = False, seen: Callable[[Path, bytes], None] | None = None,
     ) -> None:  # fmt: skip
         alone, _ = split_format(format)
         if alone not in (*FORMATS, "auto") and not alone.startswith(MAPPED):
@@ -303,6 +305,7 @@ class SourceReader:
         self._max_bad = max_bad
         self._told = told
         self._quiet = quiet
+        self._seen = seen
         self._first_bad: BadRow | None = None
         self._marks_good_and_bad: dict[str, bool] = {}  # columns such as `label`, where they hold 0 and 1
 
@@ -380,7 +383,7 @@ class SourceReader:
         """Whether a column holds nothing but 0 and 1, as marks of bad and good answers, not numbers of classes."""
         if name not in self._marks_good_and_bad:
             with contextlib.suppress(UserError):
-                values = (r.value for r in islice(self._records(), GUESSED_ROWS) if isinstance(r.value, dict))
+                values = (r.value for r in islice(self._records(look=True), GUESSED_ROWS) if isinstance(r.value, dict))
                 cells = {number_of(value[name]) for value in values if not blank(value.get(name))}
                 self._marks_good_and_bad[name] = cells <= {0.0, 1.0}
         return self._marks_good_and_bad.get(name, False)
@@ -480,7 +483,7 @@ class SourceReader:
                 f"{limit:,} (the first: {self._first_bad}); repair them, or raise max_bad in the run file"
             )
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self, *, look: bool = False) -> Iterator[Record]:
         if self.source.startswith("demo:"):
             from ideal_proxy.data.demo import demo_rows
 
@@ -490,4 +493,5 @@ class SourceReader:
             yield from hub_records(self.source)
         mapping = mapping_of(self._alone) if self._alone != "auto" else None
         for file in self.files:
-            yield from read_records(file, named_columns(mapping) if mapping else ())
+            seen = None if self._seen is None or look else partial(self._seen, file)
+            yield from read_records(file, named_columns(mapping) if mapping else (), seen)

@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,13 +105,17 @@ SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
     """Take a source's table from the folder `keep`, or make it in `scratch`; `seen` is told how many rows were read."""
-    reader = SourceReader(source, format=format, max_bad=-1)  # the search has held them to its limit
+    digests: defaultdict[Path, xxhash.xxh3_128] = defaultdict(xxhash.xxh3_128)
+    reader = SourceReader(
+        source, format=format, max_bad=-1,  # the search has held them to its limit
+        seen=lambda file, line: digests[file].update(line),
+    )  # fmt: skip
     plain = _has_lines(reader)
     if keep is not None and plain:
         table = _load(_kept_at(keep, source, format), reader, format)
         if table is not None:
             return table
-    return _kept(_build(reader, scratch, plain, seen), keep if plain else None, source, format)
+    return _kept(_build(reader, digests, scratch, plain, seen), keep if plain else None, source, format)
 
 
 def forget(keep: Path | None, source: str, format: str) -> None:
@@ -183,7 +188,9 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
     return None
 
 
-def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -> RowTable:
+def _build(
+    reader: SourceReader, digests: Mapping[Path, xxhash.xxh3_128], folder: Path, plain: bool, seen: Seen | None
+) -> RowTable:
     """Read every row of a source and write its table; of a source without lines, its lines too."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -191,7 +198,7 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
     number_of: dict[Path | None, int] = {file: number for number, file in enumerate(reader.files)}
     keys: list[int] = []
     places: list[tuple[int, int]] = []
-    shape = Shape()
+    shape, spooled = Shape(), xxhash.xxh3_128()
     with contextlib.ExitStack() as stack:
         states = _states(files) if plain else ()
         spool = None if plain else stack.enter_context(open(folder / LINES, "wb"))
@@ -200,7 +207,9 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
                 places.append((number_of[record.path], record.number))
             else:
                 line = record.line or json.dumps(record.value, ensure_ascii=False, default=str).encode()
-                spool.write(line.removesuffix(b"\n") + b"\n")
+                line = line.removesuffix(b"\n") + b"\n"
+                spool.write(line)
+                spooled.update(line)
                 places.append((0, len(keys)))
             keys.append(row.key)
             shape.add(record.value, row)
@@ -211,8 +220,9 @@ def _build(reader: SourceReader, folder: Path, plain: bool, seen: Seen | None) -
     parquet.write_table(arrow.table({"key": key_N, "file": place_N2[:, 0], "line": place_N2[:, 1]}), folder / ROWS)
     if seen is not None:
         seen(len(keys))
+    checksums = tuple(digests[file].hexdigest() for file in files) if plain else (spooled.hexdigest(),)
     return RowTable(
-        folder, files, states or _states(files), tuple(map(_checksum, files)), reader.format, len(keys),
+        folder, files, states or _states(files), checksums, reader.format, len(keys),
         reader.without_answer, source_fingerprint(key_N), shape,
     )  # fmt: skip
 

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.data import find_duplicates, make_template, read_rows, tokenize_rows, train_tokenizer
 from ideal_proxy.data.messages import Message, Row, chat_record
 from ideal_proxy.data.rows import SourceReader
 from ideal_proxy.data.template import CONTRARY
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.pipeline.findings import duplicate_findings
@@ -142,3 +143,15 @@ def test_prompts_with_thoughts_here_and_without_there_are_told() -> None:
     apart = find_duplicates({"w": without, "v": switched})
     assert apart.two_minds == 0
     assert not apart.between, "rows that differ in their settings are no duplicates"
+
+
+def test_enable_thinking_of_a_domain_is_short_for_the_settings_of_the_template():
+    entry = {"name": "a", "path": "a.jsonl", "enable_thinking": False}
+    others = {"domains": [entry, {"name": "b/x", "path": "b.jsonl"}], "capabilities": [{**entry, "name": "c"}]}
+    config = parse_config(others)
+    for source in (config.domains[0], config.capabilities[0]):
+        assert source.format == 'auto chat_template_kwargs:{"enable_thinking": false}'
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    parent = {**others, "domains": [*others["domains"], {"name": "b", "max": "60%"}]}
+    with pytest.raises(UsageError, match=r"b is no domain but the parent of some; .*groups: \['b <= 60%'\]"):
+        parse_config(parent)

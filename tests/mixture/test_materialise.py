@@ -351,7 +351,9 @@ def test_an_index_is_kept_used_again_and_made_anew_when_it_is_broken(mixture, tm
     with monkeypatch.context() as patch:
         made = row_table._build
         patch.setattr(
-            row_table, "_build", lambda r, f, plain, s: made(r, f, pytest.fail("parsed again") if plain else plain, s)
+            row_table,
+            "_build",
+            lambda r, d, f, plain, s: made(r, d, f, pytest.fail("parsed again") if plain else plain, s),
         )
         assert apply_mixture(mixture, tmp_path / "2", index=index).files[0].read_bytes() == expected
         chat = apply_mixture(mixture, tmp_path / "3", index=index, row_format="chat")

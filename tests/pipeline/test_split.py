@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import random
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from explicit_law import ExplicitLaw
 
 from ideal_proxy.amounts import parse_comparison
 from ideal_proxy.config import load_config
 from ideal_proxy.data.rows import read_rows
-from ideal_proxy.errors import UsageError
-from ideal_proxy.limits import read_limits
+from ideal_proxy.domains import Domains
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.limits import Limits, read_limits
+from ideal_proxy.optimizer.constraints import Constraints, Problem
+from ideal_proxy.optimizer.objective import Objective
+from ideal_proxy.optimizer.optimum import optimize
 from ideal_proxy.pipeline.split import read_split_by
 from ideal_proxy.pipeline.start import write_run_file
 
@@ -111,3 +121,58 @@ def test_limits_may_name_the_parent(data: Path) -> None:
     assert load_config(place).limits.groups[0].weights == {
         "maths/algebra": 1.0, "maths/geometry": 1.0, "maths/other": 1.0
     }  # fmt: skip
+
+
+def test_clusters_by_a_sentence_model_are_what_the_model_sees(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is a stub in `sys.modules`, as it is not installed here; its call is the documented one."""
+    seen: dict[str, object] = {}
+
+    class SentenceTransformer:
+        """Sees how a prompt's last number ends, which no word tells."""
+
+        def __init__(self, name: str) -> None:
+            seen["model"] = name
+
+        def encode(self, sentences: list[str], *, normalize_embeddings: bool = False) -> np.ndarray:
+            seen["sentences"] = sorted([*seen.get("sentences", []), len(sentences)])  # type: ignore[misc]
+            seen["normalized"] = normalize_embeddings
+            return np.eye(2, dtype=np.float32)[[int(text[-1]) % 2 for text in sentences]]
+
+    stub = types.ModuleType("sentence_transformers")
+    stub.__spec__ = importlib.machinery.ModuleSpec("sentence_transformers", None)
+    stub.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", stub)
+    parts = split(data, "cluster:2:my/model")
+    assert seen == {"model": "my/model", "sentences": [60, 240], "normalized": True}
+    maths = [rows for name, rows in parts.items() if name.startswith("maths/")]
+    ends = [{int(str(row["instruction"])[-1]) % 2 for row in rows} for rows in maths]
+    assert sorted(map(sorted, ends)) == [[0], [1]]
+    assert sum(map(len, maths)) == 240
+    assert {name.split("/")[0] for name in parts} == {"chat", "maths"}
+
+
+def test_a_sentence_model_without_its_library_is_one_sentence(data: Path) -> None:
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        pytest.skip("sentence-transformers is installed here")
+    with pytest.raises(UserError, match="needs sentence-transformers; install it, or write cluster:K for TF-IDF"):
+        split(data, "cluster:2:my/model")
+
+
+def test_a_limit_of_the_parent_holds_in_the_optimum(data: Path) -> None:
+    """A law that only maths helps puts as much into its parts, together, as the parent's limit lets it."""
+    split(data, "quantile:level:3")
+    place = data.parent / "runs" / "mix.yaml"
+    raw = yaml.safe_load(place.read_text(encoding="utf-8"))
+    raw["constraints"]["groups"] = ["maths <= 85%", "maths/high >= 5%"]
+    place.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    config = load_config(place)
+    names = tuple(d.name for d in config.domains)
+    base = np.array([float(str(d.base)) for d in config.domains])
+    maths_D = np.array([float(name.startswith("maths/")) for name in names])
+    law = ExplicitLaw(
+        np.ones(1), np.full(1, 3.0), 5 * maths_D[None] + 0.1, np.full(1, 0.5), np.full(1, 0.7), base.sum()
+    )
+    problem = Problem(domains=Domains(names=names, base=base, available=base), capabilities=("maths",))
+    for groups, most in ((config.limits.groups, 0.85), ((), 1.0)):
+        v = optimize(law, Objective(kind="mean"), Constraints(problem=problem, limits=Limits(groups=groups))).volumes
+        assert v @ maths_D / v.sum() == pytest.approx(most, abs=1e-3)
