@@ -63,6 +63,7 @@ class SourceSection(Section):
     chat_template_kwargs: dict[str, Any] | None = Field(
         default=None, description="given to the chat template with every row, e.g. {enable_thinking: false}"
     )
+    enable_thinking: bool | None = Field(default=None, description="short for chat_template_kwargs")
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +71,9 @@ class SourceSection(Section):
         """Write columns and settings as a part of the format, which goes wherever the source goes."""
         if not isinstance(values, dict):
             return values
+        if isinstance(thinks := values.get("enable_thinking"), bool):
+            own = {"enable_thinking": thinks} | (values.get("chat_template_kwargs") or {})
+            values = values | {"chat_template_kwargs": own, "enable_thinking": None}
         written, _, _ = str(values.get("format") or "auto").partition(" chat_template_kwargs:")
         if isinstance(values.get("columns"), dict):
             columns = {key: value for key, value in values["columns"].items() if value is not None}
