@@ -171,16 +171,10 @@ def mixture_factors(
         return label_logits(model, batch, autocast=settings.autocast, loss=settings.loss)
 
     factors = fit_factors(
-        model,
-        forward,
-        batches,
-        method=settings.factors,
-        fisher=settings.fisher,
-        select=settings.select,
-        seed=settings.seed,
-        memory_bytes=settings.memory_bytes,
+        model, forward, batches, method=settings.factors, fisher=settings.fisher, select=settings.select,
+        seed=settings.seed, memory_bytes=settings.memory_bytes,
         folder=settings.folder / "factors" if settings.folder is not None else None,
-    )
+    )  # fmt: skip
     return factors, factors.passes * batches.tokens()
 
 

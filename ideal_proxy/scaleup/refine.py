@@ -297,15 +297,10 @@ class Refiner:
         ]
         level = here_SJ.mean(axis=0)
         return fit_surface(
-            law,
-            centre=parent.volumes.astype(float),
-            level=level,
-            base=self.base.astype(float),
-            noise=relative / np.sqrt(2) * level,
-            observed=observed,
-            responses=matrix,
+            law, centre=parent.volumes.astype(float), level=level, base=self.base.astype(float),
+            noise=relative / np.sqrt(2) * level, observed=observed, responses=matrix,
             random_state=self.mixture.seed,
-        )
+        )  # fmt: skip
 
     def _search_losses(self, arm: Arm) -> Array:
         """Losses on the search rows, (S, J)."""

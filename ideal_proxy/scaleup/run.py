@@ -156,35 +156,16 @@ def _arguments(folder: Path, settings: RunSettings, steps: int, seed: int, save_
         save_steps = max(1, steps // 10)  # clocks of several processes differ, and all must save the same step
     every = max(1, steps // (settings.evaluations + 1)) if settings.evaluations else 0
     return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=settings.train.learning_rate,
-        max_grad_norm=settings.train.grad_clip,
-        bf16=settings.train.dtype == "bfloat16",
-        use_cpu=settings.device == "cpu",
-        seed=seed,
-        data_seed=seed,
-        logging_strategy="steps",
-        logging_steps=max(1, steps // POINTS_OF_CURVE),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if every else "no",
-        eval_steps=every or None,
-        save_strategy="steps" if save_steps else "no",
-        save_steps=save_steps or 500,
-        save_total_limit=CHECKPOINTS_KEPT,
-        report_to=list(settings.track) or "none",
-        run_name=folder.name,
-        project=PROJECT,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        log_level="error",
-        log_level_replica="error",
-        average_tokens_across_devices=False,
-    )
+        output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=1, gradient_accumulation_steps=1,
+        learning_rate=settings.train.learning_rate, max_grad_norm=settings.train.grad_clip,
+        bf16=settings.train.dtype == "bfloat16", use_cpu=settings.device == "cpu", seed=seed, data_seed=seed,
+        logging_strategy="steps", logging_steps=max(1, steps // POINTS_OF_CURVE), logging_first_step=True,
+        logging_nan_inf_filter=False, eval_strategy="steps" if every else "no", eval_steps=every or None,
+        save_strategy="steps" if save_steps else "no", save_steps=save_steps or 500,
+        save_total_limit=CHECKPOINTS_KEPT, report_to=list(settings.track) or "none", run_name=folder.name,
+        project=PROJECT, disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+        log_level="error", log_level_replica="error", average_tokens_across_devices=False,
+    )  # fmt: skip
 
 
 def _before(

@@ -113,17 +113,9 @@ def scale_up(
                 reporter.note(f"warning: {name}: {line}")
         with _first(), reporter.work("warm start", 1.0 if wanted.spec.scratch else 0.0) as update:
             start = make_start(
-                wanted.spec,
-                template,
-                proxies,
-                data.names,
-                data.domains,
-                out,
-                context=context,
-                device=device,
-                dtype=settings.train.dtype,
-                on_step=lambda done, steps, _: update(done / steps),
-            )
+                wanted.spec, template, proxies, data.names, data.domains, out, context=context, device=device,
+                dtype=settings.train.dtype, on_step=lambda done, steps, _: update(done / steps),
+            )  # fmt: skip
         seeds = [
             (wanted.seed if wanted.seed is not None else mixture.seed) + SEED_STEP * n for n in range(wanted.seeds)
         ]
@@ -137,18 +129,9 @@ def scale_up(
                 drawn = draw_rows(data.names, data.domains, volumes, seed, fraction=wanted.fraction, exclude=exclude)
                 keep = replace(settings, keep_model=settings.keep_model or seed == seeds[0])
                 run = run_training(
-                    place,
-                    wanted.spec,
-                    template,
-                    data,
-                    drawn,
-                    keep,
-                    reporter,
-                    seed=seed,
-                    start=start,
-                    label=f"{arm}, seed {seed}",
-                    save_steps=wanted.save_steps,
-                )
+                    place, wanted.spec, template, data, drawn, keep, reporter, seed=seed, start=start,
+                    label=f"{arm}, seed {seed}", save_steps=wanted.save_steps,
+                )  # fmt: skip
                 found.append((run, place, drawn))
             runs, folders, draws = zip(*found, strict=True)
             return Arm(np.asarray(volumes, dtype=np.int64), runs, folders, draws)
@@ -161,19 +144,10 @@ def scale_up(
         result = compare(mixture, arms["mixture"].runs, base.runs if base else None, data.verify, **judged)
         if wanted.refine:
             refiner = Refiner(
-                mixture=mixture,
-                data=data,
-                spec=wanted.spec,
-                template=template,
-                run=settings,
+                mixture=mixture, data=data, spec=wanted.spec, template=template, run=settings,
                 settings=RefineSettings(iterations=wanted.refine, step=wanted.refine_step, rows=wanted.refine_rows),
-                train=train,
-                folder=out / "refine",
-                reporter=reporter,
-                judged=judged,
-                first=_first,
-                main=_main(),
-            )
+                train=train, folder=out / "refine", reporter=reporter, judged=judged, first=_first, main=_main(),
+            )  # fmt: skip
             result["refine"] = refiner.refine(arms["mixture"], base)
         first = arms["mixture"].runs[0].log
         result = {

@@ -75,14 +75,10 @@ class MixtureTrainer(Trainer):
             self._checked = True
         model.train()
         return accumulate(
-            model,
-            self.accelerator.unwrap_model(model),
-            inputs["step"],
-            world=self.args.world_size,
-            backward=self.accelerator.backward,
-            no_sync=lambda: self.accelerator.no_sync(model),
+            model, self.accelerator.unwrap_model(model), inputs["step"], world=self.args.world_size,
+            backward=self.accelerator.backward, no_sync=lambda: self.accelerator.no_sync(model),
             autocast=torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None,
-        )
+        )  # fmt: skip
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: inputs are steps, not tensors."""

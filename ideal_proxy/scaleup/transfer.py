@@ -133,18 +133,12 @@ def transfer_mixture(
         law = file_law(mixture, full)
     cap = file_limits(mixture).repeat_cap
     moved = transfer_volumes(
-        mode,
-        np.array([d.rows for d in mixture.domains], dtype=float),
-        domains,
-        [c.name for c in mixture.capabilities],
-        total=total,
-        full_available=full,
-        law=law,
+        mode, np.array([d.rows for d in mixture.domains], dtype=float), domains,
+        [c.name for c in mixture.capabilities], total=total, full_available=full, law=law,
         objective=file_objective(mixture),
         limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
-        repeat_cap=float(cap) if cap else 4.0,
-        random_state=mixture.seed,
-    )
+        repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
+    )  # fmt: skip
     scores = [c.name for c in mixture.capabilities if c.metric is not None]
     for note in (
         *moved.notes,
