@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=200, help="of each family and noise")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--rounds", type=int, nargs="+", default=list(ROUNDS), help="most rounds of a search")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".jsonl"))
     given = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -96,7 +97,7 @@ def main() -> None:
     keys = ("family", "noise", "seed", "rounds")
     done = {tuple(r[key] for key in keys) for r in rows}
     for seed in range(given.first, given.first + given.searches):
-        for values in product(given.families, NOISES, [seed], ROUNDS):
+        for values in product(given.families, NOISES, [seed], given.rounds):
             if values in done:
                 continue
             row = dict(zip(keys, values, strict=True)) | search(*values)
