@@ -175,7 +175,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
 
     def _with_retired(self, v_ND: Array) -> Array:
         """Give mixtures the domains that were retired, with no row."""
-        return np.pad(v_ND, ((0, 0), (0, len(self.volumes_.rho) - self.n_features_in_)))
+        retired = len(self.volumes_.rho) - self.n_features_in_
+        return np.pad(v_ND, ((0, 0), (0, retired))) if retired else v_ND
 
     def _check_options(self) -> None:
         for name, allowed in (
@@ -294,7 +295,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         """What the runs of base itself measured, without seed effects, and how many there were; None without them."""
         if self.base is None:
             return None
-        here_JR = data.weight_JR * np.isclose(data.v_RD, np.asarray(self.base, dtype=float)).all(axis=1)
+        base = np.zeros(data.v_RD.shape[1])  # of retired domains base has no row
+        base[: len(self.base)] = self.base
+        here_JR = data.weight_JR * np.isclose(data.v_RD, base).all(axis=1)
         if not (here_JR > 0).any(axis=1).all():
             return None
         seen_J = (here_JR * (data.y_JR - fit.seed_effect_JS[:, data.seed_R])).sum(axis=1) / here_JR.sum(axis=1)
