@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from ideal_proxy.cli.options import Json, RunFolder
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command(epilog="Example: ideal-proxy report runs/mix")(report)
+    app.command(epilog="Example: ideal-proxy price runs/mix --add data/legal.jsonl --rows 1000")(price)
     app.command(epilog="Example: ideal-proxy what-if runs/mix --set coding=6000 --set trust=-20%")(what_if)
 
 
@@ -39,6 +40,36 @@ def report(
     print(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
     print(f"numbers  {written.numbers}")
     print(f"figures  {len(written.figures)} SVG and PNG files in {written.figures[0].parent}")
+
+
+def price(
+    run: RunFolder,
+    add: Annotated[list[str], typer.Option(help="File, glob, folder or hub id of a set that is in no mixture yet.")],
+    name: Annotated[list[str] | None, typer.Option(help="Its name; default that of the file.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="So many rows in place of as many tokens of base.")] = 1000,
+    runs: Annotated[int, typer.Option(min=0, help="Train so many proxies with it; 0 takes gradients alone.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="With --runs: their run directory; default runs/price-NAME.")] = None,
+    form: Annotated[str, typer.Option("--format", help="auto, alpaca, chat or prompt.")] = "auto",
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Say what a set is worth before it is in any mixture."""
+    # From gradients of stored base proxies on its rows, or from a few runs beside the earlier ones.
+    from ideal_proxy.pipeline import load_run, names_of_sources, price_by_gradients, price_by_runs
+    from ideal_proxy.terminal import Reporter, paragraph
+
+    reporter, loaded, found = Reporter(quiet=quiet or as_json), load_run(run), []
+    for source, called in zip(add, names_of_sources(add, name or []), strict=True):
+        told: dict[str, Any] = {"name": called, "rows": rows, "form": form, "reporter": reporter}
+        if runs:
+            place = out or Path("runs") / f"price-{called}"
+            found.append(price_by_runs(loaded, source, runs=runs, out=place, **told))
+        else:
+            found.append(price_by_gradients(loaded, source, **told))
+    for one in found if not as_json else ():
+        print(paragraph(f"{one.sentence()}."))
+    if as_json:
+        print(json.dumps([one.to_dict() for one in found], indent=1))
 
 
 def what_if(

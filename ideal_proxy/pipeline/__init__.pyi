@@ -8,6 +8,9 @@ from .mend import mend as mend
 from .outer_loop import override as override
 from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search
+from .price import names_of_sources as names_of_sources
+from .price import price_by_gradients as price_by_gradients
+from .price import price_by_runs as price_by_runs
 from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
 from .result_file import load_result as load_result

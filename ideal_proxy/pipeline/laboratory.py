@@ -184,6 +184,12 @@ class Laboratory:
             self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
 
+    def try_out(self, mixtures: Array, rate: float) -> None:
+        """Run mixtures, with the seeds in turn, as evidence."""
+        seeds = self._seeds(0)
+        specs = [self._spec(v, seeds[k % len(seeds)], "design", rate) for k, v in enumerate(mixtures)]
+        self._run(Stage.SWARM, list({spec.id: spec for spec in specs}.values()), role="design", number=0)
+
     def _where_uncertain(self, count: int) -> tuple[Array, NDArray[np.int64]]:
         """Place new runs where earlier ones leave the response least known: base, then one after another."""
         candidates, seeds = self._candidates(), self._seeds(0)

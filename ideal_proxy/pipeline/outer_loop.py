@@ -8,10 +8,11 @@ Legend: R runs, D domains, J capabilities.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,22 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             result = write_outcome(laboratory, proposals, verdict, trust, check, reuse)
     tracker.tell("search finished", **_told_result(result))
     return result
+
+
+@contextlib.contextmanager
+def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> Iterator[Laboratory]:
+    """Hold a run directory in which single mixtures are tried, without a search."""
+    with lock(folder):
+        config = inherited_config(config, folder)
+        _claim(config, folder)
+        prepared, reuse, heritage = _begin(config, folder, reporter)
+        plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
+        atomic_write_json(folder / "rate.json", {"learning_rate": plan.rates[0], "chosen": "inherited"})
+        with (
+            StatusRecord(folder, describe_plan(config, prepared, plan)["stages"]) as record,
+            Laboratory(config, prepared, plan, folder, reporter, record, reuse=reuse, heritage=heritage) as laboratory,
+        ):
+            yield laboratory
 
 
 def _begin(config: SearchConfig, folder: Path, reporter: Reporter) -> tuple[Prepared, Reuse | None, Heritage | None]:

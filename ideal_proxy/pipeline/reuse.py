@@ -261,7 +261,8 @@ def make_reuse(
     keys = [np.array(prepared.domain_rows(i).keys) for i in range(len(prepared.facts))]
     names = prepared.domains.names
     changes = compare_domains(packages[0].record, names, keys)
-    runs, kept = _reused_runs(prepared, packages, keys, folder)
+    references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
+    runs, kept = reused_runs(packages, names, keys, references, folder)
     for package, share in zip(packages, kept, strict=True):
         if share < LEAST_KEPT:
             raise UserError(
@@ -295,11 +296,14 @@ def runs_needed(changes: Sequence[Change], domains: int, *, unknown: bool) -> in
     return max(count, domains + 1) if unknown else count
 
 
-def _reused_runs(
-    prepared: Prepared, packages: Sequence[Package], keys: Sequence[NDArray[np.uint64]], folder: Path
+def reused_runs(
+    packages: Sequence[Package],
+    names: Sequence[str],
+    keys: Sequence[NDArray[np.uint64]],
+    references: Sequence[NDArray[np.uint64]],
+    folder: Path,
 ) -> tuple[ReusedRuns, list[float]]:
-    """Bring the runs of all packages to the new domains and capabilities."""
-    references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
+    """Bring the runs of all packages to new domains (names and keys) and capabilities (keys of their search rows)."""
     moved = [move_runs(package, keys) for package in packages]
     retired = list(dict.fromkeys(name for part in moved for name in part.retired))
     gone, available = [], np.zeros(len(retired))
@@ -311,7 +315,6 @@ def _reused_runs(
             available[at] = max(available[at], part.retired_available[k])
         gone.append(wide)
     every = [(package, run) for package in packages for run in package.runs]
-    names = prepared.domains.names
     changed = {id(package): data_changed(compare_domains(package.record, names, keys)) for package in packages}
     number = {id(package): n for n, package in enumerate(packages)}
     ids = tuple(f"reused{number[id(package)]}:{run.id}" for package, run in every)

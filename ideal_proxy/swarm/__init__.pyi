@@ -9,6 +9,7 @@ from .context import Run as Run
 from .context import RunSpec as RunSpec
 from .context import SwarmContext as SwarmContext
 from .context import draw_run as draw_run
+from .context import load_context as load_context
 from .context import load_result as load_result
 from .context import prepare_context as prepare_context
 from .context import save_result as save_result

@@ -13,7 +13,9 @@ from builders import run, without_times, write_rows
 
 from ideal_proxy.config import dump_config, parse_config
 from ideal_proxy.data.demo import demo_rows
+from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_run, search
+from ideal_proxy.pipeline.price import calibrated
 from ideal_proxy.pipeline.row_record import load_record
 
 NAMES = ("strings", "formats", "facts")
@@ -230,3 +232,47 @@ def test_a_run_of_an_earlier_version_is_read(home, tmp_path):
     plan = search_plan(raw, home, tmp_path / "old")
     assert any(line.startswith("strings, formats, facts: the same rows") for line in plan)
     assert load_run(home / "old").result["verdict"]  # the other stays as it is
+
+
+def priced(home, *more):
+    for name in ("strings", "lists"):
+        write_rows(home / f"more_{name}.jsonl", demo_rows(f"demo:{name}?seed=5&rows=200"))
+    sets = [word for name in ("strings", "lists") for word in ("--add", str(home / f"more_{name}.jsonl"))]
+    answer = run("price", str(home / "old"), *sets[: 2 if more else 4], "--rows", "30", "--json", *more)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+def test_gradients_price_a_set_before_it_is_trained_on(home):
+    strings, lists = priced(home)
+    assert (strings["name"], strings["rows"], strings["method"]) == ("more_strings", 30, "gradients")
+    for found in (strings, lists):
+        for change in found["changes"].values():
+            assert change["lower"] < change["value"] < change["upper"]
+        assert -1 <= found["quality"] <= 1
+    # rows of its own kind help a capability more than rows of another kind
+    assert strings["changes"]["strings"]["value"] < lists["changes"]["strings"]["value"]
+
+
+def test_a_few_runs_price_a_set_beside_the_earlier_ones(home):
+    before = state(home / "old")
+    (strings,) = priced(home, "--runs", "2", "--out", str(home / "price"))
+    assert state(home / "old") == before
+    made = [json.loads(p.read_text())["spec"]["role"] for p in (home / "price" / "runs").glob("*/metrics.json")]
+    assert sorted(made) == ["design", "design", "warm"]
+    change = strings["changes"]["strings"]
+    assert change["lower"] < change["value"] < change["upper"] < 0.2
+    assert strings["quality"] is None
+
+
+def test_scale_and_error_of_gradients_are_learned_from_known_domains():
+    rng = np.random.default_rng(2)
+    known = rng.normal(0.0, [[0.01], [0.1], [0.03]], (3, 40))
+    for noise in (0.0, 0.3):
+        told = (known + noise * known.std(axis=1, keepdims=True) * rng.normal(size=known.shape)) / 0.1
+        scale, left = calibrated(told, known)
+        assert scale[0] == pytest.approx(0.1 / (1 + noise**2), rel=0.05)
+        expected = noise / np.sqrt(1 + noise**2)
+        np.testing.assert_allclose(left / known.std(axis=1), expected, atol=0.06)
+    with pytest.raises(UserError, match="give --runs 2"):
+        calibrated(told[:, :2], known[:, :2])
