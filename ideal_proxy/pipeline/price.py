@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr
 
-from ideal_proxy.config import DomainConfig, SearchConfig
+from ideal_proxy.config import SearchConfig
 from ideal_proxy.data import TokenRows, read_rows, tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.context import reference
@@ -201,7 +201,7 @@ def with_set(config: SearchConfig, run: Path, source: str, name: str, form: str)
     """Give a run file with the new set in it, at base 0, that reuses the run."""
     if name in config.domain_names:
         raise UsageError(f"--name {name}: the run has a domain of that name; give another one")
-    domain = DomainConfig(name=name, path=source, format=form, base=0)
+    domain = type(config.domains[0])(name=name, path=source, format=form, base=0)
     rest = {"domains": (*config.domains, domain), "reuse": (str(run.resolve()),), "name": f"price-{name}"}
     return config.model_copy(update=rest)
 
