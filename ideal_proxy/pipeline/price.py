@@ -24,6 +24,7 @@ from ideal_proxy.pipeline.context import reference
 from ideal_proxy.pipeline.finished import SearchRun
 from ideal_proxy.pipeline.prepare import load_template
 from ideal_proxy.response import Bound, compare
+from ideal_proxy.sections import DomainConfig
 from ideal_proxy.swarm import MODEL, Run, load_context, load_result
 from ideal_proxy.terminal import Reporter, count_text
 
@@ -201,7 +202,7 @@ def with_set(config: SearchConfig, run: Path, source: str, name: str, form: str)
     """Give a run file with the new set in it, at base 0, that reuses the run."""
     if name in config.domain_names:
         raise UsageError(f"--name {name}: the run has a domain of that name; give another one")
-    domain = type(config.domains[0])(name=name, path=source, format=form, base=0)
+    domain = DomainConfig(name=name, path=source, format=form, base=0)
     rest = {"domains": (*config.domains, domain), "reuse": (str(run.resolve()),), "name": f"price-{name}"}
     return config.model_copy(update=rest)
 
