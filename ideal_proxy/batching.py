@@ -5,11 +5,12 @@ The run file says it, the proxies and the full-size run train by it, and the mix
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Loss = Literal["token", "row"]
 BATCH_ROWS = 32  # of an optimiser step, where nothing says otherwise
@@ -20,6 +21,17 @@ class Section(BaseModel):
     """One block of the run file; a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def distinct(values: Sequence[Any]) -> Any:
+    """Refuse domains or capabilities of which two have one name."""
+    names = [value.name for value in values]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
+    return values
+
+
+Distinct = AfterValidator(distinct)
 
 
 class Batch(Section):

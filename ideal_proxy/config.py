@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
-from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Loss, Section
+from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
@@ -36,8 +36,8 @@ class SearchConfig(Section):
     name: str = "mix"
     reuse: tuple[str, ...] = Field(default=(), description="run directories of earlier searches whose runs count here")
     seed: int = Field(default=0, ge=0)
-    domains: tuple[DomainConfig, ...] = Field(min_length=2)
-    capabilities: tuple[CapabilityConfig, ...] = Field(min_length=1)
+    domains: Annotated[tuple[DomainConfig, ...], Distinct] = Field(min_length=2)
+    capabilities: Annotated[tuple[CapabilityConfig, ...], Distinct] = Field(min_length=1)
     base: BaseConfig = BaseConfig()
     loss: Loss = Field(
         default="token",
@@ -92,15 +92,6 @@ class SearchConfig(Section):
                 raise ValueError("batch and proxy.batch_rows differ; leave proxy.batch_rows out")
             raw["proxy"] = {key: value for key, value in proxy.items() if key != "batch_rows"}
         return raw
-
-    @field_validator("domains", "capabilities")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [value.name for value in values]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
-        return values
 
     @field_validator("domains")
     @classmethod

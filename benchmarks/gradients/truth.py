@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from problem import add_arguments, from_arguments
 from scipy.stats import pearsonr, spearmanr
 
-from ideal_proxy.gradients.influence import InfluenceSettings, finite_responses
+from ideal_proxy.gradients.finite import finite_responses
+from ideal_proxy.gradients.influence import InfluenceSettings
 from ideal_proxy.gradients.records import ResponseMatrix
 from ideal_proxy.store import atomic_write_json, provenance
 

@@ -3,8 +3,8 @@ from .estimation import estimate as estimate
 from .estimation import influence_tables as influence_tables
 from .estimation import open_folder as open_folder
 from .estimation import read_tau as read_tau
+from .finite import finite_responses as finite_responses
 from .influence import InfluenceSettings as InfluenceSettings
-from .influence import finite_responses as finite_responses
 from .influence import responses as responses
 from .records import IDEAL_STEP as IDEAL_STEP
 from .records import ResponseMatrix as ResponseMatrix

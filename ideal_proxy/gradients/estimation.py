@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -57,6 +55,7 @@ from ideal_proxy.mixture import (
     search_verify_split,
     with_shares,
 )
+from ideal_proxy.proxy import peak_memory
 from ideal_proxy.store import atomic_write_json, provenance
 from ideal_proxy.terminal import Reporter, paragraph, table
 
@@ -268,7 +267,6 @@ def _result(
 ) -> dict[str, Any]:
     tokens = [int(sources.drawn(volumes, config.seed)[0].sum()) for volumes in (sources.base, step.rows)]
     errors = matrix.se if matrix.se_R is None else matrix.se_R
-    kibi = 1 if sys.platform == "darwin" else 1024
     return {
         "name": config.name,
         "model": model,
@@ -304,7 +302,7 @@ def _result(
             "gradient_tokens": matrix.cost.gradient_tokens,
             "base_trainings": matrix.cost.runs(tokens[0]),
             "seconds": matrix.cost.seconds,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibi,
+            "peak_memory_bytes": peak_memory(),
         },
     }
 

@@ -1,9 +1,9 @@
-"""Response matrices from one trained model (implicit, first-order) and from re-runs (finite).
+"""Response matrices from one trained model (implicit, first-order).
 
 The implicit response is IDEAL's (Ming et al., ICLR 2026, arXiv 2505.12762), by the implicit function theorem, centred
 so that it is a derivative at fixed steps: M_ji = −w_i g_ref,jᵀ (F + λI)⁻¹ (g_i − ḡ). Its scale is not known (measured
-19 to 35 times too large): calibrate it before use. First-order (DoGE's) puts the identity for the inverse. `finite` is
-the truth that the others are judged by; `unrolled.py` differentiates through the training itself.
+19 to 35 times too large): calibrate it before use. First-order (DoGE's) puts the identity for the inverse. `unrolled`
+differentiates through the training itself; `finite` is the truth that all are judged by.
 
 Legend: J capabilities, D domains, S shards of rows, P parameters, L labels of a batch.
 """
@@ -11,7 +11,7 @@ Legend: J capabilities, D domains, S shards of rows, P parameters, L labels of a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -387,69 +387,3 @@ def _finish(stack: dict[str, Tensor], labels: Floats) -> None:
 def _sum_array(array: Floats) -> None:
     tensor = torch.from_numpy(array)
     sum_over_processes(tensor)
-
-
-Runner = Callable[[Sequence[tuple[Floats, int]]], npt.NDArray[np.float64]]
-
-
-def finite_responses(
-    run: Runner,
-    domains: Sequence[str],
-    capabilities: Sequence[str],
-    volumes: npt.ArrayLike,
-    *,
-    seeds: Sequence[int] = (0,),
-    step: float = 0.25,
-    supervised_tokens: npt.ArrayLike | None = None,
-    tokens_per_run: int = 0,
-) -> ResponseMatrix:
-    """Responses by symmetric re-runs with common random numbers: R with rows added, M at a fixed total.
-
-    Each derivative is (L(+h) − L(−h)) / 2h in log volume, error O(h²); its standard error is over seeds. Cost: 4D + 2
-    trainings a seed.
-
-    Args:
-        run: trains a proxy for each (volumes (D,) rows, seed), in any order, and gives reference losses (runs, J).
-        domains: D names.
-        capabilities: J names.
-        volumes: (D,) where to differentiate, rows; a domain without rows has responses 0.
-        seeds: training seeds; the mean over them is reported.
-        step: h, in log volume.
-        supervised_tokens: (D,) of the mixture, for w; shares of rows by default.
-        tokens_per_run: tokens of one training, for the cost.
-
-    Returns:
-        M, R and τ, measured independently of each other, so that R = M + τ qᵀ is a check.
-
-    Raises:
-        UserError: the step is not positive, or there is no seed.
-    """
-    started = time.monotonic()
-    if not step > 0 or not len(seeds):
-        raise UserError(f"the step is {step} with {len(seeds)} seeds; give a positive step and at least one seed")
-    base = np.asarray(volumes, dtype=np.float64)
-    D = len(base)
-    q_D, w_D = shares(base, base if supervised_tokens is None else supervised_tokens)
-    moved: list[Floats] = []
-    for i in range(D):
-        for sign in (1, -1):
-            added = base.copy()
-            added[i] *= np.exp(sign * step)
-            moved += [added, added * (base.sum() / added.sum())]
-    moved += [base * np.exp(step), base * np.exp(-step)]
-    losses = np.asarray(run([(each, seed) for seed in seeds for each in moved]), dtype=np.float64)
-    losses = losses.reshape(len(seeds), len(moved), len(capabilities))
-    pairs = losses[:, :-2].reshape(len(seeds), D, 2, 2, len(capabilities))  # seed, domain, sign, R or M, capability
-    slopes = (pairs[:, :, 0] - pairs[:, :, 1]) / (2 * step)
-    tau_XJ = (losses[:, -2] - losses[:, -1]) / (2 * step)
-
-    def over_seeds(values: Floats) -> tuple[Floats, Floats]:
-        spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.full(values.shape[1:], np.nan)
-        return values.mean(0), np.asarray(spread)
-
-    R, se_R = over_seeds(slopes[:, :, 0].transpose(0, 2, 1))
-    M, se = over_seeds(slopes[:, :, 1].transpose(0, 2, 1))
-    cost = Cost(tokens_per_run * len(moved) * len(seeds), time.monotonic() - started)
-    return ResponseMatrix(
-        "finite", names_of(domains), names_of(capabilities), M, se, q_D, w_D, cost, R, tau_XJ.mean(0), se_R
-    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ideal_proxy.batching import Batch, Loss
+from ideal_proxy.batching import Batch, Distinct, Loss
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
@@ -129,8 +129,8 @@ class MixtureFile(_Part):
     loss: Loss = Field(default="token", description="over a step's supervised tokens, or a mean over its rows' means")
     batch: Batch | None = Field(default=None, description="what fills an optimiser step; null in files that do not say")
     epochs: int = Field(default=1, ge=1, description="of the base; all volumes hold them already: train one epoch")
-    domains: list[DomainVolume] = Field(min_length=1)
-    capabilities: list[CapabilityResult] = Field(default_factory=list)
+    domains: Annotated[list[DomainVolume], Distinct] = Field(min_length=1)
+    capabilities: Annotated[list[CapabilityResult], Distinct] = Field(default_factory=list)
     constraints_active: list[str] = Field(default_factory=list)
     verdict: str | None = None
     verdict_text: str | None = None
@@ -144,15 +144,6 @@ class MixtureFile(_Part):
     proxy_fraction: float | None = Field(default=None, gt=0, le=1)
     template: dict[str, Any] | None = None
     trust: dict[str, Any] | None = Field(default=None, description="how larger proxies ranked three mixtures")
-
-    @field_validator("domains", "capabilities")
-    @classmethod
-    def _distinct(cls, values: list[Any]) -> list[Any]:
-        names = [value.name for value in values]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
-        return values
 
     @property
     def over(self) -> Domains:

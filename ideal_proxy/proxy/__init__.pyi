@@ -14,6 +14,7 @@ from .cost import row_that_fits as row_that_fits
 from .cost import run_flops as run_flops
 from .cost import worker_bytes as worker_bytes
 from .device import best_device as best_device
+from .device import peak_memory as peak_memory
 from .device import pick_device as pick_device
 from .device import resolve_device as resolve_device
 from .metric import MetricSpec as MetricSpec

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 
 from ideal_proxy.errors import UsageError
@@ -21,6 +24,13 @@ def resolve_device(name: str, worker: int = 0) -> torch.device:
     if name == "cuda":
         return torch.device("cuda", worker % max(1, torch.cuda.device_count()))
     return torch.device(name)
+
+
+def peak_memory(device: torch.device | None = None) -> int:
+    """Most bytes that this process, or its GPU, held so far."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
@@ -29,6 +26,7 @@ from ideal_proxy.proxy import (
     RowLosses,
     TrainSettings,
     of_rows,
+    peak_memory,
     quiet_libraries,
     read_row_losses,
     save_model,
@@ -219,18 +217,11 @@ def _log(
         "processes": trainer.args.world_size,
         "device": str(trainer.args.device),
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": _peak_memory(trainer.args.device),
+        "peak_memory_bytes": peak_memory(trainer.args.device),
         "resumed_at_step": int(found.name.removeprefix("checkpoint-")) if found else 0,
         "curve": curve,
         "during": during,
     }
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes that this process, or its GPU, held so far."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _keep(

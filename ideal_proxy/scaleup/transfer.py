@@ -107,9 +107,7 @@ def transfer_volumes(
         notes.append(
             f"the total is {grown:.2g} times the base that the proxies stood for: predictions are extrapolated"
         )
-    if law is None:
-        return Transfer(mode=mode, rows=found, base_rows=base_rows, notes=tuple(notes))  # type: ignore[arg-type]
-    predicted = compare(law, found.astype(float), base_rows.astype(float), pairs=1)
+    predicted = None if law is None else compare(law, found.astype(float), base_rows.astype(float), pairs=1)
     return Transfer(mode=mode, rows=found, base_rows=base_rows, predicted=predicted, notes=tuple(notes))  # type: ignore[arg-type]
 
 
@@ -129,8 +127,8 @@ def transfer_mixture(
     """Carry a mixture file to another total or to other available rows, predictions included."""
     domains = replace(mixture.over, tokens_per_row=tokens_per_row(mixture))
     full = domains.supply if full_available is None else np.asarray(full_available, dtype=float)
-    if law is None and mixture.law is not None:
-        law = file_law(mixture, full)
+    if law is None and mixture.law is not None and (law := usable_law(mixture, full)) is None:
+        raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
     cap = file_limits(mixture).repeat_cap
     moved = transfer_volumes(
         mode, np.array([d.rows for d in mixture.domains], dtype=float), domains,
@@ -139,15 +137,19 @@ def transfer_mixture(
         limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
         repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
     )  # fmt: skip
-    scores = [c.name for c in mixture.capabilities if c.metric is not None]
-    for note in (
-        *moved.notes,
-        *([f"{', '.join(scores)}: judged by reference loss here, not by the metric"] if scores else []),
-    ):
+    for note in moved.notes:
         reporter.note(note)
+    if scores := [c.name for c in mixture.capabilities if c.metric is not None]:
+        reporter.note(f"{', '.join(scores)}: judged by reference loss here, not by the metric")
     if kept := kept_base(mixture):
         reporter.note(f"{kept}; the volumes made of them rest on the law alone")
-    return _with_volumes(mixture, moved, full)
+    history = {
+        "mode": moved.mode, "from_rows": {d.name: d.rows for d in mixture.domains}, "total": int(moved.rows.sum()),
+        "notes": list(moved.notes),
+    }  # fmt: skip
+    return with_volumes(
+        mixture, moved.rows, moved.base_rows, moved.predicted, available=full, provenance={"transfer": history}
+    )
 
 
 def carry(
@@ -176,41 +178,21 @@ def carry(
     return moved.model_copy(update={"domains": domains})
 
 
-def file_law(mixture: MixtureFile, available: Array | None = None) -> Any:
-    """Read the response law from a mixture file."""
+def usable_law(mixture: MixtureFile, available: Array | None = None) -> Any:
+    """Read the response law from a mixture file where there is one that full-size runs can be compared with."""
     from ideal_proxy.response import ResponseModel
 
-    assert mixture.law is not None
-    law = ResponseModel.from_json(mixture.law)
-    if not _fits(law, mixture):
-        raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
+    law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
+    if law is None or not _fits(law, mixture):
+        return None
     if available is not None and law.volumes_.available is not None:
         law.volumes_ = replace(law.volumes_, available=np.asarray(available, dtype=float))
     return law
 
 
-def usable_law(mixture: MixtureFile) -> Any:
-    """Read the response law from a mixture file where there is one that full-size runs can be compared with."""
-    from ideal_proxy.response import ResponseModel
-
-    law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
-    return law if law is not None and _fits(law, mixture) else None
-
-
 def _fits(law: Any, mixture: MixtureFile) -> bool:
     names = [d.name for d in mixture.domains], [c.name for c in mixture.capabilities]
     return (list(law.domain_names_), list(law.target_names_)) == names and law.unit == "rows" and law.kind == "loss"
-
-
-def _with_volumes(mixture: MixtureFile, moved: Transfer, full: Array) -> MixtureFile:
-    """Put the volumes and what is predicted of them into the file."""
-    history = {
-        "mode": moved.mode, "from_rows": {d.name: d.rows for d in mixture.domains}, "total": int(moved.rows.sum()),
-        "notes": list(moved.notes),
-    }  # fmt: skip
-    return with_volumes(
-        mixture, moved.rows, moved.base_rows, moved.predicted, available=full, provenance={"transfer": history}
-    )
 
 
 def with_volumes(

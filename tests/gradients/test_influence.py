@@ -17,7 +17,8 @@ from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import trainable
 from ideal_proxy.gradients.factors import Layer
-from ideal_proxy.gradients.influence import InfluenceSettings, finite_responses, mixture_factors, responses
+from ideal_proxy.gradients.finite import finite_responses
+from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
 from ideal_proxy.gradients.records import ResponseMatrix, one_step
 from ideal_proxy.gradients.unrolled import unrolled_responses
 from ideal_proxy.mixture.draws import domain_order
