@@ -29,11 +29,16 @@ from ideal_proxy.sections import (
     VerifyConfig,
 )
 
+FROZEN = "mixture:"  # before the path of a domain that is a frozen mixture
+
 
 class SearchConfig(Section):
     """The whole run file."""
 
     name: str = "mix"
+    freeze: dict[str, str] = Field(
+        default={}, description="{NAME: mixture.json}: a settled mixture as one domain whose inner shares stay"
+    )
     reuse: tuple[str, ...] = Field(default=(), description="run directories of earlier searches whose runs count here")
     seed: int = Field(default=0, ge=0)
     domains: Annotated[tuple[DomainConfig, ...], Distinct] = Field(min_length=2)
@@ -85,6 +90,11 @@ class SearchConfig(Section):
         if not isinstance(raw, dict):
             return raw
         raw = {key: value for key, value in raw.items() if value is not None}
+        if isinstance(freeze := raw.get("freeze"), dict) and isinstance(raw.get("domains", ()), (list, tuple)):
+            given = list(raw.get("domains", ()))
+            names = {domain.get("name") for domain in given if isinstance(domain, dict)}
+            frozen = [{"name": name, "path": f"{FROZEN}{path}"} for name, path in freeze.items() if name not in names]
+            raw["domains"] = [*frozen, *given]
         proxy = raw.get("proxy")
         if isinstance(proxy, dict) and proxy.get("batch_rows") is not None:
             rows = proxy["batch_rows"]
@@ -299,6 +309,8 @@ def dump_config(config: SearchConfig) -> str:
 
 def _absolute(source: str, folder: Path) -> str:
     """Resolve a relative data path; leave demo: and hub sources as they are."""
+    if source.startswith(FROZEN):
+        return f"{FROZEN}{(folder / Path(source.removeprefix(FROZEN)).expanduser()).resolve()}"
     if source.startswith(("hf:.", "hf:~")):
         name, mark, query = source.removeprefix("hf:").partition("?")
         return f"hf:{(folder / Path(name).expanduser()).resolve()}{mark}{query}"

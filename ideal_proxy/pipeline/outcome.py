@@ -25,6 +25,7 @@ from ideal_proxy.mixture import (
     with_shares,
 )
 from ideal_proxy.optimizer import Limit
+from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan import Plan
@@ -53,6 +54,8 @@ def write_outcome(
     """Write the result files; `result.json` last, it marks the search as finished."""
     proposal, folder = proposals[-1], laboratory.folder
     result = _result(laboratory, proposals, verdict) | {"trust": trust, "check": check}
+    if laboratory.config.freeze:
+        result["replay"] = list(replayed(laboratory.config, result))
     if reuse is not None:
         trusts = told_trusts(proposal.loss_model.fidelity_, "new runs", laboratory.prepared.capability_names)
         result["reuse"] = reuse.to_json() | {"trust": trusts}

@@ -24,6 +24,7 @@ from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.pipeline.earlier_runs import REUSED
+from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
@@ -235,6 +236,7 @@ def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> I
 
 def _begin(config: SearchConfig, folder: Path, reporter: Reporter) -> tuple[Prepared, Reuse | None, Heritage | None]:
     """Prepare the data, and say what carries over from the searches that are reused."""
+    config = with_frozen_rows(config, folder, reporter.note)
     found = open_heritage(config, folder)
     if found is None:
         prepared = prepare(config, folder / "prepared", reporter)
@@ -456,7 +458,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
-    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED}
+    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED, "frozen"}
     if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and _identity(before) == _identity(config) and still_true(folder):

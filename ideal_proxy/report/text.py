@@ -86,6 +86,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{count_text(result['cost']['rounds'], 'round')}, "
             f"{duration(result['cost']['seconds'])} of training (workers added up)."
         ),
+        *(paragraph(sentence(text)) for text in result.get("replay", ())),
         *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
         f"Mixture file: {folder / 'mixture.json'}",
         step("next: ", f"report {folder}", "one page to look at and to show"),

@@ -135,6 +135,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "trust": result.get("trust"),
         "trust_text": trust_text(result.get("trust")),
         "reuse": result.get("reuse"),
+        "replay": result.get("replay", []),
         "reuse_text": reuse_text(result.get("reuse")),
         "fit": _fit(run),
         "held_out": _held_out(run),
