@@ -89,8 +89,16 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Write one line to stderr and to the log."""
+        self.record(text)
+        self.show(text)
+
+    def record(self, text: str) -> None:
+        """Write one line to the log alone."""
         if self.on_note is not None:
             self.on_note(text)
+
+    def show(self, text: str) -> None:
+        """Write one line to stderr alone."""
         if not self.quiet:
             self.console.print(escape(harmless(text)))
 
@@ -176,7 +184,7 @@ def program() -> str:
         place = os.path.relpath(called)
         return f"python3 {place if len(place) <= len(str(called)) else called}"
     if called.name == "__main__.py":
-        return "python3 -m ideal_proxy.cli"
+        return f"python3 -m ideal_proxy{'.cli' * (called.parent.name == 'cli')}"
     known = called.name != "ideal-proxy" or shutil.which("ideal-proxy") is not None
     return "ideal-proxy" if known else str(called)
 

@@ -77,34 +77,31 @@ def whole(model) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
 def main(rank: int, world: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    plan = steps(rank, world)
     found = {}
-    model = build_proxy("0.1M", VOCABULARY, 64, 0)
-    for layer in model.model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-    check_sharded(model, wanted=True)
-    sharded = [isinstance(p, DTensor) for p in model.parameters()]
-    assert all(sharded), "every parameter is a DTensor"
-    local = sum(p.to_local().numel() for p in model.parameters())
-    assert local < 0.6 * sum(p.numel() for p in model.parameters()), "each process holds about half"
+    losses: tuple[Loss, ...] = ("token", "row")
+    for loss in losses:
+        plan = steps(rank, world, loss)
+        model = build_proxy("0.1M", VOCABULARY, 64, 0)
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        check_sharded(model, wanted=True)
+        assert all(isinstance(p, DTensor) for p in model.parameters()), "every parameter is a DTensor"
+        local = sum(p.to_local().numel() for p in model.parameters())
+        assert local < 0.6 * sum(p.numel() for p in model.parameters()), "each process holds about half"
 
-    @contextlib.contextmanager
-    def keep_local():  # type: ignore[no-untyped-def]
-        model.set_requires_gradient_sync(False)
-        yield
-        model.set_requires_gradient_sync(True)
+        @contextlib.contextmanager
+        def keep_local(model=model):  # type: ignore[no-untyped-def]
+            model.set_requires_gradient_sync(False)
+            yield
+            model.set_requires_gradient_sync(True)
 
-    found["fsdp_losses"] = train(model, model, plan, world, keep_local)
-    found["fsdp"] = whole(model)
-    plain = build_proxy("0.1M", VOCABULARY, 64, 0)
-    wrapped = torch.nn.parallel.DistributedDataParallel(plain)
-    found["ddp_losses"] = train(wrapped, plain, plan, world, wrapped.no_sync)
-    found["ddp"] = whole(plain)
-    plain = build_proxy("0.1M", VOCABULARY, 64, 0)
-    wrapped = torch.nn.parallel.DistributedDataParallel(plain)
-    found["row_losses"] = train(wrapped, plain, steps(rank, world, "row"), world, wrapped.no_sync)
-    found["row"] = whole(plain)
+        found[f"fsdp {loss} losses"] = train(model, model, plan, world, keep_local)
+        found[f"fsdp {loss}"] = whole(model)
+        plain = build_proxy("0.1M", VOCABULARY, 64, 0)
+        wrapped = torch.nn.parallel.DistributedDataParallel(plain)
+        found[f"ddp {loss} losses"] = train(wrapped, plain, plan, world, wrapped.no_sync)
+        found[f"ddp {loss}"] = whole(plain)
     torch.save(found, Path(out) / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

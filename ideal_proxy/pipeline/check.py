@@ -35,11 +35,10 @@ from ideal_proxy.data import (
     read_sources,
     rows_by_name,
     tokenize_rows,
-    told_lines,
 )
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.encoding import encode, row_limit
-from ideal_proxy.pipeline.findings import Finding, duplicate_findings, finding_lines
+from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_references_text, finding_lines, tallied, told
 from ideal_proxy.pipeline.prepare import FEW_ROWS, cut_text, few_rows_text, proxy_tokenizer
 from ideal_proxy.sections import ProxyConfig
 from ideal_proxy.terminal import count_text, paragraph, step, table
@@ -116,6 +115,7 @@ def survey(
             ]
     findings.sort(key=lambda finding: not finding.act)
     health["findings"], health["act"] = list(map(str, findings)), sum(finding.act for finding in findings)
+    health["few_references"] = few_references_text({e["name"]: e["rows"] // 2 for e in health["capabilities"]})
     health["leaks"] = [
         {"capability": c, "domain": d, "rows": count, "of": report.references[c]}
         for (c, d), count in report.leaks.items()
@@ -209,7 +209,7 @@ def _findings(
         found.append((described["too_much_cut"], True))
     if described.get("few"):
         found.append((few_rows_text(described["rows"]), True))
-    found += [(line, " cannot be read: " in line) for line in source.tally.lines()]
+    found += tallied(source.tally.lines())
     if described["truncated"]:
         lose = "loses" if described["truncated"] == 1 else "lose"
         cut = f", {described['answers_cut']:,} also of the answer" if described["answers_cut"] else ""
@@ -217,8 +217,7 @@ def _findings(
             f"{about}{count_text(described['truncated'], 'row')} longer than {health['context']} tokens "
             f"(proxy.context) {lose} prompt from the left{cut}", False
         ))  # fmt: skip
-    found += [(about + line, ": left out, " in line) for line in told_lines(described["told"])]
-    return found
+    return found + told(described["told"], about)
 
 
 def health_tables(health: dict[str, Any], run_file: str = "mix.yaml") -> str:
@@ -241,7 +240,8 @@ def health_tables(health: dict[str, Any], run_file: str = "mix.yaml") -> str:
     if sampled:
         text += f" Tokens of larger domains are estimated from {max(sampled):,} rows of each; --every-row counts all."
     lines += [paragraph(text), ""]
-    notes = [] if health["near_duplicates"] is not None else [
+    notes = [f"- {health['few_references']}"] if health["few_references"] else []
+    notes += [] if health["near_duplicates"] is not None else [
         f"Near-duplicates of reference rows were not looked for; to have them found: {TO_INSTALL}"
     ]  # fmt: skip
     nothing = "- no duplicates, no leaks, nothing cut"

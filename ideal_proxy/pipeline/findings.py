@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ideal_proxy.data import DuplicateReport
-from ideal_proxy.terminal import count_text, paragraph
+from ideal_proxy.data import DuplicateReport, told_lines
+from ideal_proxy.terminal import Reporter, count_text, paragraph
+
+FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 
 UNFAIR = 0.05  # of a capability's reference rows; with more of them among the training rows its loss is no judge
 FOLDED = 3  # sources of which the same is said in a line each; more share one
@@ -55,18 +57,47 @@ def leak_text(count: int, of: int, capability: str, domain: str, nearly: str = "
     return f"{count:,} of {count_text(of, 'reference row')} of {capability} {stand} {nearly}in domain {domain}: {harm}"
 
 
-def finding_lines(findings: Sequence[str], act: int) -> list[str]:
-    """Lay findings out: the first `act`, then the others; those that say the same of many sources share a line."""
+def few_references_text(rows: Mapping[str, int]) -> str:
+    """Say which capabilities have few reference rows for the verdict; empty where none has."""
+    few = ", ".join(f"{name} {count:,}" for name, count in rows.items() if count < FEW_REFERENCE_ROWS)
+    return f"under {FEW_REFERENCE_ROWS} reference rows for the verdict, which makes it noisy: {few}" if few else ""
+
+
+def told(described: Mapping[str, int], about: str = "") -> list[tuple[str, bool]]:
+    """Say what a chat template made of rows; rows that it leaves out ask for something to be done."""
+    return [(about + line, ": left out, " in line) for line in told_lines(described)]
+
+
+def tallied(lines: Sequence[str]) -> list[tuple[str, bool]]:
+    """Tell what reading a source left out because it could not be read from what it only counted."""
+    return [(line, " cannot be read: " in line) for line in lines]
+
+
+def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
+    """Write findings to the log one by one; show those that ask for something, then the others, folded."""
+    for finding in findings:
+        reporter.record(f"warning: {finding}" if finding.act else str(finding))
+    for finding in findings:
+        if finding.act:
+            reporter.show(f"warning: {finding}")
+    for line in folded([str(finding) for finding in findings if not finding.act]):
+        reporter.show(line)
+
+
+def folded(findings: Sequence[str]) -> list[str]:
+    """Let findings that say the same of many sources, but for numbers, share a line."""
     alike: dict[str, list[str]] = {}
-    for finding in findings[act:]:
+    for finding in findings:
         source, _, text = finding.partition(": ")
         alike.setdefault(source.split(" ")[0] + re.sub(r"[\d.,]+", "#", text), []).append(finding)
     lines = []
     for same in alike.values():
-        if len(same) <= FOLDED:
-            lines += same
-        else:
-            more = ", ".join(finding.partition(": ")[0].split(" ")[-1] for finding in same[1:])
-            lines.append(f"{same[0]} (and so, with other numbers: {more})")
-    heading = ["Good to know:"] if act and lines else []
-    return [*(paragraph(f"- {line}") for line in findings[:act]), *heading, *(paragraph(f"- {line}") for line in lines)]
+        more = ", ".join(finding.partition(": ")[0].split(" ")[-1] for finding in same[1:])
+        lines += same if len(same) <= FOLDED else [f"{same[0]} (and so, with other numbers: {more})"]
+    return lines
+
+
+def finding_lines(findings: Sequence[str], act: int) -> list[str]:
+    """Lay findings out: the first `act`, then the others, folded."""
+    acts, others = (["- " + line for line in part] for part in (findings[:act], folded(findings[act:])))
+    return [*map(paragraph, acts), *(["Good to know:"] if acts and others else []), *map(paragraph, others)]

@@ -32,14 +32,12 @@ from ideal_proxy.data import (
     row_keys,
     rows_by_name,
     source_fingerprint,
-    tally_lines,
-    told_lines,
 )
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
-from ideal_proxy.pipeline.findings import duplicate_findings
+from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_references_text, tallied, tell, told
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.sections import DomainConfig
@@ -47,7 +45,6 @@ from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_com
 from ideal_proxy.terminal import Reporter
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
-FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
 
 
@@ -179,8 +176,15 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
     stamps = {entry.path: stamp(entry.path) for entry in (*config.domains, *config.capabilities)}
     domains, references = read_sources(config, bad_rows=folder.parent / BAD_ROWS)
-    for line in tally_lines(domains, references):
-        reporter.note(line)
+    tell(
+        [
+            Finding(f"{which} {name}", *said)
+            for which, part in (("domain", domains), ("reference rows of", references))
+            for name, source in part.items()
+            for said in tallied(source.tally.lines())
+        ],
+        reporter,
+    )
     base_model = _keep_base(config, folder / "model", reporter)
     if tokenizer is None and heritage is not None:
         tokenizer = load_template(heritage.folder / "tokenizer").tokenizer
@@ -206,7 +210,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         _write_bad_rows([(place_of[where], where, why, what) for where, why, what in error.rows], bad_rows)
         raise UserError(f"{error}; all of them stand in {bad_rows}") from error
     reporter.note(f"context: {encoded.context.tokens:,} tokens, {encoded.context.reason}")
-    domain_facts = []
+    domain_facts, findings = [], []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name].rows
         reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format.split()[0]} format")
@@ -216,20 +220,18 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
             raise UserError(f"domain {entry.name}: {cut_text(tokens, encoded.context)}")
         if tokens.truncated:
             reporter.note(f"domain {entry.name}: {cut_rows_text(tokens)}")
-        for line in told_lines(tokens.told):
-            reporter.note(f"warning: domain {entry.name}: {line}")
+        findings += [Finding(f"domain {entry.name}", *said) for said in told(tokens.told)]
         tokens.save(folder / f"domain-{index}")
         lost = _tell_left_out(left_out(rows, tokens, template), entry.path, folder.parent / BAD_ROWS)
         if len(tokens) < FEW_ROWS:
-            reporter.note(f"warning: domain {entry.name}: {few_rows_text(len(tokens))}")
+            findings.append(Finding(f"domain {entry.name}", few_rows_text(len(tokens)), True))
         domain_facts.append(_domain_facts(entry, domains[entry.name], tokens, lost, config, heritage))
-    capability_facts, few = [], []
+    capability_facts = []
     for index, capability in enumerate(config.capabilities):
         rows = references[capability.name].rows
         tokens = encoded.references[capability.name]
         _refuse_empty(tokens, f"capability {capability.name}", capability.path)
-        for line in told_lines(tokens.told):
-            reporter.note(f"warning: reference rows of {capability.name}: {line}")
+        findings += [Finding(f"reference rows of {capability.name}", *said) for said in told(tokens.told)]
         _tell_left_out(left_out(rows, tokens, template), capability.path, folder.parent / BAD_ROWS)
         search = search_verify_split(tokens.split_keys)
         if heritage is not None:
@@ -239,12 +241,6 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
             if len(part) == 0:
                 raise UserError(f"capability {capability.name} has too few reference rows to split; give it at least 2")
             part.save(folder / f"{half}-{index}")
-        if len(halves["verify"]) < FEW_REFERENCE_ROWS:
-            few.append(
-                f"{capability.name} keeps only {len(halves['verify'])} reference rows for the verdict; "
-                f"under {FEW_REFERENCE_ROWS} it will be noisy"
-            )
-            reporter.note(f"warning: {few[-1]}")
         capability_facts.append(
             CapabilityFacts(
                 name=capability.name,
@@ -258,14 +254,15 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
                 truncated=tokens.truncated,
             )
         )
-    duplicates = list(map(str, duplicate_findings(find_duplicates(*rows_by_name(domains, references)))))
-    for line in duplicates:
-        reporter.note(f"warning: {line}")
+    duplicates = duplicate_findings(find_duplicates(*rows_by_name(domains, references)))
+    few = few_references_text({facts.name: facts.verify_rows for facts in capability_facts})
+    findings += [*duplicates, *([Finding("", few, True)] if few else [])]
+    tell(findings, reporter)
     prepared = Prepared(
         folder=folder,
         facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
-        health={"duplicates": duplicates, "few": few, "stamps": stamps},
+        health={"duplicates": list(map(str, duplicates)), "few": [few] if few else [], "stamps": stamps},
         vocabulary=len(tokenizer),
         template=template.to_dict(),
         context=encoded.context,

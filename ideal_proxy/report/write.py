@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer import ParetoFront, pareto
-from ideal_proxy.pipeline import SearchRun, load_run, make_constraints, make_problem
+from ideal_proxy.pipeline import SearchRun, few_references_text, load_run, make_constraints, make_problem
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
@@ -41,7 +41,6 @@ PANELS = 100  # response curves on the page; the others are in figures/
 MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
 PANEL_MARKS = 60  # what a panel weighs besides its runs
 PARETO_POINTS = 9
-FEW_REFERENCE_ROWS = 200
 DIGITS = 7
 
 
@@ -384,12 +383,8 @@ def _health(run: SearchRun) -> dict[str, Any]:
             )
         if entry.get("dropped"):
             findings.append(f"{entry['name']}: {entry['dropped']:,} rows have no answer token and were dropped")
-    findings += [
-        f"{entry['name']}: only {entry['verify_rows']:,} reference rows judge the verdict; "
-        f"under {FEW_REFERENCE_ROWS} it is noisy"
-        for entry in capabilities
-        if entry["verify_rows"] < FEW_REFERENCE_ROWS
-    ]
+    few = few_references_text({entry["name"]: entry["verify_rows"] for entry in capabilities})
+    findings += [few] if few else []
     return {"domains": domains, "capabilities": capabilities, "findings": findings}
 
 

@@ -128,7 +128,8 @@ def test_init_without_references_says_what_to_do(folder):
     assert "math: 45 rows (alpaca), 15 reference rows" in held.stdout
     found = run("check", "mix.yaml", cwd=folder).stdout.partition("Found")[2]
     assert [line for line in found.splitlines() if line.startswith("- ")] == [
-        "- domain math: 45 rows to train on; with fewer than 50 its effect can hardly be"
+        "- domain math: 45 rows to train on; with fewer than 50 its effect can hardly be",
+        "- under 200 reference rows for the verdict, which makes it noisy: code 10, math",
     ]
 
 
@@ -265,3 +266,14 @@ def test_a_file_name_that_is_no_text_is_one_sentence(tmp_path):
     answer = run("init", str(tmp_path), "--out", str(tmp_path / "mix.yaml"), "--hold-out", "9")
     assert answer.returncode == 1
     assert answer.stderr.splitlines()[-1].startswith(r"error: 'a\udcff' is no text in utf-8, in which this system")
+
+
+def test_the_package_itself_is_the_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ideal_proxy", "search", "--help"], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("Usage: ideal-proxy search")
+    init = [sys.executable, "-m", "ideal_proxy", "init", str(two_domains(tmp_path) / "data")]
+    done = subprocess.run(init, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert "next: python3 -m ideal_proxy check mix.yaml" in done.stdout

@@ -12,8 +12,10 @@ from ideal_proxy.config import load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline import check as check_module
 from ideal_proxy.pipeline.check import RowSample, check_sources, health_tables, survey
-from ideal_proxy.pipeline.findings import finding_lines, leak_text
+from ideal_proxy.pipeline.findings import Finding, finding_lines, leak_text, tell
 from ideal_proxy.pipeline.mend import mend
+from ideal_proxy.pipeline.prepare import prepare
+from ideal_proxy.terminal import Reporter
 
 RNG = random.Random(0)
 WORDS = ["".join(RNG.choices("abcdefghijklmnopqrstuvwxyz", k=RNG.randint(2, 8))) for _ in range(800)]
@@ -167,3 +169,29 @@ def test_a_sample_does_not_depend_on_the_order() -> None:
         == sorted(made[n] for n in sorted(range(500), key=marks.__getitem__)[:40])
     )
     assert samples[0] == sorted(samples[0], key=made.index), "in the order of the source"
+
+
+def test_a_search_shows_findings_folded_and_logs_each() -> None:
+    findings = [Finding(f"domain d{n}", f"{n + 2} rows hold thoughts (reasoning)") for n in range(9)]
+    findings.insert(4, Finding("", "2 of 9 reference rows of x stand in domain y: its loss is no fair judge", True))
+    logged: list[str] = []
+    shown: list[str] = []
+
+    class Both(Reporter):
+        def show(self, text: str) -> None:
+            shown.append(text)
+
+    tell(findings, Both(on_note=logged.append))
+    assert len(logged) == 10
+    assert sum(line.startswith("warning: ") for line in logged) == 1
+    assert len(shown) == 2
+    assert shown[0].startswith("warning: 2 of 9")
+
+
+def test_few_reference_rows_are_one_warning(run_file: Path) -> None:
+    health = check_sources(load_config(run_file))
+    assert health["few_references"] == "under 200 reference rows for the verdict, which makes it noisy: a 20, b 20"
+    assert "- under 200 reference rows for the verdict" in health_tables(health)
+    logged: list[str] = []
+    prepare(load_config(run_file), run_file.parent / "run" / "prepared", Reporter(quiet=True, on_note=logged.append))
+    assert sum("noisy" in line for line in logged) == 1

@@ -62,7 +62,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     (folder / "mix.yaml").write_text(dump_config(config))
     told: list[str] = []
     reporter = Reporter(quiet=True)
-    reporter.note = told.append  # type: ignore[method-assign]
+    reporter.record = told.append  # type: ignore[method-assign]
     run_search(config, folder / "run", reporter)
     return folder, folder / "run", told
 

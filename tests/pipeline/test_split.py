@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from explicit_law import ExplicitLaw
+from builders import run, write_rows
 
 from ideal_proxy.amounts import parse_comparison
 from ideal_proxy.config import load_config
@@ -176,3 +177,40 @@ def test_a_limit_of_the_parent_holds_in_the_optimum(data: Path) -> None:
     for groups, most in ((config.limits.groups, 0.85), ((), 1.0)):
         v = optimize(law, Objective(kind="mean"), Constraints(problem=problem, limits=Limits(groups=groups))).volumes
         assert v @ maths_D / v.sum() == pytest.approx(most, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_search_over_parts_goes_to_full_size(tmp_path: Path) -> None:
+    """About 25 seconds: search over the parts of a domain, then `apply` and `scale-up` of its mixture file."""
+    for name in ("arithmetic", "strings"):
+        for part, source in (("train", "rows=300"), ("reference", "rows=120&split=reference")):
+            records = [
+                {"instruction": row.prompt, "input": "", "output": row.answer, "level": len(row.prompt)}
+                | ({} if name == "arithmetic" else {"level": 1})
+                for row in read_rows(f"demo:{name}?seed=1&{source}")
+            ]
+            write_rows(tmp_path / "data" / name / f"{part}.jsonl", records)
+    init = run("init", "data", "--split-by", "quantile:level:2", cwd=tmp_path)
+    assert init.returncode == 0, init.stderr
+    place = tmp_path / "mix.yaml"
+    settings = yaml.safe_load(place.read_text())
+    settings |= {"rounds": 1, "swarm": {"runs": 6}, "verify": {"pairs": 2, "max_pairs": 2}}
+    settings["proxy"] = {"size": "0.1M", "vocabulary": 300}
+    settings["constraints"]["groups"] = ["arithmetic <= 70%"]
+    place.write_text(yaml.safe_dump(settings))
+    searched = run("search", "mix.yaml", "--quiet", "--json", cwd=tmp_path)
+    assert searched.returncode == 0, searched.stderr
+    names = [domain["name"] for domain in json.loads(searched.stdout)["domains"]]
+    assert names == ["arithmetic/high", "arithmetic/low", "strings"]
+    mixture = "runs/mix/mixture.json"
+    applied = json.loads(run("apply", mixture, "--out", "rows", "--json", cwd=tmp_path).stdout)
+    full = run(
+        "scale-up", mixture, "--model", "scratch:0.1M", "--out", "full", "--device", "cpu", "--quiet", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert full.returncode == 0, full.stderr
+    written = (tmp_path / "rows" / "train.jsonl").read_text().splitlines()
+    assert len(written) == sum(domain["rows"] for domain in json.loads((tmp_path / mixture).read_text())["domains"])
+    assert sum(domain["rows"] for domain in applied["domains"]) == len(written)
+    (log,) = [json.loads(path.read_text()) for path in (tmp_path / "full" / "runs").glob("*/log.json")]
+    assert sum(log["rows"].values()) == len(written), "full size trains the rows that apply writes"

@@ -51,18 +51,19 @@ def alone() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     return done
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "ddp", "row"])
-def test_two_processes_equal_one(found: list[dict], alone: dict, kind: str) -> None:
-    losses, weights = alone["row" if kind == "row" else "token"]
+@pytest.mark.parametrize("loss", ["token", "row"])
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_two_processes_equal_one(found: list[dict], alone: dict, kind: str, loss: str) -> None:
+    losses, weights = alone[loss]
     assert alone["row"][0] != pytest.approx(alone["token"][0], rel=1e-4)
     fresh = dict(build_proxy("0.1M", worker.VOCABULARY, 64, 0).named_parameters())
     assert len(losses) == 4
-    together = [sum(part) / WORLD for part in zip(*(rank[f"{kind}_losses"] for rank in found), strict=True)]
+    together = [sum(part) / WORLD for part in zip(*(rank[f"{kind} {loss} losses"] for rank in found), strict=True)]
     assert together == pytest.approx(losses, rel=1e-5)
     moved = 0.0
     for name, expected in weights.items():
         for rank in found:
-            torch.testing.assert_close(rank[kind][name], expected, atol=1e-5, rtol=0, msg=f"{kind} {name}")
+            torch.testing.assert_close(rank[f"{kind} {loss}"][name], expected, atol=1e-5, rtol=0, msg=f"{kind} {name}")
         moved = max(moved, (expected - fresh[name]).abs().max().item())
     assert moved > 1e-3, "training moved the weights by far more than the tolerance"
 
@@ -95,7 +96,8 @@ def test_shipped_configuration_is_what_accelerate_reads() -> None:
 
 
 @pytest.mark.slow
-def test_the_launched_command_equals_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["token", "row"])
+def test_the_launched_command_equals_one_process(tmp_path: Path, loss: str) -> None:
     """`accelerate launch -m ideal_proxy.cli scale-up`: one loss curve, one set of files, the same refined mixture."""
     domains = []
     for name, count in (("arithmetic", 60), ("strings", 50)):
@@ -114,6 +116,7 @@ def test_the_launched_command_equals_one_process(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no"]
     command = ["-m", "ideal_proxy.cli", "scale-up", str(tmp_path / "mixture.json"), "--model", "scratch:0.1M"]
     options = ["--device", "cpu", "--evaluations", "1", "--baseline", "--refine", "1", "--refine-rows", "20", "--quiet"]
+    options += ["--loss", loss]
     # On a CPU accelerate starts several processes only by the launcher that it has for GPUs.
     for name, processes in (("one", ["--cpu"]), ("two", ["--multi_gpu", "--num_processes", "2"])):
         words = [*launch, *processes, "--mixed_precision", "no", *command, *options, "--out", str(tmp_path / name)]
