@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from explicit_law import ExplicitLaw
 from builders import run, write_rows
+from explicit_law import ExplicitLaw
 
 from ideal_proxy.amounts import parse_comparison
 from ideal_proxy.config import load_config
