@@ -74,13 +74,25 @@ class SearchConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _larger_than_the_proxies(self) -> SearchConfig:
+    def _fits_together(self) -> SearchConfig:
         larger, size = self.verify.larger_size, self.proxy.size
         if larger is not None and (size not in SIZES or SIZES.index(larger) <= SIZES.index(size)):
             raise ValueError(
                 f"verify.larger_size is {larger} and the proxies are {size or 'pretrained'}; "
                 "the trust check needs scratch proxies and a size above theirs"
             )
+        judged = [capability.name for capability in self.capabilities if capability.metric is not None]
+        if judged and self.gradients in {"implicit", "unrolled"}:
+            raise ValueError(
+                f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
+            )
+        _ = self.limits  # an error where one cannot be read
+        for capability in self.capabilities:
+            if capability.domain is not None and capability.domain not in self.domain_names:
+                raise ValueError(
+                    f"capability {capability.name} names the domain {capability.domain!r}, and there is none; "
+                    f"the domains are {', '.join(self.domain_names)}"
+                )
         return self
 
     @model_validator(mode="before")
@@ -115,20 +127,6 @@ class SearchConfig(Section):
         """Names of the domains, in file order."""
         return [domain.name for domain in self.domains]
 
-    @model_validator(mode="after")
-    def _gradients_of_losses(self) -> SearchConfig:
-        judged = [capability.name for capability in self.capabilities if capability.metric is not None]
-        if judged and self.gradients in {"implicit", "unrolled"}:
-            raise ValueError(
-                f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _readable_limits(self) -> SearchConfig:
-        _ = self.limits
-        return self
-
     @property
     def limits(self) -> Limits:
         """The limits as numbers with units, without the bounds of domains, which need the rows that there are."""
@@ -153,16 +151,6 @@ class SearchConfig(Section):
     def kept_beside(self) -> Literal["rows", "tokens"] | None:
         """What else is kept at the base's total, so that the steps are, where the budget counts the other unit."""
         return self.batch.unit if self.budget.steps and self.limits.budget_unit != self.batch.unit else None
-
-    @model_validator(mode="after")
-    def _own_domains(self) -> SearchConfig:
-        for capability in self.capabilities:
-            if capability.domain is not None and capability.domain not in self.domain_names:
-                raise ValueError(
-                    f"capability {capability.name} names the domain {capability.domain!r}, and there is none; "
-                    f"the domains are {', '.join(self.domain_names)}"
-                )
-        return self
 
     @property
     def own(self) -> tuple[int, ...]:

@@ -107,7 +107,7 @@ class Reporter:
         """Show the progress of work whose size, in any unit that grows with the time it takes, is known."""
         started = time.monotonic()
         if self.quiet or total <= 0:
-            yield _ignore
+            yield lambda *_, **__: None
             return
         if self.console.is_terminal:
             columns = (
@@ -144,10 +144,6 @@ class Reporter:
         """Show the progress of work that counts things; what it gives is called with (what, done, total)."""
         with self.work(label, 1.0) as update:
             yield lambda what, done, total: update(done / max(total, 1), f"{what}: {done:,} of {total:,}")
-
-
-def _ignore(done: float, detail: str = "", left: float | None = None) -> None:
-    pass
 
 
 LEAST_DONE = 0.03  # the first steps are slow

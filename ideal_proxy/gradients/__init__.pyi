@@ -1,6 +1,5 @@
 from .curvature import processes as processes
 from .estimation import estimate as estimate
-from .estimation import influence_tables as influence_tables
 from .estimation import open_folder as open_folder
 from .estimation import read_tau as read_tau
 from .finite import finite_responses as finite_responses
@@ -12,4 +11,5 @@ from .records import mean_over_seeds as mean_over_seeds
 from .records import one_step as one_step
 from .records import plain_lists as plain_lists
 from .records import unresolved as unresolved
+from .text import influence_tables as influence_tables
 from .unrolled import unrolled_responses as unrolled_responses
