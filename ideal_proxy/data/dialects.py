@@ -45,7 +45,7 @@ TAKEN = {  # what `apply_chat_template` is told by ourselves
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "messages",
     "return_assistant_tokens_mask", "tokenizer_kwargs",
 }  # fmt: skip
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
 KTO_LABELS = ("label", "kto_tag")
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight", "train", "trainable")

@@ -222,7 +222,11 @@ def parts_of(files: Sequence[Path], folder: Path) -> dict[Path, Literal["train",
         alone = named == file.name and re.search(r"[^\W\d]", rest) and not re.fullmatch(SPLIT_REST, rest)
         if part is not None and alone and len(rests[rest]) == 1:
             found[file] = None
-    return found
+    # Where one file is a training split, or every file is named as one, its neighbours named so are splits as well.
+    splits = {file.parent for file, part in found.items() if part == "train" and TRAIN_NAME.match(file.name)}
+    if len(files) > 1 and all(TRAIN_NAME.match(file.name) for file in files):
+        splits = {file.parent for file in files}
+    return {f: "train" if f.parent in splits and TRAIN_NAME.match(f.name) else part for f, part in found.items()}
 
 
 SPLIT_REST = re.compile(r"[-_.]?(\d+[-_.]of[-_.]\d+|part|shard|split|set|data|rows|sft|gen)?[-_.\d]*", re.IGNORECASE)

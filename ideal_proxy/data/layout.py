@@ -230,7 +230,9 @@ def _configuration(path: Path, folder: Path) -> str:
 
 
 SPLIT = re.compile(
-    r"(?:train(?:ing)?|test|valid(?:ation)?|val|dev|eval)[-_.]([a-z]\w*?)[-_.]?\d*(?:[-_.]of.*)?$", re.IGNORECASE
+    r"(?:train(?:ing)?|test|valid(?:ation)?|val|dev|eval)[-_.]"
+    r"(?!(?:part|shard|chunk|file|batch|split|set|data|rows)[-_.\d]*(?:of|$))([a-z]\w*?)(?:[-_.]\d+(?:[-_.]of.*)?)?$",
+    re.IGNORECASE,
 )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from ideal_proxy.data.dialects import (
     ANSWER_OF,
+    ASKED,
     BESIDE,
     CHATS,
     FORMATS,
@@ -29,6 +30,7 @@ from ideal_proxy.data.dialects import (
     MARKS,
     ROW_WEIGHTS,
     SYSTEMS,
+    TOLD,
     TOOLS,
     find_format,
     known_format,
@@ -51,6 +53,7 @@ from ideal_proxy.data.turns import (
     WEIGHTS,
     LeftOut,
     blank,
+    chat_like,
     filled,
     listed,
     number_of,
@@ -102,14 +105,19 @@ class Tally:
         """Rows left out for whatever reason."""
         return self.bad_rows + self.without_answer + sum(count for count, _ in self.left_out.values())
 
-    def lines(self) -> list[str]:
-        """Say it, a sentence each."""
+    def lost_lines(self) -> list[str]:
+        """Say what was left out, a sentence each."""
         said = [
             f"{rows(count)} cannot be read: {reason} (first: {first})" for reason, (count, first) in self.bad.items()
         ]
         said += [f"{rows(count)} left out: {name} (first: {first})" for name, (count, first) in self.left_out.items()]
         if self.without_answer:
             said.append(f"{rows(self.without_answer)} left out: no answer")
+        return said
+
+    def lines(self) -> list[str]:
+        """Say what was left out and what was used, a sentence each."""
+        said = self.lost_lines()
         said += [f"{rows(count)} hold {name}" for name, count in self.used.items()]
         if self.unused:
             said.append("not used: " + ", ".join(f"{name} ({rows(count)})" for name, count in self.unused.items()))
@@ -126,7 +134,10 @@ def bad_row(source: str, where: str, reason: str, message: str) -> str:
     return json.dumps({"source": source, "where": where, "reason": reason, "message": message}, ensure_ascii=False)
 
 
-def turn_keys(value: dict[str, Any], names: Collection[str] = CHATS) -> frozenset[str]:
+LISTED = (*CHATS, *ASKED, *TOLD)  # columns that may hold turns
+
+
+def turn_keys(value: dict[str, Any], names: Collection[str] = LISTED) -> frozenset[str]:
     """Name the keys of a record's turns where they hold more than who speaks and what is said."""
     turns = [turn for name in names if name in value for turn in _turns_of(value[name], name) if len(turn) > 2]
     return frozenset().union(*map(filled, turns)) if turns else NO_KEYS
@@ -137,7 +148,7 @@ NO_KEYS: frozenset[str] = frozenset()
 
 def _turns_of(cell: Any, name: str) -> list[dict[str, Any]]:
     """List the turns in a column of turns, in whatever way they are written."""
-    if cell and not isinstance(cell, list):
+    if cell.__class__ is not list and cell and chat_like(cell):
         with contextlib.suppress(BadRow):
             cell = listed(cell, name, "")
     return [t for turn in cell if isinstance(t := turn_record(turn), dict)] if isinstance(cell, list) else []
@@ -145,7 +156,7 @@ def _turns_of(cell: Any, name: str) -> list[dict[str, Any]]:
 
 def between_weights(value: dict[str, Any]) -> bool:
     """Tell whether a turn's weight is neither 0 nor 1, such as 0.5: a token has loss or has none."""
-    turns = [turn for name in CHATS for turn in _turns_of(value.get(name), name)]
+    turns = [turn for name in LISTED for turn in _turns_of(value.get(name), name)]
     cells = [number_of(turn.get(key)) for turn in turns for key in WEIGHTS]
     return any(cell is not None and cell not in (0, 1) for cell in cells)
 
@@ -403,7 +414,7 @@ class SourceReader:
     def _note(self, row: Row, value: dict[str, Any], own: str, turn_shapes: Counter[frozenset[str]]) -> None:
         """Count what a row holds besides roles and texts."""
         tally, mapping = self.tally, mapping_of(own)
-        keys = turn_keys(value, CHATS if mapping is None else (*CHATS, str(mapping.get("messages"))))
+        keys = turn_keys(value, LISTED if mapping is None else (*LISTED, str(mapping.get("messages"))))
         if not all(turn.plain for turn in row.messages):
             named = next((key for key in (*THOUGHTS, "channel") if key in keys or key in value), "in the content")
             tally.used[f"thoughts ({named})"] += any(turn.thoughts for turn in row.messages)
@@ -458,7 +469,7 @@ class SourceReader:
     def _finish(self) -> None:
         """Say what was left out, and refuse a source with too many bad rows or none that are good."""
         tally = self.tally
-        lost = len(tally.bad) + len(tally.left_out) + (tally.without_answer > 0)
+        lost = len(tally.lost_lines())
         for n, line in enumerate(tally.lines()):
             log.log(logging.WARNING if n < lost and not self._quiet else logging.INFO, "%s: %s", self.source, line)
         if not tally.rows:

@@ -21,18 +21,18 @@ ROLES = {
     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool",
     "ipython": "tool",
 }  # fmt: skip
-SAYS = {"tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"}
 CALLING_ROLES = ("function_call", "tool_call")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "thought")
+SAYS = {"tool_calls", "function_call", *THOUGHTS}
 WEIGHTS = ("weight", "train", "trainable", "training", "loss", "loss_scale")
 TURN_KEYS = {
     "role", "from", "content", "value", *THOUGHTS, *WEIGHTS, "tool_calls", "function_call", "name", "tool_call_id",
     "channel",
 }  # fmt: skip
 SEEN_MEDIA = {
-    "image": "images", "images": "images", "image_url": "images", "input_image": "images",
-    "audio": "audio", "audios": "audio", "input_audio": "audio",
-    "video": "videos", "videos": "videos",
+    "image": "images", "images": "images", "image_url": "images", "input_image": "images", "image_path": "images",
+    "audio": "audio", "audios": "audio", "input_audio": "audio", "audio_path": "audio",
+    "video": "videos", "videos": "videos", "video_path": "videos",
 }  # fmt: skip
 
 
@@ -123,6 +123,10 @@ def turns_of(value: Any, column: str, role: str, where: str, roles: Mapping[str,
         if isinstance(said, dict) and "human" in said and "assistant" in said:
             turns += [Message(ROLES[key], text_of(said[key], place, where)) for key in ("human", "assistant")]
             continue
+        parts = said.get("content") if isinstance(said, dict) else None
+        if parts.__class__ is list and any(_kind(part) in CALL_PARTS for part in parts):
+            turns += _turns_of_parts(said, parts, place, where, roles)
+            continue
         made = _turn(said, place, where, roles)
         if made.role != "assistant":
             turns.append(made)
@@ -138,6 +142,26 @@ def turns_of(value: Any, column: str, role: str, where: str, roles: Mapping[str,
                 made = replace(last, tool_calls=(*last.tool_calls, *made.tool_calls))
             turns.append(made)
     return [*turns, Message("assistant", thoughts=analysis)] if analysis else turns
+
+
+CALL_PARTS = ("tool_use", "tool_result")
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def _turns_of_parts(
+    turn: dict[str, Any], parts: list[Any], place: str, where: str, roles: Mapping[str, str]
+) -> list[Message]:
+    """Read a turn in Anthropic's way: calls, and what tools answer, among the parts of its content."""
+    calls = [{"name": p.get("name"), "arguments": p.get("input"), "id": p.get("id")} for p in parts
+             if _kind(p) == "tool_use"]  # fmt: skip
+    told = [Message("tool", text_of(p.get("content"), place, where), call_id=str(p.get("tool_use_id") or ""))
+            for p in parts if _kind(p) == "tool_result"]  # fmt: skip
+    rest = [p for p in parts if _kind(p) not in CALL_PARTS]
+    made = _turn(turn | {"content": rest} | ({"tool_calls": calls} if calls else {}), place, where, roles)
+    return [*told, made] if rest or calls else told
 
 
 def _turn(turn: Any, place: str, where: str, roles: Mapping[str, str]) -> Message:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ideal_proxy.data import Found, Row, SourceInfo, read_rows, scan
+from ideal_proxy.data import Found, Row, SourceInfo, SourceReader, scan
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.store import atomic_write_text
 
@@ -68,7 +68,7 @@ def split_domains(
     notes: list[str] = []
     for domain in domains:
         form = read[domain.train].format
-        rows = list(read_rows(domain.train, format=form, max_bad=-1))
+        rows = [row for _, row in SourceReader(domain.train, format=form, max_bad=-1, quiet=True)]
         named = parts_of(rows, by)
         counts = Counter(named)
         if len(counts) < 2:
@@ -177,4 +177,5 @@ def _label(value: object) -> str:
 
 
 def _first(domain: Found, read: dict[Path, SourceInfo]) -> Row:
-    return next(iter(read_rows(domain.train, format=read[domain.train].format, max_bad=-1)))
+    _, row = next(iter(SourceReader(domain.train, format=read[domain.train].format, max_bad=-1, quiet=True)))
+    return row

@@ -14,10 +14,10 @@ from ideal_proxy.data import (
     Found,
     NothingToTrainOnError,
     SourceInfo,
+    SourceReader,
     look,
     look_through,
     prompt_mark,
-    read_rows,
     row_keys,
     scan,
 )
@@ -64,6 +64,9 @@ def write_run_file(
         place = out.resolve().parent / f"{out.stem}_split"
         domains, said = split_domains([replace(d, reference=None) for d in domains], how, place, read)
         notes += said
+    for whole in layout.domains:  # whose rows are written anew, without those that are left out
+        if whole.train in read and whole.train not in {domain.train for domain in domains}:
+            notes += [f"  {whole.name}: {line}" for line in read[whole.train].tally.lost_lines()]
     for domain in domains:
         train = read[domain.train]
         reference = read.get(domain.reference) if domain.reference is not None else None
@@ -85,6 +88,7 @@ def write_run_file(
             continue
         seen.append(f"  {name}: no training rows, {read[place].rows:,} reference rows{_few(read[place].rows)}")
         capabilities.append((name, place, read[place]))
+        notes += [f"  reference rows of {name}: {line}" for line in read[place].tally.lines()]
     notes += [
         f"  {name}: no known layout; columns {info.format.removeprefix('columns:')} is a guess, see that it is right"
         for name, _, info in lines
@@ -202,7 +206,8 @@ def _columns(info: SourceInfo) -> list[str]:
 
 def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInfo]) -> Found:
     """Split a domain without reference rows by the hash of each row, rows of one prompt together, and write both."""
-    everything = list(read_rows(domain.train, format=read[domain.train].format, max_bad=-1))
+    reader = SourceReader(domain.train, format=read[domain.train].format, max_bad=-1, quiet=True)
+    everything = [row for _, row in reader]
     count = min(rows, len(everything) // HELD_OUT_SHARE)
     if count < 1:
         raise UserError(

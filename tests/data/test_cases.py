@@ -467,9 +467,9 @@ def test_thoughts_among_the_parts_of_a_bare_turn_are_kept_and_counted(tmp_path):
 
 
 def test_parts_of_unknown_types_are_told_by_type(tmp_path):
-    part = {"type": "tool_use", "name": "add", "input": {}}
+    part = {"type": "server_tool_use", "name": "add", "input": {}}
     write_rows(tmp_path / "a.jsonl", [{"messages": [turn("user", "q"), {"role": "assistant", "content": [part]}]}])
-    with pytest.raises(UserError, match="parts of the types tool_use; read are text and thoughts"):
+    with pytest.raises(UserError, match="parts of the types server_tool_use; read are text and thoughts"):
         read(tmp_path / "a.jsonl")
 
 

@@ -268,3 +268,36 @@ def test_one_object_with_two_lists_is_told_by_its_keys(tmp_path):
     whole(tmp_path / "a.json", {"train": [{"messages": asked(1)}], "test": [{"messages": asked(2)}]}, indent=1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"with 2 lists of rows \(train, test\); write each into a file of its own"):
         list(read_rows(tmp_path / "a.json"))
+
+
+def test_splits_are_told_apart_by_any_word_and_parts_are_not(tmp_path):
+    def talks(first: int) -> Rows:
+        return [{"messages": asked(n)} for n in range(first, first + 5)]
+
+    layouts = {
+        "languages": ("train-en", "train-de", "test-en"), "versions": ("train_v1", "train_v2"),
+        "shards": ("train_0", "train_1"), "pieces": ("train_part0", "train_part1", "test_part0"),
+        "more": ("train", "train-extra", "test"), "topics": ("train-tickets", "python"),
+    }  # fmt: skip
+    for folder, names in layouts.items():
+        for number, name in enumerate(names):
+            write_rows(tmp_path / folder / f"{name}.jsonl", talks(10 * number))
+    found = look(tmp_path)
+    assert [domain.name for domain in found.domains] == [
+        "languages_de", "languages_en", "more", "more_extra", "pieces", "shards", "topics",
+        "versions_v1", "versions_v2",
+    ]  # fmt: skip
+    assert [question.split(" training")[0] for question in found.questions] == [
+        "languages/ holds 2", "more/ holds 2", "versions/ holds 2",
+    ]  # fmt: skip
+    assert found.passed_over == []
+    rows = {domain.name: len(list(read_rows(domain.train))) for domain in found.domains}
+    assert rows == dict.fromkeys(rows, 5) | {"pieces": 10, "shards": 10, "topics": 10}
+
+
+def test_what_is_left_out_is_told_where_init_writes_the_rows_anew(newcomer):
+    rows = [{"messages": asked(n), "label": n % 2 == 0, "topic": "ab"[n // 2 % 2]} for n in range(80)]
+    write_rows(newcomer.data / "kto.jsonl", rows)
+    for options in (["--hold-out", "5"], ["--split-by", "topic"]):
+        said = newcomer.init(*options)
+        assert f"kto: 40 rows left out: preference rows (label is false) (first: {newcomer.data}/kto.jsonl:2)" in said

@@ -154,3 +154,37 @@ def test_keys_of_turns_are_counted_in_every_packing(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"talk": turns}])
     info = look_through(tmp_path / "a.jsonl")
     assert info.tally.lines() == ["not used: mood of a turn (1 row)"]
+
+
+def test_calls_and_answers_of_tools_among_the_parts_of_a_content(tmp_path):
+    """Anthropic's way: calls in the assistant's parts, what tools answer in the user's."""
+    use = {"type": "tool_use", "id": "1", "name": "add", "input": {"q": "x"}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "7"}]}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Let me look."}, use]},
+        {"role": "user", "content": [result, {"type": "text", "text": "Go on."}]},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result | {"content": "8"}]},
+        {"role": "assistant", "content": "8"},
+    ]
+    write_rows(tmp_path / "a.jsonl", [{"messages": turns}])
+    call = {"name": "add", "arguments": {"q": "x"}, "id": "1"}
+    (row,) = read_rows(tmp_path / "a.jsonl")
+    assert row.messages == (
+        Message("user", "q"), Message("assistant", "Let me look.", tool_calls=(call,)),
+        Message("tool", "7", call_id="1"), Message("user", "Go on."), Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "8", call_id="1"), Message("assistant", "8"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["turns", "prompt"])
+def test_thoughts_are_named_by_their_key_in_every_dialect(tmp_path, packing):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "thought": "t"}]
+    row = {"messages": turns} if packing == "turns" else {"prompt": turns[:1], "completion": turns[1:]}
+    write_rows(tmp_path / "a.jsonl", [row | {"system_message": "s"}])
+    reader = SourceReader(tmp_path / "a.jsonl")
+    assert [row.messages for _, row in reader] == [
+        (Message("system", "s"), Message("user", "q"), Message("assistant", "a", "t"))
+    ]
+    assert reader.tally.lines() == ["1 row hold thoughts (thought)", "1 row hold a system column (system_message)"]
