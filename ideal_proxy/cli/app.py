@@ -26,7 +26,7 @@ app = typer.Typer(
     name="ideal-proxy",
     help="How many rows of each data set should go into this fine-tune? Small proxies answer, with error bars.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -10,6 +10,11 @@ import typer
 
 from ideal_proxy.cli.options import Json, Mixture, Quiet, Track, open_mixture
 
+TARGETS = (
+    "trl", "llamafactory", "ms-swift", "axolotl", "open-instruct", "megatron-bridge", "automodel", "verl", "skyrl",
+    "streaming", "interleave", "hf", "jsonl", "parquet",
+)  # fmt: skip
+
 TotalRows = Annotated[
     int | None, typer.Option(min=1, help="Rows of the full-size run; default the mixture's, or what `repeat` gives.")
 ]
@@ -168,8 +173,8 @@ def export(
         str,
         typer.Option(
             metavar="TARGET",
-            help="trl, llamafactory, ms-swift, axolotl, open-instruct, megatron-bridge, automodel, verl, skyrl, "
-            "streaming, interleave, hf, jsonl or parquet.",
+            autocompletion=lambda: TARGETS,
+            help=f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the rows and the configuration.")],

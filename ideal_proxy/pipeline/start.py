@@ -23,6 +23,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
+from ideal_proxy.pipeline.schema import FILE
 from ideal_proxy.pipeline.split import read_split_by, split_domains
 from ideal_proxy.store import atomic_write_text
 from ideal_proxy.terminal import paragraph, step
@@ -140,6 +141,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
     """Compose the run file."""
     base = out.resolve().parent
     text = [
+        f"# yaml-language-server: $schema={FILE.as_uri()}",
         "# How many rows of each data set should go into the fine-tune? Every key but the paths has a default.",
         f"name: {json.dumps(out.stem)}",
         "",
