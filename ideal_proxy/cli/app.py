@@ -18,7 +18,7 @@ from ideal_proxy.cli import preview as cli_preview
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
-from ideal_proxy.cli.options import Json, Mixture, Quiet, RunFolder, Track, open_mixture
+from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, RunFolder, Track, open_mixture
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.terminal import harmless
 
@@ -219,6 +219,8 @@ def apply(
     index: Annotated[
         Path | None, typer.Option(help="Folder to keep the sources' indexes in; default: in the run directory.")
     ] = None,
+    push_to_hub: Push = None,
+    public: Public = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -238,7 +240,16 @@ def apply(
             sources=sources, index=index or index_folder(folder), progress=progress,
         )  # fmt: skip
     values = applied_values(loaded, applied)
-    print(json.dumps(values, indent=1) if as_json else applied_table(values))
+    if not as_json:
+        print(applied_table(values))
+    if push_to_hub is not None:
+        from ideal_proxy.export import data_card, licences_of, push
+
+        card = data_card(loaded, licences_of(loaded, folder, sources))
+        values["hub"] = push(out, push_to_hub, "dataset", card, public=public, files=["train*.jsonl"])
+        print(f"uploaded: {values['hub']}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(values, indent=1))
 
 
 cli_influence.register(app)

@@ -16,6 +16,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Track = Annotated[
     list[str] | None, typer.Option(help="Log to wandb, mlflow, trackio or tensorboard as well; may repeat.")
 ]
+Push = Annotated[
+    str | None, typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload it with a card; private by default.")
+]
+Public = Annotated[bool, typer.Option("--public", help="With --push-to-hub: for everybody to see.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or the mixture.json in it.")]
 Mixture = Annotated[Path, typer.Argument(metavar="MIXTURE.JSON", help="A mixture file, or a run directory.")]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ideal_proxy.cli.options import Json, Mixture, Quiet, Track, open_mixture
+from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, Track, open_mixture
 
 TARGETS = (
     "trl", "llamafactory", "ms-swift", "axolotl", "open-instruct", "megatron-bridge", "automodel", "verl", "skyrl",
@@ -71,6 +72,8 @@ def scale_up(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the scale-up in --out.")] = False,
     track: Track = None,
+    push_to_hub: Push = None,
+    public: Public = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -115,7 +118,17 @@ def scale_up(
         refine_rows=refine_rows,
     )
     result = run(loaded, wanted, folder, reporter, folder=beside)
-    print(json.dumps(result, indent=1) if as_json else scale_up_tables(result, str(folder)))
+    if not as_json:
+        print(scale_up_tables(result, str(folder)))
+    if push_to_hub is not None and os.environ.get("RANK", "0") == "0":
+        from ideal_proxy.export import licences_of, model_card, push
+
+        trained = folder / "runs" / f"mixture-{result['seeds'][0]}" / "model"
+        card = model_card(loaded, result, licences_of(loaded, beside, moved))
+        result["hub"] = push(trained, push_to_hub, "model", card, public=public)
+        reporter.note(f"uploaded: {result['hub']}")
+    if as_json:
+        print(json.dumps(result, indent=1))
 
 
 def transfer(

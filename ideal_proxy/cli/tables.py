@@ -131,6 +131,7 @@ def optimize(
     from ideal_proxy.mixture import save_mixture
     from ideal_proxy.optimizer import Objective
     from ideal_proxy.tables import (
+        by_short_names,
         front_table,
         load_fit,
         optimise_table,
@@ -142,6 +143,15 @@ def optimize(
 
     model, explored = load_fit(_fit_file(fitted))
     problem = table_problem(model, explored, base=base, tokens_per_row=tokens_per_row)
+    taken: dict[str, str] = {}
+    domains, metrics = problem.domains.names, problem.capabilities
+    for given, known in ((lower, domains), (upper, domains), (pinned, domains), (must_not_drop, metrics),
+                         (weight, metrics)):  # fmt: skip
+        if given:
+            given[:], short = by_short_names(given, known)
+            taken |= short
+    for name, full in taken.items():
+        print(f"note: {name} is taken for {full}", file=sys.stderr)
     options = {
         "budget": budget, "budget_unit": budget_unit, "lower": lower, "upper": upper, "pinned": pinned,
         "repeat_cap": max_repeat, "must_not_drop": must_not_drop, "trust_region": trust_region, "groups": group,

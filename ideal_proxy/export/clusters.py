@@ -13,7 +13,7 @@ import numpy as np
 from ideal_proxy.export.job import ExportReport, Job, report_of, write_parquet
 from ideal_proxy.export.terms import BETA1, BETA2, GRAD_CLIP, MODEL, WARMUP, WEIGHT_DECAY, Terms, counts_rows
 from ideal_proxy.export.trainers import length, say_model, untrained, write_yaml
-from ideal_proxy.export.turns import Told, records
+from ideal_proxy.export.turns import Told, opening_question, records
 
 
 def megatron_bridge(job: Job) -> ExportReport:
@@ -55,7 +55,7 @@ def megatron_bridge(job: Job) -> ExportReport:
 def automodel(job: Job) -> ExportReport:
     """Write turns and a recipe's YAML."""
     terms, place = job.terms, job.folder.resolve()
-    told = job.write_turns()
+    told = job.write_turns(change=opening_question)
     parts = "nemo_automodel.components"
     settings = {
         "recipe": {"_target_": "nemo_automodel.recipes.llm.train_ft.TrainFinetuneRecipeForNextTokenPrediction"},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ideal_proxy.export.job import ExportReport, Job, line_of, report_of, write_parquet
+from ideal_proxy.export.job import ExportReport, Job, cell, line_of, report_of, write_parquet
 
 SHARD_BYTES = 1 << 26  # of MosaicML Streaming, whose offsets are 32-bit
 
@@ -36,21 +35,15 @@ def hugging_face(job: Job) -> ExportReport:
     """Write the exact rows as a folder that `datasets.load_dataset` reads, and that can be pushed to the hub."""
     name = "data/train-00000-of-00001.parquet"
     _write_parquet(job, job.folder / name)
-    rows = "\n".join(f"| {_cell(d.name)} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
+    rows = "\n".join(f"| {cell(d.name)} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
     card = (
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n"
         "---\n\n"
-        f"# {_cell(job.mixture.name)}\n\nA mixture by ideal-proxy; rows stand in training order, repeats included.\n\n"
+        f"# {cell(job.mixture.name)}\n\nA mixture by ideal-proxy; rows stand in training order, repeats included.\n\n"
         f"| domain | rows | repeat |\n|---|---:|---:|\n{rows}\n"
     )
     (job.folder / "README.md").write_text(card, encoding="utf-8")
     return report_of(job, "hf", [name, "README.md"], f'datasets.load_dataset("{job.folder}", split="train")')
-
-
-def _cell(text: str) -> str:
-    """Write a name so that it stays in its line and its cell of a Markdown table."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"([\\|`*_<>\[\]#])", r"\\\1", " ".join(plain.split()))
 
 
 def streaming(job: Job) -> ExportReport:

@@ -198,6 +198,12 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
+def cell(text: str) -> str:
+    """Write a name so that it stays in its line and its cell of a Markdown table."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\|`*_<>\[\]#])", r"\\\1", " ".join(plain.split()))
+
+
 def line_of(row: dict[str, Any]) -> bytes:
     """Write a row as one line of JSON."""
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"

@@ -82,6 +82,20 @@ def with_loss_keys(record: Record, told: Told) -> Record:
     return record
 
 
+def opening_question(record: Record, told: Told) -> Record:
+    """Let a question, an empty one, stand before an answer that opens a row."""
+    _open_with_a_question(record["messages"], told)
+    return record
+
+
+def _open_with_a_question(turns: list[Turn], told: Told) -> None:
+    first = next((n for n, turn in enumerate(turns) if turn["role"] != "system"), 0)
+    if turns[first]["role"] in {"assistant", "function_call"}:
+        told.opened += 1
+        like = {key: None for key in turns[first] if key not in {"role", "content", "weight"}}  # one schema in the file
+        turns.insert(first, {"role": "user", "content": "", **like})
+
+
 def sharegpt(record: Record, told: Told) -> Record:
     """Write turns in the roles that LLaMA-Factory knows, of which user and assistant alternate."""
     turns: list[dict[str, str]] = []
@@ -100,10 +114,7 @@ def sharegpt(record: Record, told: Told) -> Record:
             turns[-1]["content"] += ("\n" if role == "observation" else "\n\n") + content
             continue
         turns.append({"role": role, "content": content})
-    first = next((n for n, turn in enumerate(turns) if turn["role"] != "system"), 0)
-    if turns[first]["role"] in {"assistant", "function_call"}:
-        told.opened += 1
-        turns.insert(first, {"role": "user", "content": ""})
+    _open_with_a_question(turns, told)
     told.joined += joined
     tools = record.get("tools") or ""
     return {"messages": turns, "tools": tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)}

@@ -34,7 +34,7 @@ def run_file_schema() -> dict[str, Any]:
 
 
 def _or_null(value: dict[str, Any]) -> dict[str, Any]:
-    about = {key: value[key] for key in ("description", "default") if key in value}
+    about: dict[str, Any] = {key: value[key] for key in ("description", "default") if key in value}
     rest = {key: part for key, part in value.items() if key not in {*about, "title"}}
     return {**about, "anyOf": [*(rest["anyOf"] if set(rest) == {"anyOf"} else [rest]), {"type": "null"}]}
 

@@ -1,5 +1,6 @@
 from .fitting import fit_tables as fit_tables
 from .fitting import predict_table as predict_table
+from .proposing import by_short_names as by_short_names
 from .proposing import fit_table as fit_table
 from .proposing import front_table as front_table
 from .proposing import load_fit as load_fit

@@ -5,6 +5,7 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,23 @@ def _read_base(path: Path, names: Sequence[str]) -> Array:
         what = f"unknown domain {unknown[0]!r}" if unknown else "volumes must be at least 0 and not all 0"
         raise UsageError(f"{path}: {what}; the domains are {', '.join(names)}")
     return np.array([volumes.get(name, 0.0) for name in names])
+
+
+def by_short_names(given: list[str] | None, known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take NAME or NAME=VALUE by whole words that only one name has, `github` for `the_pile_github`; also say which."""
+    # Columns of published tables carry what all of them share (RegMix: metric/the_pile_arxiv_val_loss).
+    named, taken = [], {}
+    for entry in given or ():
+        name, equals, value = entry.partition("=")
+        inside = [full for full in known if f"_{_words(name)}_" in f"_{_words(full)}_"]
+        if name not in known and len(inside) == 1:
+            taken[name] = inside[0]
+        named.append(f"{taken.get(name, name)}{equals}{value}")
+    return named, taken
+
+
+def _words(name: str) -> str:
+    return "_".join(re.findall(r"[^\W_]+", name.lower()))
 
 
 def table_constraints(

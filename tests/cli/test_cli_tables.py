@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -138,3 +140,35 @@ def test_regmix_as_published(tmp_path):
     observed = pd.read_csv(REGMIX / "test_pile_loss_1m.csv").set_index("index").loc[predicted.index]
     ranks = [spearmanr(predicted[m.removeprefix("metric/")], observed[m])[0] for m in observed]
     assert np.mean(ranks) > 0.96
+
+
+def test_optimize_takes_short_names_that_only_one_has(folder):
+    command = ("optimize", "fit.json", "--objective", "weighted", "--weight", "web=1", "--out", "short.json")
+    answer = run(*command, "--must-not-drop", "math", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert "note: math is taken for math_loss" in answer.stderr
+    assert "must not drop: math_loss" in " ".join(answer.stdout.split())
+    full = run(*command, "--must-not-drop", "math_loss", cwd=folder)
+    assert (full.stdout, "math is taken" in full.stderr) == (answer.stdout, False)
+    several = run(*command, "--must-not-drop", "loss", cwd=folder)
+    assert several.returncode == 2
+    assert 'Unknown capability "loss"' in several.stderr
+
+
+@pytest.mark.skipif(not REGMIX.exists(), reason="RegMix's tables are not beside the checkout (../shared/data/regmix)")
+def test_the_readme_s_commands_work_on_regmix_s_own_columns(tmp_path):
+    for name, source in (
+        ("mixtures", "train_mixture_1m"),
+        ("losses", "train_pile_loss_1m"),
+        ("new", "test_mixture_1m"),
+    ):
+        lines = (REGMIX / f"{source}.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / f"{name}.csv").write_text("".join(lines[:31]), encoding="utf-8")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "--ratios mixtures.csv" in text]
+    for line in block.splitlines():
+        answer = run(*shlex.split(line)[1:], cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+    shares = {d["name"]: d["share"] for d in json.loads((tmp_path / "mixture.json").read_text())["domains"]}
+    assert shares["the_pile_github"] <= 0.3 + 1e-6
+    assert len(pd.read_csv(tmp_path / "predicted.csv")) == 30

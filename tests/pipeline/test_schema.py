@@ -49,9 +49,11 @@ def test_init_names_the_schema_and_what_it_writes_is_valid(tmp_path: Path) -> No
 TAKEN: list[dict[str, Any]] = [
     {}, {"protect": "2%"}, {"protect": "none"}, {"protect": {"strings": "1%", "formats": "none"}}, {"protect": 0.05},
     {"budget": {"tokens": "keep"}}, {"budget": {"rows": "at_most", "total": 900}}, {"budget": {"steps": "keep"}},
-    {"budget": {"unit": "rows", "mode": "free"}}, {"batch": {"tokens": 4096}, "proxy": {"size": "0.1M"}}, {"base": {"epochs": 3}},
+    {"budget": {"unit": "rows", "mode": "free"}}, {"base": {"epochs": 3}},
+    {"batch": {"tokens": 4096}, "proxy": {"size": "0.1M"}},
     {"proxy": None}, {"constraints": None, "seed": None}, {"loss": "row"}, {"rounds": 1, "reuse": ["runs/a"]},
-    {"constraints": {"groups": ["strings + formats <= 60%"]}}, {"proxy": {"size": "0.1M", "learning_rate": 0.001}},
+    {"constraints": {"groups": ["strings + formats <= 60%"]}},
+    {"proxy": {"size": "0.1M", "learning_rate": 0.001}},
 ]  # fmt: skip
 REFUSED: list[dict[str, Any]] = [
     {"colour": "red"}, {"rounds": 0}, {"rounds": "many"}, {"loss": "mean"}, {"proxy": {"size": "2M"}},

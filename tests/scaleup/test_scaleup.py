@@ -550,7 +550,10 @@ def test_cpu_launch_with_fsdp_is_refused(mixture: MixtureFile, tmp_path: Path, m
         scale_up(mixture, replace(TINY, evaluations=0), tmp_path / "out", QUIET)
 
 
-def test_command_prints_results_on_stdout_only(mixture: MixtureFile, tmp_path: Path) -> None:
+def test_command_prints_results_on_stdout_only(
+    mixture: MixtureFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hub_stub import make_hub
     from typer import Typer
     from typer.testing import CliRunner
 
@@ -562,10 +565,20 @@ def test_command_prints_results_on_stdout_only(mixture: MixtureFile, tmp_path: P
     small = [d.model_copy(update={"rows": d.rows // 8, "base_rows": d.base_rows // 8}) for d in mixture.domains]
     save_mixture(path, mixture.model_copy(update={"domains": small}))
     options = ["scale-up", str(path), "--model", "scratch:0.1M", "--device", "cpu", "--evaluations", "0", "--baseline"]
-    result = CliRunner().invoke(app, [*options, "--json"])
+    hub = make_hub(monkeypatch, tmp_path / "hub")
+    result = CliRunner().invoke(app, [*options, "--json", "--push-to-hub", "me/model"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["rows"] == 22
+    assert (found["hub"], hub.private) == ("hub://model/me/model", {("model", "me/model"): True})
+    pushed, seed = tmp_path / "hub/model/me/model", found["seeds"][0]
+    kept = tmp_path / "scale-up-scratch-0.1M" / "runs" / f"mixture-{seed}" / "model" / "model.safetensors"
+    assert (pushed / "model.safetensors").read_bytes() == kept.read_bytes()
+    card = (pushed / "README.md").read_text(encoding="utf-8")
+    entry = found["capabilities"][0]
+    assert f"| {entry['before']:.4f} | {entry['after']:.4f} | {entry['base_after']:.4f} |" in card
+    assert found["gain"]["sentence"] in card
+    assert str(tmp_path) not in card
     assert found["gain"]["pairs"] == 1
     assert "interval needs --seeds" in found["gain"]["sentence"]
     assert (tmp_path / "scale-up-scratch-0.1M" / "result.json").exists()
