@@ -56,12 +56,19 @@ def number_text(value: float | None, form: str) -> str:
 
 def interval_text(bound: Mapping[str, float], form: str = "+.2%", *, less: float = 0.0) -> str:
     """Write an interval, such as '[+1.98%, +2.88%]'; `less` is taken from both ends: 1 turns ratios into changes."""
-    return f"[{format(bound['lower'] - less, form)}, {format(bound['upper'] - less, form)}]"
+    write = signed if form.startswith("+") else format
+    return "[" + ", ".join(write(bound[end] - less, form.removeprefix("+")) for end in ("lower", "upper")) + "]"
 
 
 def harmless(text: str) -> str:
     """Replace what a terminal would act upon instead of showing it."""
     return re.sub(rf"(?![\n\t])[{UNSEEN}]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def signed(value: float, form: str) -> str:
+    """Write a number with its sign, nothing where it is shown as zero: '+1.2%', '-0.4%', '0.0%'."""
+    text = format(value, f"+{form}")
+    return text if re.search("[1-9]", text) else text.lstrip("+-")
 
 
 def change_text(change: float | None) -> str:

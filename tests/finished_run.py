@@ -63,7 +63,7 @@ def folder() -> Path:
     _write(path / "fit.json", model.to_json())
     _write(path / "plan.json", {"workers": 2, "dtype": "float32", "device": "cpu", "fraction": 0.25})
     _write(path / "rate.json", {"learning_rate": 0.006, "chosen": "given"})
-    made = {"time": "2026-01-01T00:00:00Z", "command": "ideal-proxy search <x>", "git": None}
+    made = {"time": "2026-01-01T00:00:00Z", "command": "ideal-proxy search <x> --dry-run", "git": None}
     _write(path / "provenance.json", made | {"versions": {"python": "3.11"}, "machine": {"cores": 2}})
     _write(path / "prepared" / "facts.json", _facts())
     _write(path / "result.json", result())

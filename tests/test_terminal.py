@@ -66,3 +66,14 @@ def test_what_comes_next_is_called_as_the_user_called_us(
     monkeypatch.delenv("COLUMNS", raising=False)
     assert terminal.step("next: ", "check mix.yaml") == f"next: {named} check mix.yaml"
     assert terminal.step("next: ", "check " + "x" * 60, "see it").splitlines()[1] == "      (see it)"
+
+
+def test_what_is_shown_as_zero_has_no_sign() -> None:
+    assert [terminal.signed(value, ".1%") for value in (-0.0002, 0.0002, -0.0006, 0.012)] == [
+        "0.0%",
+        "0.0%",
+        "-0.1%",
+        "+1.2%",
+    ]
+    assert terminal.interval_text({"lower": 0.9998, "upper": 1.02}, "+.1%", less=1) == "[0.0%, +2.0%]"
+    assert terminal.interval_text({"lower": 1.0, "upper": 2.0}, ".1f") == "[1.0, 2.0]"

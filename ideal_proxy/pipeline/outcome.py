@@ -133,6 +133,10 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config),
         price=_price_of_pairs(config, plan, laboratory, verdict),
     )  # fmt: skip
+    if abs(steps["change"]) > MANY_STEPS and verdict.pairs:
+        text += (
+            f" (at {abs(steps['change']):.0%} {'more' if steps['change'] > 0 else 'fewer'} optimiser steps than base)"
+        )
     return {
         "name": config.name,
         "verdict": {

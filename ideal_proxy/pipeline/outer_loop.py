@@ -27,7 +27,7 @@ from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outcome import write_outcome
-from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
+from ideal_proxy.pipeline.plan import MOST_EXTENSIONS, Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
 from ideal_proxy.pipeline.result_file import load_result
@@ -43,12 +43,11 @@ from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick, told_trusts
 from ideal_proxy.sections import SIZES, CostConfig
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
-from ideal_proxy.terminal import Reporter, count_text
+from ideal_proxy.terminal import Reporter, count_text, program
 
 Array = NDArray[np.float64]
 
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
-MOST_EXTENSIONS = 3  # of the sweep, by a factor of 2 each
 RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
 OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 SHRINK = 0.5  # a later round explores this share of the first round's spread
@@ -167,11 +166,13 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 reporter.note(f"{folder} is finished; going on with {more}")
                 (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
                 atomic_write_text(folder / "config.yaml", dump_config(config))
+                _drop_report(folder, reporter)
             elif config.verify.larger_size is None or _trusted(result, config):
                 reporter.note(f"{folder} is finished; showing its result")
                 return result
             else:
                 reporter.note(f"{folder} is finished; adding the trust check")
+                _drop_report(folder, reporter)
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared, reuse, heritage = _begin(config, folder, reporter)
@@ -216,6 +217,15 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             result = write_outcome(laboratory, proposals, verdict, trust, check, reuse)
     tracker.tell("search finished", **_told_result(result))
     return result
+
+
+def _drop_report(folder: Path, reporter: Reporter) -> None:
+    """Take away the page of the result before: it would stand beside another result."""
+    pages = [folder / name for name in ("report.html", "report.json") if (folder / name).exists()]
+    for page in pages:
+        page.unlink()
+    if pages:
+        reporter.note(f"the report of the earlier result was taken away; {program()} report {folder} writes it anew")
 
 
 @contextlib.contextmanager

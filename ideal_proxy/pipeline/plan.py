@@ -39,7 +39,7 @@ CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs
 # full-size run. The sweep goes on by factors of two where the best lies at an edge.
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
 FILL = 0.8  # of the free memory is used
-SWEEP_MIXTURES = 3
+SWEEP_MIXTURES, MOST_EXTENSIONS = 3, 3  # of the sweep of rates, which goes on by a factor of 2 each
 TRUST_MIXTURES = 3
 
 
@@ -260,6 +260,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     least = sum(s["seconds"] * share.get(s["name"], 1.0) for s in described)
     return {
         **asdict(plan),
+        "further_runs": SWEEP_MIXTURES * MOST_EXTENSIONS if sweep else 0,
         "model": config.proxy.model,
         "lora_rank": config.proxy.lora_rank,
         "context": asdict(prepared.context) | {"cut": {f.name: f.truncated for f in prepared.facts if f.truncated}},

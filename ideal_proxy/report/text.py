@@ -292,9 +292,14 @@ def plan_tables(plan: dict[str, Any]) -> str:
     else:
         many = "s" * (plan["workers"] > 1)
         speed = f"{plan['workers']} worker{many} ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
+    further = (
+        f" (up to {more} more where the sweep's best rate lies on its edge)"
+        if (more := plan.get("further_runs"))
+        else ""
+    )
     lines = [
         paragraph(
-            f"{total['runs']} runs at most of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
+            f"{total['runs']} runs at most{further} of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
             f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
             f"{speed}."
         )

@@ -16,7 +16,7 @@ from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline import SearchRun
 from ideal_proxy.report.curves import Array, predict
 from ideal_proxy.response import Bound, compare
-from ideal_proxy.terminal import paragraph, table
+from ideal_proxy.terminal import interval_text, paragraph, signed, table
 
 BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
 FAR = 0.1  # half-widths of what was run
@@ -199,7 +199,7 @@ def what_if_tables(answer: WhatIf) -> str:
         (
             c.name if c.kind == "loss" else f"{c.name} ({c.kind})",
             f"{c.base:.3f}", f"{c.proposal:.3f}", f"{c.loss:.3f}", f"{c.lower:.3f}-{c.upper:.3f}",
-            f"{c.ratio.value - 1:+.1%}", f"[{c.ratio.lower - 1:+.1%}, {c.ratio.upper - 1:+.1%}]",
+            signed(c.ratio.value - 1, ".1%"), interval_text(asdict(c.ratio), "+.1%", less=1),
         )
         for c in answer.capabilities
     ]  # fmt: skip
@@ -215,8 +215,13 @@ def what_if_tables(answer: WhatIf) -> str:
         ),
         "",
         paragraph(
-            f"Objective: {gain.value:+.2%} [{gain.lower:+.2%}, {gain.upper:+.2%}] against base; "
-            f"proposal {proposal.value:+.2%}."
+            f"Objective: {signed(gain.value, '.2%')} {interval_text(asdict(gain))} against base; "
+            f"proposal {signed(proposal.value, '.2%')}."
+        ),
+        paragraph(
+            "All of this is the fit's own prediction for the search rows. What `show` promises of the proposal is "
+            "corrected for having been selected, and what it verifies is measured on other rows: small changes may "
+            "differ in sign."
         ),
         f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
         *([paragraph("A score's change is its difference from base over its scale, worse is positive.")]

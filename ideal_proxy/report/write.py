@@ -155,7 +155,9 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "warnings": result["warnings"],
         "repeat": {
             "seed": run.config.seed,
-            "command": run.provenance.get("command", ""),
+            "command": re.sub(
+                r" --dry-run\b", "", run.provenance.get("command", "")
+            ),  # whose plan the search then took
             "versions": run.provenance.get("versions", {}),
             "git": run.provenance.get("git"),
             "machine": run.provenance.get("machine", {}),

@@ -105,9 +105,12 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> N
     shown = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert "is finished; showing its result" in shown.stderr
     assert not list(folder.glob("result-*.json"))
+    (folder / "report.html").write_text("of the first result")
     more = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "is finished; going on with up to 2 rounds" in more.stderr
+    assert "the report of the earlier result was taken away" in more.stderr
+    assert not (folder / "report.html").exists(), "it would stand beside another result"
     after = json.loads((folder / "result.json").read_text())
     assert json.loads((folder / "result-1.json").read_text()) == before
     assert load_config(folder / "config.yaml").rounds == 2

@@ -303,6 +303,12 @@ def test_a_run_of_another_version_is_refused_in_a_sentence(tmp_path):
         load_run(tmp_path / "run")
 
 
+def test_the_page_names_the_search_and_not_the_dry_run_before_it(numbers, text):
+    assert numbers["repeat"]["command"] == "ideal-proxy search <x>"
+    assert "the check could not see" in text
+    assert "oise floor" not in text
+
+
 def test_the_command_says_what_it_wrote(run, written, monkeypatch, capsys):
     monkeypatch.setattr("ideal_proxy.report.write_report", lambda *_, progress: written)
     cli_report.report(run.folder)

@@ -81,6 +81,7 @@ def test_far_outside_of_what_was_run_nothing_is_sure(run):
     answers = [what_if(run, {"coding": rows, "_facts": 3}) for rows in (20_000, 400_000, 10**7)]
     assert inside.beyond == 0
     assert "outside of what was run" not in what_if_tables(inside)
+    assert "the fit's own prediction for the search rows" in " ".join(what_if_tables(inside).split())
     floors = run.model.floors()
     assert (floors > 0.2).all()
     assert (floors < 0.7).all()  # 0.5 in truth
