@@ -28,7 +28,7 @@ from ideal_proxy.terminal import count_text
 Array = NDArray[np.float64]
 
 LEAST_KEPT = 0.1  # of the rows that earlier runs drew: with fewer in the new domains they tell of other data
-RUNS_FOR = {"added": 2, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  # for each domain that they made
+RUNS_FOR = {"added": 3, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  # for each domain that they made
 GROWN = 0.2  # of its old rows: a domain that grew by less is taken to be what it was
 POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the others
 

@@ -161,7 +161,7 @@ def _learn(
     level[told] = np.log(alone.value_and_gradient(base)[0])
     if smaller.sum() < LEAST_OVERLAP:
         return prior, level, level
-    if larger is of and _foretold(alone, L.loc[larger, told]) < LEAST_FORETOLD:
+    if larger is of and own.sum() >= LEAST_RUNS and _foretold(alone, L.loc[larger, told]) < LEAST_FORETOLD:
         return replace(prior, weight=0.0, learned=True), level, level
     at = V.loc[smaller, names]
     if retired and (V.loc[smaller].iloc[:, len(names) :].to_numpy() > 0).any():

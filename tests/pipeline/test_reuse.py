@@ -78,17 +78,17 @@ def test_only_what_is_missing_is_trained(changed, home):
     roles = found.runs["role"].value_counts()
     old = pd.read_parquet(home / "old" / "runs.parquet")
     assert roles["reused"] == old["role"].isin(["design", "verify"]).sum()
-    # two of the new domain, two of the split, one of the filtered, and base
-    assert roles["design"] == 6
+    # three of the new domain, two of the split, one of the filtered, and base
+    assert roles["design"] == 7
     assert "sweep" not in roles
-    assert found.result["cost"]["runs"] == 1 + 6 + roles.get("verify", 0)
-    assert "6 new runs and the check, where a fresh search has 18" in log
+    assert found.result["cost"]["runs"] == 1 + 7 + roles.get("verify", 0)
+    assert "7 new runs and the check, where a fresh search has 18" in log
     assert "strings was split into text/1 and text/2: 300 rows stayed" in log
     assert "facts: filtered, 150 rows stayed, 150 went" in log
     assert "lists: added, 300 rows" in log
     assert f"reference rows of lists: {roles['reused']} of {roles['reused']} runs are judged on them by their" in log
     reuse = found.result["reuse"]
-    assert (reuse["new_runs"], reuse["fresh_runs"], reuse["retired"]) == (6, 18, ["facts"])
+    assert (reuse["new_runs"], reuse["fresh_runs"], reuse["retired"]) == (7, 18, ["facts"])
     assert len(reuse["trust"]) == 1
     assert reuse["trust"][0].startswith(f"{home / 'old'} ")
     assert len(found.held_out().query("kind == 'left out'")) <= 3 * (roles["reused"] + roles["design"])

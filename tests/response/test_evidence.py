@@ -61,7 +61,7 @@ def test_honest_earlier_runs_count_fully():
     assert trust.sentence("earlier", "today's runs", TARGETS).startswith(told)
 
 
-@pytest.mark.parametrize("count", [5, 16])
+@pytest.mark.parametrize("count", [6, 16])
 def test_shuffled_evidence_has_no_weight(count):
     own = runs(count, 1)
     fitted, trust = together(own, shuffled(*runs(24, 2)), "earlier", CHANGED_DATA)
@@ -80,6 +80,15 @@ def test_runs_of_another_surface_have_no_weight(count):
     fitted, trust = together(own, (v, losses), "earlier", CHANGED_DATA)
     assert trust.weight == 0
     assert error(fitted) == pytest.approx(error(alone(own)))
+
+
+def test_a_handful_of_runs_is_not_left_alone():
+    """Shuffled evidence beside three runs stays: the fit itself says that nothing of it is known."""
+    fitted, trust = together(runs(3, 1), shuffled(*runs(24, 2)), "earlier", CHANGED_DATA)
+    assert trust.weight > 0
+    assert fitted.known_.mean() < 0.8
+    v, _ = runs(20, 98)
+    assert np.ptp(np.log(fitted.predict(pd.DataFrame(v, columns=NAMES))), axis=0).max() < 0.5 * np.ptp(np.log(truth(v)))
 
 
 def test_a_smaller_size_shows_less_of_every_change_and_says_how_much():
