@@ -113,6 +113,10 @@ def find_format(value: dict[str, Any], where: str) -> str:
     if blank_chat is not None:
         raise BadRow(f"{where}: {blank_chat!r} is empty; it must be a list of messages", NO_KNOWN_COLUMNS)
     columns = ", ".join(map(str, value)) or "none"
+    if "input_ids" in value:
+        raise BadRow(
+            f"{where}: columns {columns} are tokens already, of one tokenizer; give the rows as text", NO_KNOWN_COLUMNS
+        )
     raise BadRow(
         f"{where}: columns {columns} are no known format; {KNOWN}, or columns: in the run file", NO_KNOWN_COLUMNS
     )

@@ -496,6 +496,14 @@ def test_weights_that_cannot_be_kept_are_counted(tmp_path, weight, told):
     assert ("weights between 0 and 1 or above (read as 1: full loss)" in used) == told
 
 
+def test_rows_that_are_tokens_already_are_told_as_that(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"input_ids": [1, 2], "labels": [-100, 2]}])
+    with pytest.raises(
+        UserError, match="columns input_ids, labels are tokens already, of one tokenizer; give the rows"
+    ):
+        look_through(tmp_path / "a.jsonl")
+
+
 def test_a_link_to_nowhere_is_listed(tmp_path):
     write_rows(tmp_path / "words.jsonl", chat())
     os.symlink("gone.jsonl", tmp_path / "dead.jsonl")
