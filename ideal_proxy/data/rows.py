@@ -434,7 +434,10 @@ class SourceReader:
                 if name in value and number_of(value[name]) == 1 and self._is_mark(name):
                     tally.used[f"a mark as good ({name}), of preference rows"] += 1
             for name in ROW_WEIGHTS:
-                if name in value and number_of(value[name]) not in (None, 1):
+                weight = number_of(value.get(name))
+                if weight is None and not blank(value.get(name)):
+                    tally.unused[name] += 1
+                elif weight not in (None, 1):
                     tally.used[f"{ROW_WEIGHT} ({name})"] += 1
         if row.settings:
             tally.used[f"settings of the chat template ({', '.join(sorted(row.settings))})"] += 1
@@ -451,7 +454,7 @@ class SourceReader:
         tally.used = Counter({name: count for name, count in tally.used.items() if count})
         if self.format == "auto":
             return
-        named = {name for name in (*KTO_LABELS, *ROW_WEIGHTS) if any(f" ({name})" in said for said in tally.used)}
+        named = {*ROW_WEIGHTS, *(name for name in KTO_LABELS if any(f" ({name})" in said for said in tally.used))}
         for (own, shape), count in shapes.items():
             used = used_keys(own)
             if own != self._alone:

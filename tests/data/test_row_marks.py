@@ -91,6 +91,12 @@ def test_other_weights_of_rows_are_named_and_a_loss_is_only_a_number(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_weight_of_one_is_used_and_a_word_is_not(tmp_path):
+    rows = [{"messages": talk(n), "weight": 1, "train": "set A" if n else None} for n in range(3)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    assert scan(tmp_path / "a.jsonl").tally.lines() == ["not used: train (2 rows)"]
+
+
 def test_enable_thinking_of_a_row_reaches_the_template_and_the_key(tmp_path):
     said = [True, False, "false", 1, None]
     rows = [{"messages": talk(0), "enable_thinking": cell} for cell in said]
