@@ -1,7 +1,7 @@
-"""The report as one HTML page: no network, no script, readable in print, in the dark and by a screen reader.
+"""The report as one HTML page: no network, readable in print, in the dark, by a screen reader and without script.
 
-The page is made of the numbers of `report.json` and of figures, nothing else. `templates/` lays them out; every text
-from outside is escaped.
+The page is made of the numbers of `report.json`, of figures and of what the explorer computes with. `templates/` lays
+them out; every text from outside is escaped, and the one script is named by its hash.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jinja2
 import markupsafe
 
 from ideal_proxy.mixture import IMPROVES, NO_BETTER, UNDECIDED
+from ideal_proxy.report.explorer import embed, script
 from ideal_proxy.report.plot_style import THEME
 from ideal_proxy.report.text import proxy_text, says
 from ideal_proxy.terminal import change_text, count_text, duration, interval_text, number_text, sentence
@@ -37,12 +38,13 @@ class Picture:
     svg: str
 
 
-def page(numbers: dict[str, Any], pictures: Sequence[Picture]) -> str:
-    """Compose the page of the numbers of `report.json` and its figures."""
+def page(numbers: dict[str, Any], pictures: Sequence[Picture], explorer: dict[str, Any] | None = None) -> str:
+    """Compose the page of the numbers of `report.json`, its figures, and what its explorer needs."""
     variables = {key: ";".join(f"--{n}:{c}" for n, c in theme.items()) for key, theme in THEMES.items()}
+    text, digest = script()
     return _templates().get_template("page.html.jinja").render(
-        numbers, pictures={picture.name: picture for picture in pictures},
-        mark=MARKS.get(numbers["verdict"]["answer"], ("·", "same")), **variables,
+        numbers, explorer=explorer, explorer_json=embed(explorer), script=text, script_hash=digest,
+        pictures={picture.name: picture for picture in pictures}, mark=MARKS.get(numbers["verdict"]["answer"], ("·", "same")), **variables,
     )  # fmt: skip
 
 

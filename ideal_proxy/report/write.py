@@ -21,6 +21,7 @@ from ideal_proxy.optimizer import ParetoFront, pareto
 from ideal_proxy.pipeline import SearchRun, few_references_text, load_run, make_constraints, make_problem
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
+from ideal_proxy.report.explorer import explorer
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
 from ideal_proxy.report.steps import steps_text
@@ -91,7 +92,7 @@ def write_report(
         if shown:
             pictures.append(Picture(name=name, title=title, svg=inline_svg(text, name, escape(title))))
     atomic_write_json(folder / "report.json", numbers)
-    atomic_write_text(folder / "report.html", page(numbers, pictures))
+    atomic_write_text(folder / "report.html", page(numbers, pictures, explorer(run)))
     return Report(page=folder / "report.html", numbers=folder / "report.json", figures=tuple(files))
 
 

@@ -1,6 +1,7 @@
 from .evidence import CHANGED_DATA as CHANGED_DATA
 from .evidence import fit_kinds as fit_kinds
 from .evidence import told_trusts as told_trusts
+from .forms import ON_LAW as ON_LAW
 from .gradient_rows import Responses as Responses
 from .inputs import SHARE_TOLERANCE as SHARE_TOLERANCE
 from .law import ALPHA as ALPHA
@@ -11,6 +12,8 @@ from .law import SPAN as SPAN
 from .law import Volumes as Volumes
 from .law import evaluate as evaluate
 from .model import ResponseModel as ResponseModel
+from .prediction import LEVEL as LEVEL
+from .prediction import NOISES as NOISES
 from .prediction import Bound as Bound
 from .prediction import Combination as Combination
 from .prediction import Prediction as Prediction

@@ -446,6 +446,21 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         values, by = self._at(np.asarray(v, dtype=float), self.theta_[None], drawn=False)
         return values[0], by[0]
 
+    def values_and_gradients(self, v_ND: Array) -> tuple[Array, Array]:
+        """Predict at many mixtures at once, (N, J), with the derivatives by volume, (N, J, D)."""
+        u, du_dv, _ = self.volumes_.effective(self._with_retired(v_ND))
+        e = evaluate(self.theta_, self.bounds_, self.volumes_, u, by_u=True)
+        assert e.by_u_JRD is not None
+        law = self.weights_ @ ON_LAW
+        y, by = law[:, None] * e.loss_JR, law[:, None, None] * e.by_u_JRD
+        for c, j, process in self._used():
+            value, by_x = process.many(u / self.volumes_.scale)
+            y[j] += self.weights_[j, c] * value
+            by[j] += self.weights_[j, c] * by_x / self.volumes_.scale
+        y = self.centre_[:, None] + self.known_[:, None] * (y - self.centre_[:, None])
+        by = (self.sign_ * self.scale_ * self.known_)[:, None, None] * by * du_dv
+        return self._original(y), by.transpose(1, 0, 2)[..., : v_ND.shape[1]]
+
     def draws_value_and_gradient(self, v: Array) -> tuple[Array, Array]:
         """Evaluate every posterior draw of the mean response at one mixture.
 

@@ -98,6 +98,21 @@ class Kernel:
             return one, f_RD * (inner / self.length)
         return one * one, (2.0 * one)[:, None] * f_RD * (inner / self.length)
 
+    def sums(self, a_ND: Array, f_RD: Array, beta_R: Array) -> tuple[Array, Array]:
+        """Σ_r β_r k(a, b_r) for many mixtures, (N,), from the features of the b_r, and its derivative by a, (N, D)."""
+        value, inner = transform(a_ND, self.feature, self.shift)
+        f_ND = (value - self.centre_D) / self.length
+        if self.shape == "matern":
+            r = np.sqrt(5.0) * _distance(f_ND, f_RD)
+            fallen = np.exp(-r) * beta_R
+            slope = (-5.0 / 3.0) * (1.0 + r) * fallen
+            total = ((1.0 + r + r * r / 3.0) * fallen).sum(axis=1)
+            return total, (slope.sum(axis=1)[:, None] * f_ND - slope @ f_RD) * (inner / self.length)
+        one = 1.0 + f_ND @ f_RD.T
+        if self.shape == "linear":
+            return one @ beta_R, beta_R @ f_RD * (inner / self.length)
+        return one * one @ beta_R, 2.0 * (one * beta_R) @ f_RD * (inner / self.length)
+
 
 def transform(x: Array, feature: Feature, shift: float) -> tuple[Array, Array]:
     """A feature of scaled volumes, with its derivative."""
@@ -172,6 +187,14 @@ class Process:
         if self.floor is None:
             return inside, by
         grown = np.exp(inside)
+        return self.floor + grown, grown[:, None] * by
+
+    def many(self, x_ND: Array) -> tuple[Array, Array]:
+        """Evaluate the mean at many mixtures, (N,), with its derivatives by x, (N, D)."""
+        inside, by = self.kernel.sums(x_ND, self.features_RD, self.beta_R)
+        if self.floor is None:
+            return self.centre + inside, by
+        grown = np.exp(self.centre + inside)
         return self.floor + grown, grown[:, None] * by
 
     def spread(self, x_ND: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -57,7 +59,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -88,12 +90,23 @@ def test_the_page_is_whole_and_small(text, written):
         "pareto",
         "cost",
     )
-    assert parsed.tags.count("svg") == len(pictures) + len(CAPABILITIES)
+    explorer = len(DOMAINS) + len(CAPABILITIES) + 1
+    assert parsed.tags.count("svg") == len(pictures) + len(CAPABILITIES) + explorer
 
 
-def test_the_page_fetches_and_runs_nothing(text):
+def test_the_page_fetches_nothing_and_runs_its_own_script_alone(text):
     parsed = Page(text)
-    assert not {"script", "img", "link", "iframe", "object", "form", "i", "b"} & set(parsed.tags)
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
+    assert [given for given, _ in scripts] == [" type='application/json' id='explorer-data'", ""]
+    assert parsed.tags.count("script") == 2
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy\' content="([^"]*)"', text)
+    assert len(policy) == 1
+    assert f"script-src 'sha256-{digest}';" in policy[0]
+    assert "unsafe-eval" not in policy[0]
+    assert not re.search(r"\b(eval|Function|fetch|XMLHttpRequest|innerHTML|import)\b", scripts[1][1])
+    assert not set("<>&") & set(scripts[0][1])
+    assert not {"img", "link", "iframe", "object", "form", "i", "b"} & set(parsed.tags)
     for name, value in parsed.attributes:
         assert not name.startswith("on")
         if name in ("href", "src", "xlink:href"):
