@@ -44,7 +44,8 @@ def page(numbers: dict[str, Any], pictures: Sequence[Picture], explorer: dict[st
     text, digest = script()
     return _templates().get_template("page.html.jinja").render(
         numbers, explorer=explorer, explorer_json=embed(explorer), script=text, script_hash=digest,
-        pictures={picture.name: picture for picture in pictures}, mark=MARKS.get(numbers["verdict"]["answer"], ("·", "same")), **variables,
+        pictures={picture.name: picture for picture in pictures},
+        mark=MARKS.get(numbers["verdict"]["answer"], ("·", "same")), **variables,
     )  # fmt: skip
 
 
