@@ -167,7 +167,9 @@ def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
                 if settings.get(key) is None and getattr(tokenizer, key, None) is not None:
                     settings[key] = getattr(tokenizer, key)
             path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        path = part / "tokenizer_config.json"  # transformers below 5 would make token types, which no causal model takes
+        path = (
+            part / "tokenizer_config.json"
+        )  # transformers below 5 would make token types, which no causal model takes
         settings = {"model_input_names": ["input_ids", "attention_mask"]} | json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
