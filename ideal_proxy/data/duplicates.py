@@ -42,6 +42,7 @@ class DuplicateReport:
         examples: for each leak (by prompt), one reference row's place and the domain row's place.
         near: for a reference set and a domain, reference rows that are like rows of the domain; as far as looked for.
         leaked: for a reference set, the numbers of its rows that stand in a domain, equal or nearly.
+        equal: of these, those that are equal to a row of a domain.
         references: rows of every reference set.
     """
 
@@ -52,6 +53,7 @@ class DuplicateReport:
     examples: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     near: dict[tuple[str, str], NearRows] = field(default_factory=dict)
     leaked: dict[str, set[int]] = field(default_factory=dict)
+    equal: dict[str, set[int]] = field(default_factory=dict)
     references: dict[str, int] = field(default_factory=dict)
     two_minds: int = 0
     told_apart: bool = True
@@ -135,6 +137,7 @@ class DuplicateFinder:
                 if exact:
                     report.leaks[reference, domain] = len(exact)
                     report.leaked.setdefault(reference, set()).update(exact)
+                    report.equal.setdefault(reference, set()).update(exact)
                 if asked:
                     report.prompt_leaks[reference, domain] = len(asked)
                     report.examples[reference, domain] = (asked[0][0], self._places[domain][asked[0][1]])

@@ -248,8 +248,7 @@ def health_tables(health: dict[str, Any], run_file: str = "mix.yaml") -> str:
     said = finding_lines(health["findings"], health["act"]) or [nothing]
     lines += [f"Found (tokens of {whose}):", *said, *map(paragraph, notes)]
     if health["leaked"]:
-        which = ", ".join(health["leaked"])
-        lines += [step("Mend: ", f"check {run_file} --fix", f"writes the reference rows of {which} without those")]
+        lines += [step("Mend: ", f"check {run_file} --fix", "writes the reference sets without them")]
     return "\n".join(lines)
 
 

@@ -27,34 +27,54 @@ class Finding(NamedTuple):
 
 
 def duplicate_findings(report: DuplicateReport) -> list[Finding]:
-    """Say what the duplicate search found, a sentence for each pair of places."""
+    """Say what the duplicate search found, a sentence for each capability and each pair of domains."""
     found = []
-    for (capability, domain), count in report.leaks.items():
-        found.append(Finding("", leak_text(count, report.references[capability], capability, domain), True))
-    for (capability, domain), near in report.near.items():
-        text = leak_text(near.rows, report.references[capability], capability, domain, "nearly ")
-        pair = f"most alike, {near.similarity:.0%}: {near.example[0]} and {near.example[1]}"
-        found.append(Finding("", f"{text} ({pair})", True))
+    for capability, of in report.references.items():
+        equal = report.equal.get(capability, set())
+        if equal:
+            domains = {domain: count for (name, domain), count in report.leaks.items() if name == capability}
+            found.append(Finding("", leak_text(len(equal), of, capability, domains), True))
+        near = {domain: rows for (name, domain), rows in report.near.items() if name == capability}
+        if near:
+            count = len(report.leaked[capability] - equal)
+            best = max(near.values(), key=lambda rows: rows.similarity)
+            text = leak_text(count, of, capability, {d: rows.rows for d, rows in near.items()}, "nearly ")
+            pair = f"most alike, {best.similarity:.0%}: {best.example[0]} and {best.example[1]}"
+            found.append(Finding("", f"{text} ({pair})", True))
     if report.two_minds:
-        found.append(Finding("", f"{count_text(report.two_minds, 'row')} without thoughts ask what rows with thoughts "
-            "ask too" + ("; enable_thinking tells them apart" if report.told_apart else
-            ", and nothing tells the model which to give: give them chat_template_kwargs: {enable_thinking: false}"),
-            not report.told_apart))  # fmt: skip
-    found += [
-        Finding("", f"{a} and {b} share {count_text(count, 'equal row')}") for (a, b), count in report.between.items()
-    ]
-    for name, count in report.within.items():
-        if count:
-            rows = "row repeats" if count == 1 else "rows repeat"
-            found.append(Finding("", f"{name}: {count:,} {rows} another row of it"))
+        apart = "; enable_thinking tells them apart" if report.told_apart else (
+            ", and nothing tells the model which to give: give them chat_template_kwargs: {enable_thinking: false}"
+        )  # fmt: skip
+        rows = count_text(report.two_minds, "row")
+        text = f"{rows} without thoughts ask what rows with thoughts ask too{apart}"
+        found.append(Finding("", text, not report.told_apart))
+    if len(report.between) > FOLDED:
+        pairs = ", ".join(f"{a} and {b} {count:,}" for (a, b), count in report.between.items())
+        found.append(Finding("", f"equal rows in two domains: {pairs}"))
+    else:
+        for (a, b), count in report.between.items():
+            found.append(Finding("", f"{a} and {b} share {count_text(count, 'equal row')}"))
+    within = {name: count for name, count in report.within.items() if count}
+    if len(within) > FOLDED:
+        found.append(Finding("", "rows that repeat another row of their domain: " + _listed(within)))
+    else:
+        for name, count in within.items():
+            found.append(
+                Finding("", f"{name}: {count:,} {'row repeats' if count == 1 else 'rows repeat'} another row of it")
+            )
     return found
 
 
-def leak_text(count: int, of: int, capability: str, domain: str, nearly: str = "") -> str:
-    """Say how many reference rows a domain trains on, and what that does."""
+def leak_text(count: int, of: int, capability: str, domains: Mapping[str, int], nearly: str = "") -> str:
+    """Say how many reference rows domains train on, and what that does."""
     stand = "stands" if count == 1 else "stand"
-    harm = "its loss is no fair judge" if count >= UNFAIR * of else "its loss flatters that domain a little"
-    return f"{count:,} of {count_text(of, 'reference row')} of {capability} {stand} {nearly}in domain {domain}: {harm}"
+    where = f"domain {next(iter(domains))}" if len(domains) == 1 else f"domains ({_listed(domains)})"
+    harm = "its loss is no fair judge" if count >= UNFAIR * of else "its loss is a little too good"
+    return f"{count:,} of {count_text(of, 'reference row')} of {capability} {stand} {nearly}in {where}: {harm}"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def few_references_text(rows: Mapping[str, int]) -> str:

@@ -23,6 +23,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
+from ideal_proxy.pipeline.findings import folded
 from ideal_proxy.pipeline.schema import FILE
 from ideal_proxy.pipeline.split import read_split_by, split_domains
 from ideal_proxy.store import atomic_write_text
@@ -58,7 +59,7 @@ def write_run_file(
     held_out = out.resolve().parent / f"{out.stem}_held_out"
     if hold_out:
         domains = [_held_out(d, held_out, hold_out, read) if d.reference is None else d for d in domains]
-    lines, capabilities, seen, notes = [], [], [], [f"  {text}" for text in passed]
+    lines, capabilities, seen, unread, notes = [], [], [], [], [f"  {text}" for text in passed]
     references = list(layout.references)
     if how is not None:
         references += [(d.name, d.reference) for d in domains if d.reference is not None]
@@ -82,8 +83,9 @@ def write_run_file(
                 f"  {domain.name} has no reference rows: the others judge it (or hold some out with --hold-out "
                 f"{ENOUGH_REFERENCE_ROWS})"
             )
-        for which, info in ((domain.name, train), (f"reference rows of {domain.name}", reference)):
-            notes += [f"  {which}: {line}" for line in (info.tally.lines() if info else [])]
+        for which, info in ((f"domain {domain.name}", train), (f"reference rows of {domain.name}", reference)):
+            unread += [f"{which}: {line}" for line in (info.tally.lines() if info else [])]
+    notes += [f"  {line.removeprefix('domain ')}" for line in folded(unread)]
     for name, place in references:
         if place not in read:
             continue

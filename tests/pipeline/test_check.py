@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ideal_proxy.config import load_config
+from ideal_proxy.config import load_config, parse_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline import check as check_module
 from ideal_proxy.pipeline.check import RowSample, check_sources, health_tables, survey
@@ -74,7 +74,7 @@ def test_leaks_and_near_duplicates_are_told_of_how_many(run_file: Path) -> None:
     text = " ".join(health_tables(health, "mix.yaml").split())
     assert "- 2 of 40 reference rows of a stand in domain b: its loss is no fair judge" in text
     assert "- 1 of 40 reference rows of a stands nearly in domain b" in text
-    assert "check mix.yaml --fix (writes the reference rows of a without those)" in text
+    assert "check mix.yaml --fix (writes the reference sets without them)" in text
 
 
 def test_the_mended_copy_leaves_out_those_rows_alone(run_file: Path) -> None:
@@ -114,13 +114,30 @@ def test_without_the_library_check_says_how_to_get_it(run_file: Path, monkeypatc
 @pytest.mark.parametrize(
     ("count", "of", "text"),
     [
-        (1, 400, "1 of 400 reference rows of c stands in domain d: its loss flatters that domain a little"),
+        (1, 400, "1 of 400 reference rows of c stands in domain d: its loss is a little too good"),
         (157, 400, "157 of 400 reference rows of c stand in domain d: its loss is no fair judge"),
         (1, 1, "1 of 1 reference row of c stands in domain d: its loss is no fair judge"),
     ],
 )
 def test_few_leaks_read_otherwise_than_many(count: int, of: int, text: str) -> None:
-    assert leak_text(count, of, "c", "d") == text
+    assert leak_text(count, of, "c", {"d": count}) == text
+
+
+def test_what_stands_in_several_domains_is_said_once(tmp_path: Path) -> None:
+    references = [row(f"reference {n}") for n in range(60)]
+    names = [f"d{n}" for n in range(5)]
+    for n, name in enumerate(names):
+        write(tmp_path / f"{name}.jsonl", [*(row(f"{name} {k}") for k in range(60)), *references[: n + 1], row("all")])
+    write(tmp_path / "r.jsonl", references)
+    config = parse_config({
+        "domains": [{"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in names],
+        "capabilities": [{"name": "r", "path": str(tmp_path / "r.jsonl")}], "proxy": {"vocabulary": 400},
+    })  # fmt: skip
+    found = check_sources(config)["findings"]
+    where = "domains (d0 1, d1 2, d2 3, d3 4, d4 5)"
+    assert found[0] == f"5 of 60 reference rows of r stand in {where}: its loss is no fair judge"
+    assert found[1].startswith("equal rows in two domains: d0 and d1 2, d0 and d2 2, ")
+    assert len(found) == 2
 
 
 def test_what_matters_comes_first_and_the_rest_is_folded() -> None:
