@@ -158,7 +158,8 @@ def test_a_score_that_never_changes_is_refused():
     result = SimpleNamespace(spec=SimpleNamespace(volumes=BASE, seed=0), scores={"search-0": 0.0})
     bench = SimpleNamespace(
         _results={"a": result, "b": result}, _roles={"a": "design", "b": "design"}, config=settings({}, None),
-        _values=lambda r: np.array([r.scores["search-0"], 1.0]), _search_losses=lambda r: np.ones(2),
+        prepared=SimpleNamespace(capabilities=(None, None)), _values=lambda r: np.array([r.scores["search-0"], 1.0]),
+        _search_losses=lambda r: np.ones(2),
     )  # fmt: skip
     with pytest.raises(UserError, match="metric of code gave 0 in all 2 runs"):
         Laboratory.evidence(bench)  # type: ignore[arg-type]

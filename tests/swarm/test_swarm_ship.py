@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import MARKER, is_complete
+from ideal_proxy.store import MARKER, is_complete, is_whole
 from ideal_proxy.swarm import ray_worker as ship
 from ideal_proxy.swarm.ray_pool import keep_only
 
@@ -74,7 +74,8 @@ def test_a_node_takes_a_folder_in_once_and_again_where_it_was_cut_off(tmp_path):
     with ThreadPoolExecutor(4) as threads:
         did = list(threads.map(lambda _: ship.unpack_once(files, tmp_path / "to", store.get), range(4)))
     assert sorted(did) == [False, False, False, True]
-    assert tree(tmp_path / "to") == {**tree(tmp_path / "from"), MARKER: b""}
+    assert {**tree(tmp_path / "to"), MARKER: b""} == {**tree(tmp_path / "from"), MARKER: b""}
+    assert is_whole(tmp_path / "to")
     assert store.given == 2 + 4  # before it was cut off, and then each piece once
 
 
