@@ -234,7 +234,7 @@ def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> I
     with lock(folder):
         config = inherited_config(config, folder)
         _claim(config, folder)
-        prepared, reuse, heritage = _begin(config, folder, reporter)
+        prepared, reuse, heritage = _begin(config, folder, reporter, search=False)
         plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
         atomic_write_json(folder / "rate.json", {"learning_rate": plan.rates[0], "chosen": "inherited"})
         with (
@@ -244,7 +244,9 @@ def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> I
             yield laboratory
 
 
-def _begin(config: SearchConfig, folder: Path, reporter: Reporter) -> tuple[Prepared, Reuse | None, Heritage | None]:
+def _begin(
+    config: SearchConfig, folder: Path, reporter: Reporter, *, search: bool = True
+) -> tuple[Prepared, Reuse | None, Heritage | None]:
     """Prepare the data, and say what carries over from the searches that are reused."""
     config = with_frozen_rows(config, folder, reporter.note)
     found = open_heritage(config, folder)
@@ -256,7 +258,7 @@ def _begin(config: SearchConfig, folder: Path, reporter: Reporter) -> tuple[Prep
     prepared = prepare(config, folder / "prepared", reporter, heritage)
     check_constraints(config, prepared)
     reuse = make_reuse(config, prepared, inherited, packages, folder)
-    for line in reuse.lines(prepared.capability_names):
+    for line in reuse.lines(prepared.capability_names, search=search):
         reporter.note(line)
     return prepared, reuse, heritage
 

@@ -149,8 +149,8 @@ class Reuse:
             "tokens_reused": int(self.runs.tokens.sum()), "seconds_reused": float(self.runs.seconds.sum()),
         }  # fmt: skip
 
-    def lines(self, names: Sequence[str]) -> Iterator[str]:
-        """Say what carries over, what is missing, and what that costs, a line each; J names of capabilities."""
+    def lines(self, names: Sequence[str], *, search: bool = True) -> Iterator[str]:
+        """Say what carries over, what is missing, and what a search costs, a line each; J names of capabilities."""
         for package, kept in zip(self.packages, self.kept, strict=True):
             counted = count_text(len(package.runs), "run")
             yield f"reuse {package.name}: {counted}, {kept:.0%} of the rows they drew are in today's domains"
@@ -173,6 +173,8 @@ class Reuse:
             f"context {self.inherited.context}, seed {self.inherited.seed}, the split of the reference rows"
         )
         yield from self.notes
+        if not search:
+            return
         if not self.needed:
             yield f"no new run is needed but for the check; a fresh search has {self.fresh} in its first round"
         else:
