@@ -175,12 +175,22 @@ def prepare_context(
             raise UserError(
                 f"{context.folder} was prepared from other data or settings; choose another --out or remove it"
             )
-        return context
     for part, sets in (("domains", domains), ("references", references), ("reserved", reserved)):
         for index, rows in enumerate(sets):
-            rows.save(context.folder / part / f"{index:04d}")
+            place = context.folder / part / f"{index:04d}"
+            if not (target.is_file() and _is_sound(place)):
+                rows.save(place)
     atomic_write_json(target, settings)
     return context
+
+
+def _is_sound(place: Path) -> bool:
+    """Tell whether token rows are as they were written."""
+    try:
+        TokenRows.load(place)
+    except UserError:
+        return False
+    return True
 
 
 def load_context(folder: str | Path) -> SwarmContext:

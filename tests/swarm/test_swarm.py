@@ -59,6 +59,17 @@ def test_the_products_of_a_run_are_counted_row_by_row(alone: Path) -> None:
     assert warm["supervised_tokens"] == warm["tokens"] - warm["rows"]  # it learns all but a row's first token
 
 
+def test_damaged_token_rows_are_written_anew(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    files = [*sorted((tmp_path / "domains").rglob("*.npy")), tmp_path / "references" / "0000" / "meta.json"]
+    sound = [path.read_bytes() for path in files]
+    for path, content in zip(files, sound, strict=True):
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        make_context(tmp_path)
+        assert path.read_bytes() == content
+    assert len(context.domain_rows()) == len(context.domains)
+
+
 def test_the_numbers_mean_something(alone: Path) -> None:
     warm, nothing = load_result(alone, "warm"), load_result(alone, "nothing")
     assert np.array_equal(warm.losses["twos"].loss_sum, nothing.losses["twos"].loss_sum)
