@@ -35,9 +35,10 @@ START = (
     "Start with a folder of rows: ideal-proxy init data/ (it says what comes next). Without data: ideal-proxy search "
     "runs an embedded demo in about a minute."
 )
+WATCH_SECONDS = 2.0
 ORDER = (  # of the list of commands: as a user needs them
-    "init", "check", "preview", "search", "status", "show", "report", "what-if", "apply", "export", "transfer",
-    "scale-up", "influence", "fit", "predict", "optimize",
+    "init", "check", "preview", "search", "status", "show", "report", "compare", "what-if", "apply", "export",
+    "transfer", "scale-up", "influence", "fit", "predict", "optimize",
 )  # fmt: skip
 
 
@@ -190,14 +191,26 @@ def show(run: RunFolder, as_json: Json = False) -> None:
 
 
 @app.command(epilog="Example: ideal-proxy status runs/mix")
-def status(run: RunFolder, as_json: Json = False) -> None:
+def status(
+    run: RunFolder,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every two seconds until it ends.")] = False,
+) -> None:
     """Show what a search is at: running, done, failed, time left."""
+    import time
+
     from ideal_proxy.pipeline import read_status, status_text
     from ideal_proxy.store import run_folder
 
     run = run_folder(run)
-    found = read_status(run)
-    print(json.dumps(found, indent=1) if as_json else status_text(found, run))
+    while True:
+        found = read_status(run)
+        text = json.dumps(found, indent=None if watch else 1) if as_json else status_text(found, run)
+        over = watch and not as_json and sys.stdout.isatty()
+        print(f"\x1b[H\x1b[2J{text}" if over else text, flush=True)
+        if not watch or found["state"] != "running":
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 @app.command(epilog="Example: ideal-proxy apply runs/mix/mixture.json --out data/mixed")

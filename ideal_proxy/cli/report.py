@@ -15,31 +15,44 @@ def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command(epilog="Example: ideal-proxy report runs/mix")(report)
     app.command(epilog="Example: ideal-proxy price runs/mix --add data/legal.jsonl --rows 1000")(price)
+    app.command(epilog="Example: ideal-proxy compare runs/mix runs/mix2")(compare)
     app.command(epilog="Example: ideal-proxy what-if runs/mix --set coding=6000 --set trust=-20%")(what_if)
 
 
 def report(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default the run directory.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Only report.md: a mixture card for a pull request or a paper.")
+    ] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Every figure as PDF too, at paper size.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
 ) -> None:
     """Write one page, figures and all numbers of a search."""
     # That is report.html (self-contained, no network), figures/ (SVG and PNG) and report.json.
-    from ideal_proxy.report import write_report
-    from ideal_proxy.store import run_folder
+    from ideal_proxy.pipeline import load_run
+    from ideal_proxy.report import mixture_card, write_report
+    from ideal_proxy.store import atomic_write_text, run_folder
     from ideal_proxy.terminal import Reporter
 
+    if markdown:
+        path = (out or run_folder(run)) / "report.md"
+        text = mixture_card(load_run(run))
+        atomic_write_text(path, text)
+        print(json.dumps({"markdown": str(path), "text": text}) if as_json else f"card     {path}")
+        return
     reporter = Reporter(quiet=quiet or as_json)
     reporter.note("report: numbers, figures and the page of a search take half a minute or so")
     with reporter.work("report", 1.0) as progress:
-        written = write_report(run_folder(run), out, progress=progress)
+        written = write_report(run_folder(run), out, progress=progress, pdf=pdf)
     if as_json:
         print(written.numbers.read_text(encoding="utf-8"), end="")
         return
     print(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
     print(f"numbers  {written.numbers}")
-    print(f"figures  {len(written.figures)} SVG and PNG files in {written.figures[0].parent}")
+    kinds = "SVG, PNG and PDF" if pdf else "SVG and PNG"
+    print(f"figures  {len(written.figures)} {kinds} files in {written.figures[0].parent}")
 
 
 def price(
@@ -70,6 +83,19 @@ def price(
         print(paragraph(f"{one.sentence()}."))
     if as_json:
         print(json.dumps([one.to_dict() for one in found], indent=1))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Lay the results of two searches side by side."""
+    from ideal_proxy.pipeline import load_run
+    from ideal_proxy.report import comparison_tables, comparison_values
+
+    runs = load_run(first), load_run(second)
+    print(json.dumps(comparison_values(*runs), indent=1) if as_json else comparison_tables(*runs))
 
 
 def what_if(

@@ -1,4 +1,7 @@
 from . import plots as plots
+from .card import comparison_tables as comparison_tables
+from .card import comparison_values as comparison_values
+from .card import mixture_card as mixture_card
 from .curves import response_matrix as response_matrix
 from .text import applied_table as applied_table
 from .text import applied_values as applied_values

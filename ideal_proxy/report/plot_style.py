@@ -203,6 +203,14 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def pdf_bytes(figure: Figure) -> bytes:
+    """Render a figure as PDF with text that stays text."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
 def inline_svg(text: str, name: str, title: str) -> str:
     """Turn an SVG document into an element of a page that scales, follows the theme, and is read aloud by its title."""
     # Every id begins with the name, which must be unique on the page; the title is escaped already.

@@ -23,7 +23,7 @@ from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.explorer import explorer
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
-from ideal_proxy.report.plot_style import inline_svg, png_bytes, settle, svg_text
+from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, settle, svg_text
 from ideal_proxy.report.steps import steps_text
 from ideal_proxy.report.text import SAYS, reuse_text, trust_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
@@ -52,7 +52,7 @@ class Report:
     Attributes:
         page: the self-contained HTML page.
         numbers: the JSON file with every number shown.
-        figures: SVG and PNG files.
+        figures: SVG and PNG files, PDF where asked for.
     """
 
     page: Path
@@ -61,7 +61,7 @@ class Report:
 
 
 def write_report(
-    run: SearchRun | str | Path, out: str | Path | None = None, *, progress: Update | None = None
+    run: SearchRun | str | Path, out: str | Path | None = None, *, progress: Update | None = None, pdf: bool = False
 ) -> Report:
     """Write `report.html`, `report.json` and `figures/` for a finished search.
 
@@ -69,6 +69,7 @@ def write_report(
         run: the search, or its run directory.
         out: folder to write to; default the run directory.
         progress: told the share that is done and what comes next.
+        pdf: write every figure as PDF too.
 
     Returns:
         Report: the files.
@@ -86,7 +87,7 @@ def write_report(
         tell(0.3 + 0.7 * count / (count + 4), f"figure {name}")
         settle(figure)
         text = svg_text(figure)
-        for suffix, content in (("svg", text.encode()), ("png", png_bytes(figure))):
+        for suffix, content in _rendered(figure, text, pdf=pdf).items():
             files.append(folder / "figures" / f"{name}.{suffix}")
             atomic_write_bytes(files[-1], content)
         if shown:
@@ -94,6 +95,11 @@ def write_report(
     atomic_write_json(folder / "report.json", numbers)
     atomic_write_text(folder / "report.html", page(numbers, pictures, explorer(run)))
     return Report(page=folder / "report.html", numbers=folder / "report.json", figures=tuple(files))
+
+
+def _rendered(figure: Figure, svg: str, *, pdf: bool) -> dict[str, bytes]:
+    files = {"svg": svg.encode(), "png": png_bytes(figure)}
+    return files | ({"pdf": pdf_bytes(figure)} if pdf else {})
 
 
 def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:

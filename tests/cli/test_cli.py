@@ -13,7 +13,7 @@ import pytest
 from builders import PROGRAM, ROOT, environment, run, write_rows
 
 COMMANDS = (
-    "init", "check", "search", "show", "status", "report", "price", "what-if", "apply", "transfer", "export",
+    "init", "check", "search", "show", "status", "report", "compare", "price", "what-if", "apply", "transfer", "export",
     "scale-up", "fit", "predict", "optimize", "influence",
 )  # fmt: skip
 ROW = '{"instruction": "say", "input": "", "output": "it"}\n'

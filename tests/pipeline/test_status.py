@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -215,3 +217,16 @@ def test_looking_never_gets_in_the_way(tmp_path):
     finally:
         watcher.kill()
         watcher.wait()
+
+
+def test_watch_looks_again_until_the_search_ends(monkeypatch, capsys):
+    app = importlib.import_module("ideal_proxy.cli.app")
+    finished = read_status(finished_folder())
+    states = iter([finished | {"state": "running"}, finished | {"state": "running"}, finished])
+    waits: list[float] = []
+    monkeypatch.setattr("ideal_proxy.pipeline.read_status", lambda run: next(states), raising=False)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    app.status(finished_folder(), as_json=True, watch=True)
+    lines = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["running", "running", "finished"]
+    assert waits == [app.WATCH_SECONDS] * 2
