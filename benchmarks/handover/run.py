@@ -3,8 +3,8 @@
     python benchmarks/handover/run.py trl --python VENV/bin/python --record
 
 Each trainer has an environment of its own; `ideal_proxy` is not in it. The export is made here, a loader in `loaders/`
-runs there, and the rows, repeats and tokens with loss it saw are compared with the draw. Records `results.json` and
-`results.md`.
+runs there, and the rows, repeats and tokens with loss it saw are compared with the draw. Records `run.json` and
+`run.md`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "llamafactory": ("llamafactory", {}), "llamafactory-text": ("llamafactory", {"text": True}),
     "ms-swift": ("ms-swift", {}),
     "axolotl": ("axolotl", {}), "axolotl-text": ("axolotl", {"text": True}),
-    "megatron-bridge": ("megatron-bridge", {}), "automodel": ("automodel", {}), "verl": ("verl", {}),
-    "skyrl": ("skyrl", {}), "skyrl-text": ("skyrl", {"text": True}),
+    "automodel": ("automodel", {}), "verl": ("verl", {}),
+    "skyrl": ("skyrl", {}),
     "streaming": ("streaming", {}), "hf": ("hf", {}), "interleave": ("interleave", {}),
 }  # fmt: skip
 
@@ -53,7 +53,12 @@ tag. *Rows off* counts tagged rows that came more or less often than drawn. *Tol
 what the proxies train on.
 """
 FOOT = """
-Not run: **open-instruct** is in no package index. **torchtitan** 0.3.0 has no export: its `ChatDataset` takes one
+ms-swift, verl and AutoModel put loss on the line break after an answer's end mark too, one token for each answer
+whose end is kept; verl, AutoModel and the `-text` runs cut rows that are too long in their own way. Streaming and
+`interleave` give turns. SkyRL was put into verl's environment, and what it imports of SkyRL-Gym was stood in for.
+
+Not run: **open-instruct** is in no package index. **Megatron-Bridge** 0.6.2 asks for libraries of CUDA: the names in
+`mixture_blend.py` were compared with its classes. **torchtitan** 0.3.0 has no export: its `ChatDataset` takes one
 question and one answer, and drops what is too long.
 """
 
@@ -83,7 +88,9 @@ def compare(run: str, python: str, folder: Path) -> dict[str, Any]:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
     env = {key: value for key, value in env.items() if key != "PYTHONPATH"}
     command = [python, str(loader), str(folder / "out"), str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, cwd=folder)
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, text=True, env=env, check=False, cwd=folder
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(f"{run}: the loader ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
@@ -107,7 +114,7 @@ def main() -> None:
     parser.add_argument("run", choices=list(RUNS))
     parser.add_argument("--python", default=sys.executable, help="the trainer's environment")
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
-    parser.add_argument("--record", action="store_true", help="write the result to results.json and results.md")
+    parser.add_argument("--record", action="store_true", help="write the result to run.json and run.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         result = compare(args.run, args.python, args.keep or Path(scratch))
@@ -118,7 +125,7 @@ def main() -> None:
 
 def record(result: dict[str, Any]) -> None:
     """Keep a result beside the others, and lay all of them out."""
-    path = HERE / "results.json"
+    path = HERE / "run.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept[result["run"]] = result
     kept = {run: kept[run] for run in RUNS if run in kept}
@@ -135,7 +142,7 @@ def record(result: dict[str, Any]) -> None:
             f"| {run} | {versions} | {found['rows_drawn']} / {found['rows_wanted']} | {found['tagged_rows_off']} | "
             f"{' / '.join(sums)} |"
         )
-    (HERE / "results.md").write_text("\n".join([HEAD, *lines, FOOT]), encoding="utf-8")
+    (HERE / "run.md").write_text("\n".join([HEAD, *lines, FOOT]), encoding="utf-8")
 
 
 if __name__ == "__main__":

