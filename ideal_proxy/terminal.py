@@ -73,7 +73,7 @@ def signed(value: float, form: str) -> str:
 
 def change_text(change: float | None) -> str:
     """Write how much a volume changed: '+12%', or 'new' where there was none before."""
-    return "new" if change is None else f"{change:+.0%}"
+    return "new" if change is None else signed(change, ".0%")
 
 
 def count_text(number: int, what: str) -> str:

@@ -2,6 +2,7 @@ from .check import health_tables as health_tables
 from .check import preview_sources as preview_sources
 from .check import survey as survey
 from .findings import few_references_text as few_references_text
+from .findings import folded as folded
 from .finished import SearchRun as SearchRun
 from .finished import load_run as load_run
 from .finished import search as search

@@ -12,6 +12,7 @@ from ideal_proxy.terminal import Reporter, count_text, paragraph
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 
 UNFAIR = 0.05  # of a capability's reference rows; with more of them among the training rows its loss is no judge
+MOST_WORDS = 3  # of what a source is, before its name: "reference rows of"
 FOLDED = 3  # sources of which the same is said in a line each; more share one
 
 
@@ -105,15 +106,25 @@ def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
 
 
 def folded(findings: Sequence[str]) -> list[str]:
-    """Let findings that say the same of many sources, but for numbers, share a line."""
-    alike: dict[str, list[str]] = {}
+    """Let findings share a line: those that say the same, and those that say it of many sources but for numbers."""
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for finding in findings:
-        source, _, text = finding.partition(": ")
-        alike.setdefault(source.split(" ")[0] + re.sub(r"[\d.,]+", "#", text), []).append(finding)
+        source, mark, text = finding.partition(": ")
+        kind, _, name = source.rpartition(" ")
+        if not mark or len(kind.split()) > MOST_WORDS:  # a sentence with a colon in it
+            kind, name, text = "", "", finding
+        alike.setdefault((kind, re.sub(r"[\d.,]+", "#", text)), []).append((name, text))
     lines = []
-    for same in alike.values():
-        more = ", ".join(finding.partition(": ")[0].split(" ")[-1] for finding in same[1:])
-        lines += same if len(same) <= FOLDED else [f"{same[0]} (and so, with other numbers: {more})"]
+    for (kind, _), same in alike.items():
+        names, texts = [name for name, _ in same], [text for _, text in same]
+        if len(set(texts)) == 1:
+            lines.append(f"{kind} {', '.join(names)}: {texts[0]}".strip(" ") if names[0] else texts[0])
+        elif len(same) <= FOLDED or not names[0]:
+            lines += [f"{kind} {name}: {text}".strip(" ") if name else text for name, text in same]
+        else:
+            lines.append(
+                f"{kind} {names[0]}: {texts[0]} (and so, with other numbers: {', '.join(names[1:])})".strip(" ")
+            )
     return lines
 
 

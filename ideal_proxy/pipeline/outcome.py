@@ -167,7 +167,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             ),
             *_cautions(steps, proposal),
             *proposal.notes,
-            *prepared.health["duplicates"],
+            *prepared.health.get("leaks", prepared.health["duplicates"]),  # earlier versions kept them in one list
             *prepared.health.get("few", []),
             *laboratory.failures(),
             *_changed_scripts(laboratory),

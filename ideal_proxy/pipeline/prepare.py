@@ -262,7 +262,12 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         folder=folder,
         facts=tuple(domain_facts),
         capabilities=tuple(capability_facts),
-        health={"duplicates": list(map(str, duplicates)), "few": [few] if few else [], "stamps": stamps},
+        health={
+            "duplicates": list(map(str, duplicates)),
+            "leaks": [str(found) for found in duplicates if found.act],
+            "few": [few] if few else [],
+            "stamps": stamps,
+        },
         vocabulary=len(tokenizer),
         template=template.to_dict(),
         context=encoded.context,

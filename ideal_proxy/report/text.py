@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.mixture import IMPROVES, Applied, MixtureFile, kept_base
+from ideal_proxy.pipeline import folded
 from ideal_proxy.report.steps import shares_table, steps_text
 from ideal_proxy.terminal import (
     change_text,
@@ -15,6 +16,7 @@ from ideal_proxy.terminal import (
     money,
     paragraph,
     sentence,
+    signed,
     step,
     table,
 )
@@ -40,8 +42,8 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         (
             entry["name"],
             f"{entry['base_loss']:.3f}",
-            f"{entry['predicted']['value'] - 1:+.1%}",
-            f"{entry['verified']['value'] - 1:+.1%}",
+            signed(entry["predicted"]["value"] - 1, ".1%"),
+            signed(entry["verified"]["value"] - 1, ".1%"),
             interval_text(entry["verified"], "+.1%", less=1),
             says(entry),
         )
@@ -72,7 +74,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *_scores(result),
         *_free(result),
         paragraph(
-            f"Predicted gain {predicted['value']:+.2%} {interval_text(predicted)} "
+            f"Predicted gain {signed(predicted['value'], '.2%')} {interval_text(predicted)} "
             "(corrected for having been selected). Noise of one run: "
             f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
@@ -80,7 +82,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
         ),
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
-        *(paragraph(f"Warning: {warning}.") for warning in result["warnings"]),
+        *(paragraph(f"Warning: {warning}.") for warning in folded(result["warnings"])),
         paragraph(
             f"{result['cost']['runs']} runs of {proxy_text(result['proxy'])}, {_passes(result['cost'])}"
             f"{count_text(result['cost']['rounds'], 'round')}, "
@@ -143,7 +145,11 @@ def two_answers(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         (f"rows of {e['name']}", f"{e['proposal_rows']:,}", f"{free['rows'][e['name']]:,}") for e in result["domains"]
     ]
     prices = [
-        (f"change of {e['name']}", f"{_judged(e):+.1%}", f"{free['capabilities'][e['name']]['value'] - 1:+.1%}")
+        (
+            f"change of {e['name']}",
+            signed(_judged(e), ".1%"),
+            signed(free["capabilities"][e["name"]]["value"] - 1, ".1%"),
+        )
         for e in result["capabilities"]
     ]
     return [("gain", *gains), *rows, *prices]  # type: ignore[list-item]

@@ -12,7 +12,7 @@ from ideal_proxy.config import load_config, parse_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline import check as check_module
 from ideal_proxy.pipeline.check import RowSample, check_sources, health_tables, survey
-from ideal_proxy.pipeline.findings import Finding, finding_lines, leak_text, tell
+from ideal_proxy.pipeline.findings import Finding, finding_lines, folded, leak_text, tell
 from ideal_proxy.pipeline.mend import mend
 from ideal_proxy.pipeline.prepare import prepare
 from ideal_proxy.terminal import Reporter
@@ -151,6 +151,20 @@ def test_what_matters_comes_first_and_the_rest_is_folded() -> None:
         "- domain d0: 2 rows hold thoughts (reasoning) (and so, with other numbers: d1, d2, d3, d4, d5, d6, d7, d8)"
     )
     assert lines[3:] == ["- a and b share 3 equal rows"]
+
+
+def test_what_is_said_of_several_in_the_same_words_is_said_once() -> None:
+    told = [f"{name}: the fit predicts no better than the mean" for name in ("x", "y", "z/hard")]
+    told += ["the proposal takes 12% more optimiser steps than base; budget: {steps: keep} compares"]
+    told += [f"reference rows of {name}: not used: id (60 rows)" for name in ("a", "b")]
+    told += ["reference rows of c: not used: id (61 rows)", "not enough runs"]
+    assert folded(told) == [
+        "x, y, z/hard: the fit predicts no better than the mean",
+        "the proposal takes 12% more optimiser steps than base; budget: {steps: keep} compares",
+        *told[4:7],
+        "not enough runs",
+    ]
+    assert folded(told[4:6]) == ["reference rows of a, b: not used: id (60 rows)"]
 
 
 def test_a_large_domain_is_counted_by_some_of_its_rows(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
