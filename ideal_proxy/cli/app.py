@@ -156,7 +156,7 @@ def search(
     from ideal_proxy.config import load_config
     from ideal_proxy.data import demo_config
     from ideal_proxy.pipeline import override, plan_search, run_search
-    from ideal_proxy.report import plan_tables, result_tables
+    from ideal_proxy.report import plan_tables, result_screen
     from ideal_proxy.terminal import Reporter
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop so: checkpoints, as after Ctrl-C
@@ -175,19 +175,24 @@ def search(
         print(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
         return
     result = run_search(settings, folder, reporter, track=track or ())
-    print(json.dumps(result, indent=1) if as_json else result_tables(result, folder))
+    print(json.dumps(result, indent=1) if as_json else result_screen(result, folder))
 
 
 @app.command(epilog="Example: ideal-proxy show runs/mix")
-def show(run: RunFolder, as_json: Json = False) -> None:
+def show(
+    run: RunFolder,
+    full: Annotated[bool, typer.Option("--full", help="Every number, not one screen.")] = False,
+    as_json: Json = False,
+) -> None:
     """Print the result of a search again."""
     from ideal_proxy.pipeline import load_result
-    from ideal_proxy.report import result_tables
+    from ideal_proxy.report import result_screen, result_tables
     from ideal_proxy.store import run_folder
 
     run = run_folder(run)
     result = load_result(run)
-    print(json.dumps(result, indent=1) if as_json else result_tables(result, run))
+    lay_out = result_tables if full else result_screen
+    print(json.dumps(result, indent=1) if as_json else lay_out(result, run))
 
 
 @app.command(epilog="Example: ideal-proxy status runs/mix")

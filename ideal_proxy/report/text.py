@@ -21,6 +21,56 @@ from ideal_proxy.terminal import (
     table,
 )
 
+MOST_LINES = 10  # of a table on the first screen
+MOST_WARNINGS = 2
+
+
+def result_screen(result: dict[str, Any], folder: Path) -> str:
+    """Lay out on one screen of 80 columns what a search found: verdict, volumes, who gains, who pays, what next."""
+    kept = result["verdict"]["answer"] != IMPROVES
+    domains = sorted(result["domains"], key=lambda entry: -abs(entry["share"] - entry["base_share"]))[:MOST_LINES]
+    judged = sorted(result["capabilities"], key=lambda entry: -abs(entry["verified"]["value"] - 1))[:MOST_LINES]
+    left = len(result["domains"]) + len(result["capabilities"]) - len(domains) - len(judged)
+    warnings = result["warnings"]
+    more = [
+        *([f"{count_text(left, 'line')} more"] if left else []),
+        *([f"{count_text(len(warnings) - MOST_WARNINGS, 'warning')} more"] if len(warnings) > MOST_WARNINGS else []),
+        "all numbers",
+    ]
+    lines = [
+        paragraph(f"Verdict: {result['verdict']['sentence']}."),
+        "",
+        table(
+            "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on",
+            ("domain", "base", "proposal", "change", "share", "as good"),
+            [
+                (entry["name"], f"{entry['base_rows']:,}", f"{entry['proposal_rows']:,}", change_text(entry["change"]),
+                 f"{entry['share']:.1%}", _moves(entry))
+                for entry in result["domains"] if entry in domains
+            ],
+        ),
+        "",
+        table(
+            "Loss against base, on fresh runs and unseen rows",
+            ("capability", "change", "interval", "says"),
+            [
+                (entry["name"], f"{entry['verified']['value'] - 1:+.1%}",
+                 interval_text(entry["verified"], "+.1%", less=1), says(entry))
+                for entry in result["capabilities"] if entry in judged
+            ],
+        ),
+        *(paragraph(text) for text in (_who_gains(result), sentence(who_pays(result))) if text),
+        *(["The answer without protection is another: show --full has both."] if result.get("free") else []),
+        *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
+        *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
+        *(paragraph(f"Warning: {warning}.") for warning in warnings[:MOST_WARNINGS]),
+        "",
+        step("next: ", f"report {folder}", "one page to look at, with sliders"),
+        *([] if kept else [step("      ", f"apply {folder / 'mixture.json'} --out DIR", "the rows to train on")]),
+        step("      ", f"show --full {folder}", ", ".join(more)),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
     """Lay out the outcome of a search."""

@@ -63,7 +63,7 @@ def test_the_terminal_says_what_they_earned(finished):
     if result["gradients"]["used"]:
         assert held_out[result["gradients"]["trust"]] < 1
     assert f"Gradients (implicit) {'entered' if result['gradients']['used'] else 'were left out of'} the fit" in (
-        " ".join(answer.stdout.split())
+        " ".join(start("show", "--full", "run", cwd=folder).stdout.split())
     )
     assert all(len(line) <= 80 or line.startswith("Mixture file: /") for line in answer.stdout.splitlines())
 

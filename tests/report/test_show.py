@@ -9,7 +9,7 @@ import pytest
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_result
-from ideal_proxy.report.text import result_tables, who_pays
+from ideal_proxy.report.text import result_screen, result_tables, who_pays
 
 RUN = Path("runs/mix")
 
@@ -87,3 +87,37 @@ def test_the_free_answer_stands_beside_the_protected_one_and_each_capability_say
     says = [line.split()[-1] for line in text.splitlines() if line.startswith(("coding ", "<script>")) and "[" in line]
     assert says == ["open", "better"]
     assert "free answer" not in result_tables(result | {"free": None}, RUN)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_one_screen_holds_verdict_volumes_gains_prices_and_what_next(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = changed(coding=(0.9, 0.8, 0.95), tools=(1.1, 1.05, 1.15))
+    result["warnings"] = ["first", "second", "third"]
+    text = result_screen(result, RUN)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) <= (30 if columns == 60 else 26)
+    assert "\x1b" not in text
+    flat = " ".join(text.split())
+    assert result["verdict"]["sentence"] in flat
+    for entry in result["domains"]:
+        assert f"{entry['proposal_rows']:,}" in flat
+    assert "The price: tools (+10.0% loss" in flat
+    assert flat.index("Warning: first.") < flat.index("Warning: second.")
+    assert "third" not in flat
+    assert "1 warning more" in flat
+    assert "ideal-proxy apply runs/mix/mixture.json" in flat
+    result["verdict"]["answer"] = "no better than base"
+    assert "ideal-proxy apply" not in result_screen(result, RUN)
+
+
+def test_one_screen_names_the_domains_that_move_most_and_counts_the_rest():
+    result = finished_run.result(free=None)
+    one = result["domains"][0]
+    result["domains"] = [one | {"name": f"d{k}", "share": 0.3 + 0.01 * k, "base_share": 0.3} for k in range(14)]
+    text = result_screen(result, RUN)
+    shown = [line.split()[0] for line in text.splitlines() if line[:1] == "d" and line[1:2].isdigit()]
+    assert shown == [f"d{k}" for k in range(4, 14)]
+    assert "4 lines more" in " ".join(text.split())
