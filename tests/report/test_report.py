@@ -323,7 +323,7 @@ def test_the_page_names_the_search_and_not_the_dry_run_before_it(numbers, text):
 
 
 def test_the_command_says_what_it_wrote(run, written, monkeypatch, capsys):
-    monkeypatch.setattr("ideal_proxy.report.write_report", lambda *_, progress: written)
+    monkeypatch.setattr("ideal_proxy.report.write_report", lambda *_, **options: written)
     cli_report.report(run.folder)
     out = capsys.readouterr().out
     assert str(written.page) in out
