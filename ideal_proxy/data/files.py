@@ -490,6 +490,8 @@ def _cell_records(file: Path, kind: str) -> Iterator[Record]:
         with _opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
             head = text.readline()
             marks = "\t" if kind == ".tsv" else max(",;\t", key=head.count)
+            if marks not in head:
+                marks = "\x1f"  # one column: nothing parts its cells
             names = next(csv.reader([head], delimiter=marks), [])
             rows = csv.reader(text, delimiter=marks)
             for n, cells in enumerate(rows, start=1):

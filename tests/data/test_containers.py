@@ -305,7 +305,7 @@ def arrow_table(records: list[Record]) -> arrow.Table:
             if arrow.types.is_struct(columns[-1].type) and columns[-1].type.num_fields == 0:
                 raise arrow.ArrowInvalid
         except (arrow.ArrowInvalid, arrow.ArrowTypeError):
-            columns.append(arrow.array([None if cell is None else json.dumps(cell) for cell in cells]))
+            columns.append(arrow.array([c if c is None or isinstance(c, str) else json.dumps(c) for c in cells]))
     return arrow.table(columns, names=names)
 
 
