@@ -83,7 +83,7 @@ def count_text(number: int, what: str) -> str:
 
 def sentence(text: str) -> str:
     """Give a text its capital letter and its full stop."""
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
 
 
 class Reporter:
@@ -186,7 +186,7 @@ def program() -> str:
     if called.name == "cli.py":
         place = os.path.relpath(called)
         return f"python3 {place if len(place) <= len(str(called)) else called}"
-    if called.name == "__main__.py":
+    if called.name == "__main__.py" and called.parent.name in {"cli", "ideal_proxy"}:
         return f"python3 -m ideal_proxy{'.cli' * (called.parent.name == 'cli')}"
     known = called.name != "ideal-proxy" or shutil.which("ideal-proxy") is not None
     return "ideal-proxy" if known else str(called)

@@ -60,7 +60,7 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
             ],
         ),
         *(paragraph(text) for text in (_who_gains(result), sentence(who_pays(result))) if text),
-        *(["The answer without protection is another: show --full has both."] if result.get("free") else []),
+        *([paragraph(_unprotected(result["free"]))] if result.get("free") else []),
         *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
         *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
         *(paragraph(f"Warning: {warning}.") for warning in warnings[:MOST_WARNINGS]),
@@ -224,6 +224,15 @@ def _free(result: dict[str, Any]) -> list[str]:
         paragraph(note),
         "",
     ]
+
+
+def _unprotected(free: dict[str, Any]) -> str:
+    """Say what the answer without protection promises, and who would pay most for it."""
+    name, most = max(free["capabilities"].items(), key=lambda item: item[1]["value"])
+    return (
+        f"Without protection {free['predicted_gain']['value']:+.1%} is predicted, {name} at {most['value'] - 1:+.1%}; "
+        "show --full has both answers."
+    )
 
 
 def who_pays(result: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_result
-from ideal_proxy.report.text import result_screen, result_tables, who_pays
+from ideal_proxy.report.text import _unprotected, result_screen, result_tables, who_pays
+from ideal_proxy.terminal import sentence
 
 RUN = Path("runs/mix")
 
@@ -121,3 +122,13 @@ def test_one_screen_names_the_domains_that_move_most_and_counts_the_rest():
     shown = [line.split()[0] for line in text.splitlines() if line[:1] == "d" and line[1:2].isdigit()]
     assert shown == [f"d{k}" for k in range(4, 14)]
     assert "4 lines more" in " ".join(text.split())
+
+
+def test_the_answer_without_protection_names_who_pays_most():
+    free = {
+        "predicted_gain": {"value": 0.0753},
+        "capabilities": {"a": {"value": 0.7}, "b": {"value": 1.182}, "c": {"value": 1.01}},
+    }
+    assert _unprotected(free).startswith("Without protection +7.5% is predicted, b at +18.2%;")
+    assert sentence("") == ""
+    assert sentence("the price: x") == "The price: x."
