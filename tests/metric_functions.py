@@ -11,7 +11,8 @@ import numpy as np
 
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
-from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.mixture.draws import search_verify_split
 from ideal_proxy.proxy.model import evaluate
 

@@ -10,7 +10,7 @@ import pytest
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.proxy.training import warm_start

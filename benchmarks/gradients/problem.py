@@ -24,7 +24,8 @@ from ideal_proxy.data.demo import DOMAINS
 from ideal_proxy.data.rows import Row, read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.gradients.factors import KroneckerOperator
 from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
 from ideal_proxy.gradients.records import ResponseMatrix

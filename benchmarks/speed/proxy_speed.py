@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import IGNORED, TokenRows, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import IGNORED, TokenRows
 from ideal_proxy.proxy import model as models
 from ideal_proxy.proxy import training
 from ideal_proxy.proxy.attention import row_layout

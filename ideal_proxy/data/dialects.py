@@ -15,8 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ideal_proxy.data.files import BadRow, kind_of
 from ideal_proxy.data.messages import SETTINGS, Message
+from ideal_proxy.data.records import BadRow, kind_of
 from ideal_proxy.data.turns import (
     ROLES,
     SEEN_MEDIA,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ideal_proxy.data.files import Record, is_saved
+from ideal_proxy.data.files import is_saved
+from ideal_proxy.data.records import Record
 from ideal_proxy.errors import UsageError, UserError
 
 HUB = "hf:"

@@ -9,7 +9,8 @@ from typing import Any
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.data.messages import Row
-from ideal_proxy.data.rows import SourceReader, Tally, Told
+from ideal_proxy.data.rows import SourceReader, Told
+from ideal_proxy.data.tally import Tally
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.sections import CapabilityConfig, DomainConfig
 from ideal_proxy.store import atomic_write_text

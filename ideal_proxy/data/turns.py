@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ideal_proxy.data.files import BadRow, kind_of
 from ideal_proxy.data.messages import Message
+from ideal_proxy.data.records import BadRow, kind_of
 
 ROLES = {
     "system": "system", "developer": "system",

@@ -16,7 +16,7 @@ from ideal_proxy.config import load_config
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients.estimation import encode_sources, read_tau, take_step
 from ideal_proxy.gradients.influence import InfluenceSettings, responses

@@ -13,7 +13,7 @@ from ideal_proxy.data.preview import preview_rows
 from ideal_proxy.data.rows import SourceReader, read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -30,7 +30,7 @@ from ideal_proxy.data.preview import preview_rows
 from ideal_proxy.data.rows import SourceReader, look_through, read_rows, scan
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.check import check_sources, preview_sources
 from ideal_proxy.pipeline.start import write_run_file

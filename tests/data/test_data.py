@@ -15,7 +15,8 @@ from ideal_proxy.data.messages import messages_of
 from ideal_proxy.data.rows import Row, row_key
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import TokenRows, collate, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import TokenRows, collate
 from ideal_proxy.errors import UserError
 
 

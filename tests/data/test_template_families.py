@@ -11,7 +11,7 @@ import pytest
 from ideal_proxy.data.messages import Message, Row, messages_of
 from ideal_proxy.data.template import FORGOTTEN, MERGED, PARTLY, ChatTemplate, make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
 
 USER, ANSWER = Message("user", "Sort 3 1 2"), Message("assistant", "1 2 3")
 TURNS = [("user", "Sort 3 1 2"), ("assistant", "1 2 3"), ("user", "Reverse it"), ("assistant", "3 2 1 done")]

@@ -23,7 +23,8 @@ from pretrained_folder import CONTEXT, NAMES, pretrained_folder, smollm2
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
-from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.plan import FULL_RATES, LORA_RATES, gradient_method, sweep_rates, workers_that_fit

@@ -246,7 +246,7 @@ def test_the_example_of_the_faq_counts_right_answers(tmp_path):
     """The page's own script and command, on a proxy that was taught the answers."""
     from ideal_proxy.data.rows import read_rows
     from ideal_proxy.data.template import make_template
-    from ideal_proxy.data.tokens import tokenize_rows
+    from ideal_proxy.data.tokenizing import tokenize_rows
     from ideal_proxy.proxy.records import TrainSettings
     from ideal_proxy.proxy.training import train
 

@@ -13,7 +13,8 @@ from ideal_proxy.data.plain import END
 from ideal_proxy.data.rows import Row
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import collate, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import collate
 from ideal_proxy.gradients import influence
 from ideal_proxy.gradients.curvature import LabelledLogits
 from ideal_proxy.gradients.factors import KroneckerOperator

@@ -1,0 +1,365 @@
+"""Records of a data file one by one, in any format, known by its bytes."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ideal_proxy.data.files import PACKED
+from ideal_proxy.errors import UserError
+
+ROW_MARKS = {
+    "messages", "conversations", "conversation", "instruction", "prompt", "completion", "query", "response", "question",
+    "answer",
+}  # fmt: skip
+
+
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+
+
+SPEAKERS = ("role", "from", "speaker", "author", "sender", "human")
+
+
+BATCH = 512
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+LONGEST_CELL = 1 << 30
+
+
+class BadRow(UserError):
+    """A row that cannot be read; `reason` is what it is counted under."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Record(NamedTuple):
+    """One record of a file before its meaning is known.
+
+    Attributes:
+        value: the parsed record; a BadRow where it cannot be parsed.
+        where: file and line.
+        line: the bytes as they stand in a plain JSONL file, None elsewhere.
+        path: the plain JSONL file that holds `line`, None elsewhere.
+        number: of the line in that file, from 0; -1 where there is none.
+    """
+
+    value: Any
+    where: str
+    line: bytes | None = None
+    path: Path | None = None
+    number: int = -1
+
+
+def read_records(
+    file: Path, columns: Collection[str] = (), seen: Callable[[bytes], None] | None = None
+) -> Iterator[Record]:
+    """Read a file's records one by one.
+
+    Args:
+        file: one of KINDS.
+        columns: columns that the run file names; an object that has one is a row.
+        seen: is told every line of a file of lines, as it stands.
+
+    Yields:
+        Record: in file order; of a line that is no JSON its value is a BadRow.
+
+    Raises:
+        UserError: the file cannot be read, with the place.
+    """
+    kind, packed = _kind_of_file(file)
+    try:
+        if kind in TABLES:
+            yield from _arrow_records(file, kind)
+        elif kind in CELLS:
+            yield from _cell_records(file, kind)
+        elif is_whole(file):
+            yield from _whole_records(file, ROW_MARKS.union(columns))
+        else:
+            with _opened(file) as lines:
+                for record in _line_records(lines, file, seen):
+                    yield Record(record.value, record.where) if packed else record
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{file} is a broken {packed[1:]}ip file ({error}); make or fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+    except OSError as error:
+        broken = f" is a broken {packed[1:]} file ({error}); make or fetch it again"
+        if packed and error.errno is None:
+            raise UserError(f"{file}{broken}") from error
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def is_line_file(file: Path) -> bool:
+    """Tell whether a file is plain JSON lines, whatever its name: its rows can be copied as they stand."""
+    kind, packed = _kind_of_file(file)
+    return kind not in (*TABLES, *CELLS) and not packed and not is_whole(file)
+
+
+def is_whole(file: Path) -> bool:
+    """Tell whether a JSON file is one value (a list, or an object over several lines) instead of one row a line."""
+    named_json = _kind_of_file(file)[0] == ".json"
+    with _opened(file) as handle:
+        head = handle.readline(FIRST_LINE).removeprefix(BOM)
+        while head and not head.strip():
+            head = handle.readline(FIRST_LINE)
+        begins = head.lstrip()[:1]
+        if begins == b"[" and named_json:
+            return True
+        try:
+            first = json.loads(head)
+        except (ValueError, RecursionError):
+            short = begins in {b"[", b"{"} and len(head.strip()) < SHORT_LINE
+            # A value over several lines has a value, a key or its end at the beginning of the next.
+            return short and bool(re.match(rb'\s*["\[\]{}]', handle.read(SHORT_LINE))) and not _ends_inside(head)
+        if isinstance(first, list):
+            return bool(first) and all(isinstance(row, dict) for row in first)
+        more = any(line.strip() for line in iter(lambda: handle.readline(SHORT_LINE), b""))
+        if more or not named_json or not isinstance(first, dict):
+            return False
+        return not ROW_MARKS & set(first) or _rows_in(first) is not None
+
+
+FIRST_LINE, SHORT_LINE = 1 << 22, 1 << 10
+
+
+def _ends_inside(head: bytes) -> bool:
+    """Whether a line breaks off in the middle of a text, as a damaged row does."""
+    return bool(head.replace(b'\\"', b"").count(b'"') % 2)
+
+
+def kind_of(value: Any) -> str:
+    """Name a JSON value's kind."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
+
+
+# How packed files and tables open, whatever they are named.
+MAGIC = (
+    (re.compile(rb"\x1f\x8b"), ".gz"), (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), ".bz2"), (re.compile(rb"\xfd7zXZ\x00"), ".xz"),
+    (re.compile(rb"PAR1"), ".parquet"), (re.compile(rb"ARROW1|\xff\xff\xff\xff"), ".arrow"),
+)  # fmt: skip
+
+
+JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[\[{])')
+
+
+def _kind_of_file(file: Path) -> tuple[str, str]:
+    """Return what a file is, as a suffix in small letters, and that of its packing or nothing: its bytes tell first."""
+    name = file.name.lower()
+    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
+    kind = Path(name.removesuffix(packed)).suffix
+    head = _head(file, "")
+    if head.startswith(b"PK\x03\x04"):
+        raise UserError(f"{file} is a zip archive (or an Excel file); unpack it, or save the table as CSV")
+    found = next((suffix for pattern, suffix in MAGIC if pattern.match(head)), "")
+    if found in TABLES:
+        return found, ""
+    plain = kind in TABLES and JSON_HEAD.match(head)
+    if found or JSON_HEAD.match(head) or (head and packed and kind in CELLS and _is_text(head)):
+        packed = found
+    if plain or (found and kind in TABLES):
+        kind = ".json"
+    if kind in CELLS and JSON_HEAD.match(_head(file, packed)):
+        kind = ".json"
+    return kind, packed
+
+
+TABLES, CELLS = (".parquet", ".arrow"), (".csv", ".tsv")
+
+
+def _head(file: Path, packed: str) -> bytes:
+    """Return the first bytes of a file, unpacked; none where it cannot be read."""
+    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError), _open(file, packed) as handle:
+        return bytes(handle.read(64))
+    return b""
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
+
+
+def _opened(file: Path) -> Any:
+    """Open a file for its bytes, unpacked."""
+    return _open(file, _kind_of_file(file)[1])
+
+
+def _open(file: Path, packed: str) -> Any:
+    if packed == ".zst":
+        import pyarrow as arrow
+
+        return io.BufferedReader(arrow.input_stream(str(file), compression="zstd"))
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(packed, open)(file, "rb")
+
+
+def _line_records(handle: Any, file: Path, seen: Callable[[bytes], None] | None) -> Iterator[Record]:
+    for number, line in enumerate(handle):
+        if seen is not None:
+            seen(line)
+        where = f"{file}:{number + 1}"
+        if number == 0:
+            line = line.removeprefix(BOM)
+        if line.strip():
+            yield Record(_parse(line, where), where, line, file, number)
+
+
+def _parse(line: bytes, where: str) -> Any:
+    """Read a line as JSON; what cannot be read comes back as a BadRow."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(f"{where} is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8", "not UTF-8")
+    except json.JSONDecodeError as error:
+        opens = line.lstrip()[:1] in {b"{", b"["}
+        cure = "repair the line" if opens else "write one JSON object a line (a table of cells is named .csv)"
+        return BadRow(f"{where} is not valid JSON ({error.msg}, column {error.colno}); {cure}", "not valid JSON")
+    except RecursionError:
+        return BadRow(f"{where} is nested too deeply to be a row; repair the line", "nested too deeply")
+    except ValueError:  # Python refuses to read a whole number of more than 4,300 digits
+        return BadRow(f"{where} holds a whole number that is too long to read; repair the line", "a number too long")
+
+
+def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
+    """Read a file that is one JSON value, or several objects one after the other, each over several lines."""
+    with _opened(file) as handle:
+        text = handle.read().removeprefix(BOM).decode("utf-8")
+    decoder, values, at = json.JSONDecoder(), [], _past_space(text, 0)
+    try:
+        while at < len(text):
+            value, at = decoder.raw_decode(text, at)
+            values.append(value)
+            at = _past_space(text, at)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno} is not valid JSON ({error.msg}); repair the file") from error
+    except RecursionError as error:
+        raise UserError(f"{file} is nested too deeply to hold rows; repair the file") from error
+    except ValueError as error:
+        raise UserError(f"{file} holds a whole number that is too long to read; repair the file") from error
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif len(values) == 1 and isinstance(values[0], dict):
+        rows = _rows_in(values[0], marks)
+        if rows is None and marks.isdisjoint(values[0]):
+            raise UserError(f"{file} holds one object {_no_rows(values[0])}")
+        values = values if rows is None else rows
+    for n, value in enumerate(values):
+        yield Record(value, f"{file} row {n + 1}")
+
+
+def _past_space(text: str, at: int) -> int:
+    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
+def _no_rows(value: dict[str, Any]) -> str:
+    """Say why an object is neither a row nor a file of rows, and what to do."""
+    lists = [str(key) for key, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
+    if len(lists) > 1:
+        return f"with {len(lists)} lists of rows ({', '.join(lists[:6])}); write each into a file of its own"
+    keys = ", ".join(map(str, list(value)[:6])) or "none"
+    return f"with the keys {keys}, and no list of rows in it; give one object a row"
+
+
+def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | None:
+    """Return the rows of one object: its only list of objects, or its columns; None where it is a row itself."""
+    if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"}:  # as pandas writes with orient="split"
+        return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
+    lists = {key: part for key, part in value.items() if isinstance(part, list)}
+    turns = any(_is_turn(cell) for key in CHAT_COLUMNS for cell in lists.get(key, ()))
+    turns = turns or any(isinstance(cell, dict) and _is_turn(cell) for part in lists.values() for cell in part)
+    many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
+    if len(many) == 1 and not turns and marks.isdisjoint(value):
+        return many[0]
+    if sum(not marks.isdisjoint(part[0]) for part in many) > 1:
+        return None  # several sets of rows: which is meant?
+    if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
+        return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+    tables = [part for part in value.values() if isinstance(part, dict) and part and all(k.isdigit() for k in part)]
+    if tables and len(tables) == len(value) and all(list(part) == list(tables[0]) for part in tables):
+        return [{name: part[key] for name, part in value.items()} for key in tables[0]]  # as pandas writes a table
+    if value and all(isinstance(row, dict) and not ROW_MARKS.isdisjoint(row) for row in value.values()):
+        return [*value.values()]  # rows under their names
+    return None
+
+
+def _is_turn(cell: Any) -> bool:
+    """Tell a turn from a cell with all turns of a row, and from a row."""
+    if isinstance(cell, dict):
+        return ROW_MARKS.isdisjoint(cell) and any(isinstance(cell.get(key), str) for key in SPEAKERS)
+    return isinstance(cell, str) and cell.lstrip()[:1] not in {"[", "{"}
+
+
+def _cell_records(file: Path, kind: str) -> Iterator[Record]:
+    """Read a table of text cells; an empty cell is null."""
+    before = csv.field_size_limit(LONGEST_CELL)  # the library stops at 128 KB; an answer may be longer
+    try:
+        with _opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
+            head = text.readline()
+            marks = "\t" if kind == ".tsv" else max(",;\t", key=head.count)
+            if marks not in head:
+                marks = "\x1f"  # one column: nothing parts its cells
+            names = next(csv.reader([head], delimiter=marks), [])
+            rows = csv.reader(text, delimiter=marks)
+            for n, cells in enumerate(rows, start=1):
+                where = f"{file} row {n}"
+                if not cells:
+                    continue
+                if len(cells) > len(names):
+                    more = f"{len(cells)} cells where the head names {len(names)} columns"
+                    yield Record(
+                        BadRow(f"{where} has {more}; quote cells that hold a {marks!r}", "too many cells"), where
+                    )
+                    continue
+                yield Record(
+                    {name: cell if cell != "" else None for name, cell in zip(names, cells, strict=False)}, where
+                )
+    except csv.Error as error:
+        raise UserError(f"{file} is no table of cells ({error}); save it again as CSV") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
+    import pyarrow as arrow
+    import pyarrow.ipc as ipc
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            if kind == ".parquet":
+                batches = stack.enter_context(parquet.ParquetFile(file)).iter_batches(batch_size=BATCH)
+            else:
+                source = stack.enter_context(arrow.memory_map(str(file)))
+                try:
+                    table = ipc.open_stream(source)  # as the datasets library writes it
+                except arrow.ArrowInvalid:
+                    table = ipc.open_file(source)
+                    batches = (table.get_batch(n) for n in range(table.num_record_batches))
+                else:
+                    batches = iter(table)
+            for batch in batches:
+                for first in range(0, batch.num_rows, BATCH):
+                    for value in batch.slice(first, BATCH).to_pylist():
+                        number += 1
+                        yield Record(value, f"{file} row {number}")
+    except arrow.ArrowException as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is a broken {kind[1:]} file ({reason}); make or fetch it again") from error
