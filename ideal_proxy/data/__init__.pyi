@@ -5,6 +5,7 @@ from .context import Limit as Limit
 from .context import choose_context as choose_context
 from .demo import DOMAINS as DOMAINS
 from .demo import demo_config as demo_config
+from .dialects import format_text as format_text
 from .dialects import read_turns as read_turns
 from .duplicates import DuplicateFinder as DuplicateFinder
 from .duplicates import DuplicateReport as DuplicateReport

@@ -93,6 +93,14 @@ def mapping_of(format: str) -> dict[str, Any] | None:
     return dict(json.loads(format.removeprefix(MAPPED))) if format.startswith(MAPPED) else None
 
 
+def format_text(format: str) -> str:
+    """Write a format for people: its name, or which columns are read as what."""
+    named = mapping_of(format)
+    return split_format(format)[0] if named is None else ", ".join(
+        f"{column if isinstance(column, str) else json.dumps(column)} as {what}" for what, column in named.items()
+    )
+
+
 def known_format(value: dict[str, Any]) -> str | None:
     """Tell by its columns in which known layout a row is."""
     if any(name in value and chat_like(value[name]) and value[name] for name in CHATS):

@@ -334,4 +334,6 @@ ABOUT = re.compile(
 
 def _unread(paths: Iterable[Path]) -> bool:
     """Tell whether there are files of rows that this package does not read."""
-    return any(p.is_file() and p.name.lower().endswith(UNREAD) and not ABOUT.match(p.name) for p in paths)
+    return any(
+        p.is_file() and p.name.lower().endswith(UNREAD) and not is_data(p) and not ABOUT.match(p.name) for p in paths
+    )

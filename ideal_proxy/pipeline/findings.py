@@ -13,6 +13,7 @@ FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 
 UNFAIR = 0.05  # of a capability's reference rows; with more of them among the training rows its loss is no judge
 MOST_WORDS = 3  # of what a source is, before its name: "reference rows of"
+NOT_USED = ": not used: "
 FOLDED = 3  # sources of which the same is said in a line each; more share one
 
 
@@ -107,6 +108,11 @@ def tell(findings: Sequence[Finding], reporter: Reporter) -> None:
 
 def folded(findings: Sequence[str]) -> list[str]:
     """Let findings share a line: those that say the same, and those that say it of many sources but for numbers."""
+    unread = [finding for finding in findings if NOT_USED in finding]
+    if len(unread) > FOLDED:
+        first = findings.index(unread[0])
+        findings = [finding for finding in findings if NOT_USED not in finding]
+        return [*folded(findings[:first]), _not_used(unread), *folded(findings[first:])]
     alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for finding in findings:
         source, mark, text = finding.partition(": ")
@@ -126,6 +132,18 @@ def folded(findings: Sequence[str]) -> list[str]:
                 f"{kind} {names[0]}: {texts[0]} (and so, with other numbers: {', '.join(names[1:])})".strip(" ")
             )
     return lines
+
+
+def _not_used(findings: Sequence[str]) -> str:
+    """Name the columns that nothing reads, each once, with the domains (or capabilities) that have it."""
+    found: dict[str, list[str]] = {}
+    for finding in findings:
+        source, _, columns = finding.partition(NOT_USED)
+        name = source.rpartition(" ")[2]
+        for column in re.findall(r"(?:^|, )(.+?) \([\d,]+ rows?\)", columns):
+            if name not in found.setdefault(column, []):
+                found[column].append(name)
+    return "not used: " + ", ".join(f"{column} ({', '.join(names)})" for column, names in found.items())
 
 
 def finding_lines(findings: Sequence[str], act: int) -> list[str]:

@@ -27,6 +27,7 @@ from ideal_proxy.data import (
     bad_row,
     domain_tokenizer,
     find_duplicates,
+    format_text,
     make_template,
     read_sources,
     row_keys,
@@ -213,7 +214,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     domain_facts, findings = [], []
     for index, entry in enumerate(config.domains):
         rows = domains[entry.name].rows
-        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {domains[entry.name].format.split()[0]} format")
+        reporter.note(f"domain {entry.name}: {len(rows):,} rows, {format_text(domains[entry.name].format)}")
         tokens = encoded.domains[entry.name]
         _refuse_empty(tokens, f"domain {entry.name}", entry.path)
         if tokens.cut_share > CUT_SHARE and not config.proxy.allow_truncation:

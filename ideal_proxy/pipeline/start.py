@@ -15,6 +15,7 @@ from ideal_proxy.data import (
     NothingToTrainOnError,
     SourceInfo,
     SourceReader,
+    format_text,
     look,
     look_through,
     prompt_mark,
@@ -73,8 +74,7 @@ def write_run_file(
         train = read[domain.train]
         reference = read.get(domain.reference) if domain.reference is not None else None
         judge = f"{reference.rows:,} reference rows{_few(reference.rows)}" if reference else "no reference rows"
-        kind = train.format.removeprefix("columns:") if train.format.startswith("columns:") else train.format
-        seen.append(f"  {domain.name}: {train.rows:,} rows ({kind}){'' if how else f', {judge}'}")
+        seen.append(f"  {domain.name}: {train.rows:,} rows ({format_text(train.format)}){'' if how else f', {judge}'}")
         lines.append((domain.name, domain.train, train))
         if domain.reference is not None and reference is not None:
             capabilities.append((domain.name, domain.reference, reference))
@@ -93,7 +93,7 @@ def write_run_file(
         capabilities.append((name, place, read[place]))
         notes += [f"  reference rows of {name}: {line}" for line in read[place].tally.lines()]
     notes += [
-        f"  {name}: no known layout; columns {info.format.removeprefix('columns:')} is a guess, see that it is right"
+        f"  {name}: no known layout; {format_text(info.format)} is a guess, see that it is right"
         for name, _, info in lines
         if info.format.startswith("columns:")
     ]

@@ -411,7 +411,7 @@ def test_init_tells_everything_it_did_not_use(tmp_path):
     said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml").split())
     assert "words: not used: id (60 rows)" in said
     assert "safety: no training rows, 11 reference rows" in said
-    assert 'asked: no known layout; columns {"completion": "answer", "prompt": "question"} is a guess' in said
+    assert "asked: no known layout; answer as completion, question as prompt is a guess" in said
     assert "asked has no reference rows: the others judge it" in said
     write_rows(tmp_path / "d" / "dpo.jsonl", [{"chosen": a, "rejected": "no", "prompt": q} for q, a in SUMS])
     said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True).split())

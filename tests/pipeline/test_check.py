@@ -167,6 +167,12 @@ def test_what_is_said_of_several_in_the_same_words_is_said_once() -> None:
     assert folded(told[4:6]) == ["reference rows of a, b: not used: id (60 rows)"]
 
 
+def test_columns_that_nothing_reads_are_named_once_each() -> None:
+    told = ["a share 3", "domain b: not used: id (1,500 rows), a, b (1 row)", "domain c: not used: source (9 rows)"]
+    told += ["reference rows of b: not used: id (3 rows)", "domain d: not used: id (4 rows)", "z: last"]
+    assert folded(told) == ["a share 3", "not used: id (b, d), a, b (b), source (c)", "z: last"]
+
+
 def test_a_large_domain_is_counted_by_some_of_its_rows(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(run_file)
     exact = survey(config, every_row=True).health
