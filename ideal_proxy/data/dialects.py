@@ -96,8 +96,12 @@ def mapping_of(format: str) -> dict[str, Any] | None:
 def format_text(format: str) -> str:
     """Write a format for people: its name, or which columns are read as what."""
     named = mapping_of(format)
-    return split_format(format)[0] if named is None else ", ".join(
-        f"{column if isinstance(column, str) else json.dumps(column)} as {what}" for what, column in named.items()
+    return (
+        split_format(format)[0]
+        if named is None
+        else ", ".join(
+            f"{column if isinstance(column, str) else json.dumps(column)} as {what}" for what, column in named.items()
+        )
     )
 
 
