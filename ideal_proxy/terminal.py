@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from ideal_proxy.errors import UNSEEN
 
@@ -93,6 +97,45 @@ class Reporter:
         self.quiet = quiet
         self.on_note = on_note
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._facts: dict[str, str] = {}
+        self._panel: str | None = None  # the title of the one that is on the screen
+        self._work: RenderableType = ""
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is a terminal on which lines may be written over."""
+        return not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
+
+    @contextlib.contextmanager
+    def panel(self, title: str) -> Iterator[None]:
+        """Keep one panel on a terminal while work goes on: what is being done, and the facts told by `fact`."""
+        if not self.moves:
+            yield
+            return
+        self._panel = title
+        try:
+            with Live(get_renderable=self._drawn, console=self.console, transient=True, refresh_per_second=4):
+                yield
+        finally:
+            self._panel = None
+
+    def doing(self, text: str) -> None:
+        """Say on the panel what is being done where its size is not known."""
+        self._work = Text(harmless(text))
+
+    def fact(self, name: str, text: str) -> None:
+        """Set a line of the panel, in the order in which they were first told; without a panel it is not shown."""
+        self._facts[name] = text
+
+    def _drawn(self) -> RenderableType:
+        grid = Table.grid(padding=(0, GAP, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column()
+        grid.add_row("now", self._work)
+        for name, text in self._facts.items():
+            grid.add_row(name, Text(harmless(text)))
+        wide = min(WIDTH, self.console.width)
+        return Panel(grid, title=escape(harmless(self._panel or "")), title_align="left", box=box.ROUNDED, width=wide)
 
     def note(self, text: str) -> None:
         """Write one line to stderr and to the log."""
@@ -107,7 +150,8 @@ class Reporter:
     def show(self, text: str) -> None:
         """Write one line to stderr alone."""
         if not self.quiet:
-            self.console.print(escape(harmless(text)))
+            # a log keeps one line a note; a terminal breaks it between words
+            self.console.print(escape(harmless(text)), soft_wrap=not self.console.is_terminal)
 
     @contextlib.contextmanager
     def work(self, label: str, total: float) -> Iterator[Update]:
@@ -116,12 +160,15 @@ class Reporter:
         if self.quiet or total <= 0:
             yield lambda *_, **__: None
             return
-        if self.console.is_terminal:
+        if self.moves:
+            bar = max(4, min(20, self.console.width // 8))
             columns = (
-                TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}"), BarColumn(bar), TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[left]}"), TextColumn("{task.fields[detail]}"),
             )  # fmt: skip
-            with Progress(*columns, console=self.console, transient=True) as progress:
+            progress = Progress(*columns, console=self.console, transient=True, auto_refresh=self._panel is None)
+            with contextlib.nullcontext() if self._panel else progress:
+                self._work = progress
                 task = progress.add_task(escape(label), total=total, left="", detail="")
 
                 def update(done: float, detail: str = "", left: float | None = None) -> None:

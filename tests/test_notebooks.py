@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PLOTS = {"03": 2, "06": 1}
 
 
 def code_of(path: Path) -> list[str]:
@@ -116,6 +118,32 @@ def test_your_own_tables(smoke):
     assert comparison.loc["mean", ("law", "60M")] > 0.95
     assert 0.8 < space["inside"].mean() < 1
     assert space["optimum"].predicted_gain > 0
+
+
+def test_what_if_from_a_csv(smoke, capsys):
+    space, shown = execute(ROOT / "notebooks" / "06_what_if_from_a_csv.ipynb")
+    assert figures_in(shown) == 1
+    asked, best = shown[2], shown[-1]
+    assert asked.loc["coding_loss", "to"] < 0, "three times the code lowers the loss on code for sure"
+    assert best.loc["mean gain", "from"] > 0
+    volumes = space["best"].volumes
+    assert volumes.sum() == pytest.approx(space["base"].sum(), rel=1e-3)
+    assert space["what_if"](coding=20_000) is not None
+    assert "coding was run from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] in PLOTS], ids=lambda path: path.stem)
+def test_stored_outputs_belong_to_the_source(path):
+    """`python notebooks/run.py` stores them."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    text = "\0".join("".join(cell["source"]) for cell in code)
+    assert notebook["metadata"]["ran"] == hashlib.sha256(text.encode()).hexdigest()[:16], "run notebooks/run.py"
+    outputs = [output for cell in code for output in cell["outputs"]]
+    kinds = [set(output.get("data", ())) for output in outputs]
+    assert sum("image/png" in kind for kind in kinds) == PLOTS[path.stem[:2]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert path.stat().st_size < 400_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

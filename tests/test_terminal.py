@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
 
 from ideal_proxy import terminal
 
@@ -77,3 +80,46 @@ def test_what_is_shown_as_zero_has_no_sign() -> None:
     ]
     assert terminal.interval_text({"lower": 0.9998, "upper": 1.02}, "+.1%", less=1) == "[0.0%, +2.0%]"
     assert terminal.interval_text({"lower": 1.0, "upper": 2.0}, ".1f") == "[1.0, 2.0]"
+
+
+def panel_on(columns: int, **environ: str) -> tuple[terminal.Reporter, io.StringIO]:
+    """A reporter on a terminal of so many columns."""
+    reporter, screen = terminal.Reporter(), io.StringIO()
+    environ = {"TERM": "xterm-256color", **environ}
+    reporter.console = Console(file=screen, force_terminal=True, width=columns, _environ=environ, highlight=False)
+    return reporter, screen
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 160])
+def test_one_panel_says_what_goes_on(columns: int) -> None:
+    reporter, screen = panel_on(columns)
+    with reporter.panel("search runs/[x]"):
+        reporter.fact("time", "3 min so far, at most 12 min left")
+        reporter.fact("best so far", "+3.1% against base, one run alone: noise included")
+        reporter.fact("best so far", "+2.4% [+1.0%, +3.8%] predicted, round 1")
+        with reporter.work("round 1: swarm", 1.0) as update:
+            update(0.43, "9 of 18 runs", 100.0)
+            reporter.note("learning rate 0.006 for the whole search")
+            drawn = Console(file=io.StringIO(), width=columns, color_system=None)
+            drawn.print(reporter._drawn())
+    lines = drawn.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert {cell_len(line) for line in lines} == {min(columns, 80)}
+    text = re.sub(r"[│\s]+", " ", "\n".join(lines))
+    for said in ("search runs/[x]", "round 1: swarm", "43%", "9 of 18 runs", "3 min so far", "predicted, round 1"):
+        assert said in text, said
+    assert "one run alone" not in text, "a fact replaces the one before"
+    assert "learning rate 0.006" in screen.getvalue(), "notes stay above the panel"
+    assert screen.getvalue().endswith(("\x1b[1A\x1b[2K", "\x1b[?25h")), "the panel goes when the work is done"
+
+
+def test_no_colour_and_no_panel_where_they_are_not_wanted() -> None:
+    reporter, screen = panel_on(80, NO_COLOR="1")
+    with reporter.panel("x"), reporter.work("y", 1.0) as update:
+        update(0.5)
+    assert not re.search(r"\x1b\[(\d+;)*[34]\d", screen.getvalue())
+    for environ in ({"TERM": "dumb"},):
+        reporter, screen = panel_on(80, **environ)
+        with reporter.panel("x"), reporter.work("y", 1.0):
+            reporter.fact("time", "now")
+            reporter.note("a line")
+        assert screen.getvalue() == "a line\n"

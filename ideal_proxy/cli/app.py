@@ -75,11 +75,18 @@ def init(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing run file.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a commented run file for a folder of training rows."""
     from ideal_proxy.pipeline import write_run_file
 
-    print(write_run_file(folder, out, hold_out=hold_out, split_by=split_by, force=force))
+    said = write_run_file(folder, out, hold_out=hold_out, split_by=split_by, force=force)
+    if as_json:
+        import yaml
+
+        config = yaml.safe_load(out.read_text(encoding="utf-8"))
+        said = json.dumps({"run_file": str(out), "config": config, "said": said.splitlines()}, indent=1)
+    print(said)
 
 
 @app.command(epilog="Example: ideal-proxy check mix.yaml")

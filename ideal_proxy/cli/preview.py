@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +50,7 @@ def preview(
     if as_json:
         print(json.dumps([one.to_dict() for one in shown], indent=1))
     else:
-        print(_page(shown, context.tokens, colour=sys.stdout.isatty()))
+        print(_page(shown, context.tokens, colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
 
 
 def _page(shown: list[Preview], context: int, *, colour: bool) -> str:

@@ -82,6 +82,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="CSV to write; default stdout.")] = None,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.9,
     fidelity: Annotated[str | None, typer.Option(help="Predict runs of this added fidelity.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Predict the metrics of new mixtures, with intervals."""
     from ideal_proxy.store import atomic_write_text
@@ -91,11 +92,11 @@ def predict(
     mixtures = read_ratios(ratios, list(model.domain_names_), unit=model.unit)
     frame = predict_table(model, mixtures, level=level, fidelity=fidelity)
     text = frame.to_csv(index=False)
-    if out is None:
-        print(text, end="")
-        return
-    atomic_write_text(out, text)
-    print(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)
+    if out is not None:
+        atomic_write_text(out, text)
+        print(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)
+    if as_json or out is None:
+        print(frame.to_json(orient="records", indent=1) + "\n" if as_json else text, end="")
 
 
 def optimize(

@@ -25,6 +25,7 @@ from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.evidence import Evidence
+from ideal_proxy.pipeline.live import Watcher
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
@@ -89,6 +90,7 @@ class Laboratory:
         self.folder = folder
         self.reporter = reporter
         self.record = record
+        self.watcher = Watcher(config, folder, reporter, record)
         self.context = make_context(config, prepared, plan, folder / "swarm", heritage)
         self._results: dict[str, Run] = {}
         self._roles: dict[str, str] = {}
@@ -440,6 +442,7 @@ class Laboratory:
                     self.record.event(event)
                     if event.kind == "finished":
                         self._tell(event)
+                        self._watch(event.run, specs if role == "design" else ())
                     if event.kind in {"retried", "failed"}:
                         self.reporter.note(f"warning: run {event.run} {event.kind}: {event.message}")
                     elif event.kind == "waiting":
@@ -457,6 +460,18 @@ class Laboratory:
         for spec in specs:
             if spec.id in self._results and self._roles.get(spec.id) != "design":
                 self._roles[spec.id] = role
+
+    def _watch(self, run: str, specs: Sequence[RunSpec]) -> None:
+        """Say on a terminal's panel what a finished run tells; `specs` are the fit's runs in this stage."""
+        if not self.watcher.on:
+            return
+        self.watcher.time()
+        kept = {spec.id for spec in specs} | {name for name, role in self._roles.items() if role == "design"}
+        done = [self._results[name] for name in kept if name in self._results]
+        done += [load_result(self.folder, run)] if run in kept and run not in self._results else []
+        if done:
+            base = self._spec(self.prepared.domains.base, 0, "design", 1.0).rows
+            self.watcher.evidence([(result, self._search_losses(result)) for result in done], base)
 
     def _values(self, result: Run) -> Array:
         """Return what each capability is judged by in the search, shape (J,): its metric, or its loss."""

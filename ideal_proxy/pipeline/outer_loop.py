@@ -26,6 +26,7 @@ from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
+from ideal_proxy.pipeline.live import BEST
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import MOST_EXTENSIONS, Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
@@ -35,7 +36,7 @@ from ideal_proxy.pipeline.reuse import Reuse, inherited_config, make_reuse, open
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.sequential import LEVEL
-from ideal_proxy.pipeline.stage import Stage
+from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
@@ -152,7 +153,7 @@ def run_search(
     """Run the whole search, or go on with one that was interrupted; `track` names tracking services that hear of it."""
     check_gradients(config)
     calls = listeners(config.tracker, track, folder, config.name, on_event)
-    with Tracker(calls, reporter.note) as tracker:
+    with Tracker(calls, reporter.note) as tracker, reporter.panel(f"search {folder}"):
         return _search(config, folder, reporter, tracker)
 
 
@@ -210,6 +211,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             noise = np.asarray(proposals[-1].loss_model.residual_scale_, dtype=float)
             trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage(Stage.RESULT)
+            reporter.doing(Stage.RESULT)
             check = {
                 "opening": opening, "seeds_of": seeds_of, "looks": list(plan.looks), "rounds": config.rounds,
                 "max_pairs": config.verify.max_pairs, "max_hours": config.swarm.max_hours,
@@ -315,6 +317,7 @@ def _rounds(
         laboratory.respond(centre, rate, number)
         evidence = laboratory.evidence()
         laboratory.record.stage(Stage.FIT, number + 1)
+        reporter.doing(f"{stage_text(Stage.FIT, number + 1)} and optimum")
         proposal = fit_and_propose(
             config, prepared, evidence, seed=config.seed,
             yardstick=proposals[0].yardstick if proposals else None,
@@ -327,7 +330,9 @@ def _rounds(
             reporter.note(gradient_note(proposal.model, laboratory.gradients))
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
         proposals.append(proposal)
-        reporter.note(f"round {number + 1}: predicted gain {proposal.predicted.gain.value:+.2%}")
+        gain = proposal.predicted.gain
+        reporter.note(f"round {number + 1}: predicted gain {gain.value:+.2%}")
+        reporter.fact(BEST, f"{gain.value:+.1%} [{gain.lower:+.1%}, {gain.upper:+.1%}] predicted, round {number + 1}")
         objective, proposed = make_objective(config, proposal.yardstick), proposal.rows.astype(float)
         outlook = look_ahead(proposal.model, objective, proposal.constraints, proposal.yardstick, proposed)
         again = why_again(proposal.optimum, outlook)
@@ -399,6 +404,7 @@ def _check(
         if not verdict.go_on:
             break
         reporter.note(f"{verdict.answer} after {look} pairs ({verdict.gain.value:+.2%}); training more")
+        reporter.fact(BEST, f"{verdict.gain.value:+.1%} after {look} pairs of fresh runs; not decided yet")
     assert verdict is not None
     return verdict
 

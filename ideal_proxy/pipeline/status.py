@@ -63,7 +63,7 @@ def _status(
         "failed": list(record.get("failed", {}).values()),
         "seconds_spent": record["spent_before"] + since - record["began"] if record else 0.0,
         "stage_seconds_left": record.get("seconds_left") if live else None,
-        "seconds_left": _seconds_left(run, record, runs) if live and plan else None,
+        "seconds_left": whole_seconds_left(run, record, runs) if live and plan else None,
         "verdict": load_result(run)["verdict"]["sentence"] if state == "finished" else None,
         "next": then,
     }
@@ -75,7 +75,7 @@ def _stage(record: dict[str, Any]) -> str:
     return str(record["stage"]) if stage is None else stage_text(stage, number)
 
 
-def _seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, Any]]) -> float:
+def whole_seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, Any]]) -> float:
     """Estimate the whole search at most: what this stage needs still, and the later ones at the speed measured."""
     workers = int(read_json(run / "plan.json")["workers"]) if (run / "plan.json").exists() else 1
     # Larger proxies and gradients cost more a token, so products are counted where the runs have them.

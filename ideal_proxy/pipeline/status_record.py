@@ -55,6 +55,11 @@ class StatusRecord:
             self._write()
 
     @property
+    def state(self) -> dict[str, Any]:
+        """What the file says, or will say."""
+        return self._state
+
+    @property
     def spent_seconds(self) -> float:
         """Wall time of the search so far, over all sessions."""
         return float(self._state["spent_before"] + time.time() - self._state["began"])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from builders import PROGRAM, ROOT, environment, run, write_rows
 
 COMMANDS = (
@@ -91,6 +92,18 @@ def test_init_then_check(folder):
     assert max(map(len, checked.stdout.splitlines())) <= 80
     as_json = json.loads(run("check", "mix.yaml", "--json", cwd=folder).stdout)
     assert [entry["rows"] for entry in as_json["domains"]] == [60, 60]
+    written = json.loads(run("init", "data", "--force", "--json", cwd=folder).stdout)
+    assert written["run_file"] == "mix.yaml"
+    assert [entry["base"] for entry in written["config"]["domains"]] == [60, 60]
+    assert written["said"][-2].endswith("check mix.yaml")
+
+
+def test_every_command_speaks_json():
+    from ideal_proxy.cli.app import app
+
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert len(known) > 15
+    assert not [name for name, command in known.items() if "--json" not in {o for p in command.params for o in p.opts}]
 
 
 def test_check_counts_duplicates_and_leaks(folder):

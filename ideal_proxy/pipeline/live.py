@@ -1,0 +1,55 @@
+"""What the panel on a terminal says of a search under way: time left, evidence so far, the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ideal_proxy.config import SearchConfig
+from ideal_proxy.pipeline.status import whole_seconds_left
+from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.response import Array, combine
+from ideal_proxy.store import is_complete, read_json
+from ideal_proxy.swarm import Run
+from ideal_proxy.terminal import Reporter, count_text, duration, signed
+
+BEST, EVIDENCE, TIME = "best so far", "evidence", "time"
+
+
+class Watcher:
+    """Tells a reporter's panel what finished runs say; where there is no panel it reads nothing."""
+
+    def __init__(self, config: SearchConfig, folder: Path, reporter: Reporter, record: StatusRecord) -> None:
+        self._reporter, self._record, self._folder = reporter, record, folder
+        self._kind = config.objective.kind
+        self._weights = [capability.weight for capability in config.capabilities]
+        self._by_loss = not config.has_metrics
+        self._runs: dict[str, tuple[tuple[int, ...], Array]] = {}
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is shown."""
+        return self._reporter.moves
+
+    def time(self) -> None:
+        """Say what was spent and what is left at most."""
+        runs = [read_json(path / "metrics.json") for path in sorted(self._folder.glob("runs/*")) if is_complete(path)]
+        left = duration(whole_seconds_left(self._folder, self._record.state, runs))
+        self._reporter.fact(TIME, f"{duration(self._record.spent_seconds)} so far, at most {left} left")
+
+    def evidence(self, runs: Sequence[tuple[Run, Array]], base: tuple[int, ...]) -> None:
+        """Count what the fit may learn from, and name the best single run; `base` is what a proxy draws of base."""
+        self._runs |= {run.spec.id: (run.spec.rows, losses) for run, losses in runs}
+        mixtures = len({rows for rows, _ in self._runs.values()})
+        text = f"{count_text(len(self._runs), 'run')} of {count_text(mixtures, 'mixture')}"
+        self._reporter.fact(EVIDENCE, text)
+        at_base = [losses for rows, losses in self._runs.values() if rows == base]
+        if not at_base or not self._by_loss or mixtures < 2:
+            return
+        mean = np.mean(at_base, axis=0)
+        kind, weights = self._kind, self._weights
+        gains = [1 - float(combine(losses / mean, kind, weights)) for rows, losses in self._runs.values()]
+        others = [gain for gain, (rows, _) in zip(gains, self._runs.values(), strict=True) if rows != base]
+        self._reporter.fact(BEST, f"{signed(max(others), '.1%')} against base, one run alone: noise included")
