@@ -188,6 +188,13 @@ class ProxyConfig(Section):
     A pretrained proxy brings its own size, vocabulary and template, and reserves no rows: those keys are None then.
     """
 
+    mode: Literal["proxies", "target"] = Field(
+        default="proxies",
+        description="target: the model is the one to be fine-tuned; trained on few mixtures, others are imitated",
+    )
+    imitations: int | None = Field(
+        default=None, ge=0, le=1000, description="of mode target: mixtures imitated; default: 2 for each anchor"
+    )
     size: Literal["0.1M", "1M", "3M", "10M"] | None = Field(default=None, description="scratch; default 1M")
     vocabulary: int | None = Field(default=None, ge=300, le=65536, description="scratch; default 4096")
     model: str | None = Field(
@@ -223,6 +230,8 @@ class ProxyConfig(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> ProxyConfig:
         """Refuse keys of one kind of proxy beside those of the other."""
+        if self.imitations is not None and self.mode != "target":
+            raise ValueError("imitations is of mode: target; set that, or take it out")
         if self.model is not None:
             for key in SCRATCH_DEFAULTS:
                 if getattr(self, key) is not None:

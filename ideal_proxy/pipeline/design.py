@@ -47,7 +47,7 @@ def make_design(
     per_row = np.ones_like(middle) if weights is None else np.asarray(weights, dtype=np.float64)
     _check(middle, low, high, per_row, seeds, spread, total)
     eta = ETA_FRACTION * middle.mean()
-    z_low, z_high = _box(middle, low, high, spread, eta)
+    z_low, z_high = box(middle, low, high, spread, eta)
     runs = 3 * (len(middle) + 1) if count is None else count
     volumes, drawn_seeds = [], []
     for seed in seeds:
@@ -116,7 +116,7 @@ def _points(
         z[:, moving] += unit[k * CANDIDATES : (k + 1) * CANDIDATES] * width
         volumes = np.maximum(np.exp(z) - eta, 0.0)
         if total is not None:
-            volumes = _to_total(volumes, np.exp(z_low) - eta, np.exp(z_high) - eta, per_row, total)
+            volumes = to_total(volumes, np.exp(z_low) - eta, np.exp(z_high) - eta, per_row, total)
         places = (np.log(volumes + eta) - z_low)[:, moving] / width
         nearest = np.linalg.norm(places[:, None] - np.array(taken)[None], axis=-1).min(axis=1)
         best = int(nearest.argmax())
@@ -125,7 +125,7 @@ def _points(
     return points
 
 
-def _box(middle: Array, low: Array, high: Array, spread: float, eta: float) -> tuple[Array, Array]:
+def box(middle: Array, low: Array, high: Array, spread: float, eta: float) -> tuple[Array, Array]:
     """Return the sides of the design's box in z."""
     z = np.log(middle + eta)
     z_low, z_high = z - spread, z + spread
@@ -137,7 +137,7 @@ def _box(middle: Array, low: Array, high: Array, spread: float, eta: float) -> t
     return np.minimum(z_low, z_high), z_high
 
 
-def _to_total(volumes: Array, low: Array, high: Array, per_row: Array, total: float) -> Array:
+def to_total(volumes: Array, low: Array, high: Array, per_row: Array, total: float) -> Array:
     """Scale mixtures (P, D) by one factor each, held inside the box, so that their totals are right; by bisection."""
     low, high = np.maximum(low, 0.0), np.maximum(high, 0.0)
     positive = np.maximum(volumes, 1e-9 * max(float(volumes.max()), 1e-300))
@@ -166,7 +166,7 @@ def _check(
         raise UsageError(f"the spread of a design must be above 0, got {spread:g}")
     if total is None:
         return
-    z_low, z_high = _box(middle, low, high, spread, ETA_FRACTION * middle.mean())
+    z_low, z_high = box(middle, low, high, spread, ETA_FRACTION * middle.mean())
     eta = ETA_FRACTION * middle.mean()
     least, most = (float(per_row @ np.maximum(np.exp(z) - eta, 0.0)) for z in (z_low, z_high))
     if not least * (1 - TOTAL_TOLERANCE) <= total <= most * (1 + TOTAL_TOLERANCE):

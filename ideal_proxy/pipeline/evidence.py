@@ -5,8 +5,8 @@ Legend: R runs, D domains, J capabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,21 @@ from numpy.typing import NDArray
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import Known
-from ideal_proxy.response import CHANGED_DATA, Combination, ResponseModel, Responses, Yardstick, combine, fit_kinds
+from ideal_proxy.response import (
+    CHANGED_DATA,
+    Combination,
+    EvidenceKind,
+    ResponseModel,
+    Responses,
+    Yardstick,
+    combine,
+    fit_kinds,
+    imitated,
+    told_trusts,
+)
+from ideal_proxy.swarm import RunSpec
 
+IMITATIONS = "imitations"  # the kind's name, as users meet it
 Array = NDArray[np.float64]
 
 
@@ -39,7 +52,9 @@ class Evidence:
         retired_volumes: (R, K) rows of them; None where there are none.
         retired_available: (K,) rows that they had.
         labels: (R,) equal for runs of one mixture; () where equal volumes say that.
-        kind_of: (R,) "" for the search's own runs, else whose they are, where data changed since; () without such.
+        kind_of: (R,) "" for the search's own runs, else the kind: whose they are, where data changed since; () without
+            such.
+        kinds: what is believed of a kind, where that is not `CHANGED_DATA`.
     """
 
     ids: tuple[str, ...]
@@ -56,6 +71,12 @@ class Evidence:
     retired_available: Array | None = None
     labels: tuple[str, ...] = ()
     kind_of: tuple[str, ...] = ()
+    kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> NDArray[np.bool_]:
+        """Which of them were trained, (R,): all but imitations."""
+        return np.array([name != IMITATIONS for name in self.kind_of or self.ids])
 
     def fit(self, model: ResponseModel, prepared: Prepared, *, weights: Array | None = None) -> ResponseModel:
         """Fit a model under the names that users know: of losses, or where it has kinds of what judges."""
@@ -76,8 +97,9 @@ class Evidence:
             "baseline_loss": self.losses_before if of_losses else self.values_before, "sample_weight": weights,
             "responses": list(self.gradients) or None, "own": self.own, "retired": len(self.retired),
         }  # fmt: skip
-        if any(self.kind_of) and of_losses:
-            fit_kinds(model, V, L, self.kind_of, {name: CHANGED_DATA for name in self.kind_of if name}, **options)
+        if any(self.kind_of) and (of_losses or self.kinds):
+            kinds = {name: self.kinds.get(name, CHANGED_DATA) for name in self.kind_of if name}
+            fit_kinds(model, V, L, self.kind_of, kinds, **options)
             return model
         return model.fit(V, L, **options)
 
@@ -87,6 +109,7 @@ class Evidence:
         _, mixture_R = np.unique(mixtures, axis=0, return_inverse=True)
         _, seed_R = np.unique(self.seeds, return_inverse=True)
         cells = np.isfinite(self.values).all(axis=1)
+        cells &= self.trained
         for group in (mixture_R.ravel(), seed_R):  # a mixture of one seed tells nothing of a difference
             cells &= np.bincount(group, weights=cells)[group] > 1
         dummies = [np.eye(group.max(initial=0) + 1)[group][cells] for group in (mixture_R.ravel(), seed_R)]
@@ -99,3 +122,22 @@ class Evidence:
         left = both - table @ np.linalg.lstsq(table, both, rcond=None)[0]
         variance = 2 * (left**2).sum(axis=0) / degrees
         return Known(Spread(variance[-1], degrees), Spread(variance[:-1], degrees))
+
+
+def with_imitated(own: Evidence, specs: Sequence[RunSpec], losses: Array, values: Array, anchors: int) -> Evidence:
+    """Put mixtures that were imitated after a search's own runs, as a kind."""
+    if not specs:
+        return own
+    return replace(
+        own, ids=(*own.ids, *(spec.id for spec in specs)),
+        volumes=np.concatenate([own.volumes, np.array([spec.volumes for spec in specs], dtype=float)]),
+        losses=np.concatenate([own.losses, losses]), values=np.concatenate([own.values, values]),
+        seeds=np.concatenate([own.seeds, np.array([spec.seed for spec in specs], dtype=np.int64)]),
+        kind_of=("",) * len(own.ids) + (IMITATIONS,) * len(specs), kinds={IMITATIONS: imitated(anchors)},
+    )  # fmt: skip
+
+
+def told_kinds(model: ResponseModel, capabilities: Sequence[str], *, imitations: bool = False) -> list[str]:
+    """Say what the kinds in a fit were worth: those of earlier searches, or what was imitated."""
+    fidelity = {name: told for name, told in model.fidelity_.items() if (name == IMITATIONS) == imitations}
+    return told_trusts(fidelity, "trained runs" if imitations else "new runs", capabilities)

@@ -19,6 +19,7 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import IMPROVES, MixtureFile, load_mixture
 from ideal_proxy.pipeline.earlier_runs import REUSED
+from ideal_proxy.pipeline.evidence import IMITATIONS
 from ideal_proxy.pipeline.prepare import Prepared, load_prepared
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.response import ResponseModel, Yardstick
@@ -141,8 +142,10 @@ class SearchRun:
         return chosen[[f"{half}_loss/{name}" for name in self.capabilities]].to_numpy(dtype=float)
 
     def fitted(self) -> pd.DataFrame:
-        """Give the runs that the model was fitted to, in the fit's order."""
-        return self._design().iloc[: self.model.held_out_.shape[1]]
+        """Give the runs that the model was fitted to, in the fit's order; what was imitated comes after them."""
+        trust = self.model.fidelity_.get(IMITATIONS, {})
+        imitated = int(trust["runs"]) if trust.get("weight") else 0
+        return self._design().iloc[: self.model.held_out_.shape[1] - imitated]
 
     def _design(self) -> pd.DataFrame:
         """Give the swarm's runs, and before them earlier searches' that have weight in the fit."""
@@ -160,7 +163,9 @@ class SearchRun:
             check judges scores on items of its own, so that only its losses are here.
         """
         model, fitted = self.model, self.fitted()
-        left_out = (model.sign_[:, None] * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T
+        left_out = (model.sign_[:, None] * (model.location_[:, None] + model.scale_[:, None] * model.held_out_)).T[
+            : len(fitted)
+        ]
         design = self._design()
         later, fresh = design.iloc[len(fitted) :], self.runs[self.runs["role"] == "verify"]
         parts = [(fitted, "left out", left_out)]

@@ -21,24 +21,26 @@ from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients import ResponseMatrix, mean_over_seeds
 from ideal_proxy.hooks import Tracker
+from ideal_proxy.pipeline.anchors import Anchors, disagreeing, make_anchors, told_imitations
 from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
-from ideal_proxy.pipeline.earlier_runs import REUSED
-from ideal_proxy.pipeline.evidence import Evidence
+from ideal_proxy.pipeline.evidence import Evidence, told_kinds, with_imitated
 from ideal_proxy.pipeline.live import Watcher
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.reuse import Reuse, ReusedRuns
+from ideal_proxy.pipeline.reuse import Reuse
 from ideal_proxy.pipeline.row_record import Heritage
+from ideal_proxy.pipeline.run_table import run_table, table_cost
 from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
 from ideal_proxy.proxy import MetricSpec
-from ideal_proxy.response import Responses
+from ideal_proxy.response import ResponseModel, Responses
 from ideal_proxy.store import atomic_write_bytes
 from ideal_proxy.swarm import (
+    IMITATED,
     JUDGED,
     MODEL,
     RESPONSES,
@@ -97,6 +99,9 @@ class Laboratory:
         self._failures: dict[str, str] = {}
         self.paired_losses: list[PairedLosses] = []  # of the check, by capability; () before it
         self.paired_scores: dict[int, PairedScores] = {}
+        self.anchors: Anchors | None = None  # of the first round of mode: target
+        self.imitated: tuple[str, ...] = ()  # runs that stand for mixtures, trained by none
+        self.disagree: tuple[str, ...] = ()  # pairs of anchors that do not merge
         self.gradients, self.gradients_why = gradient_method(config, plan)
         self.responses: list[tuple[Array, ResponseMatrix]] = []
         worker = "ideal_proxy.gradients.worker" if self.gradients else "ideal_proxy.swarm.worker"
@@ -147,6 +152,9 @@ class Laboratory:
         return self._design(self.prepared.domains.base, self.config.swarm.spread, CANDIDATES, 0, alone=True)[0]
 
     def _first_design(self) -> tuple[Array, NDArray[np.int64]]:
+        if self.config.proxy.mode == "target" and self.reused is None:
+            self.anchors = make_anchors(self.config, self.prepared, self.plan.runs, self._seeds(0))
+            return self.anchors.volumes, self.anchors.seeds
         return self._design(self.prepared.domains.base, self.config.swarm.spread, self.plan.runs, 0)
 
     def sweep(self, rates: Sequence[float]) -> dict[float, float]:
@@ -174,6 +182,8 @@ class Laboratory:
         """Run the swarm of one round; half of a later one's points about the centre are mixtures that are wanted."""
         if number == 0 and self.reused is not None:
             volumes, seeds = self._where_uncertain(count)
+        elif number == 0:
+            volumes, seeds = self._first_design()
         else:
             volumes, seeds = self._design(centre, spread, count, number, wanted)
         points = zip(volumes, seeds, strict=True)
@@ -185,6 +195,32 @@ class Laboratory:
         if len(distinct) < len(specs):
             self.reporter.note(f"{len(specs) - len(distinct)} runs left out: in a proxy's rows they equal another run")
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
+
+    def imitate(self, rate: float) -> None:
+        """Judge mixtures halfway between two anchors by the mean of the anchors' weights."""
+        if self.anchors is None:
+            return
+        anchors, seed = self.anchors, self._seeds(0)[0]
+        ends = [self._spec(mixture, seed, "design", rate).id for mixture in anchors.mixtures]
+        pairs = [p for p, pair in enumerate(anchors.pairs) if all(ends[a] in self._results for a in pair)]
+        specs = {
+            p: self._spec(anchors.halfway[p], seed, IMITATED, rate, ends=[ends[a] for a in anchors.pairs[p]])
+            for p in pairs
+        }
+        self._run(Stage.IMITATION, list(specs.values()), role=IMITATED, needed=False, number=0)
+        done = [p for p in pairs if specs[p].id in self._results]
+        middle = np.array([self._search_losses(self._results[specs[p].id]) for p in done])
+        at_ends = np.array([[self._search_losses(self._results[ends[a]]) for a in anchors.pairs[p]] for p in done])
+        apart = disagreeing(at_ends, middle) if done else np.zeros(0, dtype=bool)
+        self.imitated = tuple(specs[p].id for p, bad in zip(done, apart, strict=True) if not bad)
+        self.disagree = tuple(anchors.pair_name(p) for p, bad in zip(done, apart, strict=True) if bad)
+
+    def told_imitations(self, model: ResponseModel) -> str:
+        """Say what was imitated and what that was worth in a fit; "" where nothing was."""
+        if self.anchors is None or not (self.imitated or self.disagree):
+            return ""
+        worth = told_kinds(model, self.prepared.capability_names, imitations=True)
+        return told_imitations(self.anchors, len(self.imitated), self.disagree, worth)
 
     def try_out(self, mixtures: Array, rate: float) -> None:
         """Run mixtures, with the seeds in turn, as evidence."""
@@ -261,6 +297,10 @@ class Laboratory:
             gradients=tuple(Responses(at, found.M, found.se, found.q) for at, found in self.responses),
             own=self.config.own,
         )
+        if self.anchors is not None:
+            runs = [self._results[run] for run in self.imitated]
+            losses, values = (np.array([read(r) for r in runs]) for read in (self._search_losses, self._values))
+            return with_imitated(own, [run.spec for run in runs], losses, values, len(self.anchors.names))
         return own if self.reused is None else with_reused(own, self.reused)
 
     def is_base(self, rows: NDArray[np.int64]) -> bool:
@@ -305,59 +345,14 @@ class Laboratory:
 
     def frame(self) -> pd.DataFrame:
         """Return a table of all runs: role, seed, rate, volumes, losses, cost."""
-        lines = [] if self.reused is None else self._reused_lines(self.reused)
-        for run, result in self._results.items():
-            if self._roles[run] == JUDGED:  # what it told stands beside the earlier run
-                continue
-            line: dict[str, Any] = {
-                "run": run, "role": self._roles[run], "seed": result.spec.seed,
-                "learning_rate": result.spec.learning_rate,
-            }  # fmt: skip
-            for name, volume in zip(self.prepared.domains.names, result.spec.volumes, strict=True):
-                line[f"rows/{name}"] = volume
-            for j, name in enumerate(self.prepared.capability_names):
-                for half in ("search", "verify"):
-                    if (losses := result.losses.get(reference(j, half))) is not None:
-                        line[f"{half}_loss/{name}"] = losses.mean
-                    if (score := result.scores.get(reference(j, half))) is not None:
-                        line[f"{half}_score/{name}"] = score
-            line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
-            line["flops"] = result.metrics.get("flops", np.nan)  # runs of earlier versions have no count
-            line["seconds"] = result.seconds
-            if self.config.has_metrics:
-                line["metric_seconds"] = result.metrics.get("metric_seconds", 0.0)
-            lines.append(line)
-        return pd.DataFrame(lines)
-
-    def _reused_lines(self, reused: ReusedRuns) -> list[dict[str, Any]]:
-        """Give the table's rows of earlier runs; they cost this search nothing."""
-        lines = []
-        for r, run in enumerate(reused.ids):
-            line: dict[str, Any] = {
-                "run": run, "role": REUSED, "seed": int(reused.seeds[r]), "from": reused.origin[r],
-                "learning_rate": self.plan.rates[0],
-            }  # fmt: skip
-            line |= {f"rows/{n}": v for n, v in zip(self.prepared.domains.names, reused.volumes[r], strict=True)}
-            line |= {
-                f"search_loss/{n}": x for n, x in zip(self.prepared.capability_names, reused.losses[r], strict=True)
-            }
-            line |= dict.fromkeys(("rows", "tokens", "supervised_tokens", "steps"), 0) | {"seconds": 0.0}
-            lines.append(line)
-        return lines
+        return run_table(
+            self.prepared, self._results, self._roles, self.reused, self.plan.rates[0],
+            with_metrics=self.config.has_metrics,
+        )  # fmt: skip
 
     def cost(self) -> dict[str, Any]:
         """Add up what the search trained."""
-        frame = self.frame()
-        frame = frame[frame["role"] != REUSED]
-        estimates = frame["role"] == "gradients"
-        cost = {
-            "runs": int((~estimates).sum()), "tokens": int(frame["tokens"].sum()),
-            "seconds": float(frame["seconds"].sum()),
-        }  # fmt: skip
-        if not self.gradients:
-            return cost
-        share = frame.loc[estimates, "tokens"].sum() / frame.loc[frame["role"] == "design", "tokens"].mean()
-        return cost | {"gradient_passes": int(estimates.sum()), "gradient_runs": float(share)}
+        return table_cost(self.frame(), with_gradients=bool(self.gradients))
 
     def failures(self) -> list[str]:
         """Say which runs failed for good."""
@@ -394,7 +389,10 @@ class Laboratory:
         replicates = 0 if alone else max(1, min(math.ceil(MOST_DEGREES / (len(seeds) - 1)), count // 4))
         return make_design(centre, seeds=first, replicates=replicates, **options)
 
-    def _spec(self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False) -> RunSpec:
+    def _spec(
+        self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False,
+        ends: Sequence[str] = (),
+    ) -> RunSpec:  # fmt: skip
         """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""
         seed = int(seed)
         full = np.asarray(list(volumes), dtype=float)
@@ -403,7 +401,7 @@ class Laboratory:
         references = tuple(reference(j, half) for half in halves for j in range(len(self.prepared.capabilities)))
         metrics = self._metrics("verify" if role == "verify" else "search")
         judged = [[metric.identity for metric in metrics]] if metrics else []
-        content = json.dumps([rows.tolist(), seed, rate, references, *judged])
+        content = json.dumps([rows.tolist(), seed, rate, references, *judged, *ends])
         return RunSpec(
             id=hashlib.sha256(content.encode()).hexdigest()[:16],
             rows=tuple(int(x) for x in rows),
@@ -412,12 +410,15 @@ class Laboratory:
             role=role,
             learning_rate=rate,
             references=references,
-            save_model=(keep and self.gradients == "implicit") or self._keeps_weights(),
+            save_model=not ends and ((keep and self.gradients == "implicit") or self._keeps_weights(role)),
             metrics=metrics,
+            blend=tuple((run, 1 / len(ends)) for run in ends),
         )
 
-    def _keeps_weights(self) -> bool:
-        """Whether a run's weights are kept, so that capabilities that come later can be judged without training."""
+    def _keeps_weights(self, role: str) -> bool:
+        """Whether a run's weights are kept: for imitations, or for capabilities that come later."""
+        if self.config.proxy.mode == "target" and role in {"design", "sweep"}:
+            return True
         each = 4.0 * (self.plan.trainable_parameters or self.plan.parameters)
         most = self.plan.runs + self.plan.more_runs * (self.plan.rounds - 1)
         return each <= 1e6 * self.config.swarm.keep_weights and each * most <= WEIGHTS_BYTES

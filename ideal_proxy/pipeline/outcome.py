@@ -25,6 +25,7 @@ from ideal_proxy.mixture import (
     with_shares,
 )
 from ideal_proxy.optimizer import Limit
+from ideal_proxy.pipeline.evidence import IMITATIONS, told_kinds
 from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
@@ -36,7 +37,7 @@ from ideal_proxy.pipeline.rounds import ON_EDGE
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
-from ideal_proxy.response import directions, told_trusts
+from ideal_proxy.response import directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
 from ideal_proxy.terminal import duration, money
 
@@ -57,7 +58,7 @@ def write_outcome(
     if laboratory.config.freeze:
         result["replay"] = list(replayed(laboratory.config, result))
     if reuse is not None:
-        trusts = told_trusts(proposal.loss_model.fidelity_, "new runs", laboratory.prepared.capability_names)
+        trusts = told_kinds(proposal.loss_model, laboratory.prepared.capability_names)
         result["reuse"] = reuse.to_json() | {"trust": trusts}
     frame = laboratory.frame()
     buffer = io.BytesIO()
@@ -190,7 +191,19 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         },
         "cost": laboratory.cost() | {"rounds": len(proposals)},
         "gradients": _gradients(config, laboratory, proposal),
+        "imitated": _imitated(laboratory, proposal),
     }
+
+
+def _imitated(laboratory: Laboratory, proposal: Proposal) -> dict[str, Any] | None:
+    """Collect what was imitated by interpolation, and its trust; None where nothing was."""
+    text, anchors = laboratory.told_imitations(proposal.loss_model), laboratory.anchors
+    if not text or anchors is None:
+        return None
+    return {
+        "mixtures": len(laboratory.imitated), "anchors": list(anchors.names), "disagree": list(laboratory.disagree),
+        "trust": proposal.loss_model.fidelity_.get(IMITATIONS), "text": text,
+    }  # fmt: skip
 
 
 def domain_volumes(prepared: Prepared, seed: int, rows: NDArray[Any]) -> list[DomainVolume]:

@@ -24,6 +24,7 @@ from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.pipeline.earlier_runs import REUSED
+from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.live import BEST
@@ -41,7 +42,7 @@ from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
-from ideal_proxy.response import Yardstick, told_trusts
+from ideal_proxy.response import Yardstick
 from ideal_proxy.sections import SIZES, CostConfig
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
 from ideal_proxy.terminal import Reporter, count_text, program
@@ -314,6 +315,8 @@ def _rounds(
         count = plan.runs if number == 0 else plan.more_runs
         spread = config.swarm.spread * SHRINK**number
         laboratory.explore(centre, spread, count, rate, number, outlook.points if outlook else None)
+        if number == 0:
+            laboratory.imitate(rate)
         laboratory.respond(centre, rate, number)
         evidence = laboratory.evidence()
         laboratory.record.stage(Stage.FIT, number + 1)
@@ -324,8 +327,10 @@ def _rounds(
         )  # fmt: skip
         for line in proposal.notes:
             reporter.note(line)
-        for line in told_trusts(proposal.loss_model.fidelity_, "new runs", prepared.capability_names):
+        for line in told_kinds(proposal.loss_model, prepared.capability_names):
             reporter.note(line)
+        if told := laboratory.told_imitations(proposal.loss_model):
+            reporter.note(told)
         if evidence.gradients:
             reporter.note(gradient_note(proposal.model, laboratory.gradients))
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.anchors import default_runs, make_anchors
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import (
     default_workers,
@@ -67,6 +68,7 @@ class Plan:
         memory: bytes that gradients may take beside the workers; None where that is not known.
         judged: earlier runs whose stored weights are judged; 0 without reuse.
         fresh_runs: proxies of the first round that a search without reuse would have; 0 without reuse.
+        imitations: mixtures that mean weights stand for; 0 but with mode: target.
     """
 
     fraction: float
@@ -88,6 +90,7 @@ class Plan:
     memory: float | None = None
     judged: int = 0
     fresh_runs: int = 0
+    imitations: int = 0
 
 
 class Wanted(NamedTuple):
@@ -125,7 +128,10 @@ def make_plan(
             found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
         )
     size = len(prepared.facts)
-    runs = wanted.runs if wanted else config.swarm.runs or 3 * (size + 1)
+    on_target = config.proxy.mode == "target" and wanted is None
+    usual = default_runs(config, prepared) if on_target else 3 * (size + 1)
+    runs = wanted.runs if wanted else config.swarm.runs or usual
+    anchors = make_anchors(config, prepared, runs, range(config.swarm.seeds)) if on_target else None
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
     plan = Plan(
         fraction=_default_fraction(config, prepared),
@@ -135,7 +141,7 @@ def make_plan(
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
         metric_seconds=probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
         trainable_parameters=found.trainable_parameters, judged=wanted.judged if wanted else 0,
-        fresh_runs=wanted.fresh if wanted else 0,
+        fresh_runs=wanted.fresh if wanted else 0, imitations=len(anchors.pairs) if anchors else 0,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
         each = _worker_bytes(config, prepared, plan)
@@ -231,6 +237,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
         *([(Stage.JUDGING, plan.judged, 0.0, half * plan.judged, 0.0)] if plan.judged else []),
         (Stage.SWARM, swarm, tokens * swarm, (training + half) * swarm, swarm * steps),
+        *([(Stage.IMITATION, plan.imitations, 0.0, half * plan.imitations, 0.0)] if plan.imitations else []),
         *([(Stage.GRADIENTS, passes, tokens * trainings * passes, training * trainings * passes, 0)] if passes else []),
     ]
     if plan.rounds > 1:

@@ -16,6 +16,7 @@ class Stage(StrEnum):
     LEARNING_RATE = "learning rate"
     JUDGING = "earlier runs judged"  # of a search that reuses another
     SWARM = "swarm"
+    IMITATION = "imitation"  # of the first round of mode: target
     GRADIENTS = "gradients"
     FIT = "fit"
     MORE_ROUNDS = "more rounds"  # of a plan: all rounds after the first

@@ -104,7 +104,7 @@ def far_apart(table: Evidence, base: Array) -> NDArray[np.int64]:
     """Choose base and two mixtures far from it and from each other, all of one seed."""
     distance = np.abs(np.log1p(table.volumes) - np.log1p(base)).max(axis=1)
     first = int(distance.argmin())
-    same = np.flatnonzero(table.seeds == table.seeds[first])
+    same = np.flatnonzero((table.seeds == table.seeds[first]) & table.trained)
     order = np.concatenate([[first], same[same != first]])
     picked = spread_mixtures(table.volumes[order], TRUST_MIXTURES - 1)
     if len(picked) < TRUST_MIXTURES - 1:

@@ -3,6 +3,7 @@ from .base_model import build_pretrained_proxy as build_pretrained_proxy
 from .base_model import keep_base as keep_base
 from .base_model import place_base as place_base
 from .base_model import trainable_parameters as trainable_parameters
+from .blend import blend_weights as blend_weights
 from .cost import UTILISATION as UTILISATION
 from .cost import Elsewhere as Elsewhere
 from .cost import Products as Products

@@ -172,7 +172,8 @@ def save_weights(model: Any, path: str | Path) -> None:
     """Write a proxy's weights as safetensors, atomically, tied tensors once; of a LoRA only what it trains."""
     from safetensors.torch import save
 
-    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in _trained(model).items()}))
+    own = trained_parameters(model)
+    atomic_write_bytes(path, save({name: p.detach().cpu().contiguous() for name, p in own.items()}))
 
 
 def load_weights(model: Any, path: str | Path) -> None:
@@ -180,7 +181,7 @@ def load_weights(model: Any, path: str | Path) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(str(path))
-    own = _trained(model)
+    own = trained_parameters(model)
     if {n: tuple(t.shape) for n, t in tensors.items()} != {n: tuple(p.shape) for n, p in own.items()}:
         raise UserError(f"{path} holds weights of another proxy; remove it and run the same command again")
     with torch.no_grad():
@@ -188,7 +189,7 @@ def load_weights(model: Any, path: str | Path) -> None:
             parameter.copy_(tensors[name])
 
 
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     """Name the parameters that training changes; a frozen base is the same in every run."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -224,7 +225,7 @@ def _identity(
     digest.update(row_R.tobytes())
     for rows in token_rows:
         digest.update(np.ascontiguousarray(rows.keys).tobytes())
-    for parameter in _trained(model).values():
+    for parameter in trained_parameters(model).values():
         digest.update(parameter.detach().cpu().contiguous().float().numpy().data)
     return digest.hexdigest()
 

@@ -63,6 +63,7 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
         *([paragraph(_unprotected(result["free"]))] if result.get("free") else []),
         *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
         *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
+        *([paragraph(f"{result['imitated']['text']}.")] if result.get("imitated") else []),
         *(paragraph(f"Warning: {warning}.") for warning in warnings[:MOST_WARNINGS]),
         "",
         step("next: ", f"report {folder}", "one page to look at, with sliders"),
@@ -132,6 +133,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"Optimum: {result['optimum']['scope']}; active: {', '.join(result['optimum']['active']) or 'none'}."
         ),
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
+        *([paragraph(f"{result['imitated']['text']}.")] if result.get("imitated") else []),
         *(paragraph(f"Warning: {warning}.") for warning in folded(result["warnings"])),
         paragraph(
             f"{result['cost']['runs']} runs of {proxy_text(result['proxy'])}, {_passes(result['cost'])}"

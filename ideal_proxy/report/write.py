@@ -35,6 +35,7 @@ STAGES = {
     "zero": "zero rows",
     "sweep": "learning rate",
     "design": "swarm",
+    "imitated": "imitation",
     "gradients": "gradients",
     "verify": "check",
 }
@@ -143,6 +144,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "reuse": result.get("reuse"),
         "replay": result.get("replay", []),
         "reuse_text": reuse_text(result.get("reuse")),
+        "imitated": result.get("imitated"),
         "fit": _fit(run),
         "held_out": _held_out(run),
         "pareto": {"note": front_note} if front is None else _pareto(run, front),

@@ -1,5 +1,7 @@
 from .evidence import CHANGED_DATA as CHANGED_DATA
+from .evidence import EvidenceKind as EvidenceKind
 from .evidence import fit_kinds as fit_kinds
+from .evidence import imitated as imitated
 from .evidence import told_trusts as told_trusts
 from .forms import ON_LAW as ON_LAW
 from .gradient_rows import Responses as Responses

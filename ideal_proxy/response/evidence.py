@@ -9,6 +9,9 @@ s is one for all capabilities and has a prior: 1 ± 0.1 across a change of data,
 both kinds are there, the larger side is fitted alone and foretells the smaller one: that gives s, and the odds that the
 kind tells anything at all. A kind that tells nothing, also of its own runs left out, has no weight.
 
+Mixtures imitated by interpolation between trained weights must prove themselves: only those that were trained as well,
+with the same seed, say what s is and how far imitations scatter. Without three of those they have no weight.
+
 Legend: N runs, D domains, J capabilities.
 """
 
@@ -41,22 +44,30 @@ HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EvidenceKind:
     """What is believed of a kind before runs are seen.
 
     Attributes:
         factor: s.
         spread: of s.
         same_level: whether its losses are the target's own, not only their changes.
+        most: what all its runs together count at most, in runs of the target; above 0 for a kind that must prove itself
+            by runs of the target at its own mixtures and seeds.
     """
 
     factor: float
     spread: float
     same_level: bool
+    most: float = 0.0
 
 
-CHANGED_DATA = Kind(1.0, 0.1, same_level=True)
-OTHER_SIZE = Kind(0.75, 0.35, same_level=False)
+CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
+OTHER_SIZE = EvidenceKind(0.75, 0.35, same_level=False)
+
+
+def imitated(anchors: int) -> EvidenceKind:
+    """Describe mixtures imitated by interpolation: they share their anchors' noise, so they count as those at most."""
+    return EvidenceKind(1.0, 0.1, same_level=False, most=float(anchors))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,11 @@ class Trust:
 
     def sentence(self, name: str, target: str, capabilities: Sequence[str]) -> str:
         """Say it."""
+        if not self.learned and not self.weight:
+            return (
+                f"{name} have no weight in the fit: fewer than {LEAST_OVERLAP} of their mixtures are among {target}, "
+                "so nothing shows what they are worth"
+            )
         if not self.learned:
             return (
                 f"{name} count as they are expected to ({self.factor:.2f} ± {self.spread:.2f} of the changes that "
@@ -97,7 +113,7 @@ def fit_kinds(
     V: pd.DataFrame,
     L: pd.DataFrame,
     kind_of: Sequence[str],
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, EvidenceKind],
     **options: Any,
 ) -> dict[str, Trust]:
     """Fit a model to runs of several kinds: "" is the target's own.
@@ -115,13 +131,16 @@ def fit_kinds(
     """
     place = np.array(kind_of, dtype=object)
     own = place == ""
-    found = {name: _learn(model, V, L, own, place == name, kind, options) for name, kind in kinds.items()}
+    found = {
+        name: (_prove if kind.most else _learn)(model, V, L, own, place == name, kind, options)
+        for name, kind in kinds.items()
+    }
     losses, weights = L.to_numpy(dtype=float, copy=True), np.ones(len(L))
     given = options.pop("sample_weight", None)
     for name in kinds:
         of, trust = place == name, found[name][0]
         here, there = found[name][1:]
-        losses[of] = np.exp(there + (np.log(losses[of]) - here) / trust.factor)
+        losses[of] = _from_logs(model, there + (_to_logs(model, losses[of]) - here) / trust.factor)
         weights[of] = trust.weight
     seen = weights > 0
     weights = weights if given is None else weights * np.asarray(given)
@@ -134,7 +153,13 @@ def fit_kinds(
 
 
 def _learn(
-    model: ResponseModel, V: pd.DataFrame, L: pd.DataFrame, own: Any, of: Any, kind: Kind, options: dict[str, Any]
+    model: ResponseModel,
+    V: pd.DataFrame,
+    L: pd.DataFrame,
+    own: Any,
+    of: Any,
+    kind: EvidenceKind,
+    options: dict[str, Any],
 ) -> tuple[Trust, Array, Array]:
     """Let the larger side foretell the smaller one; also the levels at base, the kind's and the target's, log nats."""
     nothing = tuple(np.full(L.shape[1], np.nan))
@@ -198,6 +223,82 @@ def _learn(
     other = level.copy()
     other[told] += mean_y - slope * mean_x
     return (trust, level, other) if larger is of else (trust, other, level)
+
+
+def _prove(
+    model: ResponseModel,
+    V: pd.DataFrame,
+    L: pd.DataFrame,
+    own: Any,
+    of: Any,
+    kind: EvidenceKind,
+    options: dict[str, Any],
+) -> tuple[Trust, Array, Array]:
+    """Let the target's runs at a kind's own mixtures and seeds say what it is worth; also the levels, as `_learn`."""
+    count = int(of.sum())
+    unproved = Trust(
+        factor=kind.factor, spread=kind.spread, weight=0.0, learned=False, runs=count,
+        explained=(np.nan,) * L.shape[1],
+    )  # fmt: skip
+    alone = clone(model).set_params(n_starts=1, n_draws=8)
+    alone.fit(V[own], L[own], **(_cut(options, own) | {"responses": None}))
+    values, volumes = _to_logs(model, L.to_numpy(dtype=float)), V.to_numpy(dtype=float)
+    at_base = alone.value_and_gradient(np.asarray(model.base, dtype=float))[0]
+    level, noise = _to_logs(model, at_base[None])[0], np.asarray(alone.residual_scale_, dtype=float)
+    noise = np.maximum(np.where(_is_loss(model, len(noise)), noise / np.abs(at_base), noise), 1e-9)
+    seeds = options.get("seed_id")
+    twins = [
+        (r, s)
+        for r in np.flatnonzero(of)
+        for s in np.flatnonzero(own)
+        if np.allclose(volumes[r], volumes[s]) and (seeds is None or seeds[r] == seeds[s])
+    ]
+    if len({r for r, _ in twins}) < LEAST_OVERLAP:
+        return unproved, level, level
+    x, y = (values[[pair[side] for pair in twins]] - level for side in (0, 1))
+    seen = values[of] - level
+    told = _to_logs(model, np.asarray(alone.predict(V[of])).reshape(count, -1)) - level
+    off, spread = (
+        float((((part - part.mean(axis=0)) / noise) ** 2).sum()) for part in (seen - told, seen)
+    )  # fmt: skip
+    if own.sum() >= LEAST_RUNS and off > (1.0 - LEAST_FORETOLD) * spread:
+        return replace(unproved, learned=True), level, level  # as a kind whose losses were mixed up
+    precision = np.broadcast_to(0.5 * noise**-2.0, y.shape)
+    centred = [part - part.mean(axis=0) for part in (x, y)]
+    slope, error, excess = _slope(centred[0], centred[1], precision)
+    odds = norm.logpdf(slope, 1.0 / kind.factor, np.hypot(error, kind.spread)) - norm.logpdf(slope, 0.0, error)
+    chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
+    sharpness = error**-2.0 + kind.spread**-2.0
+    slope = float((slope * error**-2.0 + kind.spread**-2.0 / kind.factor) / sharpness)
+    # Averaging moves all imitations of a capability by about as much: they tell of differences, not of levels.
+    shift = (told - slope * seen).mean(axis=0)
+    left = ((centred[1] - slope * centred[0]) ** 2).sum(axis=0)
+    explained = 1.0 - left / np.maximum((centred[1] ** 2).sum(axis=0), 1e-300)
+    # y - slope x holds the noise of the trained run as well as the imitation's own error.
+    weight = chance / (2.0 * excess - 1.0) if chance >= HALF and slope > 0 else 0.0
+    trust = Trust(
+        factor=1.0 / slope if slope > 0 else kind.factor, spread=float(sharpness**-0.5 / max(slope, 1e-9) ** 2),
+        weight=min(weight, kind.most / count), learned=True, runs=count, explained=tuple(map(float, explained)),
+    )  # fmt: skip
+    return trust, level, level + shift
+
+
+def _is_loss(model: ResponseModel, count: int) -> Any:
+    """Tell which of the J capabilities are losses."""
+    kinds = [model.kind] * count if isinstance(model.kind, str) else list(model.kind)
+    return np.array([kind == "loss" for kind in kinds])
+
+
+def _to_logs(model: ResponseModel, values: Array) -> Array:
+    """Take the logarithm of losses, and scores as they are."""
+    plain = _is_loss(model, values.shape[1])
+    return np.where(plain, np.log(np.where(plain, values, 1.0)), values)
+
+
+def _from_logs(model: ResponseModel, values: Array) -> Array:
+    """Undo `_to_logs`."""
+    plain = _is_loss(model, values.shape[1])
+    return np.where(plain, np.exp(np.where(plain, values, 0.0)), values)
 
 
 def _foretold(model: ResponseModel, L: pd.DataFrame) -> float:

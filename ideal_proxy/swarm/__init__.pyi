@@ -1,3 +1,4 @@
+from .context import IMITATED as IMITATED
 from .context import JUDGED as JUDGED
 from .context import MODEL as MODEL
 from .context import RESPONSES as RESPONSES

@@ -34,6 +34,7 @@ WARM_RUN = "warm"
 JUDGED = "judged"
 TOKENIZER = "tokenizer"  # in the context's folder, where runs are judged by metrics
 ZERO_RUN = "zero"
+IMITATED = "imitated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,16 @@ class RunSpec:
     rows: tuple[int, ...]  # (D,) rows that the proxy draws of each domain, repeats counted
     volumes: tuple[float, ...]  # (D,) the full-size volumes they stand for, rows
     seed: int  # seed of the permutations and of the training order
-    role: str  # "base", "design", "verify", "sweep", "warm", …; "judged" trains nothing: its weights lie in its folder
+    # "base", "design", "verify", "sweep", "warm", …; "judged" and "imitated" train nothing: their weights lie in the
+    # folder, or are a blend
+    role: str
     learning_rate: float  # peak rate
     references: tuple[str, ...] = ()  # names of the reference sets to judge on; () is all of them
     save_model: bool = False  # keep the final weights as `model.safetensors`
     responses: str = ""  # "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead
     trained: str = ""  # the finished run whose weights an implicit estimate takes, or that is judged anew
     metrics: tuple[MetricSpec, ...] = ()  # what else the trained proxy is judged by
+    blend: tuple[tuple[str, float], ...] = ()  # finished runs, and the share that each one's weights have in this one's
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON takes it."""
@@ -62,13 +66,14 @@ class RunSpec:
         """Read what `to_json` gave."""
         fields: dict[str, Any] = {k: tuple(entry) if isinstance(entry, list) else entry for k, entry in value.items()}
         fields["metrics"] = tuple(MetricSpec(**metric) for metric in fields.get("metrics", ()))
+        fields["blend"] = tuple((str(run), float(share)) for run, share in fields.get("blend", ()))
         return cls(**fields)
 
 
 def what_counts(spec: RunSpec) -> tuple[Any, ...]:
     """Return the parts of a specification that its numbers depend on; equal for runs with the same results."""
     metrics = tuple(metric.identity for metric in spec.metrics)
-    apart = (spec.role, spec.trained) if spec.role in {"warm", JUDGED} else ()
+    apart: tuple[Any, ...] = (spec.role, spec.trained) if spec.role in {"warm", JUDGED} else spec.blend
     return spec.rows, spec.seed, spec.learning_rate, apart, spec.references, spec.responses, metrics
 
 

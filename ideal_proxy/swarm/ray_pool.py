@@ -102,7 +102,7 @@ class RayPool:
         actor = self._actors[number]
         actor.busy = True
         needed = [WARM_RUN] if self.context.warm and spec.role != "warm" else []
-        needed += [spec.trained] if spec.trained else []
+        needed += [spec.trained] if spec.trained else [run for run, _ in spec.blend]
         runs = self.run_dir / "runs"
         inputs = {run: self._put_once(runs / run) for run in needed if is_complete(runs / run)}
         own = pack(runs / spec.id, self._ray.put)

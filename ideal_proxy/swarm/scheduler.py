@@ -18,7 +18,17 @@ import numpy as np
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.store import is_whole
-from ideal_proxy.swarm.context import JUDGED, WARM_RUN, ZERO_RUN, Run, RunSpec, SwarmContext, load_result, what_counts
+from ideal_proxy.swarm.context import (
+    IMITATED,
+    JUDGED,
+    WARM_RUN,
+    ZERO_RUN,
+    Run,
+    RunSpec,
+    SwarmContext,
+    load_result,
+    what_counts,
+)
 from ideal_proxy.swarm.forecast import Forecast, UnderWay, Work
 from ideal_proxy.swarm.local import LocalPool
 from ideal_proxy.swarm.pool import Message, Pool
@@ -282,7 +292,7 @@ class Swarm:
             sizes = [int(rows.offsets[-1]) for rows in self.context.reserved_rows()]
             goal = self.context.warm_tokens or min(sum(sizes) // len(sizes), 4 * min(sizes))
             return Work(float(goal * len(sizes)), judged / 3)
-        if spec.role == JUDGED:
+        if spec.role in {JUDGED, IMITATED}:
             return Work(0.0, judged / 3)
         trained = float(np.dot(spec.rows, self._tokens_per_row))
         if spec.responses:

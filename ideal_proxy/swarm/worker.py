@@ -29,6 +29,7 @@ from ideal_proxy.proxy import (
     MetricStopped,
     TrainingStopped,
     TrainLog,
+    blend_weights,
     build_proxy,
     count_products,
     evaluate,
@@ -41,6 +42,7 @@ from ideal_proxy.proxy import (
 )
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm.context import (
+    IMITATED,
     JUDGED,
     MODEL,
     WARM_RUN,
@@ -92,7 +94,7 @@ class Worker:
                 value = float(loss)  # waits for the device, but only this often
                 self.say("step", run=spec.id, done=done, steps=steps, loss=value if np.isfinite(value) else None)
 
-        model = build_model(context)
+        model = build_model(context, parts=max(1, len(spec.blend)))
         if context.warm and spec.role != "warm":
             warm = self.run_dir / "runs" / WARM_RUN
             if not is_complete(warm):
@@ -109,6 +111,9 @@ class Worker:
             load_weights(model, context.folder / WARM_WEIGHTS)
         elif spec.role == JUDGED:
             load_weights(model, folder / MODEL)
+        elif spec.role == IMITATED:
+            parts = [(self.run_dir / "runs" / run / MODEL, share) for run, share in spec.blend]
+            blend_weights(model, parts, context.lora_rank)
         elif spec.role == "warm":
             log = warm_start(
                 model, context.domains, context.reserved_rows(), settings,
@@ -190,14 +195,15 @@ class Worker:
         os._exit(0)
 
 
-def build_model(context: SwarmContext) -> Any:
+def build_model(context: SwarmContext, *, parts: int = 1) -> Any:
     """Build the model that every run of a context begins with, on the CPU, before any warm start."""
+    # A LoRA that is made of several holds them side by side.
     if not context.base:
         return build_proxy(context.size, context.vocab_size, context.context, context.init_seed)
     from ideal_proxy.proxy import build_pretrained_proxy
 
     return build_pretrained_proxy(
-        context.base_folder, lora_rank=context.lora_rank, seed=context.init_seed,
+        context.base_folder, lora_rank=context.lora_rank and parts * context.lora_rank, seed=context.init_seed,
         trust_remote_code=context.trust_remote_code,
     )  # fmt: skip
 

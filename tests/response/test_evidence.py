@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ideal_proxy.response.evidence import CHANGED_DATA, OTHER_SIZE, fit_kinds
+from ideal_proxy.response.evidence import CHANGED_DATA, OTHER_SIZE, fit_kinds, imitated, told_trusts
 from ideal_proxy.response.model import ResponseModel
 
 BASE = np.array([400.0, 250.0, 300.0, 200.0])
@@ -116,3 +116,53 @@ def test_without_overlap_the_prior_stays_in_the_draws():
 
     assert spread(fitted) > 2 * spread(sure)
     assert "too few runs of both kinds" in trust.sentence("0.1M proxies", "1M proxies", TARGETS)
+
+
+def imitations(checked, *, mixed_up=False, shift=0.0, noise=0.006, anchors=8, seed=0):
+    """Eight runs and 16 imitations, `checked` of them trained as well; each capability's have a level of their own."""
+    (own, seen), (v, _) = runs(8, seed), runs(16, seed + 50)
+    rng = np.random.default_rng(seed)
+    told = truth(v) * np.exp(noise * rng.standard_normal((16, 3)) + shift * np.array([1.0, -1.0, 0.5]))
+    told = told[rng.permutation(16)] if mixed_up else told
+    twins = truth(v[:checked]) * np.exp(0.006 * rng.standard_normal((checked, 3)))
+    trained = np.vstack([own, v[:checked]]), np.vstack([seen, twins])
+    V = pd.DataFrame(np.vstack([trained[0], v]), columns=NAMES)
+    L = pd.DataFrame(np.vstack([trained[1], told]), columns=TARGETS)
+    fitted, place = model(), [""] * (8 + checked) + ["imitations"] * 16
+    trusts = fit_kinds(fitted, V, L, place, {"imitations": imitated(anchors)}, seed_id=np.zeros(len(V)))
+    return fitted, trusts["imitations"], trained
+
+
+def test_honest_imitations_count_as_their_anchors_at_most():
+    errors = []
+    for seed in range(3):
+        fitted, trust, trained = imitations(4, shift=0.03, noise=0.004, seed=seed)
+        assert trust.learned
+        assert trust.factor == pytest.approx(1.0, abs=0.2)
+        assert 0.25 < trust.weight <= 8 / 16
+        errors.append([error(fitted), error(alone(trained))])
+    assert imitations(4, anchors=2)[1].weight <= 2 / 16, "16 of them share the noise of 2 anchors"
+    together, without = np.mean(errors, axis=0)
+    assert together < 0.9 * without, "their level is taken out, and they tell more than the runs alone"
+
+
+@pytest.mark.parametrize("checked", [3, 6])
+def test_imitations_that_were_mixed_up_have_no_weight(checked):
+    fitted, trust, trained = imitations(checked, mixed_up=True)
+    assert (trust.weight, trust.learned) == (0.0, True)
+    assert error(fitted) == pytest.approx(error(alone(trained)))
+
+
+def test_imitations_that_scatter_weigh_less():
+    weights = [imitations(6, noise=noise)[1].weight for noise in (0.006, 0.05)]
+    assert weights[1] < 0.5 * weights[0]
+
+
+def test_too_few_that_were_trained_as_well_prove_nothing():
+    fitted, trust, trained = imitations(2)
+    assert (trust.weight, trust.learned) == (0.0, False)
+    assert error(fitted) == pytest.approx(error(alone(trained)))
+    (said,) = told_trusts(fitted.fidelity_, "trained runs", TARGETS)
+    assert said.startswith(
+        "imitations have no weight in the fit: fewer than 3 of their mixtures are among trained runs"
+    )

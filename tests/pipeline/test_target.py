@@ -1,0 +1,144 @@
+"""The target answers for itself: few mixtures are trained, others are imitated between them, and trust decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import PROGRAM, config_of, domain_facts, environment, small_search, without_times
+from pretrained_folder import pretrained_folder
+
+from ideal_proxy.config import dump_config, load_config, parse_config
+from ideal_proxy.data.context import Context
+from ideal_proxy.errors import UsageError
+from ideal_proxy.pipeline.anchors import CHECKED, default_runs, disagreeing, make_anchors
+from ideal_proxy.pipeline.outer_loop import run_search
+from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.report.text import result_tables
+from ideal_proxy.terminal import Reporter
+
+NAMES = ("code", "math", "trust")
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    shapes = (("code", 200, 100.0), ("math", 2_000, 80.0), ("trust", 4_000, 60.0))
+    facts = tuple(
+        domain_facts(name, available=10_000, base=base, upper=40_000, tokens_per_row=tokens)
+        for name, base, tokens in shapes
+    )
+    return Prepared(
+        folder=tmp_path, facts=facts, capabilities=(), health={}, vocabulary=300, template={}, context=Context(64)
+    )
+
+
+def on_target(**changes):
+    return config_of(NAMES, ["code"], proxy={"mode": "target", **changes})
+
+
+def test_anchors_move_one_domain_each_and_keep_the_total(prepared):
+    runs = default_runs(on_target(), prepared)
+    anchors = make_anchors(on_target(), prepared, runs, (0, 1))
+    base, lengths = prepared.domains.base, prepared.domains.lengths
+    assert anchors.names == ("code up", "math up", "trust up", "code down", "math down", "trust down")
+    assert anchors.volumes @ lengths == pytest.approx(np.full(runs, base @ lengths))
+    assert runs == len(anchors.volumes) == len(anchors.seeds) == 2 + 6 + CHECKED + 1
+    changes = np.log(anchors.mixtures / base)
+    for d in range(3):
+        assert changes[d].argmax() == d
+        assert (np.delete(changes[d], d) < 0).all()
+        assert changes[3 + d].argmin() == d
+        assert (np.delete(changes[3 + d], d) > 0).all()
+    shares = anchors.mixtures * lengths / (base @ lengths)
+    assert shares[2, 2] == pytest.approx(0.5 + 0.5 * base[2] * lengths[2] / (base @ lengths)), "halfway to it alone"
+    assert shares[0, 0] < 0.5, "not beyond what the spread allows"
+    assert np.array_equal(anchors.volumes[8:11], anchors.halfway[:CHECKED])
+    assert anchors.seeds.tolist() == [0, 1, *[0] * 6, *[0] * CHECKED, 1]
+    assert len(anchors.pairs) == 12
+    assert len({tuple(pair) for pair in anchors.pairs.tolist()}) == 12
+
+
+def test_what_cannot_move_has_no_anchor(prepared):
+    facts = tuple(
+        replace(fact, lower=fact.base, upper=fact.base) if fact.name == "math" else fact for fact in prepared.facts
+    )
+    prepared = replace(prepared, facts=facts)
+    runs = default_runs(on_target(imitations=2), prepared)
+    anchors = make_anchors(on_target(imitations=2), prepared, runs, (0, 1))
+    assert anchors.names == ("code up", "trust up", "code down", "trust down")
+    assert anchors.mixtures[:, 1] == pytest.approx(np.full(4, facts[1].base))
+    assert len(anchors.pairs) == 2
+    with pytest.raises(UsageError, match=r"needs 7 runs here .* swarm.runs is 6"):
+        make_anchors(on_target(), prepared, 6, (0, 1))
+    with pytest.raises(UsageError, match="imitations is of mode: target"):
+        config_of(NAMES, ["code"], proxy={"imitations": 3})
+
+
+def test_weights_that_lose_more_than_either_disagree():
+    ends = np.array([[[1.0, 2.0], [2.0, 1.0]]] * 3)
+    middle = np.array([[1.4, 1.4], [1.4, 2.1], [1.9, 1.99]])
+    assert disagreeing(ends, middle).tolist() == [False, True, False]
+
+
+# The search
+
+PROXY = {
+    "mode": "target", "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.25, "batch_rows": 32,
+    "learning_rate": 6e-3,
+}  # fmt: skip
+
+
+def test_a_search_on_the_target_killed_and_resumed(tmp_path):
+    """It ends decided, with the same numbers however it was interrupted, and says what imitations were worth."""
+    config = parse_config(small_search(proxy=PROXY, swarm={}, verify={"pairs": 2, "max_pairs": 2}))
+    (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
+    killed = subprocess.Popen(
+        [*PROGRAM, "search", "mix.yaml", "--out", "killed"], cwd=tmp_path, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while killed.poll() is None and len(list((tmp_path / "killed" / "runs").glob("*/complete"))) < 15:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "mixture.json").exists()
+    results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / out, QUIET) for out in ("run", "killed")]
+    assert without_times(tmp_path / "run" / "mixture.json") == without_times(tmp_path / "killed" / "mixture.json")
+    result = results[0]
+    assert result["verdict"]["gain"]["value"] > 0.005
+    assert result["domains"][0]["proposal_rows"] > 3 * result["domains"][0]["base_rows"]
+    assert result["imitated"]["trust"] == results[1]["imitated"]["trust"]
+    assert result["imitated"]["trust"]["learned"]
+    assert 0 < result["imitated"]["trust"]["weight"] <= 0.5, "together they count as the anchors at most"
+    assert result["imitated"]["mixtures"] + len(result["imitated"]["disagree"]) == 12
+    assert (result["cost"]["runs"], result["cost"]["imitations"]) == (1 + 12 + 4, 12)
+    said = " ".join(result_tables(result, tmp_path / "run").split())
+    assert f"{result['imitated']['mixtures']} mixtures imitated by interpolation between 6 anchors" in said
+    assert "of what trained runs show; one of them counts as" in said
+    frame = pd.read_parquet(tmp_path / "run" / "runs.parquet")
+    imitated = frame[frame["role"] == "imitated"]
+    assert (len(imitated), imitated["tokens"].sum()) == (12, 0)
+    stages = {stage["name"]: stage["runs"] for stage in json.loads((tmp_path / "run/status.json").read_text())["plan"]}
+    assert (stages["swarm"], stages["imitation"]) == (12, 12)
+
+
+def test_a_pretrained_target_answers_for_itself(tmp_path):
+    pytest.importorskip("peft")
+    folder = pretrained_folder(tmp_path / "tiny")
+    proxy = {
+        "mode": "target", "model": str(folder), "lora_rank": 8, "context": 48, "fraction": 0.2, "batch_rows": 16,
+        "learning_rate": 1e-2, "dtype": "float32",
+    }  # fmt: skip
+    result = run_search(
+        parse_config(small_search(proxy=proxy, swarm={}, verify={"pairs": 2, "max_pairs": 2})), tmp_path / "run", QUIET
+    )
+    assert result["imitated"]["mixtures"] > 6
+    assert result["imitated"]["trust"]["weight"] > 0
+    assert min(result["imitated"]["trust"]["explained"]) > 0.5
