@@ -51,7 +51,7 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, path)
+        move(part, path)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
@@ -60,6 +60,17 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def move(part: Path, path: Path) -> None:
+    """Put a finished file or folder under its name, so that the name outlasts a power cut too."""
+    os.replace(part, path)
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def atomic_write_bytes(path: str | Path, content: bytes) -> None:

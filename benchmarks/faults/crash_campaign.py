@@ -2,18 +2,22 @@
 
     python benchmarks/faults/crash_campaign.py --cases 200
 
-A small search (three demo domains, 0.1M proxies) is run undisturbed once. Each case then runs it again and kills its
-driver, one worker or all of them, at a random time or just before or after one system call (rename, fsync, opening a
-file to write) of the process that is killed; in a third of the cases a random file of the run directory is then torn,
-emptied, zeroed or has one bit flipped. The same command follows until it ends. A case is `same` where `mixture.json`
-and the losses of every run equal the undisturbed ones, `said` where a damaged file is named in one sentence instead,
-and `lost` otherwise. Every eighth case kills `apply` instead. Cases are appended to `crash_campaign.jsonl` as they end;
-the same command goes on.
+A small search (three demo domains, 0.1M proxies), an `apply` and a `scale-up` of its mixture are run undisturbed once.
+Each case then starts one of them and kills it, in three of four cases the search: its driver, one worker or all of
+them. Half of the kills come at a random time, half just before or after one system call (rename, fsync, opening a
+file to write, unlink) of the process that is killed. A case that did not kill is drawn again. A search may begin where
+an earlier kill left it, at a quarter, half or three quarters of its time, so that late moments are met as often. In a
+third of the cases a random file of the folder is then torn, emptied, zeroed or has one bit flipped. The same command
+follows until it ends. A case is `same` where `mixture.json` and the losses of every run (the model's weights and
+losses of a `scale-up`, the rows of an `apply`) equal the undisturbed ones, `said` where a damaged file is named in one
+sentence instead, and `lost` otherwise. Finished runs whose marker was set again are counted as repeated, but for the
+damaged one. Cases are appended to `crash_campaign.jsonl` as they end; the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -25,6 +29,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent
@@ -44,27 +50,47 @@ verify: {pairs: 3, max_pairs: 3}
 rounds: 1
 """
 SHIM = """
-import builtins, os, signal, sys
+import builtins, io, os, signal, sys
 who = "worker" if "ideal_proxy.swarm.worker" in " ".join(sys.orig_argv) else "driver"
 target, call, number, when = os.environ["CRASH_AT"].split(":")
-if who == target:
-    real = {"replace": os.replace, "fsync": os.fsync, "open": builtins.open}[call]
-    count = 0
+places = {"rename": [(os, "replace"), (os, "rename")], "fsync": [(os, "fsync")], "unlink": [(os, "unlink")],
+          "open": [(builtins, "open"), (io, "open")]}
+plain_open = os.open
+count = 0
+def shim(real, name):
     def shimmed(*arguments, **options):
         global count
-        writes = call != "open" or "w" in str(options.get("mode", arguments[1] if len(arguments) > 1 else "r"))
-        count += writes
-        if writes and count == int(number):
+        mode = str(options.get("mode", arguments[1] if len(arguments) > 1 else "r"))
+        if name == "open" and not set(mode) & set("wax"):
+            return real(*arguments, **options)
+        count += 1
+        if target == "count":
+            place = plain_open(os.environ["CRASH_MARK"] + f"-{who}-{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.write(place, b"x")
+            os.close(place)
+        elif count == int(number):
             try:  # once: a worker that is started in the place of a killed one lives
-                os.close(os.open(os.environ["CRASH_MARK"], os.O_CREAT | os.O_EXCL))
+                os.close(plain_open(os.environ["CRASH_MARK"], os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 return real(*arguments, **options)
             if when == "after":
                 real(*arguments, **options)
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **options)
-    setattr(builtins if call == "open" else os, call, shimmed)
+    return shimmed
+for name in places:
+    if target == "count" or (who, call) == (target, name):
+        for holder, attribute in places[name]:
+            setattr(holder, attribute, shim(getattr(holder, attribute), name))
 """
+CALLS = ("rename", "fsync", "open", "unlink")
+STAGES = (0.25, 0.5, 0.75)
+COMMANDS = {
+    "search": ["search", "mix.yaml"],
+    "apply": ["apply", "search-truth"],
+    "scale-up": ["scale-up", "search-truth", "--model", "scratch:0.1M", "--fraction", "0.5", "--batch-rows", "32",
+                 "--save-steps", "5", "--evaluations", "0"],
+}  # fmt: skip
 REFUSABLE = ("config.yaml", "lock", "log.txt")  # the user's own settings cannot be made anew
 
 
@@ -95,14 +121,29 @@ def workers_of(driver: int) -> list[int]:
     return found
 
 
-def numbers(out: Path) -> dict[str, Any]:
-    """Read what a search ended with, but for times and places."""
+def numbers(out: Path, command: str) -> Any:
+    """Read what a command ended with, but for times and places."""
+    if command == "apply":
+        return (out / "train.jsonl").read_bytes()
+    if command == "scale-up":
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        weights = [path.read_bytes() for path in sorted(out.glob("runs/*/model/model.safetensors"))]
+        losses = [
+            {name: array.tolist() for name, array in np.load(path).items()} for path in sorted(out.glob("runs/*/*.npz"))
+        ]
+        return result["capabilities"], losses, weights
     value = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     runs = {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))["reference_loss"]
         for path in sorted((out / "runs").glob("*/metrics.json"))
     }
     return {"mixture": {k: v for k, v in value.items() if k not in {"created", "provenance"}}, "runs": runs}
+
+
+def finished(out: Path) -> dict[str, tuple[int, int]]:
+    """Return the runs that are finished, and which file says so since when."""
+    marks = {path.parent.name: path.stat() for path in out.glob("runs/*/complete")}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in marks.items()}
 
 
 def damage(out: Path, rng: random.Random) -> dict[str, str] | None:
@@ -124,53 +165,69 @@ def damage(out: Path, rng: random.Random) -> dict[str, str] | None:
     return {"file": str(path.relative_to(out)), "how": how}
 
 
-def case(number: int, work: Path, whole: float, truth: dict[str, Any]) -> dict[str, Any]:
+def kill_at_call(command: list[str], work: Path, who: str, calls: dict[str, int], rng: random.Random) -> str | None:
+    """Start a command and let one system call kill it; say which, or None where it was not met."""
+    call = rng.choice([name for name in CALLS if calls.get(f"{who}-{name}")])
+    most = calls[f"{who}-{call}"] // (2 if who == "worker" else 1)
+    crash = f"{who}:{call}:{rng.randint(1, max(1, most))}:{rng.choice(('before', 'after'))}"
+    start(command, work, crash).wait()
+    return crash if (work / "crashed").exists() else None
+
+
+def kill_at_time(command: list[str], work: Path, who: str, longest: float, rng: random.Random) -> str | None:
+    """Start a command and kill it at a random time; say when, or None where it had ended."""
+    moment = rng.uniform(0.3, longest)
+    process = start(command, work)
+    time.sleep(moment)
+    while who == "worker" and process.poll() is None and not workers_of(process.pid):
+        time.sleep(0.05)
+    pids = workers_of(process.pid) if process.poll() is None else []
+    killed = {"driver": [process.pid], "worker": pids[:1] and [rng.choice(pids)], "all": [process.pid, *pids]}[who]
+    met = process.poll() is None and bool(killed)
+    for pid in killed if met else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return f"{who} after {moment:.1f} s" if met else None
+
+
+def case(number: int, work: Path, known: dict[str, Any]) -> dict[str, Any]:
     """Run one case."""
     rng = random.Random(number)
-    apply = number % 8 == 7
-    out = work / ("applied" if apply else "search")
-    shutil.rmtree(out, ignore_errors=True)
-    command = ["apply", "undisturbed", "--out", out.name] if apply else ["search", "mix.yaml", "--out", out.name]
-    told: dict[str, Any] = {"case": number, "command": command[0]}
-    if rng.random() < 0.5:
-        who = "driver" if apply else rng.choice(("driver", "worker"))
-        call = rng.choice(("replace", "fsync", "open"))
-        most = (3 if apply else 60) if who == "driver" else 12
-        crash = f"{who}:{call}:{rng.randint(1, most)}:{rng.choice(('before', 'after'))}"
-        process = start(command, work, crash)
-        process.wait()
-        told["killed"] = crash
-    else:
-        who, moment = rng.choice(("driver", "worker", "all")), rng.uniform(0.5, 4 if apply else whole)
-        process = start(command, work)
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            if who == "driver":
-                process.kill()
-            elif who == "all":
-                os.killpg(process.pid, signal.SIGKILL)
-            elif pids := workers_of(process.pid):
-                os.kill(rng.choice(pids), signal.SIGKILL)
-        process.wait()
-        told["killed"] = f"{who} after {moment:.1f} s"
-    if not apply and rng.random() < 1 / 3 and out.exists():
+    name = {3: "scale-up", 7: "apply"}.get(number % 8, "search")
+    out = work / name
+    told: dict[str, Any] = {"case": number, "command": name}
+    killed = None
+    while killed is None:
+        shutil.rmtree(out, ignore_errors=True)
+        stage = rng.randint(0, len(STAGES)) if name == "search" else 0
+        if stage:
+            shutil.copytree(work / f"stage-{stage}", out)
+        command = [*COMMANDS[name], "--out", out.name]
+        facts = known[f"{name}-{stage}"]
+        if (number // 8 + number) % 2:
+            who = rng.choice(("driver", "worker")) if name == "search" else "driver"
+            killed = kill_at_call(command, work, who, facts["calls"], rng)
+        else:
+            who = rng.choice(("driver", "worker", "all")) if name == "search" else "driver"
+            killed = kill_at_time(command, work, who, facts["seconds"], rng)
+    told |= {"stage": stage, "killed": killed}
+    before = finished(out)
+    if name != "apply" and rng.random() < 1 / 3 and out.exists():
         told["damaged"] = damage(out, rng)
-    before = {path.parent.name for path in out.glob("runs/*/complete")}
+    hurt = (told.get("damaged") or {}).get("file", "")
+    resumed = [*command, *(["--resume"] if name == "scale-up" else [])]
     for _ in range(3):
-        code = start(command, work).wait()
+        code = start(resumed, work).wait()
         last = (work / "last.txt").read_text(errors="replace").strip().rpartition("\n")[2]
         if code == 0:
             break
-    told |= {"complete_before": len(before), "code": code}
-    if code == 0 and apply:
-        same = (out / "train.jsonl").read_bytes() == (work / "truth" / "train.jsonl").read_bytes()
-        return told | {"ended": "same" if same else "lost"}
-    if code == 0 and numbers(out) == truth:
+    after = finished(out)
+    repeated = [run for run, mark in before.items() if after.get(run) != mark and f"runs/{run}/" not in hurt]
+    told |= {"complete_before": len(before), "repeated": len(repeated), "code": code}
+    if code == 0 and numbers(out, name) == known[name]:
         return told | {"ended": "same"}
-    named = told.get("damaged") and any(
-        name in last for name in (told["damaged"]["file"], str(Path(told["damaged"]["file"]).parent))
-    )
+    named = hurt and any(text in last for text in (hurt, str(Path(hurt).parent)))
     return told | {
         "ended": "said" if code == 1 and last.startswith("error: ") and named else "lost",
         "last": last[:300],
@@ -180,14 +237,16 @@ def case(number: int, work: Path, whole: float, truth: dict[str, Any]) -> dict[s
 def report(cases: list[dict[str, Any]], machine: str) -> str:
     """Write the table."""
     kinds = Counter(
-        (entry["command"], "damaged" if entry.get("damaged") else "killed at a call" if ":" in entry["killed"]
-         else "killed at a time", entry["ended"]) for entry in cases
+        (entry["command"], ("at a call" if ":" in entry["killed"] else "at a time")
+         + (", file damaged" if entry.get("damaged") else ""), entry["ended"]) for entry in cases
     )  # fmt: skip
     rows = sorted({(command, how) for command, how, _ in kinds})
     lines = [
         "# Killed and damaged", "", "`python benchmarks/faults/crash_campaign.py --cases N`",
-        "", f"{len(cases)} cases ({machine}).", "",
-        "| command | what befell it | same numbers | damaged file named | lost |", "|---|---|---|---|---|",
+        "", f"{len(cases)} kills, {sum(':' in entry['killed'] for entry in cases)} of them at system calls; "
+        f"{sum(entry['repeated'] for entry in cases)} of {sum(entry['complete_before'] for entry in cases)} finished "
+        f"runs repeated ({machine}).", "",
+        "| command | killed | same numbers | damaged file named | lost |", "|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
         f"| {command} | {how} | " + " | ".join(str(kinds[command, how, end]) for end in ("same", "said", "lost")) + " |"
@@ -196,6 +255,39 @@ def report(cases: list[dict[str, Any]], machine: str) -> str:
     lost = [entry for entry in cases if entry["ended"] == "lost"]
     lines += ["", *(f"* lost: `{json.dumps(entry)}`" for entry in lost)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def undisturbed(work: Path) -> dict[str, Any]:
+    """Run every command undisturbed: its numbers, its time, and how often it makes each system call."""
+    known: dict[str, Any] = {}
+
+    def measured(name: str, stage: int, out: str) -> None:
+        for path in work.glob("crashed-*"):
+            path.unlink()
+        started = time.monotonic()
+        if start([*COMMANDS[name], "--out", out], work, "count::0:").wait():
+            raise SystemExit((work / "last.txt").read_text())
+        calls = {path.name.removeprefix("crashed-"): path.stat().st_size for path in work.glob("crashed-*")}
+        known[f"{name}-{stage}"] = {"seconds": time.monotonic() - started, "calls": calls}
+
+    for name in COMMANDS:
+        shutil.rmtree(work / f"{name}-truth", ignore_errors=True)
+        measured(name, 0, f"{name}-truth")
+        known[name] = numbers(work / f"{name}-truth", name)
+    for stage, share in enumerate(STAGES, 1):
+        out = work / f"stage-{stage}"
+        shutil.rmtree(out, ignore_errors=True)
+        process = start([*COMMANDS["search"], "--out", out.name], work)
+        time.sleep(share * known["search-0"]["seconds"])
+        process.kill()
+        process.wait()
+        time.sleep(1)  # its workers end
+        shutil.rmtree(work / "search", ignore_errors=True)
+        shutil.copytree(out, work / "search")
+        measured("search", stage, "search")
+        if numbers(work / "search", "search") != known["search"]:
+            raise SystemExit(f"stage {stage} ends with other numbers")
+    return known
 
 
 def main() -> None:
@@ -210,17 +302,10 @@ def main() -> None:
     (work / "shim").mkdir(parents=True, exist_ok=True)
     (work / "shim" / "sitecustomize.py").write_text(SHIM)
     (work / "mix.yaml").write_text(CONFIG)
-    shutil.rmtree(work / "undisturbed", ignore_errors=True)
-    started = time.monotonic()
-    if start(["search", "mix.yaml", "--out", "undisturbed"], work).wait():
-        raise SystemExit((work / "last.txt").read_text())
-    whole = time.monotonic() - started
-    truth = numbers(work / "undisturbed")
-    shutil.rmtree(work / "truth", ignore_errors=True)
-    start(["apply", "undisturbed", "--out", "truth"], work).wait()
+    known = undisturbed(work)
     cases = [json.loads(line) for line in CASES.read_text().splitlines()] if CASES.exists() else []
     while len(cases) < options.cases:
-        cases.append(case(len(cases), work, whole, truth))
+        cases.append(case(len(cases), work, known))
         with open(CASES, "a") as file:
             file.write(json.dumps(cases[-1]) + "\n")
         print(json.dumps(cases[-1]), flush=True)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
+from ideal_proxy.store import move
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class TokenRows:
             (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             if path.exists() or path.is_symlink():
                 os.rename(path, old)
-            os.rename(part, path)
+            move(part, path)
         except OSError as error:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST} and path.is_dir():
                 return  # another process has put the same content there first

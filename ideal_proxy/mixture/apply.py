@@ -25,7 +25,7 @@ from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
-from ideal_proxy.store import atomic_write_json, provenance, read_json
+from ideal_proxy.store import atomic_write_json, move, provenance, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "ideal-proxy/rows/1"
@@ -231,7 +231,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
             raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
     try:
         for name in job.names:
-            os.replace(job.spool / name, job.folder / name)
+            move(job.spool / name, job.folder / name)
         manifest = _manifest(job, identity, written, as_is)
         atomic_write_json(job.folder / job.manifest, manifest)
     except BaseException:
