@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -30,6 +31,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import crash_shim
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,39 +51,13 @@ swarm: {runs: 6, workers: 2}
 verify: {pairs: 3, max_pairs: 3}
 rounds: 1
 """
+EXECUTED = 12
+"""The first cases start their processes as a user does; later ones fork them from one that has imported everything."""
 SHIM = """
-import builtins, io, os, signal, sys
-who = "worker" if "ideal_proxy.swarm.worker" in " ".join(sys.orig_argv) else "driver"
-target, call, number, when = os.environ["CRASH_AT"].split(":")
-places = {"rename": [(os, "replace"), (os, "rename")], "fsync": [(os, "fsync")], "unlink": [(os, "unlink")],
-          "open": [(builtins, "open"), (io, "open")]}
-plain_open = os.open
-count = 0
-def shim(real, name):
-    def shimmed(*arguments, **options):
-        global count
-        mode = str(options.get("mode", arguments[1] if len(arguments) > 1 else "r"))
-        if name == "open" and not set(mode) & set("wax"):
-            return real(*arguments, **options)
-        count += 1
-        if target == "count":
-            place = plain_open(os.environ["CRASH_MARK"] + f"-{who}-{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-            os.write(place, b"x")
-            os.close(place)
-        elif count == int(number):
-            try:  # once: a worker that is started in the place of a killed one lives
-                os.close(plain_open(os.environ["CRASH_MARK"], os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return real(*arguments, **options)
-            if when == "after":
-                real(*arguments, **options)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **options)
-    return shimmed
-for name in places:
-    if target == "count" or (who, call) == (target, name):
-        for holder, attribute in places[name]:
-            setattr(holder, attribute, shim(getattr(holder, attribute), name))
+import sys
+sys.path.insert(0, {here!r})
+import crash_shim
+crash_shim.install("worker" if "ideal_proxy.swarm.worker" in " ".join(sys.orig_argv) else "driver")
 """
 CALLS = ("rename", "fsync", "open", "unlink")
 STAGES = (0.25, 0.5, 0.75)
@@ -94,16 +70,23 @@ COMMANDS = {
 REFUSABLE = ("config.yaml", "lock", "log.txt")  # the user's own settings cannot be made anew
 
 
-def start(command: list[str], work: Path, crash: str | None = None) -> subprocess.Popen[bytes]:
-    """Start the program, with the shim where a system call is to kill it."""
+def environment(work: Path, crash: str | None) -> dict[str, str]:
+    """Give what a process is told, with the shim where a system call is to kill it."""
     path = [str(ROOT)] if crash is None else [str(work / "shim"), str(ROOT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "CRASH_AT": crash or ""}
-    environment["CRASH_MARK"] = str(work / "crashed")
     (work / "crashed").unlink(missing_ok=True)
+    return {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "CRASH_AT": crash or "",
+            "CRASH_MARK": str(work / "crashed")}  # fmt: skip
+
+
+def start(command: list[str], work: Path, crash: str | None = None, *, fork: bool = False) -> Any:
+    """Start the program."""
+    told = environment(work, crash)
     log = open(work / "last.txt", "wb")  # noqa: SIM115 (the process keeps it)
+    if fork:
+        return crash_shim.Forked(command, told, work, log.fileno())
     return subprocess.Popen(
-        [sys.executable, "-m", "ideal_proxy.cli", *command], env=environment, cwd=work, start_new_session=True,
-        stdout=log, stderr=log,
+        [sys.executable, "-m", "ideal_proxy.cli", *command], env={**os.environ, **told}, cwd=work,
+        start_new_session=True, stdout=log, stderr=log,
     )  # fmt: skip
 
 
@@ -165,19 +148,23 @@ def damage(out: Path, rng: random.Random) -> dict[str, str] | None:
     return {"file": str(path.relative_to(out)), "how": how}
 
 
-def kill_at_call(command: list[str], work: Path, who: str, calls: dict[str, int], rng: random.Random) -> str | None:
+def kill_at_call(
+    command: list[str], work: Path, who: str, calls: dict[str, int], rng: random.Random, fork: bool
+) -> str | None:
     """Start a command and let one system call kill it; say which, or None where it was not met."""
     call = rng.choice([name for name in CALLS if calls.get(f"{who}-{name}")])
     most = calls[f"{who}-{call}"] // (2 if who == "worker" else 1)
     crash = f"{who}:{call}:{rng.randint(1, max(1, most))}:{rng.choice(('before', 'after'))}"
-    start(command, work, crash).wait()
+    start(command, work, crash, fork=fork).wait()
     return crash if (work / "crashed").exists() else None
 
 
-def kill_at_time(command: list[str], work: Path, who: str, longest: float, rng: random.Random) -> str | None:
+def kill_at_time(
+    command: list[str], work: Path, who: str, longest: float, rng: random.Random, fork: bool
+) -> str | None:
     """Start a command and kill it at a random time; say when, or None where it had ended."""
     moment = rng.uniform(0.3, longest)
-    process = start(command, work)
+    process = start(command, work, fork=fork)
     time.sleep(moment)
     while who == "worker" and process.poll() is None and not workers_of(process.pid):
         time.sleep(0.05)
@@ -196,6 +183,7 @@ def case(number: int, work: Path, known: dict[str, Any]) -> dict[str, Any]:
     rng = random.Random(number)
     name = {3: "scale-up", 7: "apply"}.get(number % 8, "search")
     out = work / name
+    fork = number >= EXECUTED
     told: dict[str, Any] = {"case": number, "command": name}
     killed = None
     while killed is None:
@@ -207,10 +195,10 @@ def case(number: int, work: Path, known: dict[str, Any]) -> dict[str, Any]:
         facts = known[f"{name}-{stage}"]
         if (number // 8 + number) % 2:
             who = rng.choice(("driver", "worker")) if name == "search" else "driver"
-            killed = kill_at_call(command, work, who, facts["calls"], rng)
+            killed = kill_at_call(command, work, who, facts["calls"], rng, fork)
         else:
             who = rng.choice(("driver", "worker", "all")) if name == "search" else "driver"
-            killed = kill_at_time(command, work, who, facts["seconds"], rng)
+            killed = kill_at_time(command, work, who, facts["seconds"] * (0.6 if fork else 1), rng, fork)
     told |= {"stage": stage, "killed": killed}
     before = finished(out)
     if name != "apply" and rng.random() < 1 / 3 and out.exists():
@@ -218,7 +206,7 @@ def case(number: int, work: Path, known: dict[str, Any]) -> dict[str, Any]:
     hurt = (told.get("damaged") or {}).get("file", "")
     resumed = [*command, *(["--resume"] if name == "scale-up" else [])]
     for _ in range(3):
-        code = start(resumed, work).wait()
+        code = start(resumed, work, fork=fork).wait()
         last = (work / "last.txt").read_text(errors="replace").strip().rpartition("\n")[2]
         if code == 0:
             break
@@ -297,21 +285,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/crash_campaign"))
     parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     work = options.work.resolve()
     (work / "shim").mkdir(parents=True, exist_ok=True)
-    (work / "shim" / "sitecustomize.py").write_text(SHIM)
+    (work / "shim" / "sitecustomize.py").write_text(SHIM.format(here=str(RESULTS)))
     (work / "mix.yaml").write_text(CONFIG)
-    known = undisturbed(work)
-    cases = [json.loads(line) for line in CASES.read_text().splitlines()] if CASES.exists() else []
-    while len(cases) < options.cases:
-        cases.append(case(len(cases), work, known))
-        with open(CASES, "a") as file:
-            file.write(json.dumps(cases[-1]) + "\n")
-        print(json.dumps(cases[-1]), flush=True)
-        atomic_write_text(RESULTS / "crash_campaign.md", report(cases, str(provenance()["machine"]["processor"])))
-    if any(entry["ended"] == "lost" for entry in cases):
+    kept = work / "known.pickle"  # ours, of this very search
+    known = pickle.loads(kept.read_bytes()) if kept.exists() else undisturbed(work)
+    kept.write_bytes(pickle.dumps(known))
+    crash_shim.preload()
+    done = {entry["case"] for entry in read_cases()}
+    children = []
+    for part in range(options.at_once):
+        if child := os.fork():
+            children.append(child)
+            continue
+        own = work / f"part-{part}"
+        if not own.exists():
+            own.mkdir()
+            for entry in [*work.glob("stage-*"), work / "search-truth", work / "shim", work / "mix.yaml"]:
+                (shutil.copytree if entry.is_dir() else shutil.copy)(entry, own / entry.name)
+        for number in range(part, options.cases, options.at_once):
+            if number not in done:
+                line = json.dumps(case(number, own, known))
+                with open(CASES, "a") as file:
+                    file.write(line + "\n")
+                print(line, flush=True)
+        os._exit(0)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    cases = sorted(read_cases(), key=lambda entry: int(entry["case"]))
+    atomic_write_text(CASES, "".join(json.dumps(entry) + "\n" for entry in cases))
+    machine = str(provenance()["machine"]["processor"])
+    atomic_write_text(RESULTS / "crash_campaign.md", report(cases, machine))
+    if failed or any(entry["ended"] == "lost" for entry in cases):
         raise SystemExit("a case was lost")
+
+
+def read_cases() -> list[dict[str, Any]]:
+    """Read the cases so far."""
+    return [json.loads(line) for line in CASES.read_text().splitlines()] if CASES.exists() else []
 
 
 if __name__ == "__main__":

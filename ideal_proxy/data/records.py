@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
@@ -36,7 +37,14 @@ BATCH = 512
 BOM = b"\xef\xbb\xbf"
 
 
-LONGEST_CELL = 1 << 30
+LONGEST_ROW = 1 << 26
+"""Bytes of the longest line or cell: 64 MiB, many times the longest context. Without an end memory would have none."""
+FREE_BYTES, MOST_TIMES = 1 << 24, 50
+"""A packed file may unpack to so many times its size, or to 16 MiB: rows of text shrink to a third or a tenth."""
+MOST_REPEATS = 20
+"""Cells of a table may take so many times more once values that the file holds once are written out for every row."""
+DECODED_BYTES = 1 << 26
+"""Bytes that one batch of a table may take in memory."""
 
 
 class BadRow(UserError):
@@ -202,16 +210,55 @@ def _opened(file: Path) -> Any:
 
 
 def _open(file: Path, packed: str) -> Any:
+    if not packed:
+        return open(file, "rb")
     if packed == ".zst":
         import pyarrow as arrow
 
-        return io.BufferedReader(arrow.input_stream(str(file), compression="zstd"))
-    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return openers.get(packed, open)(file, "rb")
+        handle: Any = arrow.input_stream(str(file), compression="zstd")
+    else:
+        handle = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed](file, "rb")
+    return io.BufferedReader(_Unpacked(handle, file), 1 << 18)
+
+
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds, refused where it is far more than rows of text can be."""
+
+    def __init__(self, handle: Any, file: Path) -> None:
+        self._handle = handle
+        self._file = file
+        self._left = max(FREE_BYTES, MOST_TIMES * file.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._handle.read(len(buffer))
+        buffer[: len(block)] = block
+        self._left -= len(block)
+        if self._left < 0:
+            raise UserError(f"{self._file} {TOO_MUCH}")
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._handle.close()
+        super().close()
+
+
+def _lines(handle: Any, file: Path) -> Iterator[Any]:
+    """Read lines of bytes or of text; one without an end is refused."""
+    for number in itertools.count(1):
+        line = handle.readline(LONGEST_ROW)
+        if not line:
+            return
+        if len(line) == LONGEST_ROW:
+            raise UserError(f"{file}:{number} is longer than {LONGEST_ROW >> 20} MiB, which no row is; split the line")
+        yield line
 
 
 def _line_records(handle: Any, file: Path, seen: Callable[[bytes], None] | None) -> Iterator[Record]:
-    for number, line in enumerate(handle):
+    for number, line in enumerate(_lines(handle, file)):
         if seen is not None:
             seen(line)
         where = f"{file}:{number + 1}"
@@ -308,15 +355,16 @@ def _is_turn(cell: Any) -> bool:
 
 def _cell_records(file: Path, kind: str) -> Iterator[Record]:
     """Read a table of text cells; an empty cell is null."""
-    before = csv.field_size_limit(LONGEST_CELL)  # the library stops at 128 KB; an answer may be longer
+    before = csv.field_size_limit(LONGEST_ROW)  # the library stops at 128 KB; an answer may be longer
     try:
         with _opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
-            head = text.readline()
+            lines = _lines(text, file)
+            head = next(lines, "")
             marks = "\t" if kind == ".tsv" else max(",;\t", key=head.count)
             if marks not in head:
                 marks = "\x1f"  # one column: nothing parts its cells
             names = next(csv.reader([head], delimiter=marks), [])
-            rows = csv.reader(text, delimiter=marks)
+            rows = csv.reader(lines, delimiter=marks)
             for n, cells in enumerate(rows, start=1):
                 where = f"{file} row {n}"
                 if not cells:
@@ -336,6 +384,30 @@ def _cell_records(file: Path, kind: str) -> Iterator[Record]:
         csv.field_size_limit(before)
 
 
+def _rows_at_once(facts: Any, file: Path) -> int:
+    """Say how many rows of a parquet file to read at once; refuse one that unpacks to more than rows of text can."""
+    groups = [facts.row_group(n) for n in range(facts.num_row_groups)]
+    columns = [(group, group.column(n)) for group in groups for n in range(group.num_columns)]
+    unpacked = sum(column.total_uncompressed_size for _, column in columns)
+    size = file.stat().st_size
+    # A value that is the same in every row, or a million times in a list, takes a few bytes in the file.
+    swollen = any(
+        column.num_values > max(group.num_rows, FREE_BYTES, 64 * column.total_uncompressed_size)
+        for group, column in columns
+    )
+    if swollen or facts.num_rows > max(FREE_BYTES, 4 * size) or unpacked > max(FREE_BYTES, MOST_TIMES * size):
+        raise UserError(f"{file} {TOO_MUCH}")
+    cell = 1.0  # bytes of the largest value that a dictionary may hold, and a row repeat
+    for _, column in columns:
+        if column.dictionary_page_offset is not None and column.total_compressed_size:
+            part = (column.data_page_offset - column.dictionary_page_offset) / column.total_compressed_size
+            cell = max(cell, part * column.total_uncompressed_size)
+    return int(min(BATCH, max(1, DECODED_BYTES // cell)))
+
+
+TOO_MUCH = f"unpacks to more than {MOST_TIMES} times its size, which rows do not; unpack it yourself if you trust it"
+
+
 def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
     import pyarrow as arrow
     import pyarrow.ipc as ipc
@@ -345,7 +417,8 @@ def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
     try:
         with contextlib.ExitStack() as stack:
             if kind == ".parquet":
-                batches = stack.enter_context(parquet.ParquetFile(file)).iter_batches(batch_size=BATCH)
+                table = stack.enter_context(parquet.ParquetFile(file))
+                batches = table.iter_batches(batch_size=_rows_at_once(table.metadata, file))
             else:
                 source = stack.enter_context(arrow.memory_map(str(file)))
                 try:
@@ -355,7 +428,11 @@ def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
                     batches = (table.get_batch(n) for n in range(table.num_record_batches))
                 else:
                     batches = iter(table)
+            left = MOST_REPEATS * max(FREE_BYTES, MOST_TIMES * file.stat().st_size)
             for batch in batches:
+                left -= batch.nbytes
+                if left < 0:
+                    raise UserError(f"{file} {TOO_MUCH}")
                 for first in range(0, batch.num_rows, BATCH):
                     for value in batch.slice(first, BATCH).to_pylist():
                         number += 1

@@ -246,7 +246,8 @@ def _keep(
         write_row_losses(folder / "after.npz", after)
         write_row_losses(folder / "before.npz", before)
         atomic_write_json(folder / "log.json", log)
-        mark_complete(folder)
+        files = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")))
+        mark_complete(folder, [name for name in files if not name.startswith("checkpoint-")])  # they go now
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
