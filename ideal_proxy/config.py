@@ -225,7 +225,10 @@ def load_config(path: str | Path) -> SearchConfig:
     """Read and check a run file; relative data paths are taken from the file's folder."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()[: MOST_BYTES + 1]
+        if len(text) > MOST_BYTES:
+            raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no run file needs; give mix.yaml")
+        raw = yaml.safe_load(text.decode("utf-8"))
         if _nodes(raw) > MOST_NODES:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:
@@ -256,6 +259,7 @@ def load_config(path: str | Path) -> SearchConfig:
 
 
 MOST_NODES = 100_000
+MOST_BYTES = 1 << 18  # the parser takes seconds for so much
 
 
 def _nodes(value: Any, known: dict[int, int] | None = None) -> int:

@@ -40,6 +40,8 @@ QUIET_SECONDS = 90.0
 """Another machine's lock that was not touched for so long is released; file systems cache times for up to 60 s."""
 HASHED_WHOLE = 1 << 28
 """A larger file is known by its size and by samples, so that weights of gigabytes are not read twice."""
+MOST_JSON = 1 << 28
+SEAL = "checksum"
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
@@ -86,8 +88,13 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
-def atomic_write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON with sorted keys off (order is part of the file) atomically."""
+def atomic_write_json(path: str | Path, value: Any, *, seal: bool = False) -> None:
+    """Write indented JSON with sorted keys off (order is part of the file) atomically.
+
+    A sealed object holds its own checksum, which `read_json` takes out and holds it to.
+    """
+    if seal:
+        value = {**value, SEAL: _seal(value)}
     atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -113,6 +120,8 @@ def save_pretrained(kept: Any, folder: Path) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file that holds one object, as every file of ours does."""
     try:
+        if (size := Path(path).stat().st_size) > MOST_JSON:
+            raise UserError(f"{path} has {size >> 20} MiB, more than any file of ours; restore it or make it anew")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
@@ -124,7 +133,13 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; restore it or make it anew")
+    if (told := value.pop(SEAL, None)) is not None and told != _seal(value):
+        raise UserError(f"{path} is damaged: it is not what was written; restore it or make it anew")
     return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
 def mark_complete(folder: str | Path, files: Iterable[str] | None = None) -> None:
@@ -149,6 +164,15 @@ def _checksum(path: Path) -> str:
                 file.seek((size - SAMPLE_BYTES) * n // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return f"{size}:{digest.hexdigest()}"
+
+
+def refuse_damaged(run: Path) -> None:
+    """Refuse a finished search whose result files are no longer what was written."""
+    if is_complete(run) and (path := damaged_file(run)) is not None:
+        raise UserError(
+            f"{path} is damaged or was edited; run the same `ideal-proxy search` again: it makes it anew from the "
+            "finished runs (an edited mixture.json works under another name)"
+        )
 
 
 def damaged_file(folder: str | Path) -> Path | None:
@@ -193,6 +217,7 @@ def mixture_file(place: str | Path) -> Path:
         if (place / "config.yaml").exists():
             raise UserError(f"the search in {place} is not finished; run the same `ideal-proxy search` again to go on")
         raise UsageError(f"{place} holds no {MIXTURE}; give a mixture file, or the run directory of a finished search")
+    refuse_damaged(place)
     return place / MIXTURE
 
 

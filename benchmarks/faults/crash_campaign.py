@@ -213,8 +213,9 @@ def case(number: int, work: Path, known: dict[str, Any]) -> dict[str, Any]:
     after = finished(out)
     repeated = [run for run, mark in before.items() if after.get(run) != mark and f"runs/{run}/" not in hurt]
     told |= {"complete_before": len(before), "repeated": len(repeated), "code": code}
-    if code == 0 and numbers(out, name) == known[name]:
-        return told | {"ended": "same"}
+    with contextlib.suppress(ValueError, OSError, KeyError):
+        if code == 0 and numbers(out, name) == known[name]:
+            return told | {"ended": "same"}
     named = hurt and any(text in last for text in (hurt, str(Path(hurt).parent)))
     return told | {
         "ended": "said" if code == 1 and last.startswith("error: ") and named else "lost",

@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,15 +160,12 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Find a mixture: train proxies, fit, optimise, verify."""
-    import signal
-
     from ideal_proxy.config import load_config
     from ideal_proxy.data import demo_config
     from ideal_proxy.pipeline import override, plan_search, run_search
     from ideal_proxy.report import plan_tables, result_screen
     from ideal_proxy.terminal import Reporter
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems stop so: checkpoints, as after Ctrl-C
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
@@ -285,11 +284,20 @@ cli_tables.register(app)
 app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) if _called(command) in ORDER else 99)
 
 
+def _stop_by_signals() -> None:
+    """Let a batch system's SIGTERM and a closed terminal's SIGHUP do what Ctrl-C does, where nobody has set them."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+                signal.signal(number, signal.default_int_handler)
+
+
 def main(**options: Any) -> None:
     """Run the application; a user's error is one sentence on stderr and exit code 1 or 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a ? in its place
+    _stop_by_signals()
     try:
         try:
             app(prog_name=options.get("prog_name", "ideal-proxy"))
@@ -309,7 +317,9 @@ def main(**options: Any) -> None:
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C, as Typer hands it on
-            print("stopped; run the same command again to go on where it was", file=sys.stderr)
+            more = " with --resume" if sys.argv[1:2] == ["scale-up"] else ""
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                print(f"stopped; run the same command again{more} to go on where it was", file=sys.stderr)
         raise
     except MemoryError:
         print("error: this machine's memory is full; free some, or give the search less", file=sys.stderr)

@@ -86,12 +86,12 @@ def predict(
 ) -> None:
     """Predict the metrics of new mixtures, with intervals."""
     from ideal_proxy.store import atomic_write_text
-    from ideal_proxy.tables import load_fit, predict_table, read_ratios
+    from ideal_proxy.tables import load_fit, predict_table, read_ratios, without_formulas
 
     model, _ = load_fit(_fit_file(fitted))
     mixtures = read_ratios(ratios, list(model.domain_names_), unit=model.unit)
     frame = predict_table(model, mixtures, level=level, fidelity=fidelity)
-    text = frame.to_csv(index=False)
+    text = without_formulas(frame).to_csv(index=False)
     if out is not None:
         atomic_write_text(out, text)
         print(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)

@@ -217,7 +217,8 @@ def _open(file: Path, packed: str) -> Any:
 
         handle: Any = arrow.input_stream(str(file), compression="zstd")
     else:
-        handle = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed](file, "rb")
+        openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+        handle = openers[packed](file, "rb")
     return io.BufferedReader(_Unpacked(handle, file), 1 << 18)
 
 

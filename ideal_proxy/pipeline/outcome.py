@@ -38,7 +38,7 @@ from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions
-from ideal_proxy.store import atomic_write_bytes, atomic_write_json, read_json
+from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete, read_json
 from ideal_proxy.terminal import duration, money
 
 MANY_STEPS = 0.1  # a difference of steps that may make a gain by itself
@@ -61,6 +61,7 @@ def write_outcome(
         trusts = told_kinds(proposal.loss_model, laboratory.prepared.capability_names)
         result["reuse"] = reuse.to_json() | {"trust": trusts}
     frame = laboratory.frame()
+    (folder / MARKER).unlink(missing_ok=True)
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     atomic_write_bytes(folder / "runs.parquet", buffer.getvalue())
@@ -70,6 +71,7 @@ def write_outcome(
         atomic_write_json(folder / "fit_losses.json", law)
     save_mixture(folder / "mixture.json", _mixture(laboratory, proposal, verdict, result, law))
     atomic_write_json(folder / "result.json", result)
+    mark_complete(folder, ("runs.parquet", "fit.json", "fit_losses.json", "mixture.json", "result.json"))
     return result
 
 

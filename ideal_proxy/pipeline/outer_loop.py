@@ -44,7 +44,18 @@ from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedSc
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
 from ideal_proxy.sections import SIZES, CostConfig
-from ideal_proxy.store import LOCK_FILES, atomic_write_json, atomic_write_text, lock, provenance, read_json, run_folder
+from ideal_proxy.store import (
+    LOCK_FILES,
+    MARKER,
+    atomic_write_json,
+    atomic_write_text,
+    damaged_file,
+    is_complete,
+    lock,
+    provenance,
+    read_json,
+    run_folder,
+)
 from ideal_proxy.terminal import Reporter, count_text, program
 
 Array = NDArray[np.float64]
@@ -162,10 +173,15 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
     with lock(folder):
         config = inherited_config(config, folder)
         _claim(config, folder)
+        if is_complete(folder) and (path := damaged_file(folder)) is not None:
+            reporter.note(f"{path} is damaged; the result is made anew from the finished runs")
+            for name in ("result.json", MARKER):
+                (folder / name).unlink(missing_ok=True)
         if (folder / "result.json").exists():
             result = load_result(folder)
             if more := _asked_more(result, config):
                 reporter.note(f"{folder} is finished; going on with {more}")
+                (folder / MARKER).unlink(missing_ok=True)
                 (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
                 atomic_write_text(folder / "config.yaml", dump_config(config))
                 _drop_report(folder, reporter)
@@ -444,6 +460,9 @@ def judge_pairs(
 
 def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
     """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
+    if path.exists() and not _is_json(path):
+        reporter.note(f"{path} is damaged; the rate is chosen again from the finished runs")
+        path.unlink()
     if path.exists():
         chosen = read_json(path)
         if scores := chosen.get("scores"):  # the sweep's runs belong to the fit and the cost, in the same order
@@ -451,7 +470,7 @@ def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> floa
         return float(chosen["learning_rate"])
     rates = laboratory.plan.rates
     if len(rates) == 1:
-        atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"})
+        atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"}, seal=True)
         return rates[0]
     scores = laboratory.sweep(rates)
     for _ in range(MOST_EXTENSIONS):  # a best rate on the edge means that the sweep has not seen the best
@@ -471,6 +490,7 @@ def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> floa
             "chosen": f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss",
             "scores": {f"{r:g}": score for r, score in scores.items()},
         },
+        seal=True,
     )
     edge = " (the edge of the sweep; give proxy.learning_rate to look further)" if rate == max(rates) else ""
     reporter.note(f"learning rate {rate:g} for the whole search{edge}")
@@ -490,7 +510,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
             for name in ("prepared", REUSED):
                 shutil.rmtree(folder / name, ignore_errors=True)
         if before is None or dump_config(before) != text or "prepared" not in kept:
-            for name in ("plan.json", "provenance.json", path.name):
+            for name in ("plan.json", "prepared/plan.json", "provenance.json", path.name):
                 (folder / name).unlink(missing_ok=True)
     if not dry_run:
         planned.unlink(missing_ok=True)
@@ -499,7 +519,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
-        if not (folder / "provenance.json").exists():
+        if not _is_json(folder / "provenance.json"):
             atomic_write_json(folder / "provenance.json", provenance())
         return
     strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
@@ -509,6 +529,15 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
         atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
     atomic_write_text(path, text)  # first, so that a search killed here is known as one
     atomic_write_json(folder / "provenance.json", provenance())
+
+
+def _is_json(path: Path) -> bool:
+    """Tell whether a file of ours is there and whole."""
+    try:
+        read_json(path)
+    except UserError:
+        return False
+    return True
 
 
 def _identity(config: SearchConfig) -> SearchConfig:

@@ -5,6 +5,7 @@ Everything chosen by timing is chosen here, once, and written to the run directo
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,21 +153,38 @@ def make_plan(
         plan = replace(plan, memory=FILL * free - held)
     if elsewhere is None:
         atomic_write_json(path, asdict(plan))
+        atomic_write_json(_copy(path), asdict(plan), seal=True)
     return plan
 
 
+def _copy(path: Path) -> Path:
+    """Where a plan lies a second time: it holds what was measured, which a second measurement would not give."""
+    return path.parent / "prepared" / path.name
+
+
 def read_plan(path: Path) -> Plan:
-    """Read a plan that was made before."""
-    raw: dict[str, Any] = read_json(path)
+    """Read a plan that was made before; from its sealed copy where the file is damaged."""
+    found = {}
+    for place in (path, _copy(path)):
+        with contextlib.suppress(UserError):
+            found[place] = read_json(place)
+    if not found:
+        found[path] = read_json(path)  # says what is wrong
+    if path not in found:
+        atomic_write_json(path, found[_copy(path)])
     try:
-        return Plan(**(raw | {
-            "rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"]),
-        }))  # fmt: skip
+        return [_plan(raw) for raw in found.values()][-1]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} was written by another version of ideal-proxy ({error}); choose another --out, or finish the "
             "search with that version"
         ) from error
+
+
+def _plan(raw: dict[str, Any]) -> Plan:
+    return Plan(
+        **raw | {"rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"])}
+    )
 
 
 def sweep_rates(config: SearchConfig) -> tuple[float, ...]:

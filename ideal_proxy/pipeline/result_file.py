@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import read_json
+from ideal_proxy.store import read_json, refuse_damaged
 
 
 def load_result(run: Path) -> dict[str, Any]:
     """Read the result of a finished search."""
     path = run / "result.json"
     if path.exists():
+        refuse_damaged(run)
         result: dict[str, Any] = read_json(path)
         result.setdefault("leeway", {"slack": float("nan"), "open": [], "unsettled": []})  # of an earlier version
         try:

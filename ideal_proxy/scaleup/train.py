@@ -216,7 +216,7 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
         if any(entry.name not in LOCK_FILES for entry in out.iterdir()) and not (out / "runs").exists():
             raise UsageError(f"{out} is not empty and holds no scale-up; choose another --out")
         if _main():
-            atomic_write_json(path, {**asked, "settings": asdict(settings)})
+            atomic_write_json(path, {**asked, "settings": asdict(settings)}, seal=True)
         return settings
     frozen = read_json(path)
     if not wanted.resume and _main():

@@ -14,3 +14,4 @@ from .reading import join_tables as join_tables
 from .reading import read_metrics as read_metrics
 from .reading import read_ratios as read_ratios
 from .reading import read_runs as read_runs
+from .sheet import without_formulas as without_formulas

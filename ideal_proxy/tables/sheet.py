@@ -17,6 +17,7 @@ from ideal_proxy.errors import UserError
 RUN_COLUMNS = ("run", "runid", "index", "id", "sysid", "trialid", "experimentkey", "name", "runname")
 """Names of the run id, without case and signs; the first one found counts."""
 NAMES = frozenset({"name", "runname"})  # an id only where every run has its own
+MOST_BYTES, MOST_COLUMNS = 1 << 28, 20_000
 BLANK = frozenset({"", "nan", "na", "n/a", "null", "none", "-", "<na>", "#n/a"})
 UNFINISHED = frozenset({
     "crashed", "failed", "failure", "killed", "running", "pending", "queued", "scheduled", "preempted", "preempting",
@@ -82,10 +83,16 @@ def read_cells(path: str | Path) -> pd.DataFrame:
         raw = Path(path).read_bytes()
         wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.decode("utf-16" if wide else "utf-8-sig")
+        if len(raw) > MOST_BYTES:
+            raise UserError(f"{path} has {len(raw) >> 20} MiB, most of a table is {MOST_BYTES >> 20}: split it.")
         said = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
         text = text[said.end() :] if said else text
+        sep = said[1] if said else _separator(text)
+        columns = max((line.count(sep) for line in text[:MOST_BYTES].split("\n", 1)[:1]), default=0) + 1
+        if columns > MOST_COLUMNS or columns * text.count("\n") > 4 * len(text) + (1 << 20):
+            raise UserError(f"{path} names {columns:,} columns and does not fill them: remove those that hold nothing.")
         frame = pd.read_csv(
-            io.StringIO(text), sep=said[1] if said else _separator(text), header=None, dtype=str,
+            io.StringIO(text), sep=sep, header=None, dtype=str,
             keep_default_na=False, skipinitialspace=True,
         ).fillna("")  # fmt: skip
     except FileNotFoundError:
@@ -125,6 +132,16 @@ def to_numbers(frame: pd.DataFrame, path: str) -> pd.DataFrame:
         )
     values: pd.DataFrame = frame.apply(pd.to_numeric, errors="coerce").astype(float)
     return values
+
+
+def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Put a ' before texts and names that a spreadsheet would run as a formula, as it does itself; numbers stay."""
+
+    def quoted(cell: Any) -> Any:
+        acts = isinstance(cell, str) and re.match(r"[=+\-@\t\r]", cell) and not re.fullmatch(r"[+-]?[\d.,e+-]+%?", cell)
+        return f"'{cell}" if acts else cell
+
+    return frame.map(quoted).rename(columns=quoted)
 
 
 def decimals(column: pd.Series) -> int:
