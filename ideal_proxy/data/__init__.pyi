@@ -1,6 +1,6 @@
 from .context import CUT_SHARE as CUT_SHARE
-from .context import Context as Context
 from .context import LONGEST as LONGEST
+from .context import Context as Context
 from .context import Limit as Limit
 from .context import choose_context as choose_context
 from .demo import DOMAINS as DOMAINS
@@ -18,9 +18,9 @@ from .hub import parse_hub as parse_hub
 from .layout import Found as Found
 from .layout import look as look
 from .messages import KEY_VERSION as KEY_VERSION
+from .messages import SETTINGS as SETTINGS
 from .messages import Message as Message
 from .messages import Row as Row
-from .messages import SETTINGS as SETTINGS
 from .messages import chat_record as chat_record
 from .messages import row_keys as row_keys
 from .messages import source_fingerprint as source_fingerprint
@@ -36,8 +36,8 @@ from .rows import likely_format as likely_format
 from .rows import look_through as look_through
 from .rows import read_rows as read_rows
 from .rows import scan as scan
-from .sources import ReadSource as ReadSource
 from .sources import TOKENIZER_ROWS as TOKENIZER_ROWS
+from .sources import ReadSource as ReadSource
 from .sources import domain_tokenizer as domain_tokenizer
 from .sources import open_source as open_source
 from .sources import read_source as read_source
@@ -51,8 +51,8 @@ from .tokenizer import train_tokenizer as train_tokenizer
 from .tokenizing import TooManyRefusedError as TooManyRefusedError
 from .tokenizing import tokenize_rows as tokenize_rows
 from .tokenizing import told_lines as told_lines
-from .tokens import Batch as Batch
 from .tokens import IGNORED as IGNORED
+from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .writing import RefusedRowError as RefusedRowError

@@ -10,14 +10,14 @@ from .draws import drawn_tokens as drawn_tokens
 from .draws import reserve_mask as reserve_mask
 from .draws import search_verify_split as search_verify_split
 from .draws import training_order as training_order
+from .file import IMPROVES as IMPROVES
+from .file import NO_BETTER as NO_BETTER
+from .file import UNDECIDED as UNDECIDED
 from .file import CapabilityResult as CapabilityResult
 from .file import DomainVolume as DomainVolume
 from .file import FreeAnswer as FreeAnswer
-from .file import IMPROVES as IMPROVES
 from .file import MetricResult as MetricResult
 from .file import MixtureFile as MixtureFile
-from .file import NO_BETTER as NO_BETTER
-from .file import UNDECIDED as UNDECIDED
 from .file import kept_base as kept_base
 from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture

@@ -1,6 +1,6 @@
 from .conflicts import check_linear as check_linear
-from .constraints import Constraints as Constraints
 from .constraints import ETA_FRACTION as ETA_FRACTION
+from .constraints import Constraints as Constraints
 from .constraints import Limit as Limit
 from .constraints import Problem as Problem
 from .constraints import explored_region as explored_region

@@ -7,7 +7,6 @@ from .blend import blend_weights as blend_weights
 from .cost import UTILISATION as UTILISATION
 from .cost import Elsewhere as Elsewhere
 from .cost import Products as Products
-from .cost import UTILISATION as UTILISATION
 from .cost import budget_hours as budget_hours
 from .cost import cost_of as cost_of
 from .cost import count_products as count_products

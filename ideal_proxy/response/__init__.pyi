@@ -14,10 +14,10 @@ from .law import SPAN as SPAN
 from .law import Volumes as Volumes
 from .law import evaluate as evaluate
 from .model import ResponseModel as ResponseModel
-from .prediction import Bound as Bound
-from .prediction import Combination as Combination
 from .prediction import LEVEL as LEVEL
 from .prediction import NOISES as NOISES
+from .prediction import Bound as Bound
+from .prediction import Combination as Combination
 from .prediction import Prediction as Prediction
 from .prediction import combine as combine
 from .prediction import compare as compare

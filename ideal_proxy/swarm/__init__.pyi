@@ -2,13 +2,13 @@ from .context import IMITATED as IMITATED
 from .context import JUDGED as JUDGED
 from .context import MODEL as MODEL
 from .context import RESPONSES as RESPONSES
-from .context import Run as Run
-from .context import RunSpec as RunSpec
-from .context import SwarmContext as SwarmContext
 from .context import TOKENIZER as TOKENIZER
 from .context import WARM_RUN as WARM_RUN
 from .context import WARM_WEIGHTS as WARM_WEIGHTS
 from .context import ZERO_RUN as ZERO_RUN
+from .context import Run as Run
+from .context import RunSpec as RunSpec
+from .context import SwarmContext as SwarmContext
 from .context import draw_run as draw_run
 from .context import load_context as load_context
 from .context import load_result as load_result
