@@ -188,16 +188,31 @@ def prepare(
 ) -> Problem:  # fmt: skip
     """Tokenise a problem and lay out its swarm; `rows` is the total of the base mixture."""
     train, judge = _rows(problem, available)
+    return prepare_rows(
+        problem, run_dir, train, judge, size=size, rows=rows, context=context, vocabulary=vocabulary,
+        learning_rate=learning_rate, workers=workers, even=problem != "sources",
+    )  # fmt: skip
+
+
+def prepare_rows(
+    name: str, run_dir: Path, train: dict[str, list[Row]], judge: dict[str, list[Row]], *, size: str,
+    context: int, vocabulary: int, learning_rate: float, workers: int, rows: int | None = None, even: bool = False,
+    half: Literal["search", "verify"] = "search", most_judged: int | None = None,
+) -> Problem:  # fmt: skip
+    """The same with rows at hand; a capability is judged on one half of its reference rows, base is all rows."""
     tokenizer = train_tokenizer((text for part in train.values() for row in part for _, text in row.pairs), vocabulary)
     template = make_template(tokenizer, plain=True)
     tokens = {name: tokenize_rows(part, template, context, run_dir / "cache") for name, part in train.items()}
     reserved = {name: reserve_mask(part.split_keys, WARM_FRACTION) for name, part in tokens.items()}
     judged = {name: tokenize_rows(part, template, context, run_dir / "cache") for name, part in judge.items()}
-    judged = {name: part.select(np.flatnonzero(search_verify_split(part.split_keys))) for name, part in judged.items()}
+    for name_, part in judged.items():
+        search = search_verify_split(part.split_keys)
+        judged[name_] = part.select(np.flatnonzero(search if half == "search" else ~search)[:most_judged])
     free = {name: part.select(np.flatnonzero(~reserved[name])) for name, part in tokens.items()}
     base = np.array([len(part) for part in free.values()], dtype=float)
-    base = np.full(len(base), rows / len(base)) if problem != "sources" else base * rows / base.sum()
-    base = apportion(base, rows).astype(float)
+    if rows is not None:
+        base = np.full(len(base), rows / len(base)) if even else base * rows / base.sum()
+        base = apportion(base, rows).astype(float)
     layout = SwarmContext(
         folder=run_dir / "context", domains=tuple(free), references=tuple(judged),
         available=tuple(len(part) for part in free.values()), size=size, vocab_size=len(tokenizer), context=context,
@@ -207,7 +222,7 @@ def prepare(
         layout, domains=list(free.values()), references=list(judged.values()),
         reserved=[tokens[name].select(np.flatnonzero(mask)) for name, mask in reserved.items()],
     )  # fmt: skip
-    return Problem(problem, layout, run_dir, base, learning_rate, workers)
+    return Problem(name, layout, run_dir, base, learning_rate, workers)
 
 
 def add_arguments(parser: Any) -> None:

@@ -1,0 +1,201 @@
+"""The suites of the proof, written from seeds: rows, reference rows, a run file for each; only hashes are kept here.
+
+    python benchmarks/proof/suites.py skills --out runs/suites        # or traces, sft5, sft5_all, demo
+    python benchmarks/proof/suites.py --check runs/suites             # are these the rows that were recorded?
+
+skills: 16 generators of reasoning-gym 0.1.25 (Apache-2.0), 300 to 6,000 rows each; `shuffled` has the answers of
+another generator in a wrong order, `copy` is `simple_equations` under another name; 18 capabilities, two of them
+(`basic_arithmetic`, `lcm`) without a domain; 400 reference rows each, half for the search and half unseen until the
+check, and 200 for tests.
+traces: sums of long lists, written out step by step (near 4,000 tokens of SmolLM2's), beside short questions and chat.
+sft5, sft5_all: run files over `../shared/data/sft5`. demo: the embedded demo. Exchangeable nulls stand in
+`benchmarks/verdict/`.
+No question of a reference or test row stands in a domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__)
+SFT5 = HERE.resolve().parents[3] / "shared" / "data" / "sft5"
+REFERENCE, TEST = 400, 200
+ROWS = {  # of each domain, equal steps of the logarithm in a shuffled order
+    "chain_sum": 2013, "letter_counting": 813, "spell_backward": 300, "caesar_cipher": 4024, "base_conversion": 667,
+    "syllogism": 3295, "time_intervals": 546, "simple_equations": 1649, "calendar_arithmetic": 6000, "gcd": 366,
+    "family_relationships": 2460, "fraction_simplification": 993, "number_filtering": 4914, "complex_arithmetic": 447,
+    "word_sequence_reversal": 1350, "leg_counting": 1106,
+}  # fmt: skip
+SHUFFLED, SHUFFLED_ROWS = "products", 3000
+COPIED = "simple_equations"
+WITHOUT_DOMAIN = ("basic_arithmetic", "lcm")
+POISONED = ("shuffled", "copy")
+
+
+def generated(generator: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Questions and answers, each question once."""
+    import reasoning_gym
+
+    seen: set[str] = set()
+    data = reasoning_gym.create_dataset(generator, size=20 * count, seed=seed)
+    for number in range(20 * count):
+        row = data[number]
+        question, answer = row["question"].strip(), str(row["answer"]).strip()
+        if question not in seen and answer:
+            seen.add(question)
+            yield question, answer
+            if len(seen) == count:
+                return
+    raise RuntimeError(f"{generator} has only {len(seen)} different questions; {count} are needed")
+
+
+def skills(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
+    """Rows by file name; scale below 1 makes a small suite for rehearsals."""
+    held = [max(8, round(scale * n)) for n in (REFERENCE, TEST)]
+    files: dict[str, list[tuple[str, str]]] = {}
+    for number, (generator, rows) in enumerate((ROWS | dict.fromkeys(WITHOUT_DOMAIN, 0)).items()):
+        rows = max(24, round(scale * rows)) if rows else 0
+        made = list(generated(generator, rows + sum(held), 1000 + number))
+        files[f"{generator}/reference"], files[f"{generator}/test"] = made[: held[0]], made[held[0] : sum(held)]
+        if rows:
+            files[f"{generator}/train"] = made[sum(held) :]
+    wrong = list(generated(SHUFFLED, max(24, round(scale * SHUFFLED_ROWS)), 1900))
+    answers = [answer for _, answer in wrong]
+    random.Random(7).shuffle(answers)
+    files["shuffled/train"] = [(question, answer) for (question, _), answer in zip(wrong, answers, strict=True)]
+    files["copy/train"] = list(files[f"{COPIED}/train"])
+    return files
+
+
+def long_sum(rng: np.random.Generator, terms: int) -> tuple[str, str]:
+    """A sum of many numbers with its working: one running total a line."""
+    numbers = rng.integers(10, 999, terms)
+    lines, total = [], 0
+    for step, number in enumerate(numbers, 1):
+        lines.append(f"Step {step}: {total} + {number} = {total + number}.")
+        total += int(number)
+    asked = ", ".join(map(str, numbers))
+    return f"Add these numbers one after another and show every step: {asked}.", "\n".join(lines) + f"\nAnswer: {total}"
+
+
+def short_sum(rng: np.random.Generator, terms: int = 3) -> tuple[str, str]:
+    numbers = rng.integers(1, 99, terms)
+    return f"Add {', '.join(map(str, numbers))}.", f"Answer: {numbers.sum()}"
+
+
+def chat(rng: np.random.Generator) -> tuple[str, str]:
+    """Short small talk from a few parts."""
+    name = rng.choice(["Ann", "Bo", "Carla", "Deniz", "Emeka", "Fatima", "Goran", "Hana", "Ivo", "Jun"])
+    thing = rng.choice(["a book", "a map", "tea", "a bicycle", "bread", "a lamp", "shoes", "a radio", "paint", "rope"])
+    place = rng.choice(["market", "harbour", "station", "library", "garden", "museum"])
+    hour = int(rng.integers(7, 20))
+    return (
+        f"Write a short note: {name} wants {thing}, meet at the {place} at {hour}.",
+        f"Dear {name}, let us meet at the {place} at {hour} o'clock. I bring {thing}.",
+    )
+
+
+def traces(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
+    """Long working beside short rows: a few rows hold most of the tokens."""
+    files: dict[str, list[tuple[str, str]]] = {}
+    makers = {
+        "long_traces": (300, 100, lambda rng: long_sum(rng, int(rng.integers(140, 175)))),
+        "short_sums": (3000, 400, short_sum),
+        "chat": (3000, 400, chat),
+    }
+    for number, (name, (rows, held, make)) in enumerate(makers.items()):
+        rng, seen = np.random.default_rng([23, number]), {}
+        rows, held = max(24, round(scale * rows)), max(12, round(scale * held))
+        for _ in range(50 * (rows + held)):
+            question, answer = make(rng)
+            seen.setdefault(question, answer)
+            if len(seen) == rows + held:
+                break
+        made = list(seen.items())
+        files[f"{name}/reference"], files[f"{name}/train"] = made[:held], made[held:]
+    return files
+
+
+RUN_FILES = {
+    "skills": "proxy: {size: 1M, vocabulary: 2048, context: 256, fraction: 0.1}\nseed: 0\n",
+    "traces": "proxy: {size: 1M, vocabulary: 1024, context: 4096, fraction: 0.2}\nseed: 0\n",
+}
+
+
+def run_file(name: str, files: dict[str, list]) -> str:
+    domains = [file.split("/")[0] for file in files if file.endswith("/train")]
+    capabilities = [file.split("/")[0] for file in files if file.endswith("/reference")]
+    lines = [f"name: {name}", "domains:"]
+    lines += [f"  - {{name: {d}, path: {d}/train.jsonl}}" for d in domains]
+    lines += ["capabilities:"]
+    for capability in capabilities:
+        own = f", domain: {capability}" if capability in domains else ""
+        lines.append(f"  - {{name: {capability}, path: {capability}/reference.jsonl{own}}}")
+    return "\n".join(lines) + "\n" + RUN_FILES[name]
+
+
+def write(name: str, out: Path, scale: float = 1.0) -> dict[str, str]:
+    """Write a suite's folder; return the hash of every file."""
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if name in {"sft5", "sft5_all"}:
+        source = HERE.parents[1] / "verdict" / f"{name}.yaml"
+        text = source.read_text(encoding="utf-8").replace("../../../shared/data/sft5", SFT5.as_posix())
+        (folder / "mix.yaml").write_text(text, encoding="utf-8")
+        return {"mix.yaml": digest(source)}
+    if name == "demo":
+        shutil.copy(HERE.parents[1] / "verdict" / "demo_accuracy.yaml", folder / "mix.yaml")
+        return {"mix.yaml": digest(folder / "mix.yaml")}
+    files = {"skills": skills, "traces": traces}[name](scale)
+    hashes = {}
+    for file, rows in sorted(files.items()):
+        path = folder / f"{file}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        lines = (json.dumps({"instruction": q, "input": "", "output": a}, ensure_ascii=False) for q, a in rows)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        hashes[f"{file}.jsonl"] = digest(path)
+    (folder / "mix.yaml").write_text(run_file(name, files), encoding="utf-8")
+    hashes["mix.yaml"] = digest(folder / "mix.yaml")
+    return hashes
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["skills", "traces", "sft5", "sft5_all", "demo"])
+    parser.add_argument("--out", type=Path, default=Path("runs/suites"))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for rehearsals")
+    parser.add_argument("--record", action="store_true", help="write the hashes to suites.json beside this script")
+    parser.add_argument("--check", type=Path, default=None, help="compare a folder of suites with what was recorded")
+    given = parser.parse_args()
+    kept = HERE.with_suffix(".json")
+    if given.check is not None:
+        recorded = json.loads(kept.read_text())
+        wrong = []
+        for name in ("skills", "traces"):
+            for file, wanted in recorded[name].items():
+                path = given.check / name / file
+                if path.exists() and digest(path) != wanted:
+                    wrong.append(f"{name}/{file}")
+        sys.exit(f"other rows than recorded: {', '.join(wrong)}" if wrong else 0)
+    told = {name: write(name, given.out, given.scale) for name in given.names}
+    for name, hashes in told.items():
+        print(f"{name}: {len(hashes)} files, {hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]}")
+    if given.record:
+        kept.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
