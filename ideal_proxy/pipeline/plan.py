@@ -195,11 +195,10 @@ def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
 
 
 def check_gradients(config: SearchConfig) -> None:
-    """Refuse gradients of pretrained proxies, before anything is loaded."""
-    if config.proxy.model is not None and config.gradients in {"implicit", "unrolled"}:
+    """Refuse to differentiate whole trainings of a pretrained model, before anything is loaded."""
+    if config.proxy.model is not None and config.gradients == "unrolled":
         raise UsageError(
-            f"gradients: {config.gradients} needs scratch proxies; set gradients to none, "
-            "or ask the pretrained model itself with `ideal-proxy influence`"
+            "gradients: unrolled needs scratch proxies; choose implicit, which differentiates the trained model"
         )
 
 
@@ -214,13 +213,13 @@ def gradient_method(config: SearchConfig, plan: Plan) -> tuple[str, str]:
         return ("" if config.gradients == "none" else config.gradients), ""
     if config.has_metrics:
         return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
-    if config.proxy.model is not None:
-        return "", "auto: they need scratch proxies"
     few, runs = len(config.domains) + 1, plan.runs
     if runs > few:
         return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to losses"
     why = f"auto: {runs} runs are no more than n + 1 = {few} for n domains"
-    needed = gradient_bytes(plan.parameters, len(config.capabilities)) * min(plan.workers, config.swarm.seeds)
+    needed = gradient_bytes(plan.trainable_parameters or plan.parameters, len(config.capabilities)) * min(
+        plan.workers, config.swarm.seeds
+    )
     if plan.memory is not None and needed > plan.memory:
         free = max(plan.memory, 0.0) / 2**30
         return (

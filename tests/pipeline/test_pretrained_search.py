@@ -385,20 +385,23 @@ def test_the_pages_show_blocks_that_are_right() -> None:
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             keys = yaml.safe_load(block).get("proxy", {})
             shown += [parse_config(config(Path("x"), proxy=keys)).proxy] if "model" in keys else []
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert {(entry.model, entry.lora_rank) for entry in shown} == {("HuggingFaceTB/SmolLM2-135M-Instruct", 16)}
     known = load_config(ROOT / "benchmarks" / "verdict" / "sft5_smollm2_lora.yaml").proxy
     assert (known.lora_rank, known.size) == (8, None)
 
 
-def test_gradients_need_scratch_proxies(folder: Path, tmp_path: Path) -> None:
-    settings = parse_config(config(folder, gradients="implicit"))
-    with pytest.raises(UsageError, match="gradients: implicit needs scratch proxies") as caught:
+def test_whole_trainings_of_a_pretrained_model_are_not_differentiated(folder: Path, tmp_path: Path) -> None:
+    settings = parse_config(config(folder, gradients="unrolled"))
+    with pytest.raises(UsageError, match="gradients: unrolled needs scratch proxies") as caught:
         run_search(settings, tmp_path / "run", QUIET)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists(), "said before anything is loaded or written"
     auto = parse_config(config(folder, gradients="auto"))
-    assert gradient_method(auto, SimpleNamespace(runs=4)) == ("", "auto: they need scratch proxies")
+    few = SimpleNamespace(runs=4, parameters=7e9, trainable_parameters=4e7, workers=1, memory=8e9)
+    assert gradient_method(auto, few)[0] == "implicit", "a LoRA's curvature is as small as what is trained"
+    few.trainable_parameters = None
+    assert gradient_method(auto, few)[0] == ""
 
 
 def test_the_sweep_starts_where_such_models_learn(folder: Path) -> None:

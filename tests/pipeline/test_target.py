@@ -136,9 +136,10 @@ def test_a_pretrained_target_answers_for_itself(tmp_path):
         "mode": "target", "model": str(folder), "lora_rank": 8, "context": 48, "fraction": 0.2, "batch_rows": 16,
         "learning_rate": 1e-2, "dtype": "float32",
     }  # fmt: skip
-    result = run_search(
-        parse_config(small_search(proxy=proxy, swarm={}, verify={"pairs": 2, "max_pairs": 2})), tmp_path / "run", QUIET
-    )
+    changes = {"verify": {"pairs": 2, "max_pairs": 2}, "gradients": "implicit"}
+    result = run_search(parse_config(small_search(proxy=proxy, swarm={}, **changes)), tmp_path / "run", QUIET)
     assert result["imitated"]["mixtures"] > 6
     assert result["imitated"]["trust"]["weight"] > 0
     assert min(result["imitated"]["trust"]["explained"]) > 0.5
+    signs = np.sign(np.array(result["gradients"]["M"]))
+    assert signs[:, :2].tolist() == [[-1.0, 1.0], [1.0, -1.0]], "more rows of its own domain lower a loss"
