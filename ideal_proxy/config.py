@@ -82,6 +82,9 @@ class SearchConfig(Section):
                 "the trust check needs scratch proxies and a size above theirs"
             )
         judged = [capability.name for capability in self.capabilities if capability.metric is not None]
+        reported = [c.name for c in self.capabilities if c.metric is not None and c.metric.reported]
+        if reported and self.proxy.command is None:
+            raise ValueError(f"the metric of {reported[0]} is reported by proxy.command, and there is none")
         if judged and self.gradients in {"implicit", "unrolled"}:
             raise ValueError(
                 f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
@@ -288,7 +291,7 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
                 c.model_copy(update={"path": _absolute(c.path, folder), "metric": _placed(c.metric, folder)})
                 for c in config.capabilities
             ),
-            "proxy": config.proxy.model_copy(update={"model": _model_place(config.proxy.model, folder)}),
+            "proxy": config.proxy.model_copy(update=_proxy_places(config.proxy, folder)),
             "reuse": tuple(str((folder / Path(run).expanduser()).resolve()) for run in config.reuse),
         }
     )
@@ -318,7 +321,16 @@ def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
     """Say where a metric runs."""
     if metric is None:
         return None
-    return metric.model_copy(update={"folder": str((folder / (metric.folder or ".")).resolve())})
+    places = {"folder": str((folder / (metric.folder or ".")).resolve())}
+    if metric.tasks is not None:
+        places["tasks"] = str((folder / Path(metric.tasks).expanduser()).resolve())
+    return metric.model_copy(update=places)
+
+
+def _proxy_places(proxy: ProxyConfig, folder: Path) -> dict[str, Any]:
+    """Say where a model lies, and where a command runs."""
+    places = {"model": _model_place(proxy.model, folder)}
+    return places if proxy.command is None else places | {"folder": str((folder / (proxy.folder or ".")).resolve())}
 
 
 def _model_place(name: str | None, folder: Path) -> str | None:

@@ -102,6 +102,13 @@ class DomainConfig(SourceSection):
     pinned: bool = Field(default=False, description="keep the base volume")
 
 
+# Settings of a metric that is a task of lm-eval, and of one that is a score of our own.
+HARNESS = ("lm_eval", "shots", "limit", "tasks", "value", "cluster", "higher_is_better")
+BUILT_IN = (
+    "score", "limit", "cluster", "marks", "where", "extract", "check", "samples", "temperature", "max_new_tokens",
+)  # fmt: skip
+
+
 class MetricConfig(Section):
     """What a capability is judged by instead of its reference loss, which is measured and shown beside it."""
 
@@ -109,6 +116,24 @@ class MetricConfig(Section):
         default=None, min_length=1, description="a program with {model}; the last line of its output is the score"
     )
     python: str | None = Field(default=None, description="package.module:function, called (model, tokenizer, split)")
+    reported: bool = Field(default=False, description="proxy.command writes it to results.json, under scores")
+    lm_eval: str | None = Field(default=None, min_length=1, description="a task of lm-eval, e.g. gsm8k")
+    score: str | None = Field(
+        default=None, pattern=r"^(choice|loss|exact_match|pass@[1-9]\d?)$",
+        description="of the reference rows: choice, loss, exact_match or pass@K",
+    )  # fmt: skip
+    limit: int | None = Field(default=None, ge=2, description="lm_eval, score: most items of each half")
+    cluster: str | None = Field(default=None, description="lm_eval, score: key that items of one origin share")
+    shots: int | None = Field(default=None, ge=0, description="lm_eval: examples before each item")
+    tasks: str | None = Field(default=None, description="lm_eval: folder of task files of your own")
+    value: str | None = Field(default=None, description="lm_eval: which of the task's numbers, e.g. acc_norm")
+    marks: str | None = Field(default=None, description="loss: column with the part of the answer that counts")
+    where: str | None = Field(default=None, description="score: only rows in which this column is true")
+    extract: str | None = Field(default=None, description="exact_match, pass@K: pattern of what counts of an answer")
+    check: str | None = Field(default=None, description="exact_match, pass@K: package.module:function(answer, row)")
+    samples: int = Field(default=8, ge=1, le=1000, description="pass@K: answers a prompt")
+    temperature: float = Field(default=0.8, gt=0, le=2, description="pass@K")
+    max_new_tokens: int = Field(default=256, ge=1, le=32768, description="exact_match, pass@K: of an answer")
     higher_is_better: bool = True
     timeout_seconds: float = Field(default=600.0, gt=0, description="it is ended after so long, and counts as failed")
     scale: float | str = Field(
@@ -116,8 +141,27 @@ class MetricConfig(Section):
         description="what counts as much as a loss doubled: a number in its unit, 'base' for its value at base, or "
         "'noise': one run's noise counts as much as that of the reference loss",
     )
+    noisy: bool = Field(default=False, description="search by it though it differs more by seeds than by mixtures")
     keep_models: bool = Field(default=False, description="leave every proxy in runs/ID/exported of the run directory")
     folder: str | None = Field(default=None, description="where it runs; default the run file's folder")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_is_better_low(cls, values: Any) -> Any:
+        """Know of a loss that less is better."""
+        if isinstance(values, dict) and values.get("score") == "loss":
+            return {**values, "higher_is_better": False}
+        return values
+
+    @property
+    def named(self) -> str:
+        """The metric in a word or a line."""
+        return self.command or self.python or self.lm_eval or self.score or "reported"
+
+    def settings(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return some settings, but for those that are the default."""
+        fields = type(self).model_fields
+        return {name: value for name in names if (value := getattr(self, name)) != fields[name].default}
 
     @field_validator("scale")
     @classmethod
@@ -134,8 +178,18 @@ class MetricConfig(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> MetricConfig:
-        if (self.command is None) == (self.python is None):
-            raise ValueError("give either command or python, and not both")
+        ways = {name: getattr(self, name) for name in ("command", "python", "lm_eval", "score")}
+        given = [name for name, value in ways.items() if value is not None] + ["reported"] * self.reported
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(ways)} and reported")
+        fits = {*HARNESS} if given == ["lm_eval"] else {*BUILT_IN} if given == ["score"] else set[str]()
+        for name in dict.fromkeys((*HARNESS, *BUILT_IN)):
+            if (
+                name not in {*fits, "lm_eval", "score", "higher_is_better"}
+                and name in self.model_fields_set
+                and (getattr(self, name) != type(self).model_fields[name].default)
+            ):
+                raise ValueError(f"{name} is not for {given[0]}; take it out")
         if self.command is not None and "{model}" not in self.command:
             raise ValueError("the command must hold {model}, where the proxy's folder is put")
         if self.python is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.python):
@@ -218,6 +272,15 @@ class ProxyConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    command: str | None = Field(
+        default=None, min_length=1,
+        description="your trainer, which trains model; {run}, {data}, {model}, {seed}, {device} and {learning_rate}",
+    )  # fmt: skip
+    export: str | None = Field(
+        default=None, description="what command reads: a target of export, e.g. trl; default rows as JSONL"
+    )
+    timeout_seconds: float | None = Field(default=None, gt=0, description="a run of command is ended after so long")
+    folder: str | None = Field(default=None, description="where command runs; default the run file's folder")
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +295,18 @@ class ProxyConfig(Section):
         """Refuse keys of one kind of proxy beside those of the other."""
         if self.imitations is not None and self.mode != "target":
             raise ValueError("imitations is of mode: target; set that, or take it out")
+        if self.command is None:
+            for key in ("export", "timeout_seconds", "folder"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for command, your own trainer; add that, or take it out")
+        elif self.model is None:
+            raise ValueError("command needs model: what it starts from, whose tokenizer counts tokens")
+        elif not any(place in self.command for place in ("{run}", "{data}")):
+            raise ValueError("the command must hold {data}, the rows to train on, or {run}, the run's folder")
+        elif self.lora_rank is not None or self.gguf is not None:
+            raise ValueError("lora_rank and gguf are for the built-in trainer; command has its own settings")
+        elif self.mode == "target":
+            raise ValueError("mode: target blends weights that the built-in trainer made; leave it or command out")
         if self.model is not None:
             for key in SCRATCH_DEFAULTS:
                 if getattr(self, key) is not None:
@@ -256,11 +331,16 @@ class SwarmConfig(Section):
     spread: float = Field(default=2.0, gt=0, le=5, description="half-width of the design in log-volume")
     workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
     max_hours: float | None = Field(default=None, gt=0)
-    engine: Literal["local", "ray"] = Field(default="local", description="this machine, or a Ray cluster that is there")
+    engine: Literal["local", "ray", "slurm"] = Field(
+        default="local", description="this machine, a Ray cluster that is there, or Slurm, a job a run"
+    )
     address: str = Field(
         default="auto", description="of the Ray cluster: auto, HOST:PORT, or local to start one on this machine"
     )
-    gpus: float = Field(default=0, ge=0, description="GPUs of a worker on Ray; a fraction where several share one")
+    gpus: float = Field(default=0, ge=0, description="GPUs of a worker; on Ray a fraction where several share one")
+    slurm: dict[str, str | int | float | bool | dict[str, Any] | list[str]] = Field(
+        default={}, description="what submitit is told, e.g. {slurm_partition: gpu, timeout_min: 240}"
+    )
     keep_weights: float = Field(
         default=64,
         ge=0,
@@ -270,7 +350,9 @@ class SwarmConfig(Section):
     @model_validator(mode="after")
     def _with_effect(self) -> SwarmConfig:
         if self.engine == "local" and (self.address != "auto" or self.gpus):
-            raise ValueError("address and gpus are for engine: ray; set that, or take them out")
+            raise ValueError("address and gpus are for engine: ray or slurm; set that, or take them out")
+        if self.engine != "slurm" and self.slurm:
+            raise ValueError("slurm is for engine: slurm; set that, or take it out")
         return self
 
 

@@ -129,7 +129,7 @@ def search(
     rounds: Annotated[int | None, typer.Option(min=1, max=10, help="Most rounds; a finished search goes on.")] = None,
     runs: Annotated[int | None, typer.Option(min=4, help="Proxies of the first round.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes side by side.")] = None,
-    engine: Annotated[str | None, typer.Option(help="local, or ray: proxies on a Ray cluster that is running.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local; ray: a Ray cluster that runs; slurm: a job a run.")] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of one hour of one device.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Most money; shrinks the search as --max-hours does.")] = None,

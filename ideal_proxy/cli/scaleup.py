@@ -71,6 +71,9 @@ def scale_up(
     save_steps: Annotated[int | None, typer.Option(min=1, help="A checkpoint every so many steps as well.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the scale-up in --out.")] = False,
+    metrics: Annotated[
+        Path | None, typer.Option(metavar="MIX.YAML", help="Judge by the metrics of this run file, not by loss.")
+    ] = None,
     track: Track = None,
     push_to_hub: Push = None,
     public: Public = False,
@@ -116,6 +119,7 @@ def scale_up(
         refine=refine,
         refine_step=refine_step,
         refine_rows=refine_rows,
+        metrics=None if metrics is None else str(metrics.resolve()),
     )
     result = run(loaded, wanted, folder, reporter, folder=beside)
     if not as_json:

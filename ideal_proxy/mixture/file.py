@@ -76,6 +76,7 @@ class MetricResult(_Part):
 
     command: str | None = None
     python: str | None = None
+    named: str | None = Field(default=None, description="the metric in a word: gsm8k, choice, or its command")
     higher_is_better: bool = True
     scale: float | None = Field(default=None, description="what counted as much as a loss doubled")
     noise: float | None = Field(default=None, description="standard deviation of one proxy run")

@@ -20,5 +20,7 @@ from .start import write_run_file as write_run_file
 from .status import read_status as read_status
 from .status import status_text as status_text
 from .verdict import PairedLosses as PairedLosses
+from .verdict import PairedScores as PairedScores
+from .verdict import Scored as Scored
 from .verdict import judge as judge
 from .verdict import sentence as sentence

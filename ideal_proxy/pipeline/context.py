@@ -21,14 +21,24 @@ from ideal_proxy.swarm import (
     WARM_WEIGHTS,
     Pool,
     SwarmContext,
+    place_rows,
     prepare_context,
+    trainer_of,
+    write_command,
 )
 
 
 def cluster(config: SearchConfig, context: SwarmContext, folder: Path, worker: str) -> Pool | None:
-    """Return the workers of a Ray cluster where the run file asks for them."""
+    """Return the workers of a cluster where the run file asks for them."""
     if config.swarm.engine == "local":
         return None
+    if config.swarm.engine == "slurm":
+        from ideal_proxy.swarm import SlurmPool
+
+        return SlurmPool(
+            context, folder, address=config.swarm.address, workers=config.swarm.workers, gpus=config.swarm.gpus,
+            options=config.swarm.slurm, worker=worker,
+        )  # fmt: skip
     from ideal_proxy.swarm import RayPool
 
     return RayPool(
@@ -59,6 +69,7 @@ def make_context(
         pools.append(rows.select(np.flatnonzero(~mask)))
         reserved.append(rows.select(np.flatnonzero(mask)))
         available.append(max(1, min(int(plan.fraction * domain.available), len(pools[-1]))))
+    trainer = trainer_of(config)
     names = [(j, half) for half in ("search", "verify") for j in range(len(prepared.capabilities))]
     context = SwarmContext(
         folder=folder,
@@ -83,7 +94,11 @@ def make_context(
         base=prepared.base_model.get("fingerprint", ""),
         lora_rank=config.proxy.lora_rank,
         trust_remote_code=config.proxy.trust_remote_code,
+        trainer="" if trainer is None else trainer.identity,
     )
+    if trainer is not None:
+        write_command(folder, trainer)
+        place_rows(prepared.folder, folder, len(prepared.facts), len(prepared.capabilities))
     if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
         part = folder / f".{TOKENIZER}.part"
         shutil.rmtree(part, ignore_errors=True)

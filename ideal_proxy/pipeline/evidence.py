@@ -28,6 +28,7 @@ from ideal_proxy.response import (
     imitated,
     told_trusts,
 )
+from ideal_proxy.sections import CapabilityConfig
 from ideal_proxy.swarm import RunSpec
 
 IMITATIONS = "imitations"  # the kind's name, as users meet it
@@ -141,3 +142,45 @@ def told_kinds(model: ResponseModel, capabilities: Sequence[str], *, imitations:
     """Say what the kinds in a fit were worth: those of earlier searches, or what was imitated."""
     fidelity = {name: told for name, told in model.fidelity_.items() if (name == IMITATIONS) == imitations}
     return told_trusts(fidelity, "trained runs" if imitations else "new runs", capabilities)
+
+
+LEAST_DEGREES = 3  # of a metric's noise over seeds, before it is compared with the spread over mixtures
+
+
+def noise_and_spread(values_R: Array, mixtures_R: NDArray[np.integer[Any]]) -> tuple[float, float, int]:
+    """Part the scatter of a value into seeds and mixtures: standard deviations, and the degrees of freedom of seeds."""
+    counts = np.bincount(mixtures_R)
+    means = np.bincount(mixtures_R, weights=values_R) / counts
+    degrees = int((counts - 1).sum())
+    within = float(((values_R - means[mixtures_R]) ** 2).sum() / max(degrees, 1))
+    between = float(means.var(ddof=1)) - within * float((1 / counts).mean()) if len(means) > 1 else 0.0
+    return within**0.5, max(between, 0.0) ** 0.5, degrees
+
+
+def refuse_poor_metrics(
+    capabilities: Sequence[CapabilityConfig], runs: Sequence[str], rows: Sequence[Sequence[int]], values_RJ: Array
+) -> None:
+    """Refuse, by name, a metric that is missing, that never moves, or that seeds move more than mixtures do."""
+    for r, j in np.argwhere(np.isnan(values_RJ)):
+        raise UserError(
+            f"run {runs[r]}: results.json of proxy.command reports no score of {capabilities[j].name}; write it under "
+            '"scores": {"search": {...}, "verify": {...}}'
+        )
+    if not len(values_RJ):
+        return
+    mixtures = np.unique(np.array(rows), axis=0, return_inverse=True)[1].reshape(-1)
+    for j, capability in enumerate(capabilities):
+        if capability.metric is None:
+            continue
+        if np.ptp(values_RJ[:, j]) == 0:
+            raise UserError(
+                f"the metric of {capability.name} gave {values_RJ[0, j]:g} in all {len(values_RJ)} runs, so it can "
+                "tell no mixture from another; give it easier items or partial credit, or larger proxies"
+            )
+        noise, spread, degrees = noise_and_spread(values_RJ[:, j], mixtures)
+        if degrees >= LEAST_DEGREES and spread < noise and not capability.metric.noisy:
+            raise UserError(
+                f"the metric of {capability.name} says little of mixtures: between them it differs by {spread:.2g}, "
+                f"between seeds of one by {noise:.2g}; judge more items, take a score with more signal (score: choice "
+                "or loss), or its reference loss; metric.noisy: true goes on all the same"
+            )

@@ -35,7 +35,7 @@ from ideal_proxy.pipeline.run_table import run_table, table_cost
 from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
-from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores
+from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores, Scored
 from ideal_proxy.proxy import MetricSpec
 from ideal_proxy.response import ResponseModel, Responses
 from ideal_proxy.store import atomic_write_bytes
@@ -279,21 +279,19 @@ class Laboratory:
         values = np.array([self._values(result) for result in results]).reshape(
             len(results), len(self.prepared.capabilities)
         )
-        for j, capability in enumerate(self.config.capabilities):
-            if capability.metric is not None and len(values) and np.ptp(values[:, j]) == 0:
-                raise UserError(
-                    f"the metric of {capability.name} gave {values[0, j]:g} in all {len(values)} runs, so it can "
-                    "tell no mixture from another; give it easier items or partial credit, or larger proxies"
-                )
         before = self._results[WARM_RUN if self.context.warm else ZERO_RUN]
+        refuse_poor_metrics(self.config.capabilities, kept, [run.spec.rows for run in results], values)
+        # A trainer that judges by itself may count loss in another way than the start was judged in here.
+        theirs = any(result.metrics.get("judged_by") == "command" for result in results)
+        anchor = np.full(values.shape[1], np.nan) if theirs else self._search_losses(before)
         own = Evidence(
             ids=tuple(kept),
             volumes=np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(self.prepared.facts)),
             losses=np.array([self._search_losses(r) for r in results]).reshape(values.shape),
             values=values,
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),
-            losses_before=self._search_losses(before),
-            values_before=self._values(before),
+            losses_before=anchor,
+            values_before=np.where(np.isnan(anchor) & self._by_loss, np.nan, self._values(before)),
             gradients=tuple(Responses(at, found.M, found.se, found.q) for at, found in self.responses),
             own=self.config.own,
         )
@@ -325,8 +323,10 @@ class Laboratory:
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None:
                 key = reference(j, "verify")
-                given = np.array([[self._results[spec.id].scores[key] for spec in pair] for pair in done])
-                scores[j] = PairedScores(base=given[:, 0], proposal=given[:, 1])
+                sides = ([self._results[pair[side].id] for pair in done] for side in (0, 1))
+                scores[j] = PairedScores.of(
+                    *([Scored(run.scores[key], run.items(key)) for run in side] for side in sides)
+                )
         self.paired_losses, self.paired_scores = entries, scores
         return [scores.get(j, entry) for j, entry in enumerate(entries)]
 
@@ -413,12 +413,15 @@ class Laboratory:
             save_model=not ends and ((keep and self.gradients == "implicit") or self._keeps_weights(role)),
             metrics=metrics,
             blend=tuple((run, 1 / len(ends)) for run in ends),
+            timeout_seconds=self.config.proxy.timeout_seconds,
         )
 
     def _keeps_weights(self, role: str) -> bool:
         """Whether a run's weights are kept: for imitations, or for capabilities that come later."""
         if self.config.proxy.mode == "target" and role in {"design", "sweep"}:
             return True
+        if self.config.proxy.command is not None:  # what a trainer of one's own leaves may be of any kind
+            return False
         each = 4.0 * (self.plan.trainable_parameters or self.plan.parameters)
         most = self.plan.runs + self.plan.more_runs * (self.plan.rounds - 1)
         return each <= 1e6 * self.config.swarm.keep_weights and each * most <= WEIGHTS_BYTES
@@ -474,12 +477,18 @@ class Laboratory:
             base = self._spec(self.prepared.domains.base, 0, "design", 1.0).rows
             self.watcher.evidence([(result, self._search_losses(result)) for result in done], base)
 
+    @property
+    def _by_loss(self) -> NDArray[np.bool_]:
+        """Which capabilities are judged by their loss, (J,)."""
+        return np.array([capability.metric is None for capability in self.config.capabilities])
+
     def _values(self, result: Run) -> Array:
         """Return what each capability is judged by in the search, shape (J,): its metric, or its loss."""
         values = self._search_losses(result)
         for j, capability in enumerate(self.config.capabilities):
             if capability.metric is not None:
-                values[j] = result.scores[reference(j, "search")]
+                key, reported = reference(j, "search"), capability.metric.reported
+                values[j] = result.scores.get(key, np.nan) if reported else result.scores[key]
         return values
 
     def _tell(self, event: SwarmEvent) -> None:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from joblib import cpu_count
 
+from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.config import SearchConfig
+from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.proxy import Products, count_products
-from ideal_proxy.swarm import metric_specs, probe
+from ideal_proxy.proxy import Products, TrainSettings, count_products
+from ideal_proxy.swarm import (
+    ROWS,
+    RunSpec,
+    SwarmContext,
+    do_command,
+    judged,
+    metric_specs,
+    prepare_context,
+    probe,
+    save_lines,
+    trainer_of,
+    write_command,
+)
 
+PROBED_ROWS = 16  # of each set, to try a trainer of the user's own with
 MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 
 
@@ -44,7 +61,7 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
     import torch
 
-    from ideal_proxy.proxy import TrainSettings, train, trainable_parameters
+    from ideal_proxy.proxy import train, trainable_parameters
 
     parts = [prepared.domain_rows(index) for index in range(len(prepared.facts))]
     mean = float(prepared.domains.lengths.mean())
@@ -115,7 +132,48 @@ def _throw_away(config: SearchConfig, prepared: Prepared) -> Any:
 def probe_metrics(config: SearchConfig, prepared: Prepared, device: str) -> float:
     """Measure every metric once; one that cannot work is found before anything is trained."""
     model = _throw_away(config, prepared)
-    return probe(metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device)
+    return probe(
+        metric_specs(config, "search"), model, prepared.folder / "tokenizer", device=device,
+        keys=lambda key: TokenRows.load(prepared.folder / key).keys.tolist(),
+    )  # fmt: skip
+
+
+def probe_command(config: SearchConfig, prepared: Prepared, device: str) -> float:
+    """Run the user's own trainer once on a few rows: one that cannot work is found before any run; return seconds."""
+    trainer = trainer_of(config)
+    assert trainer is not None
+    with tempfile.TemporaryDirectory(prefix="ideal-proxy-") as scratch:
+        folder, few = Path(scratch) / "swarm", np.arange(PROBED_ROWS)
+        domains: list[TokenRows] = []
+        references: list[TokenRows] = []
+        for kind, count, kept in (
+            ("domain", len(prepared.facts), domains), ("search", len(prepared.capabilities), references)
+        ):  # fmt: skip
+            for index in range(count):
+                rows = TokenRows.load(prepared.folder / f"{kind}-{index}")
+                kept.append(rows.select(few[: len(rows)]))
+                lines = (prepared.folder / f"{kind}-{index}.jsonl").read_bytes().splitlines(keepends=True)
+                save_lines(folder / ROWS / f"{kind}-{index}.jsonl", lines[:PROBED_ROWS])
+        counts = tuple(len(part) for part in domains)
+        context = SwarmContext(
+            folder=folder, domains=tuple(prepared.domains.names), available=counts, size="",
+            references=tuple(f"search-{j}" for j in range(len(references))), vocab_size=prepared.vocabulary,
+            context=prepared.context.tokens, device=device, trainer=trainer.identity,
+            train=TrainSettings(batch_rows=config.batch.rows or BATCH_ROWS, batch_tokens=config.batch.tokens),
+        )  # fmt: skip
+        write_command(folder, trainer)
+        spec = RunSpec(
+            id="probe", rows=counts, volumes=counts, seed=config.seed, role="probe",
+            learning_rate=config.proxy.learning_rate or 1e-5, timeout_seconds=config.proxy.timeout_seconds,
+        )  # fmt: skip
+        prepare_context(context, domains=domains, references=references)
+        (Path(scratch) / "probe").mkdir()
+        started = time.monotonic()
+        do_command(
+            context, Path(scratch) / "probe", spec, device,
+            judge=lambda model, _: judged(model, context, dict(zip(context.references, references, strict=True))),
+        )  # fmt: skip
+        return time.monotonic() - started
 
 
 def _checked_device(name: str) -> str:
@@ -153,6 +211,10 @@ def default_workers(config: SearchConfig, device: str) -> int:
     """Return how many workers there is room for, on the cluster or here."""
     if config.swarm.engine == "local":
         return cpu_count() if device == "cpu" else 1
+    if config.swarm.engine == "slurm":
+        from ideal_proxy.swarm import DEFAULT_JOBS
+
+        return DEFAULT_JOBS
     from ideal_proxy.swarm import cluster_workers, connect
 
     connect(config.swarm.address)

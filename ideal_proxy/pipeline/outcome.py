@@ -131,7 +131,9 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
     for entry, share, before, base_search in zip(
         capabilities, added, proposal.evidence.losses_before, proposal.predicted_losses.other, strict=True
     ):
-        entry |= {"adds": float(share), "base_against_start": float(base_search / before)}
+        entry["adds"] = float(share)
+        if np.isfinite(before):
+            entry["base_against_start"] = float(base_search / before)
     text = sentence(
         verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config),
         price=_price_of_pairs(config, plan, laboratory, verdict),
@@ -286,18 +288,23 @@ def _metric(
         "metric": {
             "command": metric.command,
             "python": metric.python,
+            "named": metric.named,
             "higher_is_better": metric.higher_is_better,
             "scale": scale,
             "noise": float(np.asarray(proposal.model.residual_scale_)[j]),
             "base_spread": float(scores.base.std(ddof=1)) if len(scores.base) > 1 else 0.0,
             "base": float(scores.base.mean()),
             "proposal": float(scores.proposal.mean()),
-            "before_sft": float(proposal.evidence.values_before[j]),
+            "before_sft": _known(proposal.evidence.values_before[j]),
             "predicted_base": float(proposal.predicted.other[j]),
             "predicted": asdict(score_bounds(proposal.predicted.ratios[j], scale, sign)),
             "verified": asdict(score_bounds(verdict.ratios[j], scale, sign)),
         }
     }
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _judged_by(config: SearchConfig) -> str:
@@ -443,7 +450,9 @@ def _file_metric(found: dict[str, Any] | None, *, adopted: bool) -> MetricResult
     """Give what a metric gave for the volumes that the file holds; for the base nothing was predicted."""
     if found is None:
         return None
-    known = {key: found[key] for key in ("command", "python", "higher_is_better", "scale", "noise")}
+    known: dict[str, Any] = {
+        key: found.get(key) for key in ("command", "python", "named", "higher_is_better", "scale", "noise")
+    }
     if not adopted:
         return MetricResult(**known, base_score=found["base"])
     return MetricResult(

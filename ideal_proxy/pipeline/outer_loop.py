@@ -86,8 +86,8 @@ def override(
     for option, amount in (("--price", price), ("--max-cost", max_cost)):
         if amount is not None and not amount > 0:
             raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
-    if engine not in {None, "local", "ray"}:
-        raise UsageError(f"--engine is {engine!r}; choose local or ray")
+    if engine not in {None, "local", "ray", "slurm"}:
+        raise UsageError(f"--engine is {engine!r}; choose local, ray or slurm")
     if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
         raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
     if gradients in {"implicit", "unrolled"} and config.has_metrics:
@@ -542,16 +542,24 @@ def _is_json(path: Path) -> bool:
 
 def _identity(config: SearchConfig) -> SearchConfig:
     """Return what a run's numbers depend on: neither workers and their place nor the time and money it may take."""
-    patient = {"timeout_seconds": 1.0, "keep_models": False}
+    patient = {"timeout_seconds": 1.0, "keep_models": False, "noisy": False}
     capabilities = tuple(
         c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
         for c in config.capabilities
     )
-    places = {"workers": None, "engine": "local", "address": "auto", "gpus": 0.0, "keep_weights": 0.0}
+    places: dict[str, Any] = {
+        "workers": None,
+        "engine": "local",
+        "address": "auto",
+        "gpus": 0.0,
+        "slurm": {},
+        "keep_weights": 0.0,
+    }
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
     verify = config.verify.model_copy(update={"larger_size": None, "max_pairs": 0})  # may be asked of a finished one
-    free = {"swarm": swarm, "capabilities": capabilities, "cost": CostConfig(), "verify": verify, "tracker": None}
-    return config.model_copy(update={**free, "rounds": 1})
+    proxy = config.proxy.model_copy(update={"timeout_seconds": None})
+    free = {"swarm": swarm, "proxy": proxy, "capabilities": capabilities, "cost": CostConfig(), "verify": verify}
+    return config.model_copy(update={**free, "tracker": None, "rounds": 1})
 
 
 def _append(path: Path, text: str) -> None:

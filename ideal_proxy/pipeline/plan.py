@@ -23,6 +23,7 @@ from ideal_proxy.pipeline.machine import (
     measure,
     micro_batch_tokens,
     planned_device,
+    probe_command,
     probe_metrics,
 )
 from ideal_proxy.pipeline.prepare import Prepared
@@ -64,7 +65,8 @@ class Plan:
         products: multiply-adds of a proxy's matrix products.
         flops_per_second: of one worker in training, by the same measurement, or given for another machine.
         devices: GPUs that the workers share, or one machine: what is paid for while the search runs.
-        metric_seconds: what the metrics of a run take, measured here on an untrained proxy; 0 where there are none.
+        metric_seconds: what the metrics of a run take, measured here on an untrained proxy, and what a trainer of the
+            user's own takes for a few rows; 0 where there are none.
         trainable_parameters: of the parameters those that training changes; None is all.
         memory: bytes that gradients may take beside the workers; None where that is not known.
         judged: earlier runs whose stored weights are judged; 0 without reuse.
@@ -140,7 +142,8 @@ def make_plan(
         looks=planned_looks(config.verify.pairs, config.verify.max_pairs),
         workers=workers, dtype=found.dtype, device=device, tokens_per_second=found.tokens_per_second,
         parameters=found.parameters, products=found.products, flops_per_second=found.flops_per_second, devices=devices,
-        metric_seconds=probe_metrics(config, prepared, device) if config.has_metrics else 0.0,
+        metric_seconds=(probe_metrics(config, prepared, device) if config.has_metrics else 0.0)
+        + (probe_command(config, prepared, device) if config.proxy.command else 0.0),
         trainable_parameters=found.trainable_parameters, judged=wanted.judged if wanted else 0,
         fresh_runs=wanted.fresh if wanted else 0, imitations=len(anchors.pairs) if anchors else 0,
     )  # fmt: skip

@@ -7,6 +7,7 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from ideal_proxy.data import (
     TokenRows,
     TooManyRefusedError,
     bad_row,
+    chat_record,
     domain_tokenizer,
     find_duplicates,
     format_text,
@@ -43,6 +45,7 @@ from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.sections import DomainConfig
 from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
+from ideal_proxy.swarm import save_lines
 from ideal_proxy.terminal import Reporter
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
@@ -223,6 +226,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
             reporter.note(f"domain {entry.name}: {cut_rows_text(tokens)}")
         findings += [Finding(f"domain {entry.name}", *said) for said in told(tokens.told)]
         tokens.save(folder / f"domain-{index}")
+        if config.proxy.command is not None:
+            save_lines(folder / f"domain-{index}.jsonl", _lines(rows, tokens))
         lost = _tell_left_out(left_out(rows, tokens, template), entry.path, folder.parent / BAD_ROWS)
         if len(tokens) < FEW_ROWS:
             findings.append(Finding(f"domain {entry.name}", few_rows_text(len(tokens)), True))
@@ -242,6 +247,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
             if len(part) == 0:
                 raise UserError(f"capability {capability.name} has too few reference rows to split; give it at least 2")
             part.save(folder / f"{half}-{index}")
+            if config.proxy.command is not None:
+                save_lines(folder / f"{half}-{index}.jsonl", _lines(rows, part))
         capability_facts.append(
             CapabilityFacts(
                 name=capability.name,
@@ -277,6 +284,15 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     atomic_write_json(folder / "facts.json", _as_json(prepared))
     mark_complete(folder)
     return prepared
+
+
+def _lines(rows: Sequence[Row], tokens: TokenRows) -> list[bytes]:
+    """Write the rows behind token rows as lines of JSON, for a trainer of the user's own."""
+    chosen = (rows[n] for n in tokens.source_index)
+    return [
+        json.dumps(chat_record(row.messages, row.tools, row.settings), ensure_ascii=False).encode() + b"\n"
+        for row in chosen
+    ]
 
 
 def cut_text(tokens: TokenRows, context: Context) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from ideal_proxy.pipeline.sequential import (
     moderated,
     pairs_that_decide,
 )
-from ideal_proxy.proxy import RowLosses
+from ideal_proxy.proxy import Items, RowLosses
 from ideal_proxy.response import Bound, Combination, Yardstick, combine
 
 Array = NDArray[np.float64]
@@ -74,15 +74,38 @@ class PairedLosses:
 
 @dataclass(frozen=True, slots=True)
 class PairedScores:
-    """What one capability's metric gave in every pair; it has no rows to resample, so seeds alone tell its noise.
+    """What one capability's metric gave in every pair; where it says what each item gave, items tell noise too.
 
     Attributes:
         base: the score after training on the base, shape (S,).
         proposal: after training on the proposal, shape (S,).
+        items: proposal less base of every item, shape (S, N); None where seeds alone tell the noise.
+        clusters: (N,) number of each item's cluster; items of one cluster are not taken as independent.
     """
 
     base: Array
     proposal: Array
+    items: Array | None = None
+    clusters: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, base: Sequence[Scored], proposal: Sequence[Scored]) -> PairedScores:
+        """Put together what runs of pairs gave; items count where all runs have the same."""
+        before, after = (np.array([run.score for run in side], dtype=np.float64) for side in (base, proposal))
+        found = [run.items for run in (*base, *proposal)]
+        first = found[0]
+        if first is None or any(items is None or items.ids != first.ids for items in found) or len(first.ids) < 2:
+            return cls(before, after)
+        scores = np.stack([items.scores for items in found if items is not None])
+        clusters = np.unique(first.clusters, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        return cls(before, after, items=scores[len(base) :] - scores[: len(base)], clusters=clusters)
+
+
+class Scored(NamedTuple):
+    """What a metric gave for one run."""
+
+    score: float
+    items: Items | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,7 @@ class Verdict:
         gains_by_seed: G_s, shape (S,).
         pairs: number of pairs S.
         pairs_needed: pairs that would decide at the present estimates, None when decided or beyond 200.
-        row_noise: standard error of the gain from the choice of verify rows; a metric adds none.
+        row_noise: standard error of the gain from the choice of verify rows, and of a metric's items.
         level: the one-sided level over all looks.
         go_on: whether the next look is worth its pairs.
     """
@@ -210,10 +233,11 @@ def judge(
     ratios_SJ = stick.relative(proposal_SJ, base_SJ)
     gains_S = 1 - combine(ratios_SJ, kind, weights)
     share_SJ = np.eye(count)[ratios_SJ.argmax(axis=1)] if kind == "worst" else _linear(kind, weights, ratios_SJ)
-    row_noise = float(np.sqrt(sum(_row_error(e, share_SJ[:, j]) ** 2 for j, e in enumerate(losses))))
+    row_noise = float(np.sqrt(sum(_row_error(e, share_SJ[:, j], stick.scale[j]) ** 2 for j, e in enumerate(losses))))
     gain = _Estimate.of(gains_S, row_noise, known.gain)
     ratios = [
-        _Estimate.of(ratios_SJ[:, j], _row_error(entry, np.ones(pairs)), known.of(j)) for j, entry in enumerate(losses)
+        _Estimate.of(ratios_SJ[:, j], _row_error(entry, np.ones(pairs), stick.scale[j]), known.of(j))
+        for j, entry in enumerate(losses)
     ]
     edges = boundary(looks, known.gain.weight, level)
     alone = boundary(looks, known.ratios.weight, level)
@@ -305,10 +329,14 @@ def _totals(entry: PairedLosses | PairedScores, side: Literal["base", "proposal"
     return values.sum(axis=1) if isinstance(entry, PairedLosses) else values
 
 
-def _row_error(entry: PairedLosses | PairedScores, share_S: Array) -> float:
-    """Standard error, by the choice of rows, of a mean of ratios over pairs; the rows are the same in all of them."""
+def _row_error(entry: PairedLosses | PairedScores, share_S: Array, scale: float) -> float:
+    """Standard error, by the choice of rows or items, of a mean of relative values; they are the same in all pairs."""
     if isinstance(entry, PairedScores):
-        return 0.0
+        if entry.items is None or entry.clusters is None:
+            return 0.0
+        mean_N = (share_S[:, None] * entry.items).mean(axis=0) / scale
+        sums_C = np.bincount(entry.clusters, weights=mean_N - mean_N.mean())  # of a cluster, about the mean
+        return float(np.sqrt((sums_C**2).sum() * len(sums_C) / max(1, len(sums_C) - 1))) / len(mean_N)
     base_S1, proposal_S1 = entry.base.sum(axis=1, keepdims=True), entry.proposal.sum(axis=1, keepdims=True)
     each_N = (share_S[:, None] * (entry.proposal - proposal_S1 / base_S1 * entry.base) / base_S1).mean(axis=0)
     rows = len(each_N)

@@ -18,8 +18,11 @@ from .device import best_device as best_device
 from .device import peak_memory as peak_memory
 from .device import pick_device as pick_device
 from .device import resolve_device as resolve_device
+from .generation import ends_of as ends_of
+from .generation import generate as generate
+from .generation import prompts_of as prompts_of
+from .items import Items as Items
 from .metric import MetricSpec as MetricSpec
-from .metric import MetricStopped as MetricStopped
 from .metric import export_model as export_model
 from .metric import measure as measure
 from .metric import remove_model as remove_model
@@ -43,6 +46,9 @@ from .pretrained import quiet_libraries as quiet_libraries
 from .pretrained import save_model as save_model
 from .pretrained import shape_of as shape_of
 from .pretrained import with_lora as with_lora
+from .process import ProgramStopped as ProgramStopped
+from .process import run_program as run_program
+from .process import written_out as written_out
 from .records import RATES as RATES
 from .records import RowLosses as RowLosses
 from .records import TrainLog as TrainLog

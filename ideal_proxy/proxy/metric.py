@@ -16,37 +16,21 @@ import random
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ideal_proxy.errors import UserError, shortened
 from ideal_proxy.hooks import load_entry_point
+from ideal_proxy.proxy.items import Items
+from ideal_proxy.proxy.process import LAST_WORDS, run_program, written_out
 from ideal_proxy.store import save_pretrained, whole
 
-SCORE = "a JSON number, or an object with `score`"
-STDERR_LINES = 3  # of a failed command's last words, told to the user
-STDERR_CHARACTERS = 300
-GUARD = """
-import os, signal, sys
-sys.stdin.buffer.read()
-try:
-    os.killpg(int(sys.argv[1]), signal.SIGKILL)
-except ProcessLookupError:
-    pass
-"""
-POLL_SECONDS = 0.05
-TAIL_BYTES = 65536
-
-
-class MetricStopped(Exception):
-    """The measuring was asked to stop; it has to begin again."""
+SCORE = "a JSON number, or an object with `score`, `items` or both"
 
 
 class _TooLong(BaseException):
@@ -62,19 +46,26 @@ class MetricSpec:
     split: str  # `search` or `verify`: which half of its items the metric may judge on
     command: str = ""  # program and arguments, `{model}` standing for the folder; "" where there is a function
     python: str = ""  # `package.module:function`; "" where there is a command
+    harness: str = ""  # a task of lm-eval, as JSON for `HarnessTask`
+    built_in: str = ""  # a score of our own, as JSON for `BuiltIn`
     folder: str = "."  # where the command runs and where modules are looked for too
     timeout_seconds: float = 600.0  # it is ended after so long
     keep_model: bool = False  # leave the exported model in the run's folder
 
     @property
-    def identity(self) -> tuple[str, str, str, str]:
+    def identity(self) -> tuple[str, ...]:
         """What a score depends on besides the run: neither the time allowed nor where the folder lies."""
-        return self.key, self.split, self.command, self.python
+        return (self.key, self.split, self.command, self.python, *filter(None, (self.harness, self.built_in)))
 
     @property
     def told(self) -> str:
         """The metric as messages name it."""
-        return f"the metric of {self.capability} ({shortened(self.command or self.python, 80)})"
+        named = self.command or self.python
+        if self.harness:
+            named = f"lm_eval: {json.loads(self.harness)['lm_eval']}"
+        elif self.built_in:
+            named = json.loads(self.built_in)["score"]
+        return f"the metric of {self.capability} ({shortened(named, 80)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +75,7 @@ class Measured:
     score: float  # in the metric's own unit
     seconds: float  # what it took
     script: str  # short hash of the files that the command names, or of the function's module; "" where there are none
+    items: dict[str, Any] | None = None  # what each item gave, as `Items` writes it; None where nothing says it
 
 
 def measure(
@@ -93,25 +85,23 @@ def measure(
     seed: int,
     device: str = "cpu",
     should_stop: Callable[[], bool] | None = None,
+    keys: Collection[int] = (),
 ) -> Measured:
-    """Score one exported model."""
+    """Score one exported model; a score of our own judges the reference rows with these keys."""
     started = time.monotonic()
     if spec.command:
-        score = _run_command(spec, model_folder.resolve(), seed, device, should_stop)
+        score, items = _run_command(spec, model_folder.resolve(), seed, device, should_stop)
     else:
-        score = _call_function(spec, model_folder, seed, device)
-    return Measured(score=score, seconds=time.monotonic() - started, script=script_hash(spec))
+        score, items = _call_function(spec, model_folder, seed, device, keys)
+    return Measured(
+        score=score, seconds=time.monotonic() - started, script=script_hash(spec),
+        items=None if items is None else items.to_json(),
+    )  # fmt: skip
 
 
 def command_arguments(spec: MetricSpec, model_folder: Path, seed: int) -> list[str]:
     """Write out a command; no shell reads it."""
-    try:
-        words = shlex.split(spec.command)
-    except ValueError as error:
-        raise UserError(f"{spec.told} cannot be read ({error}); put its quotes right") from error
-    for name, value in (("model", model_folder), ("split", spec.split), ("seed", seed)):
-        words = [word.replace("{" + name + "}", str(value)) for word in words]
-    return words
+    return written_out(spec.command, {"model": model_folder, "split": spec.split, "seed": seed}, spec.told)
 
 
 def script_hash(spec: MetricSpec) -> str:
@@ -124,8 +114,8 @@ def script_hash(spec: MetricSpec) -> str:
     return hashlib.sha256(b"".join(code)).hexdigest()[:12] if code else ""
 
 
-def parse_score(text: str, told: str) -> float:
-    """Read a command's last line."""
+def parse_score(text: str, told: str) -> tuple[float, Items | None]:
+    """Read a command's last line: its score, and what each item gave where it says that."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{told} printed nothing; its last line must be {SCORE}")
@@ -134,13 +124,15 @@ def parse_score(text: str, told: str) -> float:
         value = json.loads(lines[-1])
     except json.JSONDecodeError as error:
         raise UserError(f"{told} ended with the line {shown}; its last line must be {SCORE}") from error
+    items = None
     if isinstance(value, dict):
-        if "score" not in value:
+        items = Items.read(value["items"], told) if isinstance(value.get("items"), list) else None
+        if "score" not in value and items is None:
             raise UserError(f"{told} ended with {shown}; a JSON object needs the key `score`")
-        value = value["score"]
+        value = value.get("score", None if items is None else items.mean)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{told} gave {shown}; the score must be {SCORE}")
-    return _finite(float(value), told)
+    return _finite(float(value), told), items
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -184,67 +176,14 @@ def remove_model(folder: Path) -> None:
 
 def _run_command(
     spec: MetricSpec, model: Path, seed: int, device: str, should_stop: Callable[[], bool] | None
-) -> float:
-    """Run a command in a process group of its own, and read its last line."""
-    words = command_arguments(spec, model, seed)
-    environment = {
-        **os.environ,
-        # `python` is the interpreter that ideal-proxy runs in, whether or not its environment is activated.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        **_told(spec, model, seed, device), "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd=spec.folder, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(
-                f"{spec.told} cannot be started ({error.strerror or error}: {error.filename or words[0]}); "
-                "correct metric.command"
-            ) from error
-        with _ended_with_us(process):
-            _wait(process, spec, should_stop, errors)
-        if process.returncode:
-            how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-            raise UserError(f"{spec.told} ended with {how}{_last_words(errors)}")
-        return parse_score(_tail(out), spec.told)
-
-
-@contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End a process group when this block is left or this process dies, however it dies: a guard waits for our end."""
-    read, write = os.pipe()
-    command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
-    guard = subprocess.Popen(command, stdin=read, start_new_session=True)
-    os.close(read)
-    try:
-        yield
-    finally:
-        os.close(write)
-        guard.wait()
-        process.wait()
-
-
-def _wait(
-    process: subprocess.Popen[bytes],
-    spec: MetricSpec,
-    should_stop: Callable[[], bool] | None,
-    errors: IO[bytes],
-) -> None:
-    """Wait for a command's end; it is an error where it takes too long or is not wanted any more."""
-    deadline = time.monotonic() + spec.timeout_seconds
-    while process.poll() is None:
-        if should_stop is not None and should_stop():
-            raise MetricStopped
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{spec.told} took longer than {spec.timeout_seconds:g} s and was ended{_last_words(errors)}; "
-                "raise metric.timeout_seconds, or judge fewer items"
-            )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_SECONDS)
+) -> tuple[float, Items | None]:
+    """Run a command, and read its last line."""
+    said = run_program(
+        command_arguments(spec, model, seed), told=spec.told, folder=spec.folder, setting="metric.command",
+        environment=_told(spec, model, seed, device), seconds=spec.timeout_seconds, should_stop=should_stop,
+        too_long="raise metric.timeout_seconds, or judge fewer items",
+    )  # fmt: skip
+    return parse_score(said, spec.told)
 
 
 def _told(spec: MetricSpec, model: Path, seed: int, device: str) -> dict[str, str]:
@@ -255,9 +194,11 @@ def _told(spec: MetricSpec, model: Path, seed: int, device: str) -> dict[str, st
     }  # fmt: skip
 
 
-def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str) -> float:
+def _call_function(
+    spec: MetricSpec, model_folder: Path, seed: int, device: str, keys: Collection[int] = ()
+) -> tuple[float, Items | None]:
     """Call a Python function on the loaded model; it changes neither random states nor gradients here."""
-    function = load_function(spec)
+    function = _own_function(spec, seed, keys) if spec.harness or spec.built_in else load_function(spec)
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -281,13 +222,15 @@ def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             value = function(model, tokenizer, spec.split)
+    except UserError:
+        raise
     except _TooLong:
         raise UserError(
             f"{spec.told} took longer than {spec.timeout_seconds:g} s and was ended; raise metric.timeout_seconds, or "
             "judge fewer items"
         ) from None
     except Exception as error:
-        message = str(error).strip().replace("\n", " ")[:STDERR_CHARACTERS]
+        message = str(error).strip().replace("\n", " ")[:LAST_WORDS]
         raise UserError(f"{spec.told} failed: {type(error).__name__}{f': {message}' if message else ''}") from error
     finally:
         random.setstate(states[0])
@@ -297,16 +240,35 @@ def _call_function(spec: MetricSpec, model_folder: Path, seed: int, device: str)
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = old
-    if isinstance(value, dict) and "score" in value:
-        value = value["score"]
+    items = value if isinstance(value, Items) else None
+    if isinstance(value, dict):
+        items = Items.read(value["items"], spec.told) if isinstance(value.get("items"), list) else None
+        value = value.get("score", items)
+    if isinstance(value, Items):
+        value = value.mean
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
-        return _finite(float(value), spec.told)
+        return _finite(float(value), spec.told), items
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{spec.told} returned {str(value)[:60]!r}; it must return a number, or a dict with `score`"
         ) from error
+
+
+def _own_function(spec: MetricSpec, seed: int, keys: Collection[int]) -> Callable[..., Any]:
+    """Give a score of our own, or of lm-eval, as a function like the user's."""
+    if spec.harness:
+        from ideal_proxy.proxy.harness import HarnessTask, harness_items
+
+        task = HarnessTask.read(spec.harness)
+        return lambda model, tokenizer, split: harness_items(task, model, tokenizer, split, seed=seed, told=spec.told)
+    from ideal_proxy.proxy.built_in import BuiltIn, score_items
+
+    wanted = BuiltIn.read(spec.built_in)
+    return lambda model, tokenizer, _: score_items(
+        wanted, model, tokenizer, keys, seed=seed, told=spec.told, folder=spec.folder
+    )
 
 
 def load_function(spec: MetricSpec) -> Callable[..., Any]:
@@ -342,17 +304,3 @@ def _finite(value: float, told: str) -> float:
             f"{told} gave {value}; the score must be a finite number, so say what counts where there is none"
         )
     return value
-
-
-def _tail(file: IO[bytes]) -> str:
-    """Read the end of a file that a command wrote."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TAIL_BYTES))
-    return file.read().decode("utf-8", errors="replace")
-
-
-def _last_words(errors: IO[bytes]) -> str:
-    """Quote the last lines that a command wrote to stderr."""
-    lines = [line.strip() for line in _tail(errors).splitlines() if line.strip()]
-    text = " / ".join(lines[-STDERR_LINES:])
-    return f"; its last words: {text[-STDERR_CHARACTERS:]}" if text else ""

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ideal_proxy.errors import shortened
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
-from ideal_proxy.pipeline import PairedLosses, judge, sentence
-from ideal_proxy.response import Combination, combine
+from ideal_proxy.pipeline import PairedLosses, PairedScores, judge, sentence
+from ideal_proxy.response import Combination, Yardstick, combine
 from ideal_proxy.scaleup.run import RunLosses
+from ideal_proxy.scaleup.scores import ArmScores
 from ideal_proxy.terminal import duration, interval_text, paragraph, table
 from ideal_proxy.terminal import sentence as as_sentence
 
@@ -34,6 +36,7 @@ def compare(
     kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
+    scores: ArmScores | None = None,
 ) -> dict[str, Any]:
     """Compare what was observed with what was predicted."""
     names = [capability.name for capability in mixture.capabilities]
@@ -55,13 +58,34 @@ def compare(
             ratios = np.array(after) / np.array(base)
             entry |= {"base_after": float(np.mean(base)), "base_after_by_seed": base, "ratio": _interval(ratios)}
         entry |= _promise(capability, entry.get("ratio"), entry["after"])
+        if scores is not None and j in scores.named:
+            entry["metric"] = _scored(scores, j)
         entries.append(entry)
     result: dict[str, Any] = {"capabilities": entries}
     inside = [entry["inside"] for entry in entries if entry["inside"] is not None]
     result["inside"] = {"count": sum(inside), "of": len(inside)}
     if base_runs:
-        result["gain"] = gain_over(names, runs, base_runs, verify, kind=kind, weights=weights, min_gain=min_gain)
+        result["gain"] = gain_over(
+            names, runs, base_runs, verify, kind=kind, weights=weights, min_gain=min_gain, scores=scores
+        )
     return result
+
+
+def _scored(scores: ArmScores, j: int) -> dict[str, Any]:
+    """What a capability's metric gave, in its own unit."""
+    after = np.array([run.score for run in scores.mixture[j]])
+    entry: dict[str, Any] = {
+        "named": scores.named[j], "scale": float(scores.yardstick.scale[j]), "after": float(after.mean()),
+        "after_by_seed": after.tolist(), "higher_is_better": scores.yardstick.kinds[j] == "score",
+    }  # fmt: skip
+    if scores.base:
+        base = np.array([run.score for run in scores.base[j]])
+        entry |= {
+            "base_after": float(base.mean()),
+            "base_after_by_seed": base.tolist(),
+            "change": _interval(after - base),
+        }
+    return entry
 
 
 def judged_rows(verify: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -111,15 +135,21 @@ def gain_over(
     kind: Combination = "mean",
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
+    scores: ArmScores | None = None,
 ) -> dict[str, Any]:
     """Judge the pairs as the search judges its own, in one look: by seeds and by the choice of verify rows."""
-    paired = []
+    paired: list[PairedLosses | PairedScores] = []
+    yardstick = Yardstick.of_losses(len(names)) if scores is None else scores.yardstick
     for j, name in enumerate(names):
+        if scores is not None and j in scores.named:
+            paired.append(PairedScores.of(scores.base[j], scores.mixture[j]))
+            continue
         rows = judged_rows(verify[j])
         sides = ([run.after[name].select(rows) for run in side] for side in (base_runs, runs))
         paired.append(PairedLosses.of(*sides))
     if len(runs) < 2:
-        ratios = np.array([entry.proposal.sum() / entry.base.sum() for entry in paired])
+        base, proposal = (np.array([getattr(e, side).sum() for e in paired]) for side in ("base", "proposal"))
+        ratios = yardstick.relative(proposal, base)
         value = 1 - float(combine(ratios, kind, weights))
         return {
             "value": value,
@@ -129,14 +159,16 @@ def gain_over(
             "answer": None,
             "sentence": f"gain {value:+.2%} on one seed; an interval needs --seeds 2 or more",
         }
-    verdict = judge(paired, kind=kind, weights=weights, min_gain=min_gain)
+    verdict = judge(paired, yardstick=yardstick, kind=kind, weights=weights, min_gain=min_gain)
     return {
         **asdict(verdict.gain),
         "pairs": verdict.pairs,
         "answer": verdict.answer,
         "gains_by_seed": list(verdict.gains_by_seed),
         "pairs_needed": verdict.pairs_needed,
-        "sentence": sentence(verdict, names, min_gain=min_gain),
+        "sentence": sentence(
+            verdict, names, min_gain=min_gain, judged="on unseen reference rows" if scores is None else "by the metrics"
+        ),
     }
 
 
@@ -168,14 +200,33 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         ),
         "",
     ]
+    if scored := [entry for entry in result["capabilities"] if "metric" in entry]:
+        lines += [_score_table(scored, with_base=with_base), ""]
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
     else:
         lines.append(paragraph("Base was not trained: --baseline compares with it, and checks the prediction."))
+    if result.get("guard"):
+        lines.append(paragraph(f"Answers: {result['guard']['sentence']}."))
     if result.get("refine"):
         lines += ["", *_refine_tables(result["refine"])]
     lines.append(f"Models and {folder}/result.json written.")
     return "\n".join(lines)
+
+
+def _score_table(entries: Sequence[dict[str, Any]], *, with_base: bool) -> str:
+    """Lay out what the metrics gave; they judge instead of the loss."""
+    rows = []
+    for entry in entries:
+        found = entry["metric"]
+        cells = [entry["name"], shortened(found["named"], 24), f"{found['after']:.3g}"]
+        if with_base:
+            change = found["change"]
+            ends = "" if change["lower"] is None else f" {interval_text(change, '+.3g')}"
+            cells += [f"{found['base_after']:.3g}", f"{change['value']:+.3g}{ends}"]
+        rows.append(cells)
+    header = ["capability", "metric", "after", *(["base", "change"] if with_base else [])]
+    return table("Metrics, which judge instead of the loss", header, rows)
 
 
 def _refine_tables(refined: dict[str, Any]) -> list[str]:

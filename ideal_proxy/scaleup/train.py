@@ -14,17 +14,27 @@ import numpy as np
 import torch
 
 from ideal_proxy.batching import Loss
-from ideal_proxy.data import told_lines
+from ideal_proxy.data import ChatTemplate, told_lines
 from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
-from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.mixture import IMPROVES, MixtureFile
 from ideal_proxy.proxy import TrainSettings, pick_device
+from ideal_proxy.scaleup.guard import guard, skipped
 from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
 from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
-from ideal_proxy.scaleup.result import FORMAT, compare
+from ideal_proxy.scaleup.result import FORMAT, compare, judged_rows
 from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
-from ideal_proxy.scaleup.source import Drawn, draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
+from ideal_proxy.scaleup.scores import measure_arms, read_metrics
+from ideal_proxy.scaleup.source import (
+    Drawn,
+    ScaleData,
+    draw_rows,
+    proxy_setting,
+    read_domains,
+    read_references,
+    tokenize_mixture,
+)
 from ideal_proxy.scaleup.transfer import usable_law
 from ideal_proxy.store import LOCK_FILES, atomic_write_json, lock, provenance, read_json
 from ideal_proxy.terminal import Reporter
@@ -59,6 +69,7 @@ class ScaleUp:
     refine: int = 0  # iterations of `refine.Refiner` after the first mixture
     refine_step: float = IDEAL_STEP  # largest |log change| of a volume in one of them
     refine_rows: int = 400  # most rows of each source whose gradients are taken
+    metrics: str | None = None  # run file whose metrics judge instead of the losses
 
 
 def scale_up(
@@ -67,6 +78,7 @@ def scale_up(
     """Train a model on a mixture at full size, with its baseline where asked, and compare with the prediction."""
     wanted.spec.check()
     _check(wanted, mixture)
+    metrics = None if wanted.metrics is None else read_metrics(Path(wanted.metrics), mixture)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -141,7 +153,15 @@ def scale_up(
             arms["base"] = train("base", [d.base_rows for d in mixture.domains])
         judged = _judged_by(mixture)
         base = arms.get("base")
-        result = compare(mixture, arms["mixture"].runs, base.runs if base else None, data.verify, **judged)
+        scores = None
+        if metrics is not None and _main():
+            trained = {name: (arm.runs, arm.folders) for name, arm in arms.items()}
+            scores = measure_arms(metrics, mixture, data, trained, seeds, device, reporter)
+        result = compare(
+            mixture, arms["mixture"].runs, base.runs if base else None, data.verify, scores=scores, **judged
+        )
+        if base is not None and _main() and result["gain"]["answer"] == IMPROVES:
+            result["guard"] = _look_at_answers(wanted, data, arms, template, device, reporter)
         if wanted.refine:
             refiner = Refiner(
                 mixture=mixture, data=data, spec=wanted.spec, template=template, run=settings,
@@ -173,6 +193,18 @@ def scale_up(
         if _main():
             atomic_write_json(out / "result.json", result)
     return result
+
+
+def _look_at_answers(
+    wanted: ScaleUp, data: ScaleData, arms: dict[str, Arm], template: ChatTemplate, device: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Compare answers of base and proposal, of the first seed, before a gain is believed."""
+    if wanted.spec.scratch is not None:
+        return skipped("a model from scratch has no answers to speak of")
+    before, after = (arms[arm].folders[0] / "model" for arm in ("base", "mixture"))
+    unseen = [rows.select(judged_rows(mask)) for rows, mask in zip(data.references, data.verify, strict=True)]
+    with reporter.work("answers", 0.0):
+        return guard(before, after, unseen, data.capabilities, template, device)
 
 
 def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
@@ -240,7 +272,7 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
 
 _FREE = frozenset({  # may change on resume
     "resume", "track", "save_seconds", "save_steps", "seeds", "baseline", "keep_models", "refine", "refine_step",
-    "refine_rows",
+    "refine_rows", "metrics",
 })  # fmt: skip
 
 

@@ -1,3 +1,10 @@
+from .command_runs import ROWS as ROWS
+from .command_runs import do_command as do_command
+from .command_runs import judged as judged
+from .command_runs import place_rows as place_rows
+from .command_runs import save_lines as save_lines
+from .command_runs import trainer_of as trainer_of
+from .command_runs import write_command as write_command
 from .context import IMITATED as IMITATED
 from .context import JUDGED as JUDGED
 from .context import MODEL as MODEL
@@ -14,6 +21,7 @@ from .context import load_context as load_context
 from .context import load_result as load_result
 from .context import prepare_context as prepare_context
 from .context import save_result as save_result
+from .metric_runs import metric_spec as metric_spec
 from .metric_runs import metric_specs as metric_specs
 from .metric_runs import probe as probe
 from .pool import Pool as Pool
@@ -26,6 +34,8 @@ from .scheduler import SwarmEvent as SwarmEvent
 from .scheduler import response_trainings as response_trainings
 from .scheduler import warm_spec as warm_spec
 from .scheduler import zero_spec as zero_spec
+from .slurm_pool import DEFAULT_JOBS as DEFAULT_JOBS
+from .slurm_pool import SlurmPool as SlurmPool
 from .worker import Worker as Worker
 from .worker import build_model as build_model
 from .worker import main as main

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order, draw, training_order
-from ideal_proxy.proxy import MetricSpec, RowLosses, TrainSettings, read_row_losses, write_row_losses
+from ideal_proxy.proxy import Items, MetricSpec, RowLosses, TrainSettings, read_row_losses, write_row_losses
 from ideal_proxy.store import atomic_write_json, is_complete, mark_complete, read_json
 
 SETTINGS = "settings.json"
@@ -53,6 +53,7 @@ class RunSpec:
     save_model: bool = False  # keep the final weights as `model.safetensors`
     responses: str = ""  # "" trains; "implicit" or "unrolled" estimates the mixing responses at this mixture instead
     trained: str = ""  # the finished run whose weights an implicit estimate takes, or that is judged anew
+    timeout_seconds: float | None = None  # a run of the user's trainer is ended after so long
     metrics: tuple[MetricSpec, ...] = ()  # what else the trained proxy is judged by
     blend: tuple[tuple[str, float], ...] = ()  # finished runs, and the share that each one's weights have in this one's
 
@@ -89,7 +90,13 @@ class Run:
     @property
     def scores(self) -> dict[str, float]:
         """The scores of its metrics, by key."""
-        return {key: float(found["score"]) for key, found in self.metrics.get("scores", {}).items()}
+        measured = {key: float(found["score"]) for key, found in self.metrics.get("scores", {}).items()}
+        return measured | {key: float(score) for key, score in self.metrics.get("reported", {}).items()}
+
+    def items(self, key: str) -> Items | None:
+        """What a metric gave item by item; None where it does not say."""
+        found = self.metrics.get("scores", {}).get(key, {}).get("items")
+        return None if found is None else Items.from_json(found)
 
     @property
     def seconds(self) -> float:
@@ -122,6 +129,7 @@ class SwarmContext:
     base: str = ""
     lora_rank: int | None = None  # rank of the low-rank updates of a pretrained proxy; None trains every weight
     trust_remote_code: bool = False  # run code that came with the pretrained model
+    trainer: str = ""  # hash of the user's own trainer, which `command_runs` keeps; "" where proxies are trained here
 
     @property
     def base_folder(self) -> Path:
@@ -165,7 +173,7 @@ def prepare_context(
             )
     settings = {
         key: value for key, value in dataclasses.asdict(context).items()
-        if key != "folder" and (key != "warm_from" or value)  # earlier versions had none, and resume
+        if key != "folder" and (key not in {"warm_from", "trainer"} or value)  # earlier versions had none, and resume
     }  # fmt: skip
     settings["data"] = {
         part: [_fingerprint(rows) for rows in sets]

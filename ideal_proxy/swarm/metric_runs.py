@@ -10,7 +10,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ideal_proxy.proxy import (
     remove_model,
     write_row_losses,
 )
+from ideal_proxy.sections import BUILT_IN, HARNESS, MetricConfig
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm.context import (
     ROW_LOSSES,
@@ -43,17 +44,33 @@ EXPORTED = "exported"
 def metric_specs(config: SearchConfig, split: str) -> tuple[MetricSpec, ...]:
     """Return the metrics of a run file, as runs take them."""
     return tuple(
-        MetricSpec(
-            key=f"{split}-{j}", capability=c.name, split=split, command=c.metric.command or "",
-            python=c.metric.python or "", folder=c.metric.folder or ".", timeout_seconds=c.metric.timeout_seconds,
-            keep_model=c.metric.keep_models,
-        )
+        metric_spec(c.metric, c.name, key=f"{split}-{j}", split=split, path=c.path, row_format=c.format)
         for j, c in enumerate(config.capabilities)
-        if c.metric is not None
+        if c.metric is not None and not c.metric.reported
+    )
+
+
+def metric_spec(
+    metric: MetricConfig, name: str, *, key: str, split: str, path: str, row_format: str = "auto"
+) -> MetricSpec:
+    """Return one capability's metric; `path` is where its reference rows are."""
+    built_in = "" if metric.score is None else metric.settings(BUILT_IN) | {"path": path, "format": row_format}
+    return MetricSpec(
+        key=key, capability=name, split=split, command=metric.command or "", python=metric.python or "",
+        harness="" if metric.lm_eval is None else json.dumps(metric.settings(HARNESS), sort_keys=True),
+        built_in=json.dumps(built_in, sort_keys=True) if built_in else "",
+        folder=metric.folder or ".", timeout_seconds=metric.timeout_seconds, keep_model=metric.keep_models,
     )  # fmt: skip
 
 
-def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, device: str) -> float:
+def probe(
+    specs: Sequence[MetricSpec],
+    model: Any,
+    tokenizer_folder: Path,
+    *,
+    device: str,
+    keys: Callable[[str], Collection[int]] = lambda _: (),
+) -> float:
     """Measure metrics once on a throw-away model, to learn what they take and that they work at all."""
     from transformers import AutoTokenizer
 
@@ -62,7 +79,7 @@ def probe(specs: Sequence[MetricSpec], model: Any, tokenizer_folder: Path, *, de
         exported = Path(place) / EXPORTED
         export_model(model, AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True), exported)
         for spec in specs:
-            measure(spec, exported, seed=0, device=device)
+            measure(spec, exported, seed=0, device=device, keys=keys(spec.key) if spec.built_in else ())
     return time.monotonic() - started
 
 
@@ -105,7 +122,10 @@ def measure_and_save(
     scores = _scores(folder / SCORES, kept["run"])
     for metric in spec.metrics:
         if metric.key not in scores:
-            found = measure(metric, folder / EXPORTED, seed=spec.seed, device=device, should_stop=should_stop)
+            keys = context.reference_rows(metric.key).keys.tolist() if metric.built_in else ()
+            found = measure(
+                metric, folder / EXPORTED, seed=spec.seed, device=device, should_stop=should_stop, keys=keys
+            )
             scores[metric.key] = dataclasses.asdict(found)
             atomic_write_json(folder / SCORES, {"run": kept["run"], "scores": scores})
     losses = read_row_losses(folder / ROW_LOSSES, kept["losses"])

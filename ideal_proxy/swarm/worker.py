@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -26,13 +27,13 @@ import torch
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy import (
-    MetricStopped,
+    ProgramStopped,
+    RowLosses,
     TrainingStopped,
     TrainLog,
     blend_weights,
     build_proxy,
     count_products,
-    evaluate,
     load_weights,
     resolve_device,
     run_flops,
@@ -41,6 +42,7 @@ from ideal_proxy.proxy import (
     warm_start,
 )
 from ideal_proxy.store import is_complete
+from ideal_proxy.swarm.command_runs import WORK, do_command, judged
 from ideal_proxy.swarm.context import (
     IMITATED,
     JUDGED,
@@ -82,6 +84,9 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         if is_trained(folder, context, spec):  # trained before it was stopped
             self._judge(folder, spec)
+            return
+        if context.trainer and spec.role != JUDGED and sum(spec.rows):
+            self._by_command(folder, spec)
             return
         started = time.monotonic()
         last = 0.0
@@ -125,37 +130,53 @@ class Worker:
             order = draw_run(context, self._domains, spec)
             log = train(model, order, self._domains, settings, **options)
         trained = time.monotonic()
-        autocast = torch.bfloat16 if settings.dtype == "bfloat16" else None
-        losses = {
-            name: evaluate(model, self._reference(name), batch_tokens=settings.micro_batch_tokens, autocast=autocast)
-            for name in (spec.references or context.references)
-        }
-        if not all(np.isfinite(value.loss_sum).all() for value in losses.values()):
-            raise UserError("a reference loss is not finite; choose a smaller learning rate")
+        losses = self._losses(model, spec)
         if spec.save_model or spec.role == "warm":
             save_weights(model, folder / MODEL)
         curve = [] if log is None else [round(float(x), 6) for x in log.losses]
         trained_on = (log.tokens, log.supervised_tokens, log.token_pairs) if log else (0, 0, 0)
-        judged = [(self._reference(name).lengths, int(value.tokens.sum())) for name, value in losses.items()]
+        read = [(self._reference(name).lengths, int(value.tokens.sum())) for name, value in losses.items()]
         metrics = {
             "rows": log.rows if log else 0, "tokens": log.tokens if log else 0,
             "supervised_tokens": log.supervised_tokens if log else 0, "steps": len(curve),
             "steps_resumed": log.steps_resumed if log else 0, "train_loss": curve,
-            "flops": run_flops(count_products(model), *trained_on, judged),
+            "flops": run_flops(count_products(model), *trained_on, read),
             "train_seconds": trained - started, "evaluate_seconds": time.monotonic() - trained,
         }  # fmt: skip
+        self._finish(folder, spec, losses, metrics, model)
+
+    def _by_command(self, folder: Path, spec: RunSpec) -> None:
+        """Let the user's trainer make a run, and complete it."""
+        try:
+            losses, metrics, model = do_command(
+                self.context, folder, spec, self.device, judge=self._losses, should_stop=self.stop.is_set
+            )
+        except ProgramStopped:
+            raise TrainingStopped from None
+        self._finish(folder, spec, losses, metrics, model)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+
+    def _finish(
+        self, folder: Path, spec: RunSpec, losses: dict[str, RowLosses], metrics: dict[str, Any], model: Any
+    ) -> None:
+        """Measure the metrics of a trained run where it has some, and complete it."""
         if spec.metrics:
-            save_trained(folder, context, spec, losses, metrics, model)
+            save_trained(folder, self.context, spec, losses, metrics, model)
             self._judge(folder, spec)
             return
-        save_result(folder, context, spec, losses, metrics)
+        save_result(folder, self.context, spec, losses, metrics)
         self.say("finished", run=spec.id)
+
+    def _losses(self, model: Any, spec: RunSpec) -> dict[str, RowLosses]:
+        """Judge a model on every reference set of a run."""
+        names = spec.references or self.context.references
+        return judged(model, self.context, {name: self._reference(name) for name in names})
 
     def _judge(self, folder: Path, spec: RunSpec) -> None:
         """Measure the metrics of a trained run, and complete it."""
         try:
             measure_and_save(folder, self.context, spec, device=str(self.device), should_stop=self.stop.is_set)
-        except MetricStopped:
+        except ProgramStopped:
             raise TrainingStopped from None
         self.say("finished", run=spec.id)
 

@@ -58,7 +58,7 @@ TAKEN: list[dict[str, Any]] = [
 REFUSED: list[dict[str, Any]] = [
     {"colour": "red"}, {"rounds": 0}, {"rounds": "many"}, {"loss": "mean"}, {"proxy": {"size": "2M"}},
     {"budget": {"tokens": "some"}}, {"protect": {"maths": [1]}}, {"domains": []}, {"capabilities": "maths"},
-    {"swarm": {"engine": "slurm"}}, {"verify": {"pairs": 1}}, {"batch": {"rows": 0}},
+    {"swarm": {"engine": "kubernetes"}}, {"verify": {"pairs": 1}}, {"batch": {"rows": 0}},
 ]  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from ideal_proxy.config import parse_config
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import override
-from ideal_proxy.proxy.metric import MetricSpec, MetricStopped, export_model, measure, parse_score
+from ideal_proxy.proxy.metric import MetricSpec, export_model, measure, parse_score
 from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.process import ProgramStopped
 from ideal_proxy.store import is_complete
 from ideal_proxy.swarm.context import load_result
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
@@ -141,7 +142,7 @@ def test_a_command_is_ended_when_it_takes_too_long_and_so_is_what_it_started(exp
 
 
 def test_a_command_stops_when_it_is_told_to(exported):
-    with pytest.raises(MetricStopped):
+    with pytest.raises(ProgramStopped):
         measure(command("import time; time.sleep(60)"), exported, seed=0, should_stop=lambda: True)
 
 
@@ -196,14 +197,14 @@ def test_a_function_that_takes_too_long(exported):
 
 @pytest.mark.parametrize(("text", "score"), [("3", 3.0), ("x\n 0.25 \n\n", 0.25), ('{"score": -1e-3}', -0.001)])
 def test_scores_are_read(text, score):
-    assert parse_score(text, "it") == score
+    assert parse_score(text, "it")[0] == score
 
 
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ({}, "give either command or python"),
-        ({"command": "score", "python": "a:b"}, "give either command or python"),
+        ({}, "give one of command, python, lm_eval, score and reported"),
+        ({"command": "score", "python": "a:b"}, "give one of command, python, lm_eval, score and reported"),
         ({"command": "python score.py"}, r"must hold \{model\}"),
         ({"python": "score.py"}, r"package\.module:function"),
         ({"python": "a:b", "scale": 0}, "noise, base or a number above 0"),
