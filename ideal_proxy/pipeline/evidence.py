@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import Known

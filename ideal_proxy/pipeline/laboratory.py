@@ -24,7 +24,7 @@ from ideal_proxy.hooks import Tracker
 from ideal_proxy.pipeline.anchors import Anchors, disagreeing, make_anchors, told_imitations
 from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
-from ideal_proxy.pipeline.evidence import Evidence, told_kinds, with_imitated
+from ideal_proxy.pipeline.evidence import Evidence, refuse_poor_metrics, told_kinds, with_imitated
 from ideal_proxy.pipeline.live import Watcher
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
