@@ -63,6 +63,9 @@ def box(atoms: Sequence[Atom], size: int) -> tuple[FloatArray, FloatArray]:
 
 def check_linear(atoms: Sequence[Atom], scale: FloatArray) -> None:
     """Make sure that some mixture satisfies the linear constraints."""
+    matrix, bound, _, _ = _one_sided(atoms, scale)
+    if np.all(matrix.sum(axis=1) <= bound):  # base itself, as a rule: no program needs to be solved
+        return
     violation, _, support = _least_violation(atoms, scale)
     if violation <= FEASIBLE:
         return
