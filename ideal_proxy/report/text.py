@@ -126,7 +126,8 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         *_free(result),
         paragraph(
             f"Predicted gain {signed(predicted['value'], '.2%')} {interval_text(predicted)} "
-            "(corrected for having been selected). Noise of one run: "
+            "(corrected for having been selected, as no single capability above is, so their mean may promise more). "
+            "Noise of one run: "
             f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
         paragraph(

@@ -2,8 +2,9 @@
 
 One rule for every interval: the posterior draws of the ratio, and beside them the noise of the runs that would show it,
 for the mean over some pairs of runs that share a seed. The gain of
-a mixture that was chosen by the prediction is less than promised: it is multiplied by what runs left out showed of
-predicted changes, and lowered by a part of its standard deviation (`benchmarks/verdict/campaign.py`).
+a mixture that was chosen by the prediction is less than predicted: it is multiplied by what runs left out showed of
+predicted changes, put right by what base's own runs show, and shrunk to none by how well it is known
+(`benchmarks/verdict/campaign.py`). Ratios of single capabilities are the fit's own.
 
 Legend: D domains, J capabilities, S posterior draws.
 """
@@ -23,12 +24,8 @@ from ideal_proxy.response.relative import Array, Yardstick
 LEVEL = 0.9
 NOISES = 64  # draws of the runs' noise beside each posterior draw, where the objective is not linear
 
-
-SELECTED = 0.6
-"""How many standard deviations of its gain a mixture is promised too much because it was chosen by the prediction."""
-
-MISSED = 0.5
-"""By what part of the promised gain a fit may miss base, and the odds, before base's runs are seen, that it does."""
+ODDS = 0.5
+"""That a fit misses base by about the gain that it predicts, before base's runs are seen."""
 
 Combination = Literal["mean", "weighted", "worst"]
 
@@ -111,9 +108,9 @@ def compare(
         at_base, missed, doubt = getattr(surface, "at_base_", None), 0.0, 0.0
         if at_base is not None and kind != "worst":
             seen = float(combine(stick.relative(np.array(at_base["values"]), there_J), kind, weights)) - 1.0
-            missed, doubt = _missed(seen, noise * float(np.sqrt(pairs / 2 / at_base["runs"])), MISSED * gain)
-        gain = float(getattr(surface, "gain_slope_", 1.0)) * (gain + missed) - SELECTED * known
+            missed, doubt = _missed(seen, noise * float(np.sqrt(pairs / 2 / at_base["runs"])), gain)
         known = float(np.hypot(known, doubt))
+        gain = _shrunk(float(getattr(surface, "gain_slope_", 1.0)) * (gain + missed), known)
     half = z * float(np.hypot(known, noise))
     return Prediction(
         ratios=tuple(Bound(float(r), float(r - h), float(r + h)) for r, h in zip(ratio_J, half_J, strict=True)),
@@ -122,11 +119,16 @@ def compare(
     )
 
 
+def _shrunk(gain: float, known: float) -> float:
+    """Take the winner's curse off: of mixtures with no gain the best looks like one as great as its error."""
+    return gain * (gain / float(np.hypot(gain, known))) ** 2 if gain > 0 else gain
+
+
 def _missed(seen: float, error: float, size: float) -> tuple[float, float]:
     """How far a fit misses base, where its runs lie `seen` ± `error` off: either not at all or by about `size`."""
     if error <= 0:
         return seen, 0.0
-    log_odds = np.log(MISSED) + norm.logpdf(seen, 0.0, np.hypot(size, error)) - norm.logpdf(seen, 0.0, error)
+    log_odds = np.log(ODDS) + norm.logpdf(seen, 0.0, np.hypot(size, error)) - norm.logpdf(seen, 0.0, error)
     chance, share = float(expit(log_odds)), size**2 / (size**2 + error**2)
     variance = chance * size**2 * (1 - share) + chance * (1 - chance) * (share * seen) ** 2
     return chance * share * seen, float(np.sqrt(variance))

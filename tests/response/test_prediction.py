@@ -97,6 +97,21 @@ def test_combine_by_hand():
     assert combine(ratios, "weighted", [1.0, 3.0]) == pytest.approx([1.1, 0.925])
 
 
+def test_a_chosen_gain_is_shrunk_by_how_well_it_is_known():
+    mixture = np.array([0.9, 1.0])
+    for spread in (0.0, 0.2, 1.0):
+        uncertain = surface((3 * spread, 0, 0))  # of the ratio 0.9 a part of 0.3 times the spread, a third in the mean
+        plain, chosen = (compare(uncertain, mixture, OTHER, pairs=3, chosen=c).gain for c in (False, True))
+        known = (plain.upper - plain.lower) / 2 / Z
+        assert known == pytest.approx(0.09 * spread, rel=0.02)
+        assert chosen.value == pytest.approx(plain.value * plain.value**2 / (plain.value**2 + known**2))
+        assert chosen.upper - chosen.lower == pytest.approx(plain.upper - plain.lower), "no surer for being smaller"
+    worse = np.array([1.5, 1.0])
+    plain, chosen = (compare(uncertain, worse, OTHER, pairs=3, chosen=c).gain for c in (False, True))
+    assert plain.value < 0
+    assert chosen.value == plain.value, "a loss is told as it is"
+
+
 def test_a_gain_is_taken_down_by_what_runs_of_base_show_that_the_fit_misses():
     noise = 0.01
     better = surface(noise=(2 * noise, noise, 4 * noise))
@@ -107,13 +122,20 @@ def test_a_gain_is_taken_down_by_what_runs_of_base_show_that_the_fit_misses():
     for lower in (0.0, 0.002, 0.02, 0.2):  # base's runs lie below what is predicted there
         better.at_base_ = {"runs": 6, "values": [2.0 * (1 - lower), 1.0 - lower, 4.0 * (1 - lower)]}
         found[lower] = compare(better, mixture, OTHER, pairs=3, chosen=True).gain
-    error, size = noise / np.sqrt(3 * 6), plain.value / 2
-    shares = {lower: (plain.value - found[lower].value) / lower for lower in (0.002, 0.02, 0.2)}
-    assert found[0.0].value == plain.value
-    assert shares[0.2] == pytest.approx(size**2 / (size**2 + error**2), rel=1e-6), "surely missed: by precision"
+    error, size = noise / np.sqrt(3 * 6), plain.value
+    wide = {lower: (gain.upper - gain.lower) / 2 / Z for lower, gain in found.items()}
+    doubt = {lower: np.sqrt(width**2 - noise**2 * 2 / 9) for lower, width in wide.items()}  # without the pairs' noise
+    assert all(x > 0 for x in doubt.values()), "it may still be missed by a little"
+
+    def told(lower, share):
+        gain = plain.value - share * lower
+        return gain**3 / (gain**2 + doubt[lower] ** 2) if gain > 0 else gain
+
+    sure = size**2 / (size**2 + error**2)
+    assert found[0.0].value == pytest.approx(told(0.0, 0.0))
+    assert found[0.2].value == pytest.approx(told(0.2, sure), rel=1e-6), "surely missed: by precision"
     odds = 0.5 * norm.pdf(0.002, 0, np.hypot(size, error)) / norm.pdf(0.002, 0, error)
-    assert shares[0.002] == pytest.approx(shares[0.2] * odds / (1 + odds)), "hardly more than noise: mostly believed"
-    assert found[0.0].upper - found[0.0].value > plain.upper - plain.value, "it may still be missed by a little"
+    assert found[0.002].value == pytest.approx(told(0.002, sure * odds / (1 + odds))), "no more than noise: half believed"
     better.at_base_["values"] = [2.2, 1.1, 4.4]
     assert compare(better, mixture, OTHER, pairs=3, chosen=True).gain.value > plain.value, "promised too little"
     assert compare(better, mixture, OTHER, pairs=3).gain.value == pytest.approx(plain.value), "not of any mixture"
