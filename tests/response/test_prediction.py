@@ -135,7 +135,9 @@ def test_a_gain_is_taken_down_by_what_runs_of_base_show_that_the_fit_misses():
     assert found[0.0].value == pytest.approx(told(0.0, 0.0))
     assert found[0.2].value == pytest.approx(told(0.2, sure), rel=1e-6), "surely missed: by precision"
     odds = 0.5 * norm.pdf(0.002, 0, np.hypot(size, error)) / norm.pdf(0.002, 0, error)
-    assert found[0.002].value == pytest.approx(told(0.002, sure * odds / (1 + odds))), "no more than noise: half believed"
+    assert found[0.002].value == pytest.approx(told(0.002, sure * odds / (1 + odds))), (
+        "no more than noise: half believed"
+    )
     better.at_base_["values"] = [2.2, 1.1, 4.4]
     assert compare(better, mixture, OTHER, pairs=3, chosen=True).gain.value > plain.value, "promised too little"
     assert compare(better, mixture, OTHER, pairs=3).gain.value == pytest.approx(plain.value), "not of any mixture"
