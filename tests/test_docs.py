@@ -26,7 +26,6 @@ TRAINER = "a trainer that is not installed; test_export.py repeats its arithmeti
 NOT_RUN = {  # a line here is not executed; each must occur
     "python3 cli.py search": "the embedded demo; test_demo.py and notebook 01 run it",
     "python3 cli.py test": "these tests",
-    "pip install .": "set-up; the tests run in what it made",
     "accelerate launch --config_file fsdp2.yaml -m ideal_proxy.cli scale-up full.json --model path/or/hub-id "
     "--out runs/full": "several GPUs; test_sharded.py launches the command with two CPU processes",
     "llamafactory-cli train data/lf/sft.yaml": TRAINER,
@@ -96,6 +95,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.said: dict[str, str] = {}  # by the line that was typed
         program = folder.parent / "bin" / "ideal-proxy"
         program.parent.mkdir(exist_ok=True)
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ideal_proxy.cli "$@"\n', encoding="utf-8")
@@ -105,7 +105,7 @@ class Shell:
 
     def type(self, line: str) -> str:
         words = shlex.split(line)
-        if "scale-up" in words and not (self.folder / "path").exists():
+        if "path/or/hub-id" in words and not (self.folder / "path").exists():
             small_model(self.folder / "path/or/hub-id", next(self.folder.glob("runs/mix/**/tokenizer.json")).parent)
         trains = words[1] in {"search", "scale-up", "transfer"} and "--dry-run" not in words
         if trains or words[1] == "--help":  # typed in a shell; the rest is called here, which spares forty starts
@@ -126,8 +126,10 @@ class Shell:
 
 
 def type_page(shell: Shell, page: Path) -> dict[str, str]:
-    """Run a page's lines in order; every line is either executed or in NOT_RUN."""
-    return {line: shell.type(line) for line in commands(page) if line not in NOT_RUN}
+    """Run a page's lines in order, but those that an earlier page had; every line is either executed or in NOT_RUN."""
+    lines = [line for line in commands(page) if line not in NOT_RUN]
+    shell.said |= {line: shell.type(line) for line in lines if line not in shell.said}
+    return {line: shell.said[line] for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -135,36 +137,38 @@ def readme(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "readme"
     folder.mkdir()
     small_data(folder)
-    said = type_page(Shell(folder), README)
+    shell = Shell(folder)
+    said = type_page(shell, README)
     mixed = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("data/mixed/*.jsonl"))
-    return folder, said, mixed
+    return shell, said, mixed
 
 
 def test_readme(readme):
-    folder, said, mixed = readme
+    shell, said, mixed = readme
+    folder = shell.folder
     verdicts = ("improves", "no better than base", "not enough evidence")
-    assert any(f"Verdict: {v}" in said["ideal-proxy show runs/mix"] for v in verdicts)
-    assert (
-        said["ideal-proxy show runs/mix"].split("Verdict:")[1].split("next:")[0] in said["ideal-proxy search mix.yaml"]
-    )
+    assert any(f"Verdict: {v}" in said["ideal-proxy search mix.yaml"] for v in verdicts)
     assert "Nothing was trained" in said["ideal-proxy search mix.yaml --dry-run"]
     assert (folder / "runs/mix/report.html").stat().st_size > 50_000
     mixture = json.loads((folder / "runs/mix/mixture.json").read_text(encoding="utf-8"))
     assert mixed == sum(domain["rows"] for domain in mixture["domains"])
-    optimum = json.loads((folder / "mixture.json").read_text(encoding="utf-8"))
-    assert {d["name"]: d["share"] for d in optimum["domains"]}["github"] <= 0.3 + 1e-6
-    assert len(pd.read_csv(folder / "predicted.csv")) == 6
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if commands(page)], ids=lambda page: page.stem)
 def test_page(readme, page):
     """The other pages start from the README's finished search, which the same commands take up again."""
-    folder = readme[0]
-    shutil.rmtree(folder / "data")
-    small_data(folder)
-    if "ideal-proxy init data/" in commands(page):
-        (folder / "mix.yaml").unlink()
-    assert type_page(Shell(folder), page)
+    shell = readme[0]
+    shutil.rmtree(shell.folder / "data")
+    small_data(shell.folder)
+    said = type_page(shell, page)
+    assert said
+    if page.stem == "tutorial":
+        shown = said["ideal-proxy show runs/mix"].split("Verdict:")[1].split("next:")[0]
+        assert shown in shell.said["ideal-proxy search mix.yaml"]
+    if page.stem == "tables":
+        optimum = json.loads((shell.folder / "mixture.json").read_text(encoding="utf-8"))
+        assert {d["name"]: d["share"] for d in optimum["domains"]}["github"] <= 0.3 + 1e-6
+        assert len(pd.read_csv(shell.folder / "predicted.csv")) == 6
 
 
 def test_every_exception_is_needed_and_every_other_line_is_ours():
@@ -195,7 +199,7 @@ def options() -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_options_exist_in_the_command_they_are_used_with(page):
     known = options()
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     used = re.findall(r"ideal-proxy ([a-z][a-z-]*)((?:[^\n`#]|\\\n)*)", "\n".join(re.findall(r"`[^`]+`", text)))
     used += [(words[1], line) for line in commands(page) if (words := line.split())[0] == "ideal-proxy"]
     for command, rest in used:
@@ -212,6 +216,28 @@ def test_scripts_parse_and_use_known_options():
         assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
         for command, rest in re.findall(r"ideal-proxy ([a-z-]+)([^\n]*)", script):
             assert set(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)) <= options()[command]
+
+
+def test_the_site_is_whole(tmp_path):
+    """`mkdocs build --strict` finds every link and page; the reference is the code's; nothing comes from a network."""
+    for needed in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
+        pytest.importorskip(needed, reason="the extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
+        env=environment(NO_MKDOCS_2_WARNING="1"), capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.html")}
+    assert set(text) >= {page.stem for page in PAGES[1:]}
+    for command, known in options().items():
+        assert f'<h2 id="{command}">' in text["commands"]
+        named = {option for option in known - {"--null"} if option.startswith("-")}
+        assert not [option for option in named if option not in text["commands"]]
+    assert {"optimize", "SearchRun", "write_report"} <= set(re.findall(r'<h2 id="[\w.]*?(\w+)" ', text["python"]))
+    assert '<h2 id="constraints">' in text["run-file"]
+    assert text["how-it-works"].count("<math") >= 8
+    for name, page in text.items():
+        assert not re.findall(r'(?:src|<link[^>]*href)="https?://[^"]*"', page), name
 
 
 def anchors(text: str) -> set[str]:

@@ -39,7 +39,7 @@ START = (
 )
 WATCH_SECONDS = 2.0
 ORDER = (  # of the list of commands: as a user needs them
-    "init", "check", "preview", "search", "status", "show", "report", "compare", "what-if", "apply", "export",
+    "init", "check", "preview", "search", "status", "show", "report", "compare", "what-if", "price", "apply", "export",
     "transfer", "scale-up", "influence", "fit", "predict", "optimize",
 )  # fmt: skip
 

@@ -56,7 +56,8 @@ class Ordering:
         self.parts, self.seed, self.chat = parts, seed, chat
         settings = {"memory_limit": MEMORY, "threads": min(cpu_count(), MOST_THREADS), "temp_directory": str(folder)}
         self._connection = duckdb.connect(str(folder / "order.duckdb"), config=settings)
-        self._connection.execute("SET enable_progress_bar = false")  # it would be written to our standard output
+        with contextlib.suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets: there is none anyway
+            self._connection.execute("SET enable_progress_bar = false")  # it would be written to our standard output
 
     def __enter__(self) -> Ordering:
         functions: Any = self._connection

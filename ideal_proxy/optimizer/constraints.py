@@ -258,16 +258,16 @@ class Constraints:
 
     def _trust_atoms(self) -> list[Atom]:
         p, eta, atoms = self.domains, self.eta, []
-        centre = p.base if self.trust_centre is None else self.trust_centre
+        centre, where = (p.base, "base") if self.trust_centre is None else (self.trust_centre, "the start")
         for name, (down, up) in self._trust_map().items():
             i = p.names.index(name)
             unit_vector = _unit_vector(i, len(p))
             high = (centre[i] + eta) * np.exp(up) - eta
             low = max(0.0, (centre[i] + eta) * np.exp(-down) - eta)
             if low > 0:
-                label = f"trust region: {name} >= {show(low, p.unit)} (log-ratio {-down:.3g})"
+                label = f"trust region: {name} >= {show(low, p.unit)} ({np.exp(-down):.2g} times {where})"
                 atoms.append(Atom(Limit.TRUST_REGION, label, unit_vector, float(low), np.inf, i, p.unit))
-            label = f"trust region: {name} <= {show(high, p.unit)} (log-ratio {up:.3g})"
+            label = f"trust region: {name} <= {show(high, p.unit)} ({np.exp(up):.2g} times {where})"
             atoms.append(Atom(Limit.TRUST_REGION, label, unit_vector, -np.inf, float(high), i, p.unit))
         return atoms
 

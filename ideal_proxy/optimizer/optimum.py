@@ -47,7 +47,7 @@ class Message(StrEnum):
     )
     LOCAL_BASE = "No start found a mixture that the fit predicts to beat the base mixture."
     NOT_SOLVED = (
-        "The solver stopped before its optimality residual was small; treat this mixture as an approximation "
+        "The solver stopped before it could prove that it had found an optimum; treat this mixture as an approximation "
         "and try more starts."
     )
 

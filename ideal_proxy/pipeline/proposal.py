@@ -92,8 +92,8 @@ class Proposal:
 
     @property
     def scope(self) -> str:
-        """`global optimum` or `best of k starts`, with the optimality residual."""
-        return f"{self.optimum.scope}, optimality residual {self.optimum.kkt_residual:.0e}"
+        """`global optimum` or `best of k starts`, with how nearly nothing better is left near it."""
+        return f"{self.optimum.scope}, slope left {self.optimum.kkt_residual:.0e}"
 
     @property
     def noise(self) -> tuple[float, float]:

@@ -130,13 +130,15 @@ def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") 
         at, limit = (np.array(part, dtype=float) for part in zip(*near, strict=True))
         ax.vlines(limit, at - 0.42, at + 0.42, color=INK, linewidth=1.3, label="rows available")
         longest = max(longest, limit.max())
-    for place, entry in zip(places, entries, strict=True):
+    for place, entry, most in zip(places, entries, [*limits, *[0.0] * len(entries)], strict=False):
         change = "new" if entry["change"] is None else f"{entry['change']:+.0%}"
         more = f" ({change})" if what == "rows" else ""
         for shift, value, colour, note in ((0.2, entry[after], INK, more), (-0.18, entry[before], MUTED, "")):
-            ax.text(value + 0.012 * longest, place + shift, _volume(value, what) + note, va="center",
+            # a label that would stand on the tick of the rows there are stands behind it
+            start = most if value <= most < value + 0.2 * longest else value
+            ax.text(start + 0.012 * longest, place + shift, _volume(value, what) + note, va="center",
                     fontsize=FONT - 1, color=colour, bbox=CLEAR)  # fmt: skip
-    ax.set_xlim(0, (1.18 if what == "rows" else 1.3) * longest)
+    ax.set_xlim(0, (1.2 if what == "rows" else 1.3) * longest)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if what == "share" else volume_text(v))
     rows_of_names(ax, [entry["name"] for entry in entries])
     caption(ax, x=name)

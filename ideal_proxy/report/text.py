@@ -105,7 +105,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         paragraph(f"Verdict: {result['verdict']['sentence']}."),
         *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
         "",
-        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "moves"), domains),
+        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "as good"), domains),
         paragraph(_unsure(result)),
         *(
             [paragraph(steps_text(result["steps"])), "", shares_table("What each domain is of it", result["domains"])]
@@ -264,7 +264,7 @@ def _unsure(result: dict[str, Any]) -> str:
     """Say how to read the ranges, and which volumes do not matter or cannot be told."""
     leeway = result["leeway"]
     parts = [
-        f"Moves: what a volume may be at a loss the check could not see ({leeway['slack']:.2%}), the others following."
+        f"As good: how far a volume may go at a loss the check could not see ({leeway['slack']:.2%})."
     ]
     if leeway["open"]:
         parts.append(f"Within the limits the volume of {', '.join(leeway['open'])} does not matter.")

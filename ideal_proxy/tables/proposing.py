@@ -239,7 +239,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
         "",
         table("Predicted (optimistic: it was selected)", ("capability", "base", "optimum", relative), capabilities),
         "",
-        paragraph(f"{optimum.scope}, optimality residual {optimum.kkt_residual:.1e}"),
+        paragraph(f"{optimum.scope}, slope left {optimum.kkt_residual:.1e}"),
         paragraph(f"active: {active}"),
     ])  # fmt: skip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import read_back
+from builders import ROOT, environment, read_back
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from ideal_proxy.mixture import draws as mixture_module
 from ideal_proxy.mixture import order, row_table
 from ideal_proxy.mixture.apply import MANIFEST, mixture_identity
 from ideal_proxy.mixture.draws import domain_order, draw, training_order
-from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile, save_mixture
 
 apply_mixture = functools.partial(materialise.apply_mixture, row_format="as-is")
 
@@ -102,6 +102,24 @@ def test_rows_are_exact_and_in_training_order_byte_for_byte(mixture, tmp_path):
     assert "none" not in first
     assert {n for k, n in first.items() if k != "a4"} <= {2, 3}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MANIFEST, "train.jsonl"]
+
+
+def test_rows_are_written_in_jupyter_without_ipywidgets(mixture, tmp_path):
+    """There DuckDB refuses even to be told that no progress bar is wanted."""
+    (tmp_path / "IPython.py").write_text(
+        "class Shell:\n    config = {'IPKernelApp': {}}\n\n\ndef get_ipython():\n    return Shell()\n"
+    )
+    save_mixture(tmp_path / "mixture.json", mixture)
+    code = (
+        "import sys, IPython; sys.modules['ipywidgets'] = None; from ideal_proxy import apply_mixture, load_mixture; "
+        "print(apply_mixture(load_mixture('mixture.json'), 'out').rows)"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(PYTHONPATH=path), cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout == "25\n", done.stderr
 
 
 def test_the_manifest_counts_what_is_there(mixture, tmp_path):
