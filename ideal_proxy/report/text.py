@@ -263,9 +263,7 @@ def _moves(entry: dict[str, Any]) -> str:
 def _unsure(result: dict[str, Any]) -> str:
     """Say how to read the ranges, and which volumes do not matter or cannot be told."""
     leeway = result["leeway"]
-    parts = [
-        f"As good: how far a volume may go at a loss the check could not see ({leeway['slack']:.2%})."
-    ]
+    parts = [f"As good: how far a volume may go at a loss the check could not see ({leeway['slack']:.2%})."]
     if leeway["open"]:
         parts.append(f"Within the limits the volume of {', '.join(leeway['open'])} does not matter.")
     if leeway["unsettled"]:
