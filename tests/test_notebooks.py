@@ -103,6 +103,15 @@ def test_hand_over(smoke, capsys):
     assert "will draw" in capsys.readouterr().out
 
 
+def test_your_trainer(smoke):
+    space, shown = execute(ROOT / "notebooks" / "06_your_trainer.ipynb")
+    table, untrained = space["table"], space["runs"]["trl"].result
+    assert list(table.columns) == ["built-in", "trl"]
+    # A trainer that changes nothing gains nothing, and nothing is what the check finds.
+    assert untrained["verdict"]["gain"]["value"] == 0
+    assert space["runs"]["built-in"].result["verdict"]["gain"]["value"] != 0
+
+
 def test_your_own_tables(smoke):
     reason = ""
     try:

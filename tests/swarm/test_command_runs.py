@@ -15,7 +15,8 @@ from ideal_proxy.config import parse_config
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
-from ideal_proxy.data.tokens import TokenRows, tokenize_rows
+from ideal_proxy.data.tokenizing import tokenize_rows
+from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.swarm.command_runs import (
     ROWS,
