@@ -104,7 +104,7 @@ def test_hand_over(smoke, capsys):
 
 
 def test_your_trainer(smoke):
-    space, shown = execute(ROOT / "notebooks" / "06_your_trainer.ipynb")
+    space, _ = execute(ROOT / "notebooks" / "06_your_trainer.ipynb")
     table, untrained = space["table"], space["runs"]["trl"].result
     assert list(table.columns) == ["built-in", "trl"]
     # A trainer that changes nothing gains nothing, and nothing is what the check finds.
