@@ -6,6 +6,7 @@ Everything chosen by timing is chosen here, once, and written to the run directo
 from __future__ import annotations
 
 import contextlib
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,6 +152,8 @@ def make_plan(
         each = _worker_bytes(config, prepared, plan)
         plan = replace(plan, workers=workers_that_fit(workers, each, free_bytes("cpu") or 0.0))
     plan = _within_budget(config, prepared, plan)
+    if anchors is not None:
+        _refuse_full_disk(plan, path.parent)
     if config.swarm.engine == "local" and elsewhere is None and (free := free_bytes(device)) is not None:
         held = plan.workers * (_worker_bytes(config, prepared, plan) or 0.0)
         plan = replace(plan, memory=FILL * free - held)
@@ -163,6 +166,16 @@ def make_plan(
 def _copy(path: Path) -> Path:
     """Where a plan lies a second time: it holds what was measured, which a second measurement would not give."""
     return path.parent / "prepared" / path.name
+
+
+def _refuse_full_disk(plan: Plan, folder: Path) -> None:
+    """Refuse a search whose anchors keep more weights than the disk has room for."""
+    needed, free = 4.0 * (plan.trainable_parameters or plan.parameters) * plan.runs, shutil.disk_usage(folder).free
+    if needed > FILL * free:
+        raise UsageError(
+            f"proxy.mode: target keeps the weights of {plan.runs} runs, {needed / 1e9:.3g} GB, and {folder} has "
+            f"{free / 1e9:.3g} GB free; set proxy.lora_rank, or choose another --out"
+        )
 
 
 def read_plan(path: Path) -> Plan:

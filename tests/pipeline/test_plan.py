@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,3 +266,19 @@ def test_a_plan_of_another_version_is_refused(prepared, tmp_path):
     (tmp_path / "plan.json").write_text(text.replace('"products"', '"product"'))
     with pytest.raises(UserError, match="written by another version"):
         make_plan(config(), prepared, tmp_path / "plan.json")
+
+
+def test_anchors_keep_no_more_weights_than_the_disk_holds(prepared, tmp_path, monkeypatch):
+    given = config(proxy={"mode": "target"})
+    plan = make_plan(given, prepared, tmp_path / "plan.json")
+    assert (plan.runs, plan.imitations) == (2 + 6 + 3 + 1, 12)
+    stages = {stage["name"]: stage for stage in describe_plan(given, prepared, plan)["stages"]}
+    assert stages["imitation"]["runs"] == 12
+    assert stages["imitation"]["tokens"] == stages["imitation"]["steps"] == 0
+    assert 0 < stages["imitation"]["flops"] < stages["swarm"]["flops"]
+    free = SimpleNamespace(free=12 * 4 * 1_500_000)
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(
+        UsageError, match=r"keeps the weights of 12 runs, 0.072 GB, and .* has 0.072 GB free; set proxy.lora_rank"
+    ):
+        make_plan(given, prepared, tmp_path / "other.json")
