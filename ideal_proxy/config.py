@@ -15,7 +15,6 @@ from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.sections import (
-    SIZES,
     VOLUME,
     CapabilityConfig,
     ConstraintsConfig,
@@ -75,16 +74,20 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchConfig:
-        larger, size = self.verify.larger_size, self.proxy.size
-        if larger is not None and (size not in SIZES or SIZES.index(larger) <= SIZES.index(size)):
+        sizes, size = self.swarm.sizes, self.proxy.size
+        if sizes and size != sizes[-1]:
             raise ValueError(
-                f"verify.larger_size is {larger} and the proxies are {size or 'pretrained'}; "
-                "the trust check needs scratch proxies and a size above theirs"
+                f"swarm.sizes ends with {sizes[-1]} and the proxies are {size or 'pretrained'}; a ladder is of scratch "
+                "proxies and its last size is theirs: leave proxy.size out"
             )
         judged = [capability.name for capability in self.capabilities if capability.metric is not None]
         reported = [c.name for c in self.capabilities if c.metric is not None and c.metric.reported]
         if reported and self.proxy.command is None:
             raise ValueError(f"the metric of {reported[0]} is reported by proxy.command, and there is none")
+        if judged and sizes:
+            raise ValueError(
+                f"swarm.sizes compares losses, and {judged[0]} is judged by a metric; leave one of them out"
+            )
         if judged and self.gradients in {"implicit", "unrolled"}:
             raise ValueError(
                 f"gradients are derivatives of losses, and {judged[0]} is judged by a metric; set gradients to none"
@@ -110,6 +113,14 @@ class SearchConfig(Section):
             names = {domain.get("name") for domain in given if isinstance(domain, dict)}
             frozen = [{"name": name, "path": f"{FROZEN}{path}"} for name, path in freeze.items() if name not in names]
             raw["domains"] = [*frozen, *given]
+        if isinstance(swarm := raw.get("swarm"), dict) and (sizes := swarm.get("sizes")):
+            proxy = raw.get("proxy") or {}
+            if (
+                isinstance(proxy, dict)
+                and isinstance(sizes, (list, tuple))
+                and not (proxy.get("size") or proxy.get("model"))
+            ):
+                raw["proxy"] = {**proxy, "size": sizes[-1]}
         proxy = raw.get("proxy")
         if isinstance(proxy, dict) and proxy.get("batch_rows") is not None:
             rows = proxy["batch_rows"]

@@ -13,6 +13,7 @@ from ideal_proxy.errors import UNSEEN
 from ideal_proxy.limits import plain_protection
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
+ProxySize = Literal["0.1M", "1M", "3M", "10M"]
 Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
 Format = Annotated[
     str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)( chat_template_kwargs:.+)?$")
@@ -249,7 +250,7 @@ class ProxyConfig(Section):
     imitations: int | None = Field(
         default=None, ge=0, le=1000, description="of mode target: mixtures imitated; default: 2 for each anchor"
     )
-    size: Literal["0.1M", "1M", "3M", "10M"] | None = Field(default=None, description="scratch; default 1M")
+    size: ProxySize | None = Field(default=None, description="scratch; default 1M")
     vocabulary: int | None = Field(default=None, ge=300, le=65536, description="scratch; default 4096")
     model: str | None = Field(
         default=None, min_length=1, description="pretrained: folder or hub id of any causal language model"
@@ -326,7 +327,15 @@ class ProxyConfig(Section):
 class SwarmConfig(Section):
     """How many proxies, and where they run."""
 
-    runs: int | None = Field(default=None, ge=4, description="default 3(n+1) for n domains")
+    sizes: tuple[ProxySize, ...] = Field(
+        default=(), description="a ladder: proxies of rising sizes in one fit; the last is predicted and checked"
+    )
+    runs: int | None = Field(
+        default=None, ge=4, description="default 3(n+1) for n domains; with sizes of the last, or a list, one a size"
+    )
+    lower_runs: tuple[Annotated[int, Field(ge=4)], ...] = Field(
+        default=(), description="with sizes: runs of each below the last; default: by what they cost"
+    )
     seeds: int = Field(default=2, ge=2, le=5)
     spread: float = Field(default=2.0, gt=0, le=5, description="half-width of the design in log-volume")
     workers: int | None = Field(default=None, ge=1, description="default: one a core, or one a device")
@@ -347,8 +356,25 @@ class SwarmConfig(Section):
         description="keep a run's weights up to so many MB (2 GB in all) for capabilities that come later; 0: none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_of_sizes(cls, values: Any) -> Any:
+        """Read a list of runs, one a size."""
+        if not isinstance(values, dict) or not isinstance(runs := values.get("runs"), (list, tuple)):
+            return values
+        if len(runs) != len(values.get("sizes") or ()):
+            raise ValueError(f"runs names {len(runs)} numbers and sizes {len(values.get('sizes') or ())}; one each")
+        return {**values, "runs": runs[-1], "lower_runs": list(runs[:-1])}
+
     @model_validator(mode="after")
     def _with_effect(self) -> SwarmConfig:
+        places = [SIZES.index(size) for size in self.sizes]
+        if self.sizes and (len(places) < 2 or sorted(set(places)) != places):
+            raise ValueError(
+                f"sizes is {', '.join(self.sizes)}; a ladder has two or more of {', '.join(SIZES)}, rising"
+            )
+        if self.lower_runs and len(self.lower_runs) != len(self.sizes) - 1:
+            raise ValueError("lower_runs names the runs of each of sizes but the last; give as many, or leave it out")
         if self.engine == "local" and (self.address != "auto" or self.gpus):
             raise ValueError("address and gpus are for engine: ray or slurm; set that, or take them out")
         if self.engine != "slurm" and self.slurm:
@@ -361,9 +387,16 @@ class VerifyConfig(Section):
 
     pairs: int = Field(default=3, ge=2, description="fresh seeds at first")
     max_pairs: int = Field(default=8, ge=2)
-    larger_size: Literal["1M", "3M", "10M"] | None = Field(
-        default=None, description="train three spread mixtures at this size too, to see whether they rank the same"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_larger_size(cls, values: Any) -> Any:
+        """Read run files of earlier versions; a larger size is a ladder today."""
+        if not isinstance(values, dict) or "larger_size" not in values:
+            return values
+        if (size := values["larger_size"]) is not None:
+            raise ValueError(f"larger_size is a ladder today: give swarm: {{sizes: [SMALLER, {size}]}} in its place")
+        return {key: value for key, value in values.items() if key != "larger_size"}
 
     @model_validator(mode="after")
     def _ordered(self) -> VerifyConfig:

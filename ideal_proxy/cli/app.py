@@ -144,9 +144,9 @@ def search(
     gradients: Annotated[
         str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
     ] = None,
-    trust_check: Annotated[
-        bool, typer.Option("--trust-check", help="Train three spread mixtures at the next larger size, compare ranks.")
-    ] = False,
+    sizes: Annotated[
+        str | None, typer.Option(help="A ladder: sizes of proxies, rising, such as 0.1M,1M; the last is checked.")
+    ] = None,
     multiples: Annotated[
         int | None,
         typer.Option("--round", min=1, help="Propose multiples of so many rows where that costs nothing seen."),
@@ -169,7 +169,7 @@ def search(
     settings = demo_config(seed or 0, null=null) if config is None else load_config(config)
     settings = override(
         settings, rounds=rounds, runs=runs, max_hours=max_hours, seed=seed, workers=workers, gradients=gradients,
-        price=price, max_cost=max_cost, engine=engine, trust_check=trust_check,
+        price=price, max_cost=max_cost, engine=engine, sizes=sizes,
         multiples=multiples, reuse=reuse or (),
     )  # fmt: skip
     if not dry_run and (device_flops is not None or utilisation is not None):

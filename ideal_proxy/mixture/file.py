@@ -144,7 +144,7 @@ class MixtureFile(_Part):
     law: dict[str, Any] | None = None
     proxy_fraction: float | None = Field(default=None, gt=0, le=1)
     template: dict[str, Any] | None = None
-    trust: dict[str, Any] | None = Field(default=None, description="how larger proxies ranked three mixtures")
+    trust: dict[str, Any] | None = Field(default=None, description="in files of earlier versions: larger proxies")
 
     @property
     def over(self) -> Domains:

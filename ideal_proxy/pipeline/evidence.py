@@ -19,6 +19,7 @@ from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import Known
 from ideal_proxy.response import (
     CHANGED_DATA,
+    OTHER_SIZE,
     Combination,
     EvidenceKind,
     ResponseModel,
@@ -54,9 +55,10 @@ class Evidence:
         retired_volumes: (R, K) rows of them; None where there are none.
         retired_available: (K,) rows that they had.
         labels: (R,) equal for runs of one mixture; () where equal volumes say that.
-        kind_of: (R,) "" for the search's own runs, else the kind: whose they are, where data changed since; () without
-            such.
-        kinds: what is believed of a kind, where that is not `CHANGED_DATA`.
+        kind_of: (R,) "" for the search's own runs, else the kind: whose they are, where data or size of the proxies
+            changed since; () without such.
+        kinds: what is believed of a kind, where that is neither `CHANGED_DATA` nor `OTHER_SIZE`.
+        sizes: of the kinds that are proxies of another size, the losses before any SFT row, (J,); NaN where not known.
     """
 
     ids: tuple[str, ...]
@@ -74,6 +76,7 @@ class Evidence:
     labels: tuple[str, ...] = ()
     kind_of: tuple[str, ...] = ()
     kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)
+    sizes: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def trained(self) -> NDArray[np.bool_]:
@@ -100,8 +103,9 @@ class Evidence:
             "responses": list(self.gradients) or None, "own": self.own, "retired": len(self.retired),
         }  # fmt: skip
         if any(self.kind_of) and (of_losses or self.kinds):
-            kinds = {name: self.kinds.get(name, CHANGED_DATA) for name in self.kind_of if name}
-            fit_kinds(model, V, L, self.kind_of, kinds, **options)
+            usual = {name: OTHER_SIZE if name in self.sizes else CHANGED_DATA for name in self.kind_of if name}
+            kinds = {name: self.kinds.get(name, kind) for name, kind in usual.items()}
+            fit_kinds(model, V, L, self.kind_of, kinds, self.sizes, **options)
             return model
         return model.fit(V, L, **options)
 
@@ -112,6 +116,8 @@ class Evidence:
         _, seed_R = np.unique(self.seeds, return_inverse=True)
         cells = np.isfinite(self.values).all(axis=1)
         cells &= self.trained
+        if self.kind_of:  # proxies of another size scatter otherwise
+            cells &= np.array([name not in self.sizes for name in self.kind_of])
         for group in (mixture_R.ravel(), seed_R):  # a mixture of one seed tells nothing of a difference
             cells &= np.bincount(group, weights=cells)[group] > 1
         dummies = [np.eye(group.max(initial=0) + 1)[group][cells] for group in (mixture_R.ravel(), seed_R)]

@@ -147,6 +147,12 @@ class SearchRun:
         imitated = int(trust["runs"]) if trust.get("weight") else 0
         return self._design().iloc[: self.model.held_out_.shape[1] - imitated]
 
+    def at_size(self) -> pd.DataFrame:
+        """Give the runs that the model was fitted to and whose losses have its level: not those of other sizes."""
+        fitted = self.fitted()
+        sizes = [name for name, kind in self.model.fidelity_.items() if not kind.get("same_level", True)]
+        return fitted[~fitted["from"].isin(sizes)] if sizes else fitted
+
     def _design(self) -> pd.DataFrame:
         """Give the swarm's runs, and before them earlier searches' that have weight in the fit."""
         design = self.runs[self.runs["role"].isin([REUSED, "design"])]
@@ -168,7 +174,8 @@ class SearchRun:
         ]
         design = self._design()
         later, fresh = design.iloc[len(fitted) :], self.runs[self.runs["role"] == "verify"]
-        parts = [(fitted, "left out", left_out)]
+        own = fitted["run"].isin(self.at_size()["run"]).to_numpy()
+        parts = [(fitted[own], "left out", left_out[own])]
         parts += [(part, kind, self._predict(part)) for part, kind in ((later, "later"), (fresh, "fresh")) if len(part)]
         base = model.value_and_gradient(self.base)[0]
         unit = self.yardstick.divisor(base)
@@ -238,7 +245,7 @@ def search(
         out: the run directory; default runs/NAME.
         reporter: for progress; default a quiet one.
         on_event: called with a dict as the search goes on, see `ideal_proxy.hooks`; what it raises is survived.
-        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, `gradients`, `price`, `max_cost`, `trust_check`,
+        **overrides: `rounds`, `runs`, `max_hours`, `seed`, `workers`, `gradients`, `price`, `max_cost`, `sizes`,
             as on the command line.
 
     Returns:

@@ -29,7 +29,7 @@ from ideal_proxy.pipeline.live import Watcher
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
 from ideal_proxy.pipeline.plan import SWEEP_MIXTURES, Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.reuse import Reuse
+from ideal_proxy.pipeline.reuse import Reuse, ReusedRuns
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.run_table import run_table, table_cost
 from ideal_proxy.pipeline.sequential import MOST_DEGREES
@@ -79,11 +79,12 @@ class Laboratory:
         reporter: Reporter,
         record: StatusRecord,
         tracker: Tracker | None = None,
-        within: Stage | None = None,
+        lower: str = "",
         reuse: Reuse | None = None,
         heritage: Heritage | None = None,
     ) -> None:
-        self.within = within
+        self.lower = lower  # one of a ladder's sizes below the last, "" for a search's own
+        self.lower_cost: dict[str, float] = {}
         self.reused = reuse.runs if reuse else None
         self.tracker = tracker
         self.config = config
@@ -140,6 +141,11 @@ class Laboratory:
         self._run(Stage.JUDGING, list(specs.values()), role=JUDGED, needed=False)
         done = {r: self._search_losses(self._results[s.id]) for r, s in specs.items() if s.id in self._results}
         self.reused = self.reused.with_losses(done).told()
+
+    def learn_from(self, lower: ReusedRuns, cost: dict[str, Any]) -> None:
+        """Take proxies of a ladder's lower sizes as evidence."""
+        self.reused = lower.beside(self.reused)
+        self.lower_cost = {key: value + self.lower_cost.get(key, 0) for key, value in cost.items()}
 
     def first_volumes(self) -> Array:
         """Return the mixtures of the first round, full-size rows, shape (R, D); nothing is trained for it."""
@@ -258,14 +264,6 @@ class Laboratory:
             mean.save(self.folder / (RESPONSES if number == 0 else f"responses-{number + 1}.npz"))
             self.responses.append((np.array(done[0].spec.volumes, dtype=float), mean))
 
-    def measure(self, mixtures: Array, seed: int, rate: float) -> Array:
-        """Train a proxy on each of some mixtures, and say what it lost."""
-        specs = [self._spec(volumes, seed, "trust", rate) for volumes in mixtures]
-        self._run(Stage.TRUST_CHECK, specs, role="trust")
-        if lacking := [spec.id for spec in specs if spec.id not in self._results]:
-            raise UserError(f"{Stage.TRUST_CHECK}: run {lacking[0]} failed twice ({self._failures[lacking[0]]})")
-        return np.array([self._search_losses(self._results[spec.id]) for spec in specs])
-
     def recall_check(self, rows: NDArray[np.int64], seeds: Sequence[int], rate: float) -> None:
         """Take the runs of an earlier check, which are done, as evidence by what they lost on search rows."""
         mixtures = (self.prepared.domains.base, rows)
@@ -352,7 +350,8 @@ class Laboratory:
 
     def cost(self) -> dict[str, Any]:
         """Add up what the search trained."""
-        return table_cost(self.frame(), with_gradients=bool(self.gradients))
+        found = table_cost(self.frame(), with_gradients=bool(self.gradients))
+        return found | {key: found[key] + value for key, value in self.lower_cost.items()}
 
     def failures(self) -> list[str]:
         """Say which runs failed for good."""
@@ -434,8 +433,9 @@ class Laboratory:
         self, stage: Stage, specs: Sequence[RunSpec], *, role: str, needed: bool = True, number: int | None = None
     ) -> None:
         """Do the runs that are not done, with progress, and keep their results; rounds count from 0 here."""
-        stage, at = self.within or stage, None if number is None else number + 1
-        label = stage_text(stage, at)
+        at = None if number is None or self.lower else number + 1
+        label = f"{self.lower} proxies: {stage}" if self.lower else stage_text(stage, at)
+        stage = Stage.LOWER_SIZES if self.lower else stage
         missing = [spec for spec in specs if spec.id not in self._results and spec.id not in self._failures]
         if missing:
             self.record.stage(stage, at)

@@ -18,6 +18,8 @@ from ideal_proxy.response import ResponseModel
 
 Array = NDArray[np.float64]
 
+LEAST_RUNS = 6  # of one level: fewer place no others
+
 
 def with_reused(own: Evidence, reused: ReusedRuns) -> Evidence:
     """Put earlier runs before a search's own."""
@@ -34,12 +36,13 @@ def with_reused(own: Evidence, reused: ReusedRuns) -> Evidence:
         retired_volumes=np.concatenate([reused.retired_volumes, nothing]),
         retired_available=reused.retired_available,
         labels=(*reused.labels, *(str(v.tolist()) for v in own.volumes)),
-        kind_of=(*reused.kind_of, *[""] * len(own.ids)),
+        kind_of=(*reused.kind_of, *[""] * len(own.ids)), sizes=reused.sizes,
     )  # fmt: skip
 
 
 def fit_known(evidence: Evidence, prepared: Prepared, seed: int) -> ResponseModel | None:
     """Fit the losses of the capabilities that any run tells of; None where there is none."""
+    evidence = _of_one_level(evidence)
     known = np.isfinite(evidence.losses).any(axis=0)
     if not known.any():
         return None
@@ -51,6 +54,28 @@ def fit_known(evidence: Evidence, prepared: Prepared, seed: int) -> ResponseMode
     )  # fmt: skip
     capabilities = tuple(prepared.capabilities[j] for j in seen)
     return fit_response(part, replace(prepared, capabilities=capabilities), seed)[0]
+
+
+def _of_one_level(evidence: Evidence) -> Evidence:
+    """Keep the runs whose losses have the target's level; where there are none, those of the last size beside it."""
+    if not evidence.sizes:
+        return evidence
+    place = np.array(evidence.kind_of, dtype=object)
+    keep = ~np.isin(place, list(evidence.sizes))
+    before = evidence.losses_before
+    if keep.sum() < LEAST_RUNS:
+        last = max(
+            evidence.sizes, key=lambda name: (int((place == name).sum()) >= LEAST_RUNS, place.tolist().index(name))
+        )
+        keep, before = place == last, evidence.sizes[last]
+    at = np.flatnonzero(keep)
+    gone = evidence.retired_volumes
+    return replace(
+        evidence, ids=tuple(evidence.ids[r] for r in at), volumes=evidence.volumes[at], losses=evidence.losses[at],
+        values=evidence.values[at], seeds=evidence.seeds[at], losses_before=before, values_before=before,
+        retired_volumes=None if gone is None else gone[at], sizes={},
+        labels=tuple(evidence.labels[r] for r in at) if evidence.labels else (),
+    )  # fmt: skip
 
 
 def least_known(model: ResponseModel, candidates: Array, count: int) -> NDArray[np.int64]:

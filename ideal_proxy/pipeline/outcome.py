@@ -25,11 +25,11 @@ from ideal_proxy.mixture import (
     with_shares,
 )
 from ideal_proxy.optimizer import Limit
-from ideal_proxy.pipeline.evidence import IMITATIONS, told_kinds
+from ideal_proxy.pipeline.evidence import IMITATIONS
 from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan import Plan
+from ideal_proxy.pipeline.plan import Plan, proxies_of
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.reuse import Reuse
@@ -37,7 +37,7 @@ from ideal_proxy.pipeline.rounds import ON_EDGE
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
-from ideal_proxy.response import directions
+from ideal_proxy.response import directions, told_trusts
 from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete, read_json
 from ideal_proxy.terminal import duration, money
 
@@ -48,18 +48,26 @@ def write_outcome(
     laboratory: Laboratory,
     proposals: list[Proposal],
     verdict: Verdict,
-    trust: dict[str, Any] | None,
     check: dict[str, Any],
     reuse: Reuse | None = None,
 ) -> dict[str, Any]:
     """Write the result files; `result.json` last, it marks the search as finished."""
     proposal, folder = proposals[-1], laboratory.folder
-    result = _result(laboratory, proposals, verdict) | {"trust": trust, "check": check}
+    result = _result(laboratory, proposals, verdict) | {"check": check}
     if laboratory.config.freeze:
         result["replay"] = list(replayed(laboratory.config, result))
+    capabilities, plan = laboratory.prepared.capability_names, laboratory.plan
+    lower = {proxies_of(of.size): of.runs for of in plan.lower}
+    kinds = proposal.loss_model.fidelity_
+    if lower:
+        own = {name: kind for name, kind in kinds.items() if name in lower}
+        last = str(laboratory.config.proxy.size)
+        told = told_trusts(own, proxies_of(last), capabilities)
+        result["ladder"] = {"lower": lower, "last": last, "cost": laboratory.lower_cost, "trust": told}
     if reuse is not None:
-        trusts = told_kinds(proposal.loss_model, laboratory.prepared.capability_names)
-        result["reuse"] = reuse.to_json() | {"trust": trusts}
+        gone = [*lower, IMITATIONS]
+        other = {name: kind for name, kind in kinds.items() if name not in gone}
+        result["reuse"] = reuse.to_json() | {"trust": told_trusts(other, "new runs", capabilities)}
     frame = laboratory.frame()
     (folder / MARKER).unlink(missing_ok=True)
     buffer = io.BytesIO()
@@ -409,12 +417,11 @@ def _mixture(
                 "kl": config.constraints.kl,
             },
             "constraints": _limits(config, prepared).to_json(),
-            **({"reuse": result["reuse"]} if "reuse" in result else {}),
+            **{key: result[key] for key in ("reuse", "ladder") if key in result},
         },
         law=law,
         proxy_fraction=plan.fraction,
         template=prepared.template,
-        trust=result["trust"],
     )
 
 

@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig, dump_config, load_config
+from ideal_proxy.config import SearchConfig, dump_config, load_config, parse_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
+from ideal_proxy.pipeline.ladder import climb
 from ideal_proxy.pipeline.live import BEST
 from ideal_proxy.pipeline.outcome import write_outcome
-from ideal_proxy.pipeline.plan import MOST_EXTENSIONS, Plan, check_gradients, describe_plan, make_plan
+from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
 from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
+from ideal_proxy.pipeline.rate import choose_rate, is_json
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.reuse import Reuse, inherited_config, make_reuse, open_heritage
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
@@ -39,11 +41,10 @@ from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
-from ideal_proxy.pipeline.trust import check_trust
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
-from ideal_proxy.sections import SIZES, CostConfig
+from ideal_proxy.sections import CostConfig
 from ideal_proxy.store import (
     LOCK_FILES,
     MARKER,
@@ -61,7 +62,6 @@ from ideal_proxy.terminal import Reporter, count_text, program
 Array = NDArray[np.float64]
 
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
-RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
 OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 SHRINK = 0.5  # a later round explores this share of the first round's spread
 
@@ -78,7 +78,7 @@ def override(
     gradients: str | None = None,
     price: float | None = None,
     max_cost: float | None = None,
-    trust_check: bool = False,
+    sizes: str | None = None,
     multiples: int | None = None,
     reuse: Sequence[str | Path] = (),
 ) -> SearchConfig:
@@ -95,6 +95,8 @@ def override(
             f"--gradients {gradients}: gradients are derivatives of losses, and a capability of this search is judged "
             "by a metric; leave it out"
         )
+    if sizes is not None:
+        config = _with_sizes(config, [size.strip() for size in sizes.split(",")])
     given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
     top: dict[str, Any] = {key: value for key, value in given if value is not None}
     if reuse:
@@ -105,9 +107,6 @@ def override(
         if value is not None
     }
     money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
-    if trust_check and config.verify.larger_size is None:
-        larger = _next_size(config.proxy.size)
-        config = config.model_copy(update={"verify": config.verify.model_copy(update={"larger_size": larger})})
     sections: dict[str, Any] = {
         "swarm": config.swarm.model_copy(update=swarm),
         "cost": config.cost.model_copy(update=money),
@@ -119,14 +118,13 @@ def override(
     return config
 
 
-def _next_size(size: str | None) -> str:
-    """Return the size of the dial above one."""
-    if size not in SIZES[:-1]:
-        raise UsageError(
-            f"--trust-check compares scratch proxies with the next larger size, of {', '.join(SIZES)}; there is none "
-            f"above {size or 'a pretrained model'}"
-        )
-    return SIZES[SIZES.index(size) + 1]
+def _with_sizes(config: SearchConfig, sizes: Sequence[str]) -> SearchConfig:
+    """Make a search a ladder."""
+    raw = config.model_dump(mode="json")
+    raw["swarm"] |= {"sizes": list(sizes), "lower_runs": []}
+    if raw["proxy"]["model"] is None:
+        raw["proxy"]["size"] = sizes[-1]
+    return parse_config(raw, where="--sizes")
 
 
 def plan_search(
@@ -185,12 +183,9 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
                 atomic_write_text(folder / "config.yaml", dump_config(config))
                 _drop_report(folder, reporter)
-            elif config.verify.larger_size is None or _trusted(result, config):
+            else:
                 reporter.note(f"{folder} is finished; showing its result")
                 return result
-            else:
-                reporter.note(f"{folder} is finished; adding the trust check")
-                _drop_report(folder, reporter)
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared, reuse, heritage = _begin(config, folder, reporter)
@@ -210,9 +205,11 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             if laboratory.gradients_why:
                 reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why})")
             check_constraints(config, prepared, laboratory.first_volumes())
+            if plan.lower:
+                climb(config, prepared, plan, laboratory, heritage)
             laboratory.warm_start()
             laboratory.judge_reused()
-            rate = _choose_rate(laboratory, folder / "rate.json", reporter)
+            rate = choose_rate(laboratory, folder / "rate.json", reporter)
             earlier = _earlier(folder)
             proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker, earlier)
             opening, seeds_of = next_opening(earlier, proposals[-1].rows, plan.looks, len(proposals))
@@ -225,15 +222,13 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 )
             verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter, opening, seeds_of)
             tracker.tell("verdict", **_told_verdict(verdict))
-            noise = np.asarray(proposals[-1].loss_model.residual_scale_, dtype=float)
-            trust = check_trust(config, prepared, plan, laboratory, noise, rate, folder, reporter, record)
             record.stage(Stage.RESULT)
             reporter.doing(Stage.RESULT)
             check = {
                 "opening": opening, "seeds_of": seeds_of, "looks": list(plan.looks), "rounds": config.rounds,
                 "max_pairs": config.verify.max_pairs, "max_hours": config.swarm.max_hours,
             }  # fmt: skip
-            result = write_outcome(laboratory, proposals, verdict, trust, check, reuse)
+            result = write_outcome(laboratory, proposals, verdict, check, reuse)
     tracker.tell("search finished", **_told_result(result))
     return result
 
@@ -280,11 +275,6 @@ def _begin(
     for line in reuse.lines(prepared.capability_names, search=search):
         reporter.note(line)
     return prepared, reuse, heritage
-
-
-def _trusted(result: dict[str, Any], config: SearchConfig) -> bool:
-    """Tell whether a result holds the trust check that the run file asks for."""
-    return config.verify.larger_size in ((result.get("trust") or {}).get("sizes") or ())
 
 
 def _asked_more(result: dict[str, Any], config: SearchConfig) -> str | None:
@@ -458,45 +448,6 @@ def judge_pairs(
     )
 
 
-def _choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
-    """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
-    if path.exists() and not _is_json(path):
-        reporter.note(f"{path} is damaged; the rate is chosen again from the finished runs")
-        path.unlink()
-    if path.exists():
-        chosen = read_json(path)
-        if scores := chosen.get("scores"):  # the sweep's runs belong to the fit and the cost, in the same order
-            laboratory.sweep([float(rate) for rate in scores])
-        return float(chosen["learning_rate"])
-    rates = laboratory.plan.rates
-    if len(rates) == 1:
-        atomic_write_json(path, {"learning_rate": rates[0], "chosen": "given"}, seal=True)
-        return rates[0]
-    scores = laboratory.sweep(rates)
-    for _ in range(MOST_EXTENSIONS):  # a best rate on the edge means that the sweep has not seen the best
-        best = min(scores, key=scores.__getitem__)
-        if best == max(scores):
-            rates = (*rates, 2 * best)
-        elif best == min(scores):
-            rates = (best / 2, *rates)
-        else:
-            break
-        scores = laboratory.sweep(rates)
-    rate = min(r for r, score in scores.items() if score <= min(scores.values()) * (1 + RATE_TOLERANCE))
-    atomic_write_json(
-        path,
-        {
-            "learning_rate": rate,
-            "chosen": f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss",
-            "scores": {f"{r:g}": score for r, score in scores.items()},
-        },
-        seal=True,
-    )
-    edge = " (the edge of the sweep; give proxy.learning_rate to look further)" if rate == max(rates) else ""
-    reporter.note(f"learning rate {rate:g} for the whole search{edge}")
-    return rate
-
-
 def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
@@ -519,7 +470,7 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
-        if not _is_json(folder / "provenance.json"):
+        if not is_json(folder / "provenance.json"):
             atomic_write_json(folder / "provenance.json", provenance())
         return
     strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
@@ -529,15 +480,6 @@ def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None
         atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
     atomic_write_text(path, text)  # first, so that a search killed here is known as one
     atomic_write_json(folder / "provenance.json", provenance())
-
-
-def _is_json(path: Path) -> bool:
-    """Tell whether a file of ours is there and whole."""
-    try:
-        read_json(path)
-    except UserError:
-        return False
-    return True
 
 
 def _identity(config: SearchConfig) -> SearchConfig:
@@ -556,7 +498,7 @@ def _identity(config: SearchConfig) -> SearchConfig:
         "keep_weights": 0.0,
     }
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
-    verify = config.verify.model_copy(update={"larger_size": None, "max_pairs": 0})  # may be asked of a finished one
+    verify = config.verify.model_copy(update={"max_pairs": 0})  # may be asked of a finished one
     proxy = config.proxy.model_copy(update={"timeout_seconds": None})
     free = {"swarm": swarm, "proxy": proxy, "capabilities": capabilities, "cost": CostConfig(), "verify": verify}
     return config.model_copy(update={**free, "tracker": None, "rounds": 1})

@@ -16,7 +16,6 @@ import numpy as np
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.anchors import default_runs, make_anchors
-from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import (
     default_workers,
     free_bytes,
@@ -44,7 +43,33 @@ CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs
 FULL_RATES, LORA_RATES = (2.5e-5, 1e-4, 4e-4), (1e-4, 4e-4, 1.6e-3)
 FILL = 0.8  # of the free memory is used
 SWEEP_MIXTURES, MOST_EXTENSIONS = 3, 3  # of the sweep of rates, which goes on by a factor of 2 each
-TRUST_MIXTURES = 3
+MOST_LOWER_RUNS = 6  # times n + 1: more of a size below the last tell of itself alone
+LOWER_SHARE = 0.5  # of what 3(n + 1) runs of the last size cost: what the sizes below it may cost together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowerSize:
+    """One of a ladder's sizes below the last.
+
+    Attributes:
+        size: of the dial.
+        runs: proxies.
+        rates: learning rates of the sweep; one entry where it is scaled from another size's.
+        dtype: precision of the products.
+        tokens_per_second: of one worker in training, measured here.
+        parameters: of a proxy.
+        products: multiply-adds of its matrix products.
+        flops_per_second: of one worker.
+    """
+
+    size: str
+    runs: int
+    rates: tuple[float, ...]
+    dtype: str
+    tokens_per_second: float
+    parameters: int
+    products: Products
+    flops_per_second: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +98,7 @@ class Plan:
         judged: earlier runs whose stored weights are judged; 0 without reuse.
         fresh_runs: proxies of the first round that a search without reuse would have; 0 without reuse.
         imitations: mixtures that mean weights stand for; 0 but with mode: target.
+        lower: a ladder's sizes below the last, which all else here is about; () without a ladder.
     """
 
     fraction: float
@@ -95,6 +121,15 @@ class Plan:
     judged: int = 0
     fresh_runs: int = 0
     imitations: int = 0
+    lower: tuple[LowerSize, ...] = ()
+
+    def of_lower(self, lower: LowerSize) -> Plan:
+        """Give the plan of one of the sizes below."""
+        return replace(
+            self, rates=lower.rates, runs=lower.runs, dtype=lower.dtype, tokens_per_second=lower.tokens_per_second,
+            parameters=lower.parameters, products=lower.products, flops_per_second=lower.flops_per_second,
+            trainable_parameters=None, lower=(), judged=0, rounds=1,
+        )  # fmt: skip
 
 
 class Wanted(NamedTuple):
@@ -137,6 +172,9 @@ def make_plan(
     runs = wanted.runs if wanted else config.swarm.runs or usual
     anchors = make_anchors(config, prepared, runs, range(config.swarm.seeds)) if on_target else None
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
+    if config.swarm.sizes:  # the lowest size sweeps, and the others have what the dial makes of its rate
+        rates = rates if len(rates) == 1 else (rates[len(rates) // 2],)
+        runs = wanted.runs if wanted else config.swarm.runs or size + 1
     plan = Plan(
         fraction=_default_fraction(config, prepared),
         rates=rates, runs=runs, more_runs=-(-(size + 1) // 4) if wanted else size + 1, rounds=config.rounds,
@@ -151,6 +189,8 @@ def make_plan(
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
         each = _worker_bytes(config, prepared, plan)
         plan = replace(plan, workers=workers_that_fit(workers, each, free_bytes("cpu") or 0.0))
+    if config.swarm.sizes:
+        plan = replace(plan, lower=_lower_sizes(config, prepared, plan, elsewhere))
     plan = _within_budget(config, prepared, plan)
     if anchors is not None:
         _refuse_full_disk(plan, path.parent)
@@ -198,9 +238,14 @@ def read_plan(path: Path) -> Plan:
 
 
 def _plan(raw: dict[str, Any]) -> Plan:
-    return Plan(
-        **raw | {"rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"])}
+    lower = (
+        LowerSize(**(entry | {"rates": tuple(entry["rates"]), "products": Products(**entry["products"])}))
+        for entry in raw.get("lower", ())
     )
+    return Plan(**(raw | {
+        "rates": tuple(raw["rates"]), "looks": tuple(raw["looks"]), "products": Products(**raw["products"]),
+        "lower": tuple(lower),
+    }))  # fmt: skip
 
 
 def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
@@ -208,6 +253,65 @@ def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
     if config.proxy.model is None:
         return RATES[config.proxy.size or "1M"]
     return FULL_RATES if config.proxy.lora_rank is None else LORA_RATES
+
+
+def proxies_of(size: str) -> str:
+    """Name the proxies of a size, as evidence."""
+    return f"{size} proxies"
+
+
+def scaled_rate(rate: float, size: str, to: str) -> float:
+    """Carry a learning rate to another size of the dial: its usual rates are to each other as the best ones are."""
+    middle = {name: rates[len(rates) // 2] for name, rates in RATES.items()}
+    return rate if size == to else rate * middle[to] / middle[size]
+
+
+def settings_of(config: SearchConfig, size: str) -> SearchConfig:
+    """Give the run file of one of a ladder's sizes below the last: its proxies alone."""
+    given = config.proxy.learning_rate
+    rate = scaled_rate(given, config.swarm.sizes[-1], size) if given else None
+    return config.model_copy(update={
+        "gradients": "none", "reuse": (),
+        "proxy": config.proxy.model_copy(update={"size": size, "learning_rate": rate}),
+        "swarm": config.swarm.model_copy(update={"sizes": (), "lower_runs": ()}),
+    })  # fmt: skip
+
+
+def _lower_sizes(
+    config: SearchConfig, prepared: Prepared, plan: Plan, elsewhere: Elsewhere | None
+) -> tuple[LowerSize, ...]:
+    """Measure the sizes below the last, and share out runs: as many as half of a search at the last size alone buys."""
+    found = []
+    for place, size in enumerate(config.swarm.sizes[:-1]):
+        settings = settings_of(config, size)
+        seen = measure(settings, prepared, plan.device)
+        if elsewhere is not None:
+            speed = elsewhere.flops_per_second
+            tokens = seen.tokens_per_second * speed / seen.flops_per_second
+            seen = replace(seen, tokens_per_second=tokens, flops_per_second=speed)
+        rates = sweep_rates(settings)
+        rate = settings.proxy.learning_rate
+        found.append(LowerSize(
+            size=size, runs=0, rates=(rate,) if rate else rates if not place else (rates[len(rates) // 2],),
+            dtype=seen.dtype, tokens_per_second=seen.tokens_per_second, parameters=seen.parameters,
+            products=seen.products, flops_per_second=seen.flops_per_second,
+        ))  # fmt: skip
+    few = len(prepared.facts) + 1
+    last = _run_seconds(prepared, plan.fraction, plan)
+    runs = config.swarm.lower_runs or [
+        int(np.clip(LOWER_SHARE * 3 * few * last / len(found) / _run_seconds(prepared, plan.fraction, of), 2 * few,
+                    MOST_LOWER_RUNS * few))
+        for of in found
+    ]  # fmt: skip
+    return tuple(replace(of, runs=int(count)) for of, count in zip(found, runs, strict=True))
+
+
+def _run_seconds(prepared: Prepared, fraction: float, of: Plan | LowerSize) -> float:
+    """Estimate what one run of the base takes a worker."""
+    base = prepared.domains.base * fraction
+    tokens, labelled = float(base @ prepared.domains.lengths), float(base @ prepared.column("supervised_per_row"))
+    length = tokens / max(float(base.sum()), 1e-9)
+    return (of.products.training(tokens, labelled, length) + _judging(prepared, of.products)) / of.flops_per_second
 
 
 def check_gradients(config: SearchConfig) -> None:
@@ -279,12 +383,6 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         work = (more + estimates) * training + more * half
         stages.append((Stage.MORE_ROUNDS, more, tokens * (more + estimates), work, more * steps))
     stages.append((Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps))
-    if config.verify.larger_size is not None:
-        larger = scratch_products(config.verify.larger_size, prepared.vocabulary)[1]
-        work = TRUST_MIXTURES * (larger.training(tokens, labelled, length) + _judging(prepared, larger))
-        work += larger.training(warm_tokens, warm_tokens, length) + 2 * _judging(prepared, larger)
-        trained = TRUST_MIXTURES * tokens + warm_tokens
-        stages.append((Stage.TRUST_CHECK, 1 + TRUST_MIXTURES, trained, work, TRUST_MIXTURES * steps + stages[0][4]))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name.alone else plan.workers
@@ -295,13 +393,15 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         })  # fmt: skip
         if name is Stage.MORE_ROUNDS:
             described[-1]["rounds"] = plan.rounds - 1
+    described = [*_describe_lower(config, prepared, plan), *described]
     seconds = sum(stage["seconds"] for stage in described)
-    share = {str(Stage.MORE_ROUNDS): 0.0, str(Stage.CHECK): plan.looks[0] / plan.looks[-1]}
+    share = {str(Stage.MORE_ROUNDS): 0.0, str(Stage.CHECK): plan.looks[0] / max(plan.looks[-1], 1)}
     least = sum(s["seconds"] * share.get(s["name"], 1.0) for s in described)
     return {
         **asdict(plan),
         "further_runs": SWEEP_MIXTURES * MOST_EXTENSIONS if sweep else 0,
         "model": config.proxy.model,
+        "size": config.proxy.size,
         "lora_rank": config.proxy.lora_rank,
         "context": asdict(prepared.context) | {"cut": {f.name: f.truncated for f in prepared.facts if f.truncated}},
         "pairs": plan.looks[0],
@@ -330,6 +430,19 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         "price": config.cost.price,
         "currency": config.cost.currency,
     }
+
+
+def _describe_lower(config: SearchConfig, prepared: Prepared, plan: Plan) -> list[dict[str, Any]]:
+    """Give a stage for each of a ladder's sizes below the last: all that it trains."""
+    stages = []
+    for lower in plan.lower:
+        settings = settings_of(config, lower.size)
+        own = replace(plan.of_lower(lower), looks=(0,), memory=None)
+        parts = [p for p in describe_plan(settings, prepared, own)["stages"] if p["name"] != Stage.CHECK]
+        total = {key: sum(part[key] for part in parts) for key in ("runs", "steps", "tokens", "flops", "seconds")}
+        cost = cost_of(config.cost, total["seconds"], plan.devices)
+        stages.append({"name": str(Stage.LOWER_SIZES), "size": lower.size, **total, "cost": cost})
+    return stages
 
 
 def _judging(prepared: Prepared, products: Products) -> float:

@@ -6,8 +6,8 @@ Legend: R runs, D domains, J capabilities, K retired domains.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class ReusedRuns:
         weights: (R,) files; "" where there is none.
         tokens: (R,) trained on, by the search that made them.
         seconds: (R,) that took.
-        kind_of: (R,) their origin where the data changed since, else "".
+        kind_of: (R,) their origin where the data changed since or their proxies have another size, else "".
+        sizes: of the kinds that are proxies of another size, the losses before any SFT row, (J,) nats.
     """
 
     ids: tuple[str, ...]
@@ -66,6 +67,7 @@ class ReusedRuns:
     tokens: NDArray[np.int64]
     seconds: Array
     kind_of: tuple[str, ...]
+    sizes: Mapping[str, Array] = field(default_factory=dict)
 
     def to_judge(self) -> list[int]:
         """Number the runs that were not judged on all of the new reference rows, and whose weights are there."""
@@ -101,6 +103,20 @@ class ReusedRuns:
         for name in ("volumes", "retired_volumes", "losses", "seeds", "tokens", "seconds"):
             part[name] = getattr(self, name)[keep]
         return replace(self, **part)
+
+    def beside(self, others: ReusedRuns | None) -> ReusedRuns:
+        """Put runs without retired domains after others."""
+        if others is None:
+            return self
+        nothing = np.zeros((len(self.ids), len(others.retired)))
+        part: dict[str, Any] = {
+            name: (*getattr(others, name), *getattr(self, name))
+            for name in ("ids", "origin", "labels", "weights", "kind_of")
+        }
+        for name in ("volumes", "losses", "seeds", "tokens", "seconds"):
+            part[name] = np.concatenate([getattr(others, name), getattr(self, name)])
+        gone = np.concatenate([others.retired_volumes, nothing])
+        return replace(others, **part, retired_volumes=gone, sizes={**others.sizes, **self.sizes})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

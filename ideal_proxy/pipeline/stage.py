@@ -11,6 +11,7 @@ class Stage(StrEnum):
     """What a search does, in this order; from SWARM to FIT once a round."""
 
     PREPARING = "preparing"
+    LOWER_SIZES = "lower sizes"  # of a ladder: everything but the last
     WARM_START = "warm start"
     ZERO_ROWS = "zero rows"
     LEARNING_RATE = "learning rate"
@@ -21,7 +22,6 @@ class Stage(StrEnum):
     FIT = "fit"
     MORE_ROUNDS = "more rounds"  # of a plan: all rounds after the first
     CHECK = "check"
-    TRUST_CHECK = "trust check"
     RESULT = "result"
 
     @property
@@ -31,6 +31,7 @@ class Stage(StrEnum):
 
 
 ORDER = tuple(Stage)
+LOWER = "lower"  # in the run directory: a folder for each lower size of a ladder
 
 
 def stage_text(stage: Stage, number: int | None = None) -> str:
@@ -47,15 +48,14 @@ def stage_at(record: Mapping[str, Any]) -> tuple[Stage | None, int | None]:
         return None, None
 
 
-def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], trust_done: float) -> float:
-    """Estimate seconds from here at most, from each stage's seconds at full and the share of the trust check done."""
+def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], lower_done: float) -> float:
+    """Estimate seconds from here at most, from each stage's seconds at full and the share of the lower sizes done."""
     stage, number = stage_at(record)
     here = float(record["seconds_left"] or 0.0)
-    trust = costs.get(Stage.TRUST_CHECK, 0.0)
     if stage is Stage.RESULT:
         return 0.0
-    if stage is Stage.TRUST_CHECK:  # two rounds of runs: the warm start, then the mixtures
-        return max(here, (1 - trust_done) * trust)
+    if stage is Stage.LOWER_SIZES:  # several rounds of runs
+        here = max(here, (1 - lower_done) * costs.get(stage, 0.0))
     passed = ORDER.index(stage) if stage is not None else 0
     begun = (number or 1) - 1  # of the further rounds, which are alike
     if passed < ORDER.index(Stage.CHECK):
@@ -65,4 +65,4 @@ def seconds_left(record: Mapping[str, Any], costs: Mapping[str, float], trust_do
         if rounds is not None:
             here += max(0.0, 1.0 - begun / rounds) * costs[Stage.MORE_ROUNDS]
         here += costs.get(Stage.CHECK, 0.0)
-    return here + trust
+    return here

@@ -9,11 +9,12 @@ from typing import Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.result_file import load_result
-from ideal_proxy.pipeline.stage import Stage, seconds_left, stage_at, stage_text
+from ideal_proxy.pipeline.stage import LOWER, Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, program, table
 
+SECONDS = ("train_seconds", "evaluate_seconds", "metric_seconds")
 CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load torch
 
 
@@ -25,7 +26,11 @@ def read_status(run: Path) -> dict[str, Any]:
         if any(entry.name not in LOCK_FILES for entry in run.iterdir()):
             raise UserError(f"{run} holds no search; give the run directory of `ideal-proxy search --out`")
         return _status(run, "empty", {}, [], f"{program()} search MIX.YAML --out {run}")
-    runs = [read_json(path / "metrics.json") for path in sorted(run.glob("runs/*")) if is_complete(path)]
+    runs = [
+        read_json(path / "metrics.json") | {"lower": lower}
+        for lower, folder in (("", run), *((place.name, place) for place in sorted(run.glob(f"{LOWER}/*"))))
+        for path in sorted(folder.glob("runs/*")) if is_complete(path)
+    ]  # fmt: skip
     record = read_json(run / STATUS) if (run / STATUS).exists() else {}
     again = f"{program()} search {run / 'config.yaml'} --out {run}"
     if (run / "result.json").exists():
@@ -41,10 +46,11 @@ def _status(
     """Put the answer together."""
     now = time.time()
     live = state in {"running", "stopped"}
+    folders = [run, *run.glob(f"{LOWER}/*")]
     working = [
         {"worker": int(number), **{k: v for k, v in at.items() if k != "since"},
          "seconds": (now if state == "running" else record["updated"]) - at["since"],
-         "checkpoint": (run / "runs" / at["run"] / CHECKPOINT).exists()}
+         "checkpoint": any((place / "runs" / at["run"] / CHECKPOINT).exists() for place in folders)}
         for number, at in sorted(record.get("working", {}).items(), key=lambda item: int(item[0]))
     ] if live else []  # fmt: skip
     plan = record.get("plan", [])
@@ -78,18 +84,24 @@ def _stage(record: dict[str, Any]) -> str:
 def whole_seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, Any]]) -> float:
     """Estimate the whole search at most: what this stage needs still, and the later ones at the speed measured."""
     workers = int(read_json(run / "plan.json")["workers"]) if (run / "plan.json").exists() else 1
-    # Larger proxies and gradients cost more a token, so products are counted where the runs have them.
-    unit = "flops" if all(entry.get("flops") for entry in runs) else "tokens"
-    done = sum(entry[unit] for entry in runs)
-    parts = ("train_seconds", "evaluate_seconds", "metric_seconds")
-    spent = sum(entry.get(part, 0.0) for entry in runs for part in parts)
-    costs = {}
+    of_size: dict[str, list[dict[str, Any]]] = {"": []}
+    for entry in runs:  # a size has a speed of its own; only the lower ones of a ladder are named
+        of_size.setdefault(entry["lower"], []).append(entry)
+    costs: dict[str, float] = {}
+    lower_done = lower_planned = 0.0
     for planned in record["plan"]:
+        done = of_size.get(size := planned.get("size", ""), [])
+        # Gradients cost more a token, so products are counted where the runs have them.
+        unit = "flops" if all(entry.get("flops") for entry in done) else "tokens"
+        amount = sum(entry[unit] for entry in done)
+        spent = sum(entry.get(part, 0.0) for entry in done for part in SECONDS)
         at_once = 1 if Stage(planned["name"]).alone else workers
-        costs[planned["name"]] = planned[unit] * spent / done / at_once if done else float(planned["seconds"])
-    trust = next((planned["runs"] for planned in record["plan"] if planned["name"] == Stage.TRUST_CHECK), 1)
-    finished = sum(is_complete(path) for path in run.glob("trust/runs/*"))
-    return seconds_left(record, costs, min(1.0, finished / trust))
+        seconds = planned[unit] * spent / amount / at_once if amount else float(planned["seconds"])
+        costs[planned["name"]] = costs.get(planned["name"], 0.0) + seconds
+        if size:
+            lower_planned += seconds
+            lower_done += min(amount / max(planned[unit], 1e-9), 1.0) * seconds
+    return seconds_left(record, costs, lower_done / lower_planned if lower_planned else 0.0)
 
 
 def status_text(status: dict[str, Any], run: Path) -> str:

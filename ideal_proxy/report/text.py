@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.mixture import IMPROVES, Applied, MixtureFile, kept_base
-from ideal_proxy.pipeline import folded
+from ideal_proxy.pipeline import folded, proxies_of
 from ideal_proxy.report.steps import shares_table, steps_text
+from ideal_proxy.response import OTHER_SIZE
 from ideal_proxy.terminal import (
     change_text,
     count_text,
@@ -61,7 +62,7 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
         ),
         *(paragraph(text) for text in (_who_gains(result), sentence(who_pays(result))) if text),
         *([paragraph(_unprotected(result["free"]))] if result.get("free") else []),
-        *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
+        *([paragraph(ladder_text(result["ladder"]))] if result.get("ladder") else []),
         *([paragraph(reuse_text(result["reuse"]))] if result.get("reuse") else []),
         *([paragraph(f"{result['imitated']['text']}.")] if result.get("imitated") else []),
         *(paragraph(f"Warning: {warning}.") for warning in warnings[:MOST_WARNINGS]),
@@ -103,7 +104,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
     heading = "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on"
     lines = [
         paragraph(f"Verdict: {result['verdict']['sentence']}."),
-        *([paragraph(f"{trust_text(result['trust'])}.")] if result.get("trust") else []),
+        *([paragraph(ladder_text(result["ladder"]))] if result.get("ladder") else []),
         "",
         table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "as good"), domains),
         paragraph(_unsure(result)),
@@ -297,14 +298,12 @@ def _scores(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def trust_text(found: dict[str, Any] | None) -> str:
-    """Say how larger proxies ranked, in all and by capability."""
+def ladder_text(found: dict[str, Any] | None) -> str:
+    """Say what a ladder's lower sizes told of the last."""
     if not found:
         return ""
-    if "sentence" not in found:
-        return f"Trust check: failed ({found['failed']})"
-    by_name = ", ".join(f"{e['name']} {e['agree']} of {e['pairs']}" for e in found["capabilities"])
-    return f"Trust check: {found['sentence']}. Same order by capability: {by_name}"
+    lower = ", ".join(f"{count_text(runs, 'run')} of {name}" for name, runs in found["lower"].items())
+    return f"Ladder: {lower} below those of {found['last']}. " + "".join(f"{text}. " for text in found["trust"]).strip()
 
 
 def reuse_text(found: dict[str, Any] | None) -> str:
@@ -343,7 +342,8 @@ def plan_tables(plan: dict[str, Any]) -> str:
     elsewhere, priced = plan.get("elsewhere"), plan["price"] is not None
     rows = [
         (
-            stage["name"], f"{stage['runs']}", f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['flops']:.1e}",
+            proxies_of(stage["size"]) if "size" in stage else stage["name"], f"{stage['runs']}",
+            f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['flops']:.1e}",
             duration(stage["seconds"]), *([money(stage["cost"], "")] if priced else []),
         )
         for stage in plan["stages"]
@@ -370,6 +370,14 @@ def plan_tables(plan: dict[str, Any]) -> str:
             f"{speed}."
         )
     ]
+    if plan["lower"]:
+        lower = ", ".join(f"{of['runs']} of {proxies_of(of['size'])}" for of in plan["lower"])
+        share = sum(stage["seconds"] for stage in plan["stages"] if "size" in stage) / total["seconds"]
+        expected = f"{OTHER_SIZE.factor:g} ± {OTHER_SIZE.spread:g}"
+        lines.append(paragraph(
+            f"Ladder: {lower} cost {share:.0%} of it and tell where a response bends. They are expected to show "
+            f"{expected} of every change at {plan['size']}, where {plan['runs']} runs say how much, and the check is."
+        ))  # fmt: skip
     context = plan["context"]
     cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())
     lines.append(paragraph(f"Context: {context['tokens']:,} tokens, {context['reason']}{f' ({cut})' * bool(cut)}."))

@@ -25,7 +25,7 @@ from ideal_proxy.report.explorer import explorer
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, settle, svg_text
 from ideal_proxy.report.steps import steps_text
-from ideal_proxy.report.text import SAYS, reuse_text, trust_text, two_answers, who_pays
+from ideal_proxy.report.text import SAYS, ladder_text, reuse_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
@@ -139,8 +139,8 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "same_total": _matrix(responses_at_base(run, share=share / total_base)),
         },
         "gradients": result.get("gradients"),
-        "trust": result.get("trust"),
-        "trust_text": trust_text(result.get("trust")),
+        "ladder": result.get("ladder"),
+        "ladder_text": ladder_text(result.get("ladder")),
         "reuse": result.get("reuse"),
         "replay": result.get("replay", []),
         "reuse_text": reuse_text(result.get("reuse")),
@@ -201,7 +201,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     yield "shares", "Tokens, shares and repeats of each domain, base and proposal", plots.figure_volumes(run), True
     yield "losses", "Change of each capability's loss against base", _of(plots.plot_losses(run)), True
     keep = keep_weights(run)
-    observed = (run.volumes(), run.values())
+    observed = (run.volumes(run.at_size()), run.values(run.at_size()))
     shown = shown_domains(run)
     for j, capability in enumerate(run.capabilities):
         for name, domains, on_page in _panel_groups(run.domains, shown[capability]):

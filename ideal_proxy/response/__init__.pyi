@@ -1,4 +1,5 @@
 from .evidence import CHANGED_DATA as CHANGED_DATA
+from .evidence import OTHER_SIZE as OTHER_SIZE
 from .evidence import EvidenceKind as EvidenceKind
 from .evidence import fit_kinds as fit_kinds
 from .evidence import imitated as imitated

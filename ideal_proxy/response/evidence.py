@@ -53,16 +53,18 @@ class EvidenceKind:
         same_level: whether its losses are the target's own, not only their changes.
         most: what all its runs together count at most, in runs of the target; above 0 for a kind that must prove itself
             by runs of the target at its own mixtures and seeds.
+        error: which share of the changes that it shows are its own alone.
     """
 
     factor: float
     spread: float
     same_level: bool
     most: float = 0.0
+    error: float = 0.0
 
 
 CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
-OTHER_SIZE = EvidenceKind(0.75, 0.35, same_level=False)
+OTHER_SIZE = EvidenceKind(0.75, 0.35, same_level=False, error=0.25)
 
 
 def imitated(anchors: int) -> EvidenceKind:
@@ -81,6 +83,8 @@ class Trust:
         learned: whether runs of both kinds said so; else it is the prior.
         runs: of the kind.
         explained: share of the target's changes that the kind foretells, by capability; NaN where not learned.
+        error: share of the changes it shows that is its own alone.
+        same_level: as the kind's.
     """
 
     factor: float
@@ -89,6 +93,8 @@ class Trust:
     learned: bool
     runs: int
     explained: tuple[float, ...]
+    error: float = 0.0
+    same_level: bool = True
 
     def sentence(self, name: str, target: str, capabilities: Sequence[str]) -> str:
         """Say it."""
@@ -114,6 +120,7 @@ def fit_kinds(
     L: pd.DataFrame,
     kind_of: Sequence[str],
     kinds: Mapping[str, EvidenceKind],
+    before: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Trust]:
     """Fit a model to runs of several kinds: "" is the target's own.
@@ -124,6 +131,7 @@ def fit_kinds(
         L: (N, J) losses above 0, NaN where a run has none.
         kind_of: (N,) the kind of each run.
         kinds: what is believed of each kind but "".
+        before: (J,) losses before any row, of the kinds whose level is another than the target's.
         **options: of `ResponseModel.fit`; arrays of N are cut to the runs that a fit sees.
 
     Returns:
@@ -131,10 +139,13 @@ def fit_kinds(
     """
     place = np.array(kind_of, dtype=object)
     own = place == ""
-    found = {
-        name: (_prove if kind.most else _learn)(model, V, L, own, place == name, kind, options)
-        for name, kind in kinds.items()
-    }
+    found = {}
+    for name, kind in kinds.items():
+        if kind.most:
+            found[name] = _prove(model, V, L, own, place == name, kind, options)
+        else:
+            level = options if kind.same_level else options | {"baseline_loss": (before or {}).get(name)}
+            found[name] = _learn(model, V, L, own, place == name, kind, (level, options))
     losses, weights = L.to_numpy(dtype=float, copy=True), np.ones(len(L))
     given = options.pop("sample_weight", None)
     for name in kinds:
@@ -159,21 +170,22 @@ def _learn(
     own: Any,
     of: Any,
     kind: EvidenceKind,
-    options: dict[str, Any],
+    options_of: tuple[dict[str, Any], dict[str, Any]],
 ) -> tuple[Trust, Array, Array]:
     """Let the larger side foretell the smaller one; also the levels at base, the kind's and the target's, log nats."""
     nothing = tuple(np.full(L.shape[1], np.nan))
     prior = Trust(
-        factor=kind.factor, spread=kind.spread, weight=1.0, learned=False, runs=int(of.sum()), explained=nothing
-    )
+        factor=kind.factor, spread=kind.spread, weight=1.0, learned=False, runs=int(of.sum()), explained=nothing,
+        error=kind.error, same_level=kind.same_level,
+    )  # fmt: skip
     larger, smaller = (of, own) if of.sum() >= own.sum() else (own, of)
     told = L[larger].notna().any(axis=0).to_numpy()
     logs = np.log(L.to_numpy(dtype=float))
-    level = np.array([
-        np.mean(column[np.isfinite(column)]) if np.isfinite(column).any() else 0.0 for column in logs[of].T
-    ])
+    options = options_of[larger is own]  # the kind's own and the target's differ in the losses before any row
+    level = _means(logs[of])
     if larger.sum() < LEAST_RUNS or not told.any():
-        return prior, level, level
+        same = kind.same_level or not own.any()
+        return prior, level, level if same else _means(logs[own])
     alone = clone(model).set_params(n_starts=1, n_draws=8)
     part = _cut(options, larger)
     for name in ("baseline_loss", "own"):
@@ -184,10 +196,10 @@ def _learn(
     names = list(V.columns[: V.shape[1] - retired])
     base = np.asarray(model.base, dtype=float)[: len(names)]
     level[told] = np.log(alone.value_and_gradient(base)[0])
-    if smaller.sum() < LEAST_OVERLAP:
-        return prior, level, level
     if larger is of and own.sum() >= LEAST_RUNS and _foretold(alone, L.loc[larger, told]) < LEAST_FORETOLD:
         return replace(prior, weight=0.0, learned=True), level, level
+    if not smaller.any():
+        return prior, level, level
     at = V.loc[smaller, names]
     if retired and (V.loc[smaller].iloc[:, len(names) :].to_numpy() > 0).any():
         return prior, level, level  # the larger side is the target's, and never saw what was retired
@@ -198,31 +210,70 @@ def _learn(
     y = np.nan_to_num(y)
     total = np.maximum(precision.sum(axis=0), 1e-300)
     mean_x, mean_y = ((precision * values).sum(axis=0) / total for values in (x, y))
-    if not kind.same_level:
-        x, y = x - mean_x, y - mean_y
     expected, spread = kind.factor, kind.spread
     if larger is of:  # the kind foretells the target: the slope is 1 / s
         expected, spread = 1.0 / kind.factor, kind.spread / kind.factor**2
+
+    def levels(slope: float) -> tuple[Array, Array]:
+        """Levels at base, the kind's and the target's: the smaller side's is what its runs show on average."""
+        if kind.same_level:
+            return level, level
+        other = level.copy()
+        other[told] += np.where(precision.any(axis=0), mean_y - slope * mean_x, 0.0)
+        return (level, other) if larger is of else (other, level)
+
+    noise = float(np.mean((np.asarray(alone.residual_scale_, dtype=float) / np.exp(level[told])) ** 2))
+    changes = float(np.mean(np.nanvar(logs[of][:, told], axis=0)))
+
+    def most(slope: float, squares: float = 0.0, values: int = 0) -> tuple[float, float]:
+        """What a run counts at most, and the kind's own share: more runs do not lessen what bends the whole surface."""
+        if not kind.error:
+            return 1.0, 0.0
+        unit = changes * (slope**2 if larger is of else 1.0)
+        share = _own_share(kind.error, unit, noise, squares, values)
+        return min(1.0, (len(names) + 1) * noise / (share**2 * unit) / int(of.sum())), share
+
+    if smaller.sum() < LEAST_OVERLAP:
+        return replace(prior, weight=most(expected)[0]), *levels(expected)
+    if not kind.same_level:
+        x, y = x - mean_x, y - mean_y
     slope, error, excess = _slope(x, y, precision)
     odds = norm.logpdf(slope, expected, np.hypot(error, spread)) - norm.logpdf(slope, 0.0, error)
     chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
     sharpness = error**-2.0 + spread**-2.0
     slope = float((slope * error**-2.0 + expected * spread**-2.0) / sharpness)
-    left = (precision * (y - slope * x) ** 2).sum(axis=0)
+    apart = (y - slope * x) ** 2
+    left = (precision * apart).sum(axis=0)
     explained = np.full(L.shape[1], np.nan)
     explained[told] = 1.0 - left / np.maximum((precision * y**2).sum(axis=0), 1e-300)
     factor, doubt = slope, sharpness**-0.5
     if larger is of:
         factor, doubt = 1.0 / slope, doubt / slope**2
+    weight = 0.0 if chance < HALF or slope <= 0 else chance / excess
+    values = int((precision > 0).sum())
+    limit, own_share = most(slope, float(apart[precision > 0].sum()), values)
     trust = Trust(
-        factor=float(factor), spread=float(doubt), weight=0.0 if chance < HALF or slope <= 0 else chance / excess,
-        learned=True, runs=int(of.sum()), explained=tuple(float(e) for e in explained),
+        factor=float(factor), spread=float(doubt), weight=min(weight, limit), learned=True,
+        runs=int(of.sum()), explained=tuple(float(e) for e in explained), error=own_share, same_level=kind.same_level,
     )  # fmt: skip
-    if kind.same_level:
-        return trust, level, level
-    other = level.copy()
-    other[told] += mean_y - slope * mean_x
-    return (trust, level, other) if larger is of else (trust, other, level)
+    return trust, *levels(slope)
+
+
+def _own_share(expected: float, unit: float, noise: float, squares: float, values: int) -> float:
+    """Root mean square share of a kind's changes that is its own: as expected within a factor of 2, and as is seen."""
+    share = np.geomspace(0.02, 1.5, 60)
+    variance = noise + share**2 * unit
+    log_chance = -0.5 * (np.log(share / expected) / np.log(2.0)) ** 2 - 0.5 * (
+        values * np.log(variance) + squares / variance
+    )
+    chance = np.exp(log_chance - log_chance.max())
+    return float(np.sqrt((chance * share**2).sum() / chance.sum()))
+
+
+def _means(logs: Array) -> Array:
+    """Means over runs, of what is told; 0 where nothing is."""
+    told = np.isfinite(logs)
+    return np.asarray(np.where(told, logs, 0.0).sum(axis=0) / np.maximum(told.sum(axis=0), 1))
 
 
 def _prove(
@@ -324,12 +375,16 @@ def _slope(x: Array, y: Array, precision: Array) -> tuple[float, float, float]:
 
 def _keep_doubt(model: ResponseModel, trusts: Sequence[Trust], own: int) -> None:
     """Carry into the draws what is not known of the factors, in the share of the evidence that rests on them."""
-    total = own + sum(trust.weight * trust.runs for trust in trusts)
-    doubt = sum(trust.weight * trust.runs / total * trust.spread / trust.factor for trust in trusts) if total else 0.0
-    if doubt:
+    told = own**2 / (own + len(model.domain_names_) + 1)  # no more runs than unknowns leave most of them open
+    total = max(told + sum(trust.weight * trust.runs for trust in trusts), 1e-12)
+    shares = [trust.weight * trust.runs / total for trust in trusts]
+    of_factor = sum(share * trust.spread / trust.factor for share, trust in zip(shares, trusts, strict=True))
+    of_kind = float(np.hypot.reduce([share * trust.error for share, trust in zip(shares, trusts, strict=True)]))
+    if of_factor or of_kind:
         rng = np.random.default_rng(model.random_state)
-        factors = np.clip(1.0 + doubt * rng.standard_normal(len(model.known_draws_)), 0.0, 2.0)
-        model.known_draws_ = model.known_draws_ * factors[:, None]
+        common = of_factor * rng.standard_normal((len(model.known_draws_), 1))
+        of_each = of_kind * rng.standard_normal(model.known_draws_.shape)
+        model.known_draws_ = model.known_draws_ * np.clip(1.0 + common + of_each, 0.0, 2.0)
 
 
 def _cut(options: Mapping[str, Any], seen: Any) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from ideal_proxy.pipeline import machine
 from ideal_proxy.pipeline import plan as planning
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import Measured
-from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan
+from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan, read_plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import check_constraints, make_constraints, make_problem
 from ideal_proxy.proxy.cost import Elsewhere, Products
+from ideal_proxy.report.text import plan_tables
 
 NAMES = ("code", "math", "trust")
 config = functools.partial(config_of, NAMES, ["code"])
@@ -175,19 +176,40 @@ def test_more_rounds_cost_more_runs_and_no_check(prepared, tmp_path):
     assert more["flops"] == pytest.approx(expected)
 
 
-def test_the_trust_check_is_a_stage_of_its_own(prepared, tmp_path):
-    settings = config(rounds=2, verify={"larger_size": "3M"})
+def test_a_ladder_counts_its_lower_sizes(prepared, tmp_path):
+    """Warm start, sweep and swarm of the lower size; the last has no sweep, and few runs."""
+    settings = config(rounds=2, swarm={"sizes": ["1M", "3M"], "runs": [9, 5]})
+    assert settings.proxy.size == "3M"
     plan = make_plan(settings, prepared, tmp_path / "plan.json")
-    with_check, without = (describe_plan(c, prepared, plan) for c in (settings, config(rounds=2)))
-    stage, by_hand = with_check["stages"][-1], hand_counted()
-    larger = scratch_products("3M", 1000)[1]
-    rows, tokens, warm = 4000, by_hand["tokens"], 358_000
-    expected = 3 * (larger.training(tokens, 40 * rows, tokens / rows) + larger.judging(200 * 80, 4500, 80))
-    expected += larger.training(warm, warm, tokens / rows) + 2 * larger.judging(200 * 80, 4500, 80)
-    assert (stage["name"], stage["runs"]) == ("trust check", 4)
-    assert stage["flops"] == pytest.approx(expected)
-    assert with_check["least_seconds"] == pytest.approx(without["least_seconds"] + stage["seconds"])
-    assert with_check["total"]["flops"] == pytest.approx(without["total"]["flops"] + expected)
+    assert read_plan(tmp_path / "plan.json") == plan
+    described, by_hand = describe_plan(settings, prepared, plan), hand_counted()
+    lower, warm, sweep, swarm = described["stages"][:4]
+    single = {s["name"]: s for s in describe_plan(config(), prepared, plan.of_lower(plan.lower[0]))["stages"]}
+    assert (lower["name"], lower["size"], lower["runs"]) == ("lower sizes", "1M", 1 + 3 * 3 + 9 - 3)
+    each = by_hand["training"] + by_hand["judging"]
+    assert lower["flops"] == pytest.approx(single["warm start"]["flops"] + 15 * each)
+    assert (warm["name"], sweep["runs"], swarm["runs"]) == ("warm start", 0, 5)
+    assert swarm["flops"] == pytest.approx(5 * each)
+    assert described["total"]["flops"] == pytest.approx(sum(stage["flops"] for stage in described["stages"]))
+    text = plan_tables(described)
+    assert "1M proxies" in text
+    assert "Ladder: 9 of 1M proxies cost" in text
+
+
+def test_runs_of_a_ladder_follow_what_they_cost(prepared, tmp_path, monkeypatch):
+    """Half of what 3(n + 1) runs of the last size cost buys those below it; never more than tell something."""
+    few = 4
+    for speed, runs in ((1.0, 6 * few), (0.1, 2 * few)):  # of the small size: it is slow there, or as fast as the last
+
+        def measured(settings, *_, speed=speed):
+            size = settings.proxy.size
+            products = scratch_products(size, 1000)[1]
+            return Measured(1e4, "float32", 1, products, 1e9 * (speed if size == "1M" else 1.0))
+
+        monkeypatch.setattr(planning, "measure", measured)
+        plan = make_plan(config(swarm={"sizes": ["1M", "10M"]}), prepared, tmp_path / f"{speed}.json")
+        assert [of.runs for of in plan.lower] == [runs]
+        assert plan.runs == few
 
 
 def test_money_is_price_times_devices_times_hours(prepared, tmp_path, monkeypatch):

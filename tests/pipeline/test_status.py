@@ -96,44 +96,45 @@ def test_later_rounds_leave_less(tmp_path):
     assert left == pytest.approx([(80_000 + 32_000) * each, (40_000 + 32_000) * each, 32_000 * each, 0.0])
 
 
-def test_gradients_and_the_trust_check_count_too(tmp_path):
+def test_gradients_and_a_ladder_count_too(tmp_path):
+    """Products are counted, and a lower size has a speed of its own."""
     plan = [
-        {"name": name, "runs": runs, "tokens": tokens, "flops": 10.0 * tokens * (1 if name != "trust check" else 7),
-         "seconds": 1.0, **more}
+        {"name": name, "runs": runs, "tokens": tokens, "flops": 10.0 * tokens, "seconds": 1.0, **more}
         for name, runs, tokens, more in (
-            ("warm start", 1, 1_000, {}), ("swarm", 10, 20_000, {}), ("gradients", 2, 8_000, {}),
-            ("check", 4, 16_000, {}), ("more rounds", 8, 40_000, {"rounds": 2}), ("trust check", 4, 5_000, {}),
+            ("lower sizes", 4, 5_000, {"size": "0.1M"}), ("warm start", 1, 1_000, {}), ("swarm", 10, 20_000, {}),
+            ("gradients", 2, 8_000, {}), ("check", 4, 16_000, {}), ("more rounds", 8, 40_000, {"rounds": 2}),
         )
     ]  # fmt: skip
     begin(tmp_path)
-    for metrics in tmp_path.glob("runs/*/metrics.json"):  # products counted: a token of the trust check costs 7 times
+    for metrics in tmp_path.glob("runs/*/metrics.json"):
         atomic_write_json(metrics, read_json(metrics) | {"flops": 10.0 * read_json(metrics)["tokens"]})
     record = StatusRecord(tmp_path, plan)
     left = {}
+    each = 30 / 6_000 / 2
+    rest = (20_000 + 8_000 + 16_000 + 40_000) * each + 1_000 * each * 2
+    record.stage(Stage.LOWER_SIZES)
+    assert read_status(tmp_path)["seconds_left"] == pytest.approx(1.0 + rest)  # as planned: none of its runs is done
+    small = tmp_path / "lower" / "0.1M" / "runs" / "warm"
+    metrics = {"spec": {"role": "warm"}, "tokens": 1_000, "flops": 1e4, "train_seconds": 2.0, "evaluate_seconds": 0.0}
+    atomic_write_json(small / "metrics.json", metrics)
+    mark_complete(small)
+    assert read_status(tmp_path)["seconds_left"] == pytest.approx(0.8 * 5_000 * 2 / 1_000 / 2 + rest)
     for stage, number in (
         (Stage.SWARM, 1), (Stage.GRADIENTS, 1), (Stage.FIT, 1), (Stage.GRADIENTS, 2), (Stage.FIT, 3),
-        (Stage.CHECK, None), (Stage.TRUST_CHECK, None), (Stage.RESULT, None),
+        (Stage.CHECK, None), (Stage.RESULT, None),
     ):  # fmt: skip
         record.stage(stage, number)
         found = read_status(tmp_path)
         left[found["stage"]] = found["seconds_left"]
-    each = 30 / 6_000 / 2
-    trust = 35_000 * each
     assert left == {
-        "round 1: swarm": pytest.approx((8_000 + 16_000 + 40_000) * each + trust),
-        "round 1: gradients": pytest.approx((16_000 + 40_000) * each + trust),
-        "round 1: fit": pytest.approx((16_000 + 40_000) * each + trust),
-        "round 2: gradients": pytest.approx((16_000 + 20_000) * each + trust),
-        "round 3: fit": pytest.approx(16_000 * each + trust),
-        "check": pytest.approx(trust),
-        "trust check": pytest.approx(trust),
+        "round 1: swarm": pytest.approx((8_000 + 16_000 + 40_000) * each),
+        "round 1: gradients": pytest.approx((16_000 + 40_000) * each),
+        "round 1: fit": pytest.approx((16_000 + 40_000) * each),
+        "round 2: gradients": pytest.approx((16_000 + 20_000) * each),
+        "round 3: fit": pytest.approx(16_000 * each),
+        "check": 0.0,
         "result": 0.0,
     }
-    mark_complete_run = tmp_path / "trust" / "runs" / "warm"
-    mark_complete_run.mkdir(parents=True)
-    mark_complete(mark_complete_run)
-    record.stage(Stage.TRUST_CHECK)
-    assert read_status(tmp_path)["seconds_left"] == pytest.approx(0.75 * trust)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""A ladder: small proxies and few larger ones in one fit; the larger size is predicted and checked."""
+
+from __future__ import annotations
+
+import pytest
+from builders import config_of, small_search, without_times
+
+from ideal_proxy.config import dump_config, parse_config
+from ideal_proxy.errors import UsageError
+from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.status import read_status
+
+
+def ladder(**changes):
+    """Give a run file of two sizes whose search takes seconds."""
+    settings = small_search(rounds=1, verify={"pairs": 2, "max_pairs": 2}, protect="none")
+    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.08}
+    return {**settings, "proxy": proxy, "swarm": {"sizes": ["0.1M", "1M"], "runs": [8, 5], "workers": 1}, **changes}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return search(ladder(), tmp_path_factory.mktemp("ladder") / "run")
+
+
+def test_both_sizes_are_in_the_fit_and_the_larger_is_checked(finished):
+    told = finished.result["ladder"]
+    assert (told["lower"], told["last"]) == ({"0.1M proxies": 8}, "1M")
+    assert told["trust"][0].startswith("0.1M proxies ")
+    assert "1M proxies show" in told["trust"][0]
+    kind = finished.model.fidelity_["0.1M proxies"]
+    assert (kind["runs"], kind["learned"], kind["same_level"]) == (8, True, False)
+    roles = finished.runs["role"].value_counts()
+    assert (roles["reused"], roles["design"], roles["verify"]) == (8, 5, 4)
+    small = finished.runs[finished.runs["from"] == "0.1M proxies"]
+    assert len(small) == 8
+    assert finished.result["cost"]["runs"] == told["cost"]["runs"] + 1 + 5 + 4
+    assert (told["cost"]["runs"] - (1 + 9 + 8 - 3)) in (0, 3, 6, 9)  # warm start, sweep (it may go on), swarm
+    assert finished.rate["chosen"] == "scaled from what 0.1M proxies chose"
+    assert set(finished.held_out().query("kind == 'left out'")["run"]) == set(
+        finished.runs.query("role == 'design'")["run"]
+    )
+    assert finished.mixture.provenance["ladder"] == told
+    # The prediction is of the larger size: what it says of the runs there is what they lost.
+    design = finished.runs.query("role == 'design'")
+    predicted = finished._predict(design)
+    assert predicted == pytest.approx(finished.losses(design), rel=0.1)
+
+
+def test_stopped_on_either_size_it_ends_with_the_same_numbers(finished, tmp_path):
+    def stop_after(count):
+        seen = []
+
+        def listen(event):
+            if event["event"] == "run finished":
+                seen.append(event)
+                if len(seen) == count:
+                    raise KeyboardInterrupt
+
+        return listen
+
+    folder = tmp_path / "run"
+    lower = finished.result["ladder"]["cost"]["runs"]
+    for count, stage in ((12, "lower sizes"), (lower - 12 + 3, "round 1: swarm")):
+        with pytest.raises(KeyboardInterrupt):
+            search(ladder(), folder, on_event=stop_after(count))
+        status = read_status(folder)
+        assert (status["state"], status["stage"]) == ("stopped", stage)
+        assert status["seconds_left"] > 0
+    search(ladder(), folder)
+    assert without_times(folder / "mixture.json") == without_times(finished.folder / "mixture.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"swarm": {"sizes": ["1M", "0.1M"]}}, "a ladder has two or more of 0.1M, 1M, 3M, 10M, rising"),
+        ({"swarm": {"sizes": ["1M"]}}, "a ladder has two or more"),
+        ({"swarm": {"sizes": ["0.1M", "1M"], "runs": [9, 8, 7]}}, "runs names 3 numbers and sizes 2"),
+        ({"swarm": {"runs": [9, 8]}}, "runs names 2 numbers and sizes 0"),
+        ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"size": "3M"}}, "sizes ends with 1M and the proxies are 3M"),
+        ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"model": "x"}}, "a ladder is of scratch proxies"),
+        ({"verify": {"larger_size": "3M"}}, r"larger_size is a ladder today: give swarm: \{sizes: \[SMALLER, 3M\]\}"),
+    ],
+)  # fmt: skip
+def test_ladders_that_are_none_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        config_of(("a", "b"), ("a",), **changes)
+
+
+def test_a_ladder_is_written_as_it_was_read(tmp_path):
+    import yaml
+
+    config = parse_config(ladder())
+    assert (config.proxy.size, config.swarm.runs, config.swarm.lower_runs) == ("1M", 5, (8,))
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    old = yaml.safe_load(dump_config(parse_config(small_search())))
+    old["verify"]["larger_size"] = None  # as earlier versions wrote it
+    assert parse_config(old) == parse_config(small_search())
