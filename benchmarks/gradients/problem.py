@@ -197,7 +197,8 @@ def prepare(
 def prepare_rows(
     name: str, run_dir: Path, train: dict[str, list[Row]], judge: dict[str, list[Row]], *, size: str,
     context: int, vocabulary: int, learning_rate: float, workers: int, rows: int | None = None, even: bool = False,
-    half: Literal["search", "verify"] = "search", most_judged: int | None = None, **options: Any,
+    half: Literal["search", "verify"] = "search", most_judged: int | None = None,
+    settings: TrainSettings | None = None, **options: Any,
 ) -> Problem:  # fmt: skip
     """The same with rows at hand; a capability is judged on one half of its reference rows, base is all rows."""
     tokenizer = train_tokenizer((text for part in train.values() for row in part for _, text in row.pairs), vocabulary)
@@ -216,7 +217,7 @@ def prepare_rows(
     layout = SwarmContext(
         folder=run_dir / "context", domains=tuple(free), references=tuple(judged),
         available=tuple(len(part) for part in free.values()), size=size, vocab_size=len(tokenizer), context=context,
-        **{"train": TrainSettings(), "warm": True, **options},
+        train=settings or TrainSettings(), **({"warm": True} | options),
     )  # fmt: skip
     layout = prepare_context(
         layout, domains=list(free.values()), references=list(judged.values()),

@@ -39,7 +39,7 @@ BUDGETS = {
     "Olmix, KL 0.05": (32,),
     "Olmix, KL 0.005": (16, 32, 64, 128),
     "Olmix, KL 0.005, mixtures in the box": (8, 16, 32, 64, 128),
-    "RegMix": (32, 128, 512),
+    "RegMix": (16, 32, 128, 256, 512),
     "RegMix, mixtures in the box": (16, 32, 64, 128, 256, 512),
     "best of random": (16, 32, 64, 128, 256, 512),
     "base": (0,),
@@ -106,12 +106,18 @@ def one_table(name: str, runs: int, seed: int) -> dict:
 
 
 def wanted(repeats: int):
-    for seed in range(repeats):
-        for family, noise in product(FAMILIES, NOISES):
-            yield from ((family, noise, seed, name, runs) for name, budgets in BUDGETS.items() for runs in budgets)
-        if DATA.is_dir():
-            yield from ((TABLES, 0.0, seed, name, runs) for name, budgets in TABLE_BUDGETS.items() for runs in budgets
-                        if runs < 512 or seed == 0)  # fmt: skip
+    """All searches, the decisive ones first: ours at 16 runs, RegMix's recipe at 256, the others at 16."""
+    everything = []
+    for seed, family, noise in product(range(repeats), FAMILIES, NOISES):
+        everything += [(family, noise, seed, name, runs) for name, some in BUDGETS.items() for runs in some]
+    for seed in range(repeats if DATA.is_dir() else 0):
+        for name, some in TABLE_BUDGETS.items():
+            everything += [(TABLES, 0.0, seed, name, runs) for runs in some if runs < 512 or seed == 0]
+    return sorted(everything, key=lambda search: (not is_decisive(*search), search[2]))
+
+
+def is_decisive(family: str, noise: float, seed: int, name: str, runs: int) -> bool:  # noqa: ARG001
+    return runs == (256 if name in {*RIVALS, "LightGBM"} else 0 if name == "base" else 16) and "0.05" not in name
 
 
 def main() -> None:
@@ -224,7 +230,7 @@ def write(rows: list[dict]) -> None:
     names = sorted({key[2] for key in told if not key[2].startswith("ours")})
     firsts = [f for cell, r in product(cells, (16, 32, 64)) if (f := against(told, cell, r, names, r))]
     lines += [*comparison(claims, held), "", "## Who is first at equal compute?", "",
-              "The best other contender at the same number of runs, and ours against it.", "",
+              "The best other contender at the same number of runs, chosen after seeing all (which flatters it).", "",
               "| surface | ours' runs | its | ours | best other | difference | n | first |",
               "|---|---:|---:|---|---|---|---:|---|", *comparison(firsts, first), ""]  # fmt: skip
     summary = []

@@ -60,7 +60,7 @@ class Bench:
             "skills", self.work / f"{size}-{workers}", self.rows("train"), self.rows("reference"), size=size,
             context=self.context, vocabulary=512 if self.smoke else 4096, learning_rate=2e-3, workers=workers,
             most_judged=8, device=self.device, warm=False,
-            train=TrainSettings(learning_rate=2e-3, dtype=dtype), **options,
+            settings=TrainSettings(learning_rate=2e-3, dtype=dtype), **options,
         )  # fmt: skip
 
     def write(self, step: str, **told: Any) -> None:
@@ -135,8 +135,8 @@ def speed(bench: Bench) -> None:
         domain, row = problem.order(1)
         count = 256 if bench.smoke else 16_000
         token_rows = list(problem.domains.values())
-        train(build_proxy(size, problem.context.vocab_size, bench.context, 0).to(bench.device), (domain[:128], row[:128]),
-              token_rows, problem.settings)  # fmt: skip
+        cold = build_proxy(size, problem.context.vocab_size, bench.context, 0).to(bench.device)
+        train(cold, (domain[:128], row[:128]), token_rows, problem.settings)  # kernels are chosen
         model = build_proxy(size, problem.context.vocab_size, bench.context, 0).to(bench.device)
         log = train(model, (domain[:count], row[:count]), token_rows, problem.settings)
         parameters, rate = sum(p.numel() for p in model.parameters()), log.tokens / log.seconds
@@ -166,11 +166,10 @@ def skills(bench: Bench) -> None:
     size, fraction, vocabulary = ("0.1M", 0.05, 512) if bench.smoke else ("1M", 0.25, 4096)
     head = text.split("proxy:")[0]
     bench.work.mkdir(parents=True, exist_ok=True)
-    config.write_text(
-        head + f"proxy: {{size: {size}, vocabulary: {vocabulary}, context: 256, fraction: {fraction}, learning_rate: 0.002}}\n"
-        + ("verify: {pairs: 2, max_pairs: 2}\nswarm: {runs: 20}\nrounds: 1\nseed: 0\n" if bench.smoke
-           else "swarm: {runs: 57}\nrounds: 2\nseed: 0\n")
-    )  # fmt: skip
+    proxy = f"size: {size}, vocabulary: {vocabulary}, context: 256, fraction: {fraction}, learning_rate: 0.002"
+    short = "verify: {pairs: 2, max_pairs: 2}\nswarm: {runs: 20}\nrounds: 1\n"
+    rest = short if bench.smoke else "swarm: {runs: 57}\nrounds: 2\n"
+    config.write_text(f"{head}proxy: {{{proxy}}}\n{rest}seed: 0\n")
     start = time.monotonic()
     workers = "1" if bench.smoke else "8"
     command = [sys.executable, str(ROOT / "cli.py"), "search", str(config), "--out", str(out), "--workers", workers]

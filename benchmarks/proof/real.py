@@ -231,11 +231,12 @@ def show(given: argparse.Namespace) -> None:
     page = [
         f"# Contenders on a real model: {given.suite}", "",
         f"`real.py pool`, `online`, `propose`, then `targets --seeds {max(1, len(seeds))}`; settings in `real.py`.",
-        f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for every contender), target {given.size}, "
-        f"φ = {table['fraction']:g}.", "",
-        "Gain over base in per cent of the mean relative loss, on reference rows and seeds that no proxy saw: predicted",
-        "(committed before), observed (95 % t-interval of the pairs); ratios of capabilities inside their 90 % intervals.",
-        "", "| contender | predicted | observed | inside | ratios inside | pairs | poisoned tokens | worst capability |",
+        f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for all), target {given.size}.", "",
+        "Gain over base in per cent of the mean relative loss, on reference rows and seeds that no proxy saw: what was",
+        "predicted (committed before) and observed (95 % t-interval of the pairs); capabilities' ratios inside their",
+        "90 % intervals. Pairs share a seed.",
+        "",
+        "| contender | predicted | observed | inside | ratios inside | pairs | poisoned tokens | worst capability |",
         "|---|---|---|---|---|---:|---:|---|", *lines, "",
         f"Ratios inside: {sum(cases)} of {len(cases)}." if cases else "No target is trained yet: nothing is observed.",
         "",

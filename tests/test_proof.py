@@ -1,0 +1,132 @@
+"""The proof's suites, its accounts and its predictions, on small made-up numbers; no model is trained here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from builders import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks/proof"))
+
+import efficiency
+import gpu
+import real
+import suites
+from peers import ours
+from peers.task import Task
+
+
+def test_traces_are_right_and_the_same_each_time():
+    made = suites.traces(0.1)
+    assert made == suites.traces(0.1)
+    for question, answer in made["long_traces/train"]:
+        numbers = [int(n) for n in re.findall(r"\d+", question)]
+        assert answer.endswith(f"Answer: {sum(numbers)}")
+        steps = re.findall(r"(\d+) \+ (\d+) = (\d+)", answer)
+        assert [int(b) for _, b, _ in steps] == numbers
+        assert all(int(a) + int(b) == int(c) for a, b, c in steps)
+    for name in ("long_traces", "short_sums", "chat"):
+        asked = [{question for question, _ in made[f"{name}/{part}"]} for part in ("train", "reference")]
+        assert not asked[0] & asked[1]
+
+
+def test_skills_have_a_shuffled_and_a_copied_domain_and_unseen_questions():
+    pytest.importorskip("reasoning_gym")
+    made = suites.skills(0.02)
+    domains = [name.split("/")[0] for name in made if name.endswith("/train")]
+    capabilities = [name.split("/")[0] for name in made if name.endswith("/reference")]
+    assert len(domains) == 18
+    assert set(capabilities) - set(domains) == set(suites.WITHOUT_DOMAIN)
+    assert set(domains) - set(capabilities) == set(suites.POISONED)
+    assert made["copy/train"] == made[f"{suites.COPIED}/train"]
+    products = [(re.findall(r"\d+", question), int(answer)) for question, answer in made["shuffled/train"]]
+    assert sum(int(n[0]) * int(n[1]) == answer for n, answer in products) <= 3
+    assert sorted(int(n[0]) * int(n[1]) for n, _ in products) == sorted(answer for _, answer in products)
+    for name in capabilities:
+        asked = [
+            {question for question, _ in made.get(f"{name}/{part}", [])} for part in ("train", "reference", "test")
+        ]
+        assert not (asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2])
+
+
+def test_accounts_of_the_curve():
+    def rows(name: str, runs: int, regrets: list[float]) -> list[dict]:
+        return [
+            {"family": "law", "noise": 0.03, "seed": s, "name": name, "runs": runs, "regret": r, "best": 3.0}
+            for s, r in enumerate(regrets)
+        ]
+
+    mine, theirs = [0.1, 0.2, 0.3, 0.2], [0.5, 0.5, 0.8, 0.6]
+    told = efficiency.gather([
+        *rows("ours", 16, mine), *rows("RegMix", 256, theirs), *rows("RegMix, mixtures in the box", 256, [9.0] * 4)
+    ])  # fmt: skip
+    found = efficiency.against(told, ("law", 0.03), 16, efficiency.RIVALS, 256)
+    assert found["rival"] == "RegMix"
+    assert found["difference"][0] == pytest.approx(np.mean(mine) - np.mean(theirs))
+    assert (efficiency.held(found), efficiency.first(found)) == ("yes", "ours")
+    swapped = efficiency.gather([*rows("ours", 16, theirs), *rows("RegMix", 256, mine)])
+    lost = efficiency.against(swapped, ("law", 0.03), 16, efficiency.RIVALS, 256)
+    assert (efficiency.held(lost), efficiency.first(lost)) == ("no", "**RegMix**")
+    few = efficiency.gather([*rows("ours", 16, mine[:2]), *rows("RegMix", 256, theirs[:2])])
+    assert efficiency.held(efficiency.against(few, ("law", 0.03), 16, efficiency.RIVALS, 256)) == "open"
+    assert efficiency.against(told, ("law", 0.03), 32, efficiency.RIVALS, 512) is None
+
+
+def test_predictions_are_written_before_outcomes_and_held_against_them(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lightgbm")
+    monkeypatch.setattr(real, "HERE", tmp_path)
+    names = list(real.UNEVEN)
+    base = np.array([4e4, 4e3, 3e4, 1.2e4, 2e4])
+    task = Task(base, base / list(real.UNEVEN.values()), base * np.exp(-2.0), base * np.exp(2.0))
+    volumes, seeds = ours.design(task, 18, 0)
+    rng = np.random.default_rng(0)
+
+    def losses(v, power):
+        return 3.0 * (1.0 + np.asarray(v) / 1e4) ** -power
+
+    table = {
+        "suite": "sft5", "size": "0.1M", "fraction": 0.05, "domains": names, "capabilities": names,
+        "base_tokens": base.tolist(), "volumes": volumes.tolist(), "seeds": seeds.tolist(),
+        "losses": (losses(volumes, 0.2) * np.exp(0.005 * rng.standard_normal(volumes.shape))).tolist(),
+        "before": [3.2] * 5,
+    }  # fmt: skip
+    (tmp_path / "real_sft5_pool.json").write_text(json.dumps(table))
+    given = argparse.Namespace(suite="sft5", seeds=2, size="1M")
+    real.propose(given)
+    assert "ours" in capsys.readouterr().out
+    told = json.loads((tmp_path / "predictions" / "sft5.json").read_text())["mixtures"]
+    assert all(sum(record["tokens"]) == pytest.approx(base.sum(), rel=1e-3) for record in told.values())
+    assert told["ours"]["gain"][0] > 0
+    real.show(given)
+    assert "nothing is observed" in (tmp_path / "real_sft5.md").read_text()
+    with (tmp_path / "real_sft5.jsonl").open("w") as file:
+        for seed in (101, 102):
+            for name, tokens in {"base": base, **{n: r["tokens"] for n, r in told.items()}}.items():
+                row = {"contender": name, "seed": seed, "size": "1M", "losses": losses(tokens, 0.15).tolist()}
+                file.write(json.dumps(row) + "\n")
+    real.show(given)
+    line = next(line for line in (tmp_path / "real_sft5.md").read_text().splitlines() if line.startswith("| ours |"))
+    true = 100.0 * (1.0 - np.mean(losses(told["ours"]["tokens"], 0.15) / losses(base, 0.15)))
+    assert f"{true:+.2f} [" in line
+    assert "| yes |" in line
+    with pytest.raises(SystemExit, match="outcomes"):
+        real.propose(given)
+
+
+def test_what_was_not_run_on_a_gpu_says_so(tmp_path):
+    gpu.show(tmp_path, tmp_path / "gpu.md")
+    rows = [line for line in (tmp_path / "gpu.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 9
+    assert all("not run" in row for row in rows)
+    told = {"device": "x", "workers": {"4": {"tokens_per_second": 1234.5}}, "one": {}}
+    (tmp_path / "gpu_speed.json").write_text(json.dumps(told))
+    gpu.show(tmp_path, tmp_path / "gpu.md")
+    assert "1,234" in (tmp_path / "gpu.md").read_text()
+    subprocess.run(["bash", "-n", str(ROOT / "benchmarks/proof/gpu.sh")], check=True)
