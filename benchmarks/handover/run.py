@@ -41,6 +41,15 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+SECONDS = 900  # of a loader
+# No loader may wait for a network that is not there, or for processes that it does not need.
+ALONE = {
+    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    "DO_NOT_TRACK": "1", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "WANDB_MODE": "disabled",
+    "AXOLOTL_DATASET_NUM_PROC": "1", "AXOLOTL_DATASET_PROCESSES": "1",
+}  # fmt: skip
+
+
 HEAD = """# Mixtures in the trainers' own hands
 
 `python benchmarks/handover/run.py RUN --python VENV/bin/python --record` for each line; an environment a trainer,
@@ -85,12 +94,17 @@ def compare(run: str, python: str, folder: Path) -> dict[str, Any]:
     encoded = encode(mixture, sources, str(model), told.context)
     wanted = expected(encoded, list(sources), sources)
     loader = HERE / "loaders" / f"load_{target.replace('-', '_')}.py"
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
+    env = {**os.environ, **ALONE, "HF_HOME": str(folder / "cache")}
     env = {key: value for key, value in env.items() if key != "PYTHONPATH"}
     command = [python, str(loader), str(folder / "out"), str(model)]
-    done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, text=True, env=env, check=False, cwd=folder
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, text=True, env=env, check=False, cwd=folder,
+            timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as slow:
+        said = (slow.stderr or b"").decode(errors="replace")[-3000:]
+        sys.exit(f"{run}: the loader was ended after {SECONDS} s\n{said}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         sys.exit(f"{run}: the loader ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")

@@ -6,6 +6,7 @@ As in `trainers`: the drawn rows are written and taken once each. The file's ste
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,10 +116,11 @@ def verl(job: Job) -> ExportReport:
     })  # fmt: skip
     left = job.mixture.total_rows % terms.rows
     notes = (f"verl leaves out the last, unfilled step: {left:,} rows of an epoch",) if left else ()
-    return report_of(
+    report = report_of(
         job, "verl", ["sft.sh", "train.parquet"], f"bash {place}/sft.sh{say_model(terms, 'model.path=', '')}",
         long="cut at the end", notes=(*told.notes(), *untrained(told), *notes),
     )  # fmt: skip
+    return replace(report, left_over=left)
 
 
 def skyrl(job: Job) -> ExportReport:

@@ -69,6 +69,7 @@ class ExportReport:
         files: what was written, relative to the folder.
         notes: what a user must know.
         use: how to use it.
+        left_over: rows of an epoch's last step, which the target leaves out where it is not full.
     """
 
     target: str
@@ -80,6 +81,7 @@ class ExportReport:
     files: tuple[str, ...]
     notes: tuple[str, ...]
     use: str
+    left_over: int = 0
 
     @property
     def lost(self) -> int:
@@ -97,7 +99,8 @@ class ExportReport:
         """Return what the target will draw and drop, for a file."""
         return {
             "format": COUNTS, "target": self.target, "counted_with": self.counted_with, "context": self.context,
-            "longer_rows": self.long, "domains": [draw.to_dict() for draw in self.draws],
+            "longer_rows": self.long, "last_step_left_out": self.left_over,
+            "domains": [draw.to_dict() for draw in self.draws],
         }  # fmt: skip
 
 

@@ -196,6 +196,10 @@ def planned_device(config: SearchConfig) -> str:
         return _checked_device(config.proxy.device)
     from ideal_proxy.proxy import best_device
 
+    if config.swarm.engine == "slurm":
+        from ideal_proxy.swarm import need_slurm
+
+        need_slurm(config.swarm.address)  # where it is missing, before anything is measured
     if config.swarm.engine == "local":
         return best_device()
     device = "cuda" if config.swarm.gpus else "cpu"

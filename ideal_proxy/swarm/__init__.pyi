@@ -36,6 +36,7 @@ from .scheduler import warm_spec as warm_spec
 from .scheduler import zero_spec as zero_spec
 from .slurm_pool import DEFAULT_JOBS as DEFAULT_JOBS
 from .slurm_pool import SlurmPool as SlurmPool
+from .slurm_pool import need_slurm as need_slurm
 from .worker import Worker as Worker
 from .worker import build_model as build_model
 from .worker import main as main

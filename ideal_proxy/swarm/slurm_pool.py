@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 import uuid
 from collections import deque
@@ -57,7 +58,12 @@ class SlurmPool:
         self._module, self._driver = worker, uuid.uuid4().hex[:12]
         self._place = self.run_dir / "slurm"
         self._place.mkdir(parents=True, exist_ok=True)
-        self._executor = _executor(self._place, address)
+        need_slurm(address)
+        import submitit
+
+        self._executor = submitit.AutoExecutor(
+            folder=self._place / "%j", cluster="local" if address == "local" else "slurm"
+        )
         settings: dict[str, Any] = {
             "name": "ideal-proxy", "cpus_per_task": context.threads, "tasks_per_node": 1, "nodes": 1,
             **({"gpus_per_node": max(1, round(gpus))} if gpus else {}),
@@ -194,20 +200,18 @@ class SlurmPool:
         path.unlink(missing_ok=True)
 
 
-def _executor(place: Path, address: str) -> Any:
-    """Return submitit's executor: Slurm's, or one of this machine."""
+def need_slurm(address: str) -> None:
+    """Refuse the engine where what it needs is not there."""
     try:
-        import submitit
+        import submitit  # noqa: F401
     except ImportError as error:
         raise UserError("swarm.engine: slurm needs submitit; pip install 'ideal-proxy[slurm]'") from error
     if address not in {"auto", "local"}:
         raise UserError(
-            f"swarm.address is {address!r}; with engine: slurm it is auto, or local to try it on this machine"
+            f"swarm.address is {address!r}; for engine: slurm it is auto, or local to try it on this machine"
         )
-    try:
-        return submitit.AutoExecutor(folder=place / "%j", cluster="local" if address == "local" else "slurm")
-    except RuntimeError as error:
+    if address == "auto" and shutil.which("sbatch") is None:
         raise UserError(
-            f"there is no Slurm here ({str(error).splitlines()[0]}); start the search where `sbatch` is, or use "
-            "--engine local"
-        ) from error
+            "there is no Slurm here (no sbatch); start the search where it is, or use --engine local, or swarm.address: "
+            "local to try the engine without it"
+        )

@@ -129,6 +129,13 @@ def test_what_a_trainer_cuts_is_counted(
     assert (told["counted_with"], told["context"]) == (model, CONTEXT)
 
 
+def test_a_step_that_is_left_out_is_counted(problem: tuple[str, MixtureFile], tmp_path: Path) -> None:
+    _, mixture = problem
+    for target, left in (("verl", 391 % 8), ("jsonl", 0)):
+        export_mixture(mixture, target, tmp_path / target)
+        assert json.loads((tmp_path / target / "counts.json").read_text())["last_step_left_out"] == left
+
+
 def test_strict_refuses_where_tokens_are_lost(problem: tuple[str, MixtureFile], tmp_path: Path) -> None:
     model, mixture = problem
     with pytest.raises(UsageError, match="--strict counts tokens with the target's tokenizer; add --model"):

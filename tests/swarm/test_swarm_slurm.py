@@ -144,7 +144,7 @@ def test_a_job_ends_with_its_driver(context: SwarmContext, tmp_path: Path) -> No
 
 def test_what_cannot_be_is_one_sentence(context: SwarmContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no Slurm here .*start the search where `sbatch` is"):
+    with pytest.raises(UserError, match=r"there is no Slurm here \(no sbatch\); start the search where it is"):
         SlurmPool(context, tmp_path / "slurm", worker=COUNT)
     with pytest.raises(UserError, match=r"swarm\.slurm is not what submitit takes"):
         slurm(context, tmp_path / "slurm", options={"partition_of_mine": "gpu"})
