@@ -212,6 +212,6 @@ def need_slurm(address: str) -> None:
         )
     if address == "auto" and shutil.which("sbatch") is None:
         raise UserError(
-            "there is no Slurm here (no sbatch); start the search where it is, or use --engine local, or swarm.address: "
-            "local to try the engine without it"
+            "there is no Slurm here (no sbatch); start the search where it is, or use --engine local; swarm.address: "
+            "local tries the engine without it"
         )
