@@ -139,18 +139,18 @@ class SlurmPool:
 
     def _hand_in(self) -> None:
         """Submit the runs that have no job yet as one array."""
-        seats = [seat for seat in self._seats.values() if seat.task is not None and seat.job is None]
+        seats = [(seat, seat.task) for seat in self._seats.values() if seat.task is not None and seat.job is None]
         if not seats:
             return
         try:
             with self._executor.batch():
-                jobs = [self._executor.submit(seat.task) for seat in seats]
+                jobs = [self._executor.submit(task) for _, task in seats]
         except Exception as error:  # submitit raises what sbatch printed, in several classes
             raise UserError(
                 f"Slurm took no job ({str(error).strip().splitlines()[-1]}); correct swarm.slurm, or use --engine local"
             ) from error
         with open(self._place / JOBS, "a", encoding="utf-8") as file:
-            for seat, job in zip(seats, jobs, strict=True):
+            for (seat, _), job in zip(seats, jobs, strict=True):
                 seat.job = job
                 file.write(f"{job.job_id}\n")
 
