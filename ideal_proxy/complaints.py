@@ -11,11 +11,17 @@ from pydantic import BaseModel, ValidationError
 
 from ideal_proxy.errors import shortened
 
+MOST_CHARACTERS = 900  # of a sentence; a file may hold values and keys of any length
+
 
 def first_problem(
     error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], missing: str = "add it"
 ) -> str:
     """Turn pydantic's first complaint about what a file holds into one sentence with the place and the cure."""
+    return shortened(_first_problem(error, model, raw, missing), MOST_CHARACTERS)
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], missing: str) -> str:
     problems = error.errors()
     places = [problem["loc"] for problem in problems]
     problems = [p for p in problems if not any(q[: len(p["loc"])] == p["loc"] != q for q in places)]  # the innermost

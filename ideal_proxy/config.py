@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.sections import (
     VOLUME,
@@ -273,7 +273,7 @@ def load_config(path: str | Path) -> SearchConfig:
 
 
 MOST_NODES = 100_000
-MOST_BYTES = 1 << 18  # the parser takes seconds for so much
+MOST_BYTES = 1 << 17  # the parser takes seconds for so much
 
 
 def _nodes(value: Any, known: dict[int, int] | None = None) -> int:
@@ -295,6 +295,14 @@ def parse_config(raw: dict[str, Any], *, where: str = "configuration", folder: P
         raise UsageError(f"{where}: {first_problem(error, SearchConfig, raw)}") from error
     if folder is None:
         return config
+    try:
+        return _placed_in(config, folder)
+    except (OSError, ValueError, RuntimeError) as error:  # a name of 300 letters, a null byte, ~nobody
+        raise UsageError(f"{where}: a path cannot be read ({shortened(str(error), 200)}); correct it") from error
+
+
+def _placed_in(config: SearchConfig, folder: Path) -> SearchConfig:
+    """Take relative paths from the run file's folder."""
     return config.model_copy(
         update={
             "domains": tuple(d.model_copy(update={"path": _absolute(d.path, folder)}) for d in config.domains),

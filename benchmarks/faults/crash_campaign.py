@@ -51,7 +51,7 @@ swarm: {runs: 6, workers: 2}
 verify: {pairs: 3, max_pairs: 3}
 rounds: 1
 """
-EXECUTED = 12
+EXECUTED = 8
 """The first cases start their processes as a user does; later ones fork them from one that has imported everything."""
 SHIM = """
 import sys

@@ -39,9 +39,9 @@ BOM = b"\xef\xbb\xbf"
 
 LONGEST_ROW = 1 << 26
 """Bytes of the longest line or cell: 64 MiB, many times the longest context. Without an end memory would have none."""
-FREE_BYTES, MOST_TIMES = 1 << 24, 50
-"""A packed file may unpack to so many times its size, or to 16 MiB: rows of text shrink to a third or a tenth."""
-MOST_REPEATS = 20
+FREE_BYTES, MOST_TIMES = 1 << 24, 200
+"""A packed file may unpack to so many times its size, or to 16 MiB: rows of text shrink to a tenth, or a hundredth."""
+MOST_REPEATS = 5
 """Cells of a table may take so many times more once values that the file holds once are written out for every row."""
 DECODED_BYTES = 1 << 26
 """Bytes that one batch of a table may take in memory."""
@@ -291,6 +291,11 @@ def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
         text = handle.read().removeprefix(BOM).decode("utf-8")
     decoder, values, at = json.JSONDecoder(), [], _past_space(text, 0)
     try:
+        if text[at : at + 1] == "[" and _kind_of_file(file)[0] == ".json":
+            yield from _elements(text, at, decoder, file)
+            return
+        if len(text) > FREE_BYTES + 20 * file.stat().st_size:
+            raise UserError(f"{file} {TOO_MUCH}")
         while at < len(text):
             value, at = decoder.raw_decode(text, at)
             values.append(value)
@@ -310,6 +315,24 @@ def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
         values = values if rows is None else rows
     for n, value in enumerate(values):
         yield Record(value, f"{file} row {n + 1}")
+
+
+def _elements(text: str, at: int, decoder: json.JSONDecoder, file: Path) -> Iterator[Record]:
+    """Read the elements of one list one by one, so that only the text is held."""
+    at = _past_space(text, at + 1)
+    for number in itertools.count(1):
+        if number == 1 and text[at : at + 1] == "]":
+            break
+        value, at = decoder.raw_decode(text, at)
+        yield Record(value, f"{file} row {number}")
+        at = _past_space(text, at)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        at = _past_space(text, at + 1)
+    if _past_space(text, at + 1) < len(text):
+        raise json.JSONDecodeError("Extra data", text, at + 1)
 
 
 def _past_space(text: str, at: int) -> int:

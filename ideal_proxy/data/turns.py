@@ -57,7 +57,9 @@ def filled(value: dict[str, Any]) -> dict[str, Any]:
 def number_of(value: Any) -> float | None:
     """Return a cell as a number where it is one, also as text: true and false are 1 and 0."""
     if isinstance(value, bool | int | float):
-        return None if value != value else float(value)
+        with contextlib.suppress(OverflowError):
+            return None if value != value else float(value)
+        return None
     said = value.strip().lower() if isinstance(value, str) else ""
     if said in {"true", "false"}:
         return float(said == "true")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ideal_proxy.data.messages import Message
@@ -18,6 +23,8 @@ Tools = Sequence[dict[str, Any]]
 
 THOUGHTS, TOOLS, CALLS = "thoughts", "tools", "tool calls"
 THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 2.0, 1 << 31  # that one conversation may take
+STATM = Path("/proc/self/statm")
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)  # templates that print today's date print this one, on every day
 
 # A conversation that templates are tried on.
@@ -155,24 +162,61 @@ class TemplateWriter:
         shown = list(extras.tools) if self.takes_tools or extras.tools is TRIAL_TOOLS else []
         settings = {"date_string": TEMPLATE_DATE.strftime("%d %b %Y"), **extras.settings}
         try:
-            if marks:
-                texts, found = render(
-                    [chat], tools=shown or None, chat_template=self.jinja, return_assistant_tokens_mask=True,
-                    **self.tokenizer.special_tokens_map, **settings,
-                )  # fmt: skip
-                return str(texts[0]), sorted((int(start), int(end)) for start, end in found[0])
-            text = self.tokenizer.apply_chat_template(
-                chat, tools=shown or None, tokenize=False, add_generation_prompt=prompt, chat_template=self.jinja,
-                **settings,
-            )  # fmt: skip
+            with bounded():
+                return self._rendered(render, chat, shown, settings, prompt=prompt, marks=marks)
         except Exception as error:  # Jinja and the template's own raise_exception raise what they like
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, MemoryError):
+                reason = f"it asks for more than {TEMPLATE_BYTES >> 30} GiB"
             roles = ", ".join(turn.role for turn in messages) or "none"
             raise RefusedRowError(
                 f"the chat template refuses a conversation with the roles {roles} ({reason}); "
                 "change the row or use the plain template"
             ) from error
+
+    def _rendered(
+        self, render: Any, chat: list[dict[str, Any]], shown: list[dict[str, Any]], settings: Mapping[str, Any], *,
+        prompt: bool, marks: bool,
+    ) -> tuple[str, list[Span]]:  # fmt: skip
+        if marks:
+            texts, found = render(
+                [chat], tools=shown or None, chat_template=self.jinja, return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map, **settings,
+            )  # fmt: skip
+            return str(texts[0]), sorted((int(start), int(end)) for start, end in found[0])
+        text = self.tokenizer.apply_chat_template(
+            chat, tools=shown or None, tokenize=False, add_generation_prompt=prompt, chat_template=self.jinja,
+            **settings,
+        )  # fmt: skip
         return str(text), []
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Give a template's code two seconds of this process and 2 GiB: Jinja's sandbox bounds neither."""
+    # Where they are not to be had (no /proc, another thread than the main one), the template runs unbounded.
+    before = resource.getrlimit(resource.RLIMIT_AS) if STATM.exists() else None
+    if before is not None:
+        held = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        most = held + TEMPLATE_BYTES
+        if before[0] == resource.RLIM_INFINITY or most < before[0]:
+            resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    timed = threading.current_thread() is threading.main_thread()
+    if timed:
+        old = signal.signal(signal.SIGVTALRM, _too_long)
+        signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_SECONDS)
+    try:
+        yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, old)
+        if before is not None:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _too_long(*_: Any) -> None:
+    raise TimeoutError(f"it takes more than {TEMPLATE_SECONDS:g} s")
 
 
 def dated(jinja: str) -> str:

@@ -14,7 +14,7 @@ from ideal_proxy.batching import Batch, Distinct, Loss
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
-from ideal_proxy.errors import UNSEEN, UsageError, UserError
+from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.sections import Format
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -192,7 +192,7 @@ def load_mixture(path: str | Path) -> MixtureFile:
         raise UsageError(str(error)) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else None
-        raise UsageError(f"{path} is not a mixture file: its format is {found!r}, it must be {FORMAT!r}")
+        raise UsageError(f"{path} is not a mixture file: its format is {shortened(repr(found))}, it must be {FORMAT!r}")
     version = raw.setdefault("key_version", 1)  # files of before said nothing
     if isinstance(version, int) and version > KEY_VERSION:
         raise UsageError(

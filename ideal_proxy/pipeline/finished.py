@@ -227,6 +227,10 @@ def load_run(folder: str | Path) -> SearchRun:
             f"{folder} was written by another version of ideal-proxy (it lacks {error}); run the search again with "
             "another --out, or use the version that its provenance.json names"
         ) from error
+    except (ValueError, OverflowError, IndexError) as error:  # numbers and lists of another kind or length
+        raise UserError(
+            f"a file of {folder} is damaged ({str(error)[:120]}); restore it, or run the same search again"
+        ) from error
     return run
 
 

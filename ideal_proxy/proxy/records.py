@@ -6,6 +6,8 @@ Legend: N rows of a set, S optimiser steps.
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +125,13 @@ def write_row_losses(path: Path, losses: Mapping[str, RowLosses]) -> None:
 
 def read_row_losses(path: Path, names: Sequence[str]) -> dict[str, RowLosses]:
     """Read what `write_row_losses` wrote of these sets."""
-    with np.load(path) as arrays:
-        if "names" in arrays and arrays["names"].tolist() != list(names):
-            raise UserError(f"{path} holds other capabilities than {', '.join(names)}; choose another --out")
-        return {name: RowLosses(arrays[f"loss_sum_{n}"], arrays[f"tokens_{n}"]) for n, name in enumerate(names)}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "names" in arrays and arrays["names"].tolist() != list(names):
+                raise UserError(f"{path} holds other capabilities than {', '.join(names)}; choose another --out")
+            return {name: RowLosses(arrays[f"loss_sum_{n}"], arrays[f"tokens_{n}"]) for n, name in enumerate(names)}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
 
 
 def of_rows(values: Sequence[Ints], domain_R: Ints, row_R: Ints) -> Ints:

@@ -177,7 +177,11 @@ def _before(
     """Measure the references before training; once, so that a resumed run has them too."""
     path = folder / "before.npz"
     if path.exists():
-        return read_row_losses(path, list(references))
+        try:
+            return read_row_losses(path, list(references))
+        except UserError as error:
+            if "is damaged" not in str(error):
+                raise
     found = reference_losses(model, references, train)
     if main:
         write_row_losses(path, found)
