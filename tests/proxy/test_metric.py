@@ -243,7 +243,7 @@ def test_metrics_run_beside_the_run_file(tmp_path):
     assert metric.folder == str(tmp_path)
 
 
-def test_the_example_of_the_faq_counts_right_answers(tmp_path):
+def test_the_example_of_the_page_counts_right_answers(tmp_path):
     """The page's own script and command, on a proxy that was taught the answers."""
     from ideal_proxy.data.rows import read_rows
     from ideal_proxy.data.template import make_template
@@ -251,7 +251,7 @@ def test_the_example_of_the_faq_counts_right_answers(tmp_path):
     from ideal_proxy.proxy.records import TrainSettings
     from ideal_proxy.proxy.training import train
 
-    page = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").partition("**Accuracy instead")[2]
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     run_file, script = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("yaml", "python"))  # type: ignore[index]
     (tmp_path / "score.py").write_text(script, encoding="utf-8")
     rows = [{"prompt": f"{n} + {n}", "completion": f"{2 * n}"} for n in range(12)]
