@@ -17,6 +17,7 @@ from .price import price_by_runs as price_by_runs
 from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
 from .result_file import load_result as load_result
+from .stage import STAGE_OF_ROLE as STAGE_OF_ROLE
 from .start import write_run_file as write_run_file
 from .status import read_status as read_status
 from .status import status_text as status_text

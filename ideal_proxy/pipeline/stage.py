@@ -31,6 +31,15 @@ class Stage(StrEnum):
 
 
 ORDER = tuple(Stage)
+STAGE_OF_ROLE = {  # in which stage a run of a role is trained
+    "warm": Stage.WARM_START,
+    "zero": Stage.ZERO_ROWS,
+    "sweep": Stage.LEARNING_RATE,
+    "design": Stage.SWARM,
+    "imitated": "imitation",
+    "gradients": Stage.GRADIENTS,
+    "verify": Stage.CHECK,
+}
 LOWER = "lower"  # in the run directory: a folder for each lower size of a ladder
 
 

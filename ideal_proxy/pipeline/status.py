@@ -9,7 +9,7 @@ from typing import Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.result_file import load_result
-from ideal_proxy.pipeline.stage import LOWER, Stage, seconds_left, stage_at, stage_text
+from ideal_proxy.pipeline.stage import LOWER, STAGE_OF_ROLE, Stage, seconds_left, stage_at, stage_text
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, program, table
@@ -121,7 +121,9 @@ def status_text(status: dict[str, Any], run: Path) -> str:
         header = ("worker", "run", "role", "step", "loss", "for", *(() if state == "running" else ("checkpoint",)))
         lines += ["", table(title, header, rows, left=3)]
     complete = sum(status["complete"].values())
-    roles = ", ".join(f"{count} {role}" for role, count in sorted(status["complete"].items()))
+    order = [*STAGE_OF_ROLE, *sorted(set(status["complete"]) - set(STAGE_OF_ROLE))]
+    counts = [(STAGE_OF_ROLE.get(role, role), status["complete"].get(role, 0)) for role in order]
+    roles = ", ".join(f"{name} {count}" for name, count in counts if count)
     most = f" of {status['planned_runs']} at most" if status["planned_runs"] and state != "finished" else ""
     lines += ["", paragraph(f"Done: {complete} runs{most}{f' ({roles})' if roles else ''}.")]
     if status["stage_runs"] and state in {"running", "stopped"}:

@@ -18,6 +18,8 @@ from ideal_proxy.report.curves import Array
 from ideal_proxy.response import Combination, ResponseModel, Yardstick, combine
 
 WEIGHTINGS, WISHES = 300, 900
+LEAST = 500
+"""Fewer distinct mixtures than that (few domains, few rows): four times as many wishes, once."""
 WISHED = 0.4
 """How likely another capability has a limit too."""
 STEPS = 80
@@ -47,19 +49,23 @@ def optima(
     start = limits.inside(starts)
     span = _descend(surface, limits, weighting, start)
     known = surface(span)[0]
-    part, (one, other) = rng.random((WISHES, 1)), rng.integers(len(known), size=(2, WISHES))
-    between = part * known[one] + (1 - part) * known[other]
     share = np.full(J, 1.0 / J) if kind == "worst" else combine(np.eye(J), kind, weights)
-    wish = np.where(rng.random((WISHES, J)) < WISHED, between, np.inf)
-    # One limit of each binds: it lies between the least that can be had and what the best objective leaves.
-    bound, best = rng.integers(J, size=WISHES), known[(known @ share).argmin()]
-    wish[np.arange(WISHES), bound] = (known.min(axis=0) + rng.random((WISHES, J)) * (best - known.min(axis=0)))[
-        np.arange(WISHES), bound
-    ]
-    wish[0] = np.inf
-    wishes = _Tasks(np.broadcast_to(share, (WISHES, J)), wish, worst=kind == "worst")
-    found = np.rint(np.vstack([span, _descend(surface, limits, wishes, np.vstack([start, span]))]))
-    return np.unique(found[limits.missed(found) <= MISSED], axis=0)
+    best, mixtures = known[(known @ share).argmin()], span
+    for count in (WISHES, 4 * WISHES):
+        part, (one, other) = rng.random((count, 1)), rng.integers(len(known), size=(2, count))
+        between = part * known[one] + (1 - part) * known[other]
+        wish = np.where(rng.random((count, J)) < WISHED, between, np.inf)
+        # One limit of each binds: it lies between the least that can be had and what the best objective leaves.
+        each, bound = np.arange(count), rng.integers(J, size=count)
+        wish[each, bound] = (known.min(axis=0) + rng.random((count, J)) * (best - known.min(axis=0)))[each, bound]
+        wish[0] = np.inf
+        wishes = _Tasks(np.broadcast_to(share, (count, J)), wish, worst=kind == "worst")
+        mixtures = np.vstack([mixtures, _descend(surface, limits, wishes, np.vstack([start, span]))])
+        whole = np.rint(mixtures)
+        found = np.unique(whole[limits.missed(whole) <= MISSED], axis=0)
+        if len(found) >= LEAST:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)

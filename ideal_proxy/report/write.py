@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer import ParetoFront, pareto
-from ideal_proxy.pipeline import SearchRun, few_references_text, load_run, make_constraints, make_problem
+from ideal_proxy.pipeline import STAGE_OF_ROLE, SearchRun, few_references_text, load_run, make_constraints, make_problem
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.explorer import explorer
@@ -30,15 +30,6 @@ from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
 
-STAGES = {
-    "warm": "warm start",
-    "zero": "zero rows",
-    "sweep": "learning rate",
-    "design": "swarm",
-    "imitated": "imitation",
-    "gradients": "gradients",
-    "verify": "check",
-}
 PANELS = 100  # response curves on the page; the others are in figures/
 MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
 PANEL_MARKS = 60  # what a panel weighs besides its runs
@@ -183,13 +174,13 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
 def cost_stages(run: SearchRun) -> pd.DataFrame:
     """Add up the training of every stage."""
     counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
-    frame = counted.assign(stage=run.runs["role"].map(STAGES).fillna(run.runs["role"]))
+    frame = counted.assign(stage=run.runs["role"].map(STAGE_OF_ROLE).fillna(run.runs["role"]))
     frame = frame[frame["role"] != "reused"]  # trained by an earlier search
     grouped = frame.groupby("stage", sort=False).agg(
         runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum"),
         flops=("flops", lambda column: column.sum(skipna=False)),
     )  # fmt: skip
-    order = [name for name in STAGES.values() if name in grouped.index]
+    order = [name for name in STAGE_OF_ROLE.values() if name in grouped.index]
     return grouped.loc[[*order, *(n for n in grouped.index if n not in order)]].reset_index()
 
 
