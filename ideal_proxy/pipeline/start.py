@@ -191,6 +191,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         "proxy:",
         "  size: 1M            # 0.1M, 1M, 3M or 10M parameters; or a pretrained model instead:",
         "  # model: path/or/hub-id",
+        "  # mode: target      # that is the model to be fine-tuned: few mixtures are trained, others imitated",
         "  # lora_rank: 16     # left out, every weight is trained",
         "  # context: 1024     # tokens of a row; left out, what 95 % of the rows of each source need",
         "",
