@@ -5,7 +5,7 @@ Understood are, for a domain NAME:
     NAME/train.jsonl      NAME/reference.jsonl (or validation, valid, val, eval, dev, test)
     NAME/train/…          NAME/test/…
     NAME/data/train-00000-of-00004.parquet …    NAME/data/validation-00000-of-00001.parquet
-    NAME.jsonl            NAME.reference.jsonl, NAME_test.jsonl, reference/NAME.jsonl
+    NAME.jsonl or NAME/   NAME.reference.jsonl, NAME_test.jsonl, reference/NAME.jsonl
     train/NAME.jsonl      test/NAME.jsonl
 """
 
@@ -85,17 +85,7 @@ class Layout:
 
 
 def look(folder: Path) -> Layout:
-    """Find the domains of a folder.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        Layout: the domains, and what was passed over.
-
-    Raises:
-        UserError: the folder is missing, holds no rows, or two sources claim one name.
-    """
+    """Find the domains of a folder, and say what was passed over."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the folder that holds one file or folder of rows a domain")
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
@@ -143,13 +133,22 @@ def look(folder: Path) -> Layout:
                 lonely.append((entry.name, entry))
         elif _is_rows(entry):
             if _partner(entry) is None:
-                found.append(Found(_stem(entry), entry, _beside(entry, held)))
+                found.append(Found(_stem(entry), entry, _beside(_stem(entry), entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
             passed.append(f"{entry.name} (a link to {entry.readlink()}, which does not exist)")
         elif _unread([entry]):
             unread.append(entry.name)
     taken = {found_.reference for found_ in found}
     known = {domain.name for domain in found} | {name for name, _ in lonely}
+    for entry in entries:
+        if entry.is_dir() or not _is_rows(entry) or entry in taken or (of := _partner(entry)) is None:
+            continue
+        name = of.name if of.is_dir() else _stem(of)
+        if name in known:
+            passed.append(f"{entry.name} ({name} has other reference rows)")
+        else:
+            lonely.append((name, entry))
+            known.add(name)
     for place in held:
         inside = [*place.iterdir()]
         for part in sorted(inside):
@@ -181,7 +180,7 @@ def look(folder: Path) -> Layout:
 def _folder_domains(folder: Path, held: Sequence[Path], passed: list[str]) -> list[Found]:
     """Read a folder as one domain, or as one for each of its training splits."""
     if is_saved(folder) and not (folder / "dataset_dict.json").is_file():
-        return [Found(folder.name, folder, _elsewhere(folder.name, held))]
+        return [Found(folder.name, folder, _beside(folder.name, folder.parent, held))]
     files = data_files(folder)
     parts = parts_of(files, folder)
     reference = [path for path in files if parts[path] == "held out"]
@@ -198,7 +197,7 @@ def _folder_domains(folder: Path, held: Sequence[Path], passed: list[str]) -> li
     if left:
         names = ", ".join(str(path.relative_to(folder.parent)) for path in left[:6])
         passed.append(f"{names}{' and more' if len(left) > 6 else ''} (beside the training and reference rows)")
-    beside = _elsewhere(folder.name, held)
+    beside = _beside(folder.name, folder.parent, held)
     configurations: dict[str, list[Path]] = {}
     for path in train:
         configurations.setdefault(_configuration(path, folder), []).append(path)
@@ -282,16 +281,15 @@ def _common_start(names: list[str]) -> str:
     return names[0][:length]
 
 
-def _beside(train: Path, held: Sequence[Path]) -> Path | None:
-    """Find the reference rows of a file of training rows: NAME.reference.jsonl, NAME_test.jsonl, reference/NAME."""
-    stem = _stem(train)
+def _beside(name: str, place: Path, held: Sequence[Path]) -> Path | None:
+    """Find a domain's reference rows outside its own file or folder: NAME.reference.jsonl, NAME_test.jsonl, test/NAME."""
     for word in REFERENCE_WORDS:
         for joint in ".-_":
             for suffix in SUFFIXES:
-                candidate = train.parent / f"{stem}{joint}{word}{suffix}"
+                candidate = place / f"{name}{joint}{word}{suffix}"
                 if candidate.is_file():
                     return candidate
-    return _elsewhere(stem, held)
+    return _elsewhere(name, held)
 
 
 def _elsewhere(name: str, held: Sequence[Path]) -> Path | None:
@@ -304,11 +302,14 @@ def _elsewhere(name: str, held: Sequence[Path]) -> Path | None:
 
 
 def _partner(path: Path) -> Path | None:
-    """Return the training file whose reference rows a file holds by its name, None for a file of its own."""
+    """Return the training file or folder whose reference rows a file holds by its name, None for a file of its own."""
     word = _last_word(path)
     if word is None:
         return None
     stem = _stem(path)[: -len(word) - 1]
+    beside = path.parent / stem
+    if beside.is_dir() and data_files(beside) and not no_rows(beside):
+        return beside
     return next((p for suffix in SUFFIXES if (p := path.parent / f"{stem}{suffix}").is_file()), None)
 
 

@@ -261,6 +261,26 @@ def test_what_this_program_wrote_is_passed_over_and_listed(tmp_path, monkeypatch
     assert "passed over: runs/mix/ (a run of ideal-proxy)" in said
 
 
+@pytest.mark.parametrize("file", ["tales.reference.jsonl", "tales_test.csv", "tales-val.json"])
+def test_reference_rows_beside_a_folder_of_parts_are_never_trained_on(tmp_path, file):
+    for part in ("part0", "part1"):
+        write_rows(tmp_path / "tales" / f"{part}.jsonl", [{"prompt": part, "completion": "yes"}])
+    write_rows(tmp_path / file, [{"prompt": "q", "completion": "a"}])
+    (domain,) = look(tmp_path).domains
+    assert (domain.name, domain.train, domain.reference) == ("tales", tmp_path / "tales", tmp_path / file)
+
+
+def test_reference_rows_beside_a_folder_that_has_some_or_has_splits(tmp_path):
+    for file in ("own/train.jsonl", "own/test.jsonl", "own.reference.jsonl", "own_val.jsonl", "two/train_a.jsonl",
+                 "two/train_b.jsonl", "two.reference.jsonl"):  # fmt: skip
+        write_rows(tmp_path / file, [{"prompt": file, "completion": "yes"}])
+    seen = look(tmp_path)
+    assert {domain.name: domain.reference for domain in seen.domains} == {
+        "own": tmp_path / "own/test.jsonl", "two_a": None, "two_b": None}  # fmt: skip
+    assert seen.references == [("two", tmp_path / "two.reference.jsonl")]
+    assert seen.passed_over == [f"{f} (own has other reference rows)" for f in ("own.reference.jsonl", "own_val.jsonl")]
+
+
 def test_every_name_that_stands_twice_is_told(tmp_path):
     for name in ("code", "maths", "law"):
         write_rows(tmp_path / name / "train.jsonl", [{"messages": asked(1)}])
