@@ -282,7 +282,7 @@ def _common_start(names: list[str]) -> str:
 
 
 def _beside(name: str, place: Path, held: Sequence[Path]) -> Path | None:
-    """Find a domain's reference rows outside its own file or folder: NAME.reference.jsonl, NAME_test.jsonl, test/NAME."""
+    """Find the reference rows beside a domain: NAME.reference.jsonl, NAME_test.jsonl, test/NAME."""
     for word in REFERENCE_WORDS:
         for joint in ".-_":
             for suffix in SUFFIXES:
