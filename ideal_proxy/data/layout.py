@@ -143,12 +143,12 @@ def look(folder: Path) -> Layout:
     for entry in entries:
         if entry.is_dir() or not _is_rows(entry) or entry in taken or (of := _partner(entry)) is None:
             continue
-        name = of.name if of.is_dir() else _stem(of)
-        if name in known:
-            passed.append(f"{entry.name} ({name} has other reference rows)")
+        owner = of.name if of.is_dir() else _stem(of)
+        if owner in known:
+            passed.append(f"{entry.name} ({owner} has other reference rows)")
         else:
-            lonely.append((name, entry))
-            known.add(name)
+            lonely.append((owner, entry))
+            known.add(owner)
     for place in held:
         inside = [*place.iterdir()]
         for part in sorted(inside):
