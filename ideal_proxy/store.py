@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -323,15 +324,10 @@ def lock_holder(folder: str | Path) -> str | None:
 
 def provenance() -> dict[str, Any]:
     """Say what produced a result: versions, source revision, machine, command, time."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    versions.setdefault("ideal-proxy", __version__)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join(Path(part).name if n == 0 else part for n, part in enumerate(sys.argv)),
-        "versions": versions,
+        "versions": dict(_versions()),
         "git": _git_revision(),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -341,6 +337,18 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions that this process runs with, by package."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    versions.setdefault("ideal-proxy", __version__)
+    return tuple(versions.items())
+
+
+@functools.cache
 def _git_revision() -> str | None:
     """Return the checkout's revision, with `-dirty` where it has changes, or None outside one."""
     root = Path(__file__).resolve().parent.parent
@@ -356,6 +364,7 @@ def _git_revision() -> str | None:
     return answer.stdout.strip() or None
 
 
+@functools.cache
 def _processor() -> str:
     """Return the processor's name as the machine tells it."""
     with contextlib.suppress(OSError):

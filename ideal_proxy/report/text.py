@@ -382,9 +382,13 @@ def plan_tables(plan: dict[str, Any]) -> str:
     cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())
     lines.append(paragraph(f"Context: {context['tokens']:,} tokens, {context['reason']}{f' ({cut})' * bool(cut)}."))
     if plan.get("metric_seconds"):
-        lines.append(paragraph(
-            f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."
-        ))  # fmt: skip
+        told = f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."
+        if plan.get("own_trainer"):
+            told = (
+                f"Your trainer: {plan['metric_seconds']:.2g} s for a few rows (metrics included), which every run adds; "
+                "per row it is taken to be as fast as the built-in one, so look again after the first runs (`status`)."
+            )
+        lines.append(paragraph(told))
     if priced:
         lines.append(paragraph(
             f"Cost: {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "

@@ -22,6 +22,7 @@ from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.export.hand_over import TARGETS, export_mixture, export_table
+from ideal_proxy.export.job import Job
 from ideal_proxy.export.terms import FORMATS
 from ideal_proxy.mixture.draws import domain_order, draw, training_order
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
@@ -57,6 +58,25 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> MixtureFile:
             )
         )
     return MixtureFile(name="a 'quoted' mix", seed=11, domains=domains)
+
+
+KEPT: dict[Any, bytes] = {}
+
+
+@pytest.fixture
+def shared_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the same rows once for all exports: for tests of what is said about them, not of the rows themselves."""
+    really = Job.write_drawn
+
+    def write_drawn(job: Job, path: Path, domains: list[DomainVolume] | None = None) -> Path:
+        key = (job.mixture.seed, *((d.name, d.source, d.rows) for d in domains or job.domains))
+        if key not in KEPT:
+            KEPT[key] = really(job, path, domains).read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(KEPT[key])
+        return path
+
+    monkeypatch.setattr(Job, "write_drawn", write_drawn)
 
 
 def domain_of(messages: list[dict[str, str]]) -> str:
@@ -272,6 +292,7 @@ def flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
 TRAINERS = [target for target in TARGETS if target not in FORMATS]
 
 
+@pytest.mark.usefixtures("shared_draws")
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_epochs_are_never_multiplied_again(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
     """The volumes of base: {epochs: 3} hold all three; whatever reads an export trains them once."""
@@ -314,6 +335,7 @@ SAID = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("shared_draws")
 @pytest.mark.parametrize("target", TRAINERS)
 def test_every_trainer_is_told_how_to_train(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
     told = in_search(mixture, "token", Batch(rows=24), 640)
@@ -362,6 +384,7 @@ STEPS = {
 }
 
 
+@pytest.mark.usefixtures("shared_draws")
 @pytest.mark.parametrize("target", STEPS)
 def test_a_packed_step_is_said_in_the_trainers_options(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
     one, packing, length = STEPS[target]
@@ -377,6 +400,7 @@ def test_a_packed_step_is_said_in_the_trainers_options(mixture: MixtureFile, tmp
     assert "gradient_accumulation_steps" not in older, "older files do not say"
 
 
+@pytest.mark.usefixtures("shared_draws")
 @pytest.mark.parametrize("target", [*STEPS, "megatron-bridge"])
 def test_the_row_loss_is_said_or_told_to_be_lost(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
     report = export_mixture(in_search(mixture, "row", Batch(rows=8)), target, tmp_path / "out")
