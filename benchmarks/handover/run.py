@@ -68,9 +68,9 @@ whose end is kept; verl, AutoModel and the `-text` runs cut rows that are too lo
 
 Not run: **open-instruct** is in no package index (pip finds no version). **Megatron-Bridge** 0.6.2 needs Python 3.12 and
 libraries of CUDA; put in without what it asks for, its builder does not import beside transformers 5: the names in
-`mixture_blend.py` were compared with its classes. **NeMo-RL** is 0.0.0 in the index, a placeholder that says of itself that it does not
-work; **NeMo AutoModel** is its SFT. **torchtitan** 0.3.0 has no export: its `ChatDataset` takes one question and one answer, and drops
-what is too long.
+`mixture_blend.py` were compared with its classes. **NeMo-RL** is 0.0.0 in the index, a placeholder that says of itself
+that it does not work; **NeMo AutoModel** is its SFT. **torchtitan** 0.3.0 has no export: its `ChatDataset` takes one
+question and one answer, and drops what is too long.
 """
 
 
