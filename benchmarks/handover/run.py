@@ -66,7 +66,7 @@ ms-swift, verl and AutoModel put loss on the line break after an answer's end ma
 whose end is kept; verl, AutoModel and the `-text` runs cut rows that are too long in their own way. Streaming and
 `interleave` give turns. SkyRL was put into verl's environment, and what it imports of SkyRL-Gym was stood in for.
 
-Not run: **open-instruct** is in no package index (pip finds no version). **Megatron-Bridge** 0.6.2 needs Python 3.12 and
+Not run: **open-instruct** is in no package index. **Megatron-Bridge** 0.6.2 needs Python 3.12 and
 libraries of CUDA; put in without what it asks for, its builder does not import beside transformers 5: the names in
 `mixture_blend.py` were compared with its classes. **NeMo-RL** is 0.0.0 in the index, a placeholder that says of itself
 that it does not work; **NeMo AutoModel** is its SFT. **torchtitan** 0.3.0 has no export: its `ChatDataset` takes one
