@@ -401,6 +401,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         **asdict(plan),
         "further_runs": SWEEP_MIXTURES * MOST_EXTENSIONS if sweep else 0,
         "model": config.proxy.model,
+        "own_trainer": config.proxy.command is not None,
         "size": config.proxy.size,
         "lora_rank": config.proxy.lora_rank,
         "context": asdict(prepared.context) | {"cut": {f.name: f.truncated for f in prepared.facts if f.truncated}},

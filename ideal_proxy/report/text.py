@@ -382,11 +382,12 @@ def plan_tables(plan: dict[str, Any]) -> str:
     cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())
     lines.append(paragraph(f"Context: {context['tokens']:,} tokens, {context['reason']}{f' ({cut})' * bool(cut)}."))
     if plan.get("metric_seconds"):
-        told = f"Metrics: {plan['metric_seconds']:.2g} s on an untrained proxy, which every run adds to its training."
+        took = f"{plan['metric_seconds']:.2g} s"
+        told = f"Metrics: {took} on an untrained proxy, which every run adds to its training."
         if plan.get("own_trainer"):
             told = (
-                f"Your trainer: {plan['metric_seconds']:.2g} s for a few rows (metrics included), which every run adds; "
-                "per row it is taken to be as fast as the built-in one, so look again after the first runs (`status`)."
+                f"Your trainer: {took} for a few rows, metrics included, which every run adds; row by row it is taken "
+                "to be as fast as the built-in one, so ask `status` again after the first runs."
             )
         lines.append(paragraph(told))
     if priced:
