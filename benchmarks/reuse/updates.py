@@ -152,7 +152,14 @@ class Stage:
         losses = self.world.losses(atoms) * np.exp(noise)  # weights are kept: every capability can be judged later
         keys = np.arange(1, 6, dtype=np.uint64)
         return Package(
-            name=f"stage {salt}", record=record, runs=tuple(runs), keys=keys, loss_sum=losses, tokens=np.ones(5)
+            name=f"stage {salt}",
+            record=record,
+            runs=tuple(runs),
+            keys=keys,
+            loss_sum=losses,
+            tokens=np.ones(5),
+            before=np.full(5, np.nan),
+            proxies={},
         )
 
     def evidence(self, packages, own=None):

@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ideal_proxy.config import SearchConfig, parse_config
 from ideal_proxy.pipeline import laboratory
 from ideal_proxy.pipeline import plan as planning
+from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.pipeline.outer_loop import run_search
-from ideal_proxy.pipeline.plan import CPU_MICRO_BATCH, describe_plan, read_plan, scratch_products
+from ideal_proxy.pipeline.plan import CPU_MICRO_BATCH, describe_plan, read_plan
 from ideal_proxy.proxy.cost import worker_bytes
 from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, provenance
 from ideal_proxy.swarm.context import load_result

@@ -39,8 +39,8 @@ START = (
 )
 WATCH_SECONDS = 2.0
 ORDER = (  # of the list of commands: as a user needs them
-    "init", "check", "preview", "search", "status", "show", "report", "compare", "what-if", "price", "apply", "export",
-    "transfer", "scale-up", "influence", "fit", "predict", "optimize",
+    "init", "check", "preview", "plan", "search", "status", "show", "report", "compare", "what-if", "price", "apply",
+    "export", "transfer", "scale-up", "influence", "fit", "predict", "optimize",
 )  # fmt: skip
 
 
@@ -182,6 +182,28 @@ def search(
         return
     result = run_search(settings, folder, reporter, track=track or ())
     print(json.dumps(result, indent=1) if as_json else result_screen(result, folder))
+
+
+@app.command(epilog="Example: ideal-proxy plan mix.yaml --model HuggingFaceTB/SmolLM2-135M --max-hours 6")
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="MIX.YAML", help="The run file.")],
+    model: Annotated[str | None, typer.Option(help="The model that will be trained: folder or hub id.")] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0.0, help="Compute budget in hours.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare ways to search by cost and by what is known of them."""
+    from ideal_proxy.config import load_config
+    from ideal_proxy.pipeline import compare_ways, recommend, ways_text
+    from ideal_proxy.terminal import Reporter
+
+    ways = compare_ways(load_config(config), model, max_hours, Reporter(quiet=quiet or as_json))
+    chosen, why = recommend(ways)
+    if as_json:
+        told = {"ways": [way.to_json() for way in ways], "take": chosen.name, "why": why, "set": chosen.lines}
+        print(json.dumps(told, indent=1))
+    else:
+        print(ways_text(ways, chosen, why, config))
 
 
 @app.command(epilog="Example: ideal-proxy show runs/mix")

@@ -1,6 +1,10 @@
 from .check import health_tables as health_tables
 from .check import preview_sources as preview_sources
 from .check import survey as survey
+from .earlier_runs import FULL_SIZE as FULL_SIZE
+from .earlier_runs import EarlierRun as EarlierRun
+from .earlier_runs import make_package as make_package
+from .earlier_runs import save_package as save_package
 from .findings import few_references_text as few_references_text
 from .findings import folded as folded
 from .finished import SearchRun as SearchRun
@@ -17,6 +21,7 @@ from .price import price_by_runs as price_by_runs
 from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
 from .result_file import load_result as load_result
+from .row_record import record_of as record_of
 from .stage import STAGE_OF_ROLE as STAGE_OF_ROLE
 from .start import write_run_file as write_run_file
 from .status import read_status as read_status
@@ -26,3 +31,6 @@ from .verdict import PairedScores as PairedScores
 from .verdict import Scored as Scored
 from .verdict import judge as judge
 from .verdict import sentence as sentence
+from .ways import compare_ways as compare_ways
+from .ways import recommend as recommend
+from .ways import ways_text as ways_text

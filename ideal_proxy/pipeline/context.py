@@ -88,7 +88,7 @@ def make_context(
         ),
         init_seed=config.seed,
         warm=scratch,
-        warm_from=heritage.warm if heritage else "",
+        warm_from=heritage.warm_of(config.proxy.size or "") if heritage else "",
         warm_learning_rate=plan.rates[len(plan.rates) // 2],
         device=plan.device,
         base=prepared.base_model.get("fingerprint", ""),
@@ -111,7 +111,7 @@ def make_context(
             prepared.kept_base, context.base_folder, trust_remote_code=context.trust_remote_code,
             narrow=context.lora_rank is not None and plan.dtype == "bfloat16",
         )  # fmt: skip
-    if heritage is not None and heritage.warm and not (folder / WARM_WEIGHTS).is_file():
+    if heritage is not None and context.warm_from and not (folder / WARM_WEIGHTS).is_file():
         atomic_write_bytes(folder / WARM_WEIGHTS, (heritage.folder / WARM_WEIGHTS).read_bytes())
     references = [prepared.reference_rows(j, half) for j, half in names]
     context = prepare_context(context, domains=pools, references=references, reserved=reserved if scratch else ())

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import load_config
+from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.plan import read_plan
 from ideal_proxy.pipeline.row_record import RECORD, RowRecord, find_record, load_record, save_record
+from ideal_proxy.pipeline.stage import LOWER
 from ideal_proxy.store import (
     MIXTURE,
     atomic_write_bytes,
@@ -33,11 +34,12 @@ from ideal_proxy.store import (
     read_json,
     run_folder,
 )
-from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, WARM_WEIGHTS, Run, load_result
+from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, WARM_WEIGHTS, ZERO_RUN, Run, load_result
 
 Array = NDArray[np.float64]
 
 REUSED = "reused"  # of the new run directory
+FULL_SIZE = "full_size"  # of a run directory: what its mixture's full-size trainings lost, one folder each
 ROLES = ("design", "verify", "sweep")  # whose losses on search rows tell of a mixture
 
 
@@ -73,6 +75,8 @@ class Package:
         keys: (N,) of reference rows, rising.
         loss_sum: (R, N) nats; NaN where a run was not judged on a row.
         tokens: (N,) supervised tokens of each row.
+        before: (N,) nats before any SFT row; NaN where that is not known.
+        proxies: size, model and rank of its proxies, or `full`, the model of a full-size training; {} is not known.
     """
 
     name: str
@@ -81,6 +85,13 @@ class Package:
     keys: NDArray[np.uint64]
     loss_sum: Array
     tokens: Array
+    before: Array
+    proxies: Mapping[str, Any]
+
+    def losses_before(self, keys: NDArray[np.uint64]) -> float:
+        """Nats per supervised token of these rows before any SFT row; NaN where a row is missing."""
+        whole = replace(self, loss_sum=self.before[None], runs=self.runs[:1])
+        return float(whole.losses(keys)[0])
 
     def losses(self, keys: NDArray[np.uint64]) -> Array:
         """Nats per supervised token of every run on these rows, (R,); NaN where a row is missing."""
@@ -97,7 +108,9 @@ class Package:
         digest = hashlib.sha256()
         for keys in (*self.record.pools, *self.record.reserved):
             digest.update(keys.tobytes())
-        return digest.hexdigest()[:16] + self.record.domains[0]
+        if "full" in self.proxies:
+            digest.update(" ".join(run.id for run in self.runs).encode())
+        return digest.hexdigest()[:16] + self.record.domains[0] + str(sorted(self.proxies.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +126,9 @@ class Inherited:
         dtype: of the products.
         warm: SHA-256 of the warm start's weights; "" for pretrained proxies.
         seeds_of: how many times fresh seeds were taken for a check before, so that the next ones are fresh too.
+        size: of its scratch proxies; "" for pretrained ones; None where an earlier version did not say.
+        lora_rank: of its pretrained proxies.
+        asked_fraction: φ in its run file; None where the plan chose.
     """
 
     run: str
@@ -123,6 +139,9 @@ class Inherited:
     dtype: str
     warm: str
     seeds_of: int
+    size: str | None = None
+    lora_rank: int | None = None
+    asked_fraction: float | None = None
 
 
 def read_packages(place: Path) -> list[Package]:
@@ -133,17 +152,35 @@ def read_packages(place: Path) -> list[Package]:
     if not (run / "rate.json").exists():
         raise UserError(f"--reuse {place}: that search has trained no mixture yet, so there is nothing to reuse")
     _refuse_other_keys(run)
-    record = find_record(run)
+    record, proxies = find_record(run), proxies_told(load_config(run / "config.yaml"))
     found = list(_finished(run))
-    rate = float(read_json(run / "rate.json")["learning_rate"])
-    own = [r for r in found if r.spec.role in ROLES and not r.spec.responses and r.spec.learning_rate == rate]
-    own_package = _package(str(run), record, [_earlier(r) for r in own], [_search_losses(record, r) for r in own])
+    own_package = _of_search(str(run), run, record, found, proxies)
+    lower = [
+        _of_search(str(run), place, find_record(place), list(_finished(place)), proxies | {"size": place.name})
+        for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists()
+    ]  # fmt: skip
+    full = [load_package(place) for place in sorted(run.glob(f"{FULL_SIZE}/*")) if is_complete(place)]
     judged: dict[str, list[Any]] = {}
     for r in found:
         if r.spec.role == JUDGED:
             judged.setdefault(r.spec.trained, []).extend(_search_losses(record, r))
     passed_on = [_with_judged(package, judged) for package in load_packages(run)]
-    return [package for package in (own_package, *passed_on) if package.runs]
+    return [package for package in (own_package, *lower, *full, *passed_on) if package.runs]
+
+
+def proxies_told(config: SearchConfig) -> dict[str, Any]:
+    """Say what a search's proxies are, so that another search knows whether its own are the same."""
+    told = {key: getattr(config.proxy, key) for key in ("size", "model", "gguf", "revision", "lora_rank")}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _of_search(name: str, folder: Path, record: RowRecord, found: Sequence[Run], proxies: Mapping[str, Any]) -> Package:
+    """Make a package of the runs of one folder, at its learning rate."""
+    rate = float(read_json(folder / "rate.json")["learning_rate"])
+    own = [r for r in found if r.spec.role in ROLES and not r.spec.responses and r.spec.learning_rate == rate]
+    start = [_search_losses(record, r) for r in found if r.spec.id in (WARM_RUN, ZERO_RUN)]
+    told = [_search_losses(record, r) for r in own]
+    return make_package(name, record, [_earlier(r) for r in own], told, start[0] if start else (), proxies)
 
 
 def inherited_from(place: Path) -> Inherited:
@@ -159,7 +196,8 @@ def inherited_from(place: Path) -> Inherited:
         learning_rate=float(read_json(run / "rate.json")["learning_rate"]),
         context=int(facts.get("context", {}).get("tokens") or config.proxy.context or 512),
         dtype=plan.dtype, warm=hashlib.sha256(warm.read_bytes()).hexdigest() if warm.exists() else "",
-        seeds_of=max(checks, default=-1) + 1,
+        seeds_of=max(checks, default=-1) + 1, size=config.proxy.size or "", lora_rank=config.proxy.lora_rank,
+        asked_fraction=config.proxy.fraction,
     )  # fmt: skip
 
 
@@ -172,7 +210,8 @@ def take_over(places: Sequence[str], folder: Path) -> tuple[Inherited, list[Pack
         inherited = inherited_from(first)
         packages: list[Package] = []
         for place in places:
-            if inherited_from(Path(place)).warm != inherited.warm:
+            other = inherited_from(Path(place))
+            if other.warm != inherited.warm and other.size == inherited.size:
                 raise UserError(
                     f"--reuse {place}: its proxies began from another warm start than those of {places[0]}, so their "
                     "losses cannot stand beside each other; reuse one of the two"
@@ -202,9 +241,10 @@ def save_package(folder: Path, package: Package) -> None:
     """Write one earlier search."""
     save_record(folder / RECORD, package.record)
     buffer = io.BytesIO()
-    np.savez(buffer, keys=package.keys, loss_sum=package.loss_sum, tokens=package.tokens)
+    np.savez(buffer, keys=package.keys, loss_sum=package.loss_sum, tokens=package.tokens, before=package.before)
     atomic_write_bytes(folder / "losses.npz", buffer.getvalue())
-    atomic_write_json(folder / "runs.json", {"name": package.name, "runs": [asdict(run) for run in package.runs]})
+    runs = [asdict(run) for run in package.runs]
+    atomic_write_json(folder / "runs.json", {"name": package.name, "proxies": dict(package.proxies), "runs": runs})
 
 
 def load_package(folder: Path) -> Package:
@@ -213,13 +253,22 @@ def load_package(folder: Path) -> Package:
     runs = tuple(EarlierRun(**(entry | {"rows": tuple(entry["rows"])})) for entry in told["runs"])
     with np.load(folder / "losses.npz", allow_pickle=False) as found:
         arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens")}
-    return Package(name=told["name"], record=load_record(folder / RECORD), runs=runs, **arrays)
+        before = found["before"] if "before" in found else np.full(len(found["keys"]), np.nan)
+    return Package(
+        name=told["name"], record=load_record(folder / RECORD), runs=runs, before=before,
+        proxies=told.get("proxies", {}), **arrays,
+    )  # fmt: skip
 
 
-def _package(
-    name: str, record: RowRecord, runs: Sequence[EarlierRun], told: Sequence[Sequence[tuple[Any, Any, Any]]]
+def make_package(
+    name: str,
+    record: RowRecord,
+    runs: Sequence[EarlierRun],
+    told: Sequence[Sequence[tuple[Any, Any, Any]]],
+    start: Sequence[tuple[Any, Any, Any]],
+    proxies: Mapping[str, Any],
 ) -> Package:
-    """Put losses of rows together by the rows' keys: for each run a list of keys, sums of loss and tokens."""
+    """Put losses of rows together by the rows' keys: for each run, and the start, keys, sums of loss and tokens."""
     every = [keys for run in told for keys, _, _ in run]
     keys = np.unique(np.concatenate(every)) if every else np.zeros(0, dtype=np.uint64)
     sums, tokens = np.full((len(runs), len(keys)), np.nan), np.zeros(len(keys))
@@ -227,7 +276,15 @@ def _package(
         for row_keys, loss_sum, row_tokens in run:
             place = np.searchsorted(keys, row_keys)
             sums[r, place], tokens[place] = loss_sum, row_tokens
-    return Package(name=name, record=record, runs=tuple(runs), keys=keys, loss_sum=sums, tokens=tokens)
+    before = np.full(len(keys), np.nan)
+    for row_keys, loss_sum, _ in start if len(keys) else ():
+        place = np.minimum(np.searchsorted(keys, row_keys), len(keys) - 1)
+        known = keys[place] == row_keys
+        before[place[known]] = np.asarray(loss_sum)[known]
+    return Package(
+        name=name, record=record, runs=tuple(runs), keys=keys, loss_sum=sums, tokens=tokens, before=before,
+        proxies=proxies,
+    )  # fmt: skip
 
 
 def _search_losses(record: RowRecord, run: Run) -> list[tuple[Any, Any, Any]]:
@@ -242,8 +299,8 @@ def _with_judged(package: Package, judged: Mapping[str, Sequence[tuple[Any, Any,
     for run, row in zip(package.runs, package.loss_sum, strict=True):
         known = np.isfinite(row)
         told.append([(package.keys[known], row[known], package.tokens[known]), *judged.get(run.id, ())])
-    again = _package(package.name, package.record, package.runs, told)
-    return replace(package, keys=again.keys, loss_sum=again.loss_sum, tokens=again.tokens)
+    start = [(package.keys, package.before, package.tokens)]
+    return make_package(package.name, package.record, package.runs, told, start, package.proxies)
 
 
 def _finished(run: Path) -> Iterator[Run]:

@@ -98,6 +98,7 @@ class Plan:
         judged: earlier runs whose stored weights are judged; 0 without reuse.
         fresh_runs: proxies of the first round that a search without reuse would have; 0 without reuse.
         imitations: mixtures that mean weights stand for; 0 but with mode: target.
+        warms: whether a search with reuse makes a warm start of its own.
         lower: a ladder's sizes below the last, which all else here is about; () without a ladder.
     """
 
@@ -122,6 +123,7 @@ class Plan:
     fresh_runs: int = 0
     imitations: int = 0
     lower: tuple[LowerSize, ...] = ()
+    warms: bool = False
 
     def of_lower(self, lower: LowerSize) -> Plan:
         """Give the plan of one of the sizes below."""
@@ -138,6 +140,7 @@ class Wanted(NamedTuple):
     runs: int
     judged: int
     fresh: int
+    warms: bool = False
 
 
 def make_plan(
@@ -184,7 +187,8 @@ def make_plan(
         metric_seconds=(probe_metrics(config, prepared, device) if config.has_metrics else 0.0)
         + (probe_command(config, prepared, device) if config.proxy.command else 0.0),
         trainable_parameters=found.trainable_parameters, judged=wanted.judged if wanted else 0,
-        fresh_runs=wanted.fresh if wanted else 0, imitations=len(anchors.pairs) if anchors else 0,
+        fresh_runs=wanted.fresh if wanted else 0,
+        warms=wanted.warms if wanted else False, imitations=len(anchors.pairs) if anchors else 0,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
         each = _worker_bytes(config, prepared, plan)
@@ -369,7 +373,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
     stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
         (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / max(warm_rows, 1.0)))
-        if config.proxy.model is None and not config.reuse
+        if config.proxy.model is None and (plan.warms or not config.reuse)
         else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
         *([(Stage.JUDGING, plan.judged, 0.0, half * plan.judged, 0.0)] if plan.judged else []),

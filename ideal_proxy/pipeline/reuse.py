@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.changes import Change, compare_domains, data_changed, move_runs
-from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inherited_from, take_over
-from ideal_proxy.pipeline.plan import Wanted
+from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inherited_from, proxies_told, take_over
+from ideal_proxy.pipeline.plan import Wanted, scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
+from ideal_proxy.response import OTHER_SIZE
 from ideal_proxy.store import is_complete, read_json, run_folder
 from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
 from ideal_proxy.terminal import count_text
@@ -29,6 +30,7 @@ Array = NDArray[np.float64]
 
 LEAST_KEPT = 0.1  # of the rows that earlier runs drew: with fewer in the new domains they tell of other data
 RUNS_FOR = {"added": 3, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  # for each domain that they made
+SAME_FRACTION = 1e-3  # relative: so near fractions are one
 GROWN = 0.2  # of its old rows: a domain that grew by less is taken to be what it was
 POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the others
 
@@ -134,6 +136,7 @@ class Reuse:
         needed: new runs of the first round.
         fresh: proxies of the first round of a search without reuse.
         notes: what else to know.
+        warms: whether scratch proxies of this size need a warm start of their own.
     """
 
     inherited: Inherited
@@ -146,11 +149,12 @@ class Reuse:
     needed: int
     fresh: int
     notes: tuple[str, ...] = ()
+    warms: bool = False
 
     @property
     def wanted(self) -> Wanted:
         """What the plan needs of it."""
-        return Wanted(self.needed, self.judged, self.fresh)
+        return Wanted(self.needed, self.judged, self.fresh, self.warms)
 
     def to_json(self) -> dict[str, Any]:
         """Say which evidence is whose."""
@@ -184,6 +188,7 @@ class Reuse:
             if count < total:
                 yield f"reference rows of {name}: " + self._what_is_missing(total, count)
         start = "tokenizer, warm start and its loss, " if self.inherited.warm else ""
+        start = "tokenizer, the warm start's rows, " if self.warms else start
         yield (
             f"inherited: {start}learning rate {self.inherited.learning_rate:g}, fraction {self.inherited.fraction:g}, "
             f"context {self.inherited.context}, seed {self.inherited.seed}, the split of the reference rows"
@@ -230,9 +235,16 @@ def inherited_config(config: SearchConfig, folder: Path) -> SearchConfig:
     judged = [c.name for c in config.capabilities if c.metric is not None]
     if judged:
         raise UserError(f"--reuse: {judged[0]} is judged by a metric, and earlier runs cannot be judged by it anew")
-    proxy = config.proxy.model_copy(update={
-        "fraction": found.fraction, "learning_rate": found.learning_rate, "context": found.context,
-        "dtype": found.dtype,
+    asked, size = config.proxy, config.proxy.size or ""
+    rate: float | None = found.learning_rate
+    other = found.size is not None and (size != found.size or asked.lora_rank != found.lora_rank)
+    if other:
+        usual = scaled_rate(found.learning_rate, found.size, size) if size and found.size else None
+        rate = asked.learning_rate or usual
+    own_fraction = asked.fraction is not None and asked.fraction != found.asked_fraction
+    proxy = asked.model_copy(update={
+        "fraction": asked.fraction if own_fraction else found.fraction, "learning_rate": rate,
+        "context": found.context, "dtype": asked.dtype if other else found.dtype,
     })  # fmt: skip
     return config.model_copy(update={"proxy": proxy, "seed": found.seed, "gradients": "none"})
 
@@ -240,7 +252,7 @@ def inherited_config(config: SearchConfig, folder: Path) -> SearchConfig:
 def _refuse_other_proxies(config: SearchConfig, place: str) -> None:
     """Refuse runs whose proxies, tokenizer or loss are not those of the run file."""
     before = load_config(run_folder(Path(place)) / "config.yaml")
-    keys = ("size", "vocabulary", "model", "gguf", "revision", "lora_rank")
+    keys = ("vocabulary", "model", "gguf", "revision")
     pairs = [(f"proxy.{key}", getattr(before.proxy, key), getattr(config.proxy, key)) for key in keys]
     pairs += [(key, getattr(before, key), getattr(config, key)) for key in ("loss", "batch")]
     for key, old, new in pairs:
@@ -267,7 +279,7 @@ def open_heritage(config: SearchConfig, folder: Path) -> tuple[Inherited, list[P
     heritage = Heritage(
         folder=folder / REUSED, warm=inherited.warm, reserved=np.unique(np.concatenate(reserved)),
         search=np.unique(np.concatenate([record.half("search") for record in records])),
-        verify=np.unique(np.concatenate([record.half("verify") for record in records])),
+        verify=np.unique(np.concatenate([record.half("verify") for record in records])), size=inherited.size,
     )  # fmt: skip
     return inherited, packages, heritage
 
@@ -280,13 +292,15 @@ def make_reuse(
     names = prepared.domains.names
     changes = compare_domains(packages[0].record, names, keys)
     references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
-    runs, kept = reused_runs(packages, names, keys, references, folder)
+    kinds = [_other_proxies(package, config) for package in packages]
+    runs, kept = reused_runs(packages, names, keys, references, folder, kinds)
     for package, share in zip(packages, kept, strict=True):
         if share < LEAST_KEPT:
             raise UserError(
                 f"--reuse {package.name}: only {share:.0%} of the rows that its runs drew are in this run file's "
                 f"domains, and under {LEAST_KEPT:.0%} they tell of other data; search without it"
             )
+    expected = f"{OTHER_SIZE.factor:g} ± {OTHER_SIZE.spread:g}"
     fresh = 3 * (len(names) + 1)
     known = tuple(int(n) for n in np.isfinite(runs.losses).sum(axis=0))
     judged = len(runs.to_judge())
@@ -294,12 +308,30 @@ def make_reuse(
         name for name, count in zip(prepared.capability_names, known, strict=True)
         if count + judged < max(len(runs.ids) // 2, 1)
     ]  # fmt: skip
-    needed = config.swarm.runs or runs_needed(changes, len(names), unknown=bool(lacking))
+    unknown = bool(lacking) or all(kinds)  # of other proxies alone nothing says how much these show
+    needed = config.swarm.runs or runs_needed(changes, len(names), unknown=unknown)
     return Reuse(
         inherited=inherited, packages=tuple(packages), runs=runs, changes=tuple(changes), kept=tuple(kept),
         known=known, judged=judged, needed=min(needed, fresh) if config.swarm.runs is None else needed, fresh=fresh,
-        notes=tuple(_poor_tokenizer(prepared, changes, fresh)),
+        notes=(
+            *(f"{kind}: expected to show {expected} of every change" for kind in dict.fromkeys(kinds) if kind),
+            *_poor_tokenizer(prepared, changes, fresh),
+        ),
+        warms=bool(config.proxy.size) and inherited.size not in (None, config.proxy.size),
     )  # fmt: skip
+
+
+def _other_proxies(package: Package, config: SearchConfig) -> str:
+    """Name the kind of a package whose proxies are not this search's; "" where they are."""
+    told, own = package.proxies, proxies_told(config)
+    if "full" in told:
+        return f"full-size runs of {told['full']}"
+    if told and told != own:
+        what = told.get("size") or f"{told.get('model')} (LoRA {told.get('lora_rank', 'none')})"
+        return f"{what} proxies of {package.name}"
+    if config.proxy.fraction and abs(package.record.fraction / config.proxy.fraction - 1.0) > SAME_FRACTION:
+        return f"proxies on {package.record.fraction:.0%} of the rows of {package.name}"
+    return ""
 
 
 def runs_needed(changes: Sequence[Change], domains: int, *, unknown: bool) -> int:
@@ -320,6 +352,7 @@ def reused_runs(
     keys: Sequence[NDArray[np.uint64]],
     references: Sequence[NDArray[np.uint64]],
     folder: Path,
+    kinds: Sequence[str] = (),
 ) -> tuple[ReusedRuns, list[float]]:
     """Bring the runs of all packages to new domains (names and keys) and capabilities (keys of their search rows)."""
     moved = [move_runs(package, keys) for package in packages]
@@ -335,20 +368,29 @@ def reused_runs(
     every = [(package, run) for package in packages for run in package.runs]
     changed = {id(package): data_changed(compare_domains(package.record, names, keys)) for package in packages}
     number = {id(package): n for n, package in enumerate(packages)}
+    other = {id(package): kind for package, kind in zip(packages, kinds, strict=False) if kind}
+    sizes = {
+        other[id(p)]: np.array([p.losses_before(k) for k in references]) for p in reversed(packages) if id(p) in other
+    }
     ids = tuple(f"reused{number[id(package)]}:{run.id}" for package, run in every)
     placed = [folder / "runs" / _judged_id(name) / MODEL for name in ids]  # where they were judged before a stop
     return ReusedRuns(
         ids=ids,
-        origin=tuple(package.name for package, _ in every),
+        origin=tuple(other.get(id(package), package.name) for package, _ in every), sizes=sizes,
         volumes=np.concatenate([part.volumes for part in moved]),
         retired=tuple(retired), retired_volumes=np.concatenate(gone), retired_available=available,
         losses=np.concatenate([np.column_stack([p.losses(k) for k in references]) for p in packages]),
         seeds=np.array([run.seed for _, run in every], dtype=np.int64),
         labels=tuple(f"{number[id(package)]}:{run.rows}" for package, run in every),
-        weights=tuple(str(at) if at.exists() else run.weights for at, (_, run) in zip(placed, every, strict=True)),
+        weights=tuple(
+            "" if id(package) in other else str(at) if at.exists() else run.weights
+            for at, (package, run) in zip(placed, every, strict=True)
+        ),
         tokens=np.array([run.tokens for _, run in every], dtype=np.int64),
         seconds=np.array([run.seconds for _, run in every]),
-        kind_of=tuple(package.name if changed[id(package)] else "" for package, _ in every),
+        kind_of=tuple(
+            other.get(id(package)) or (package.name if changed[id(package)] else "") for package, _ in every
+        ),
     ), [part.kept for part in moved]  # fmt: skip
 
 

@@ -81,6 +81,7 @@ class Heritage:
         reserved: keys of the rows that they were trained on, which no mixture may draw.
         search: split groups of reference rows that a search has seen.
         verify: split groups of those that only a check saw.
+        size: of the scratch proxies that the warm start is of; None where that was not said.
     """
 
     folder: Path
@@ -88,6 +89,11 @@ class Heritage:
     reserved: Keys
     search: Keys
     verify: Keys
+    size: str | None = None
+
+    def warm_of(self, size: str) -> str:
+        """The warm start that proxies of a size take over; "" where they make one of their own."""
+        return self.warm if self.size in (None, size) else ""
 
     def search_rows(self, groups: Keys, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Mark the search half of some reference rows: rows that were split before stay where they were."""

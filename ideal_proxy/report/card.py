@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.pipeline import SearchRun
+from ideal_proxy.report.full_size import HEADER, full_size_rows, full_size_text, scale_ups
 from ideal_proxy.report.text import proxy_text, says, who_pays
 from ideal_proxy.terminal import change_text, harmless, interval_text, paragraph, sentence, table
 
@@ -56,6 +57,7 @@ def mixture_card(run: SearchRun) -> str:
         f"Predicted gain {result['predicted_gain']['value']:+.2%} {interval_text(result['predicted_gain'])}, verified "
         f"{verdict['gain']['value']:+.2%} {interval_text(verdict['gain'])} over {verdict['pairs']} pairs of runs.",
         "",
+        *_at_full_size(run),
         "## Limits of this result",
         "",
         f"- Measured on {_plain(proxy_text(result['proxy']))}: the direction of a full-size model, not its losses.",
@@ -71,6 +73,14 @@ def mixture_card(run: SearchRun) -> str:
         f"Seed {run.config.seed}; {_plain(versions)}.",
         "",
     ])  # fmt: skip
+
+
+def _at_full_size(run: SearchRun) -> list[str]:
+    """Write what scale-ups of this mixture showed, where there are any."""
+    if not (found := scale_ups(run.folder)):
+        return []
+    table_lines = _markdown(HEADER, full_size_rows(found), 2)
+    return ["## At full size", "", *table_lines, "", _plain(sentence(full_size_text(found))), ""]
 
 
 def comparison_tables(first: SearchRun, second: SearchRun) -> str:

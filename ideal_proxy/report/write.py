@@ -22,6 +22,7 @@ from ideal_proxy.pipeline import STAGE_OF_ROLE, SearchRun, few_references_text, 
 from ideal_proxy.report import plots
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.explorer import explorer
+from ideal_proxy.report.full_size import full_size_rows, full_size_text, scale_ups
 from ideal_proxy.report.page import FORMAT, Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, settle, svg_text
 from ideal_proxy.report.steps import steps_text
@@ -130,6 +131,8 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
             "same_total": _matrix(responses_at_base(run, share=share / total_base)),
         },
         "gradients": result.get("gradients"),
+        "full_size": full_size_rows(found := scale_ups(run.folder)),
+        "full_size_text": full_size_text(found) if found else "",
         "ladder": result.get("ladder"),
         "ladder_text": ladder_text(result.get("ladder")),
         "reuse": result.get("reuse"),

@@ -20,6 +20,7 @@ from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import IMPROVES, MixtureFile
 from ideal_proxy.proxy import TrainSettings, pick_device
+from ideal_proxy.scaleup.evidence import keep_as_evidence
 from ideal_proxy.scaleup.guard import guard, skipped
 from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
 from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
@@ -192,6 +193,11 @@ def scale_up(
         }
         if _main():
             atomic_write_json(out / "result.json", result)
+            kept = folder and keep_as_evidence(
+                folder, out, data, arms, seeds, wanted.spec.name, wanted.fraction, exclude
+            )
+            if kept:
+                reporter.note(f"kept as evidence in {kept}: a search with --reuse {folder} begins with it")
     return result
 
 

@@ -30,7 +30,7 @@ def package(rows, seeds, **domains):
     nothing = np.zeros((len(runs), 0))
     return Package(
         name="old", record=record(**domains), runs=runs, keys=np.zeros(0, np.uint64), loss_sum=nothing,
-        tokens=np.zeros(0),
+        tokens=np.zeros(0), before=np.zeros(0), proxies={},
     )  # fmt: skip
 
 

@@ -200,7 +200,6 @@ def test_a_run_without_weights_is_told_and_priced(home, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"proxy": {"size": "1M", "vocabulary": 300, "context": 48}}, "its proxy.size is 0.1M and this run file's 1M"),
         ({"proxy": {"size": "0.1M", "vocabulary": 400}}, "its proxy.vocabulary is 300 and this run file's 400"),
         ({"loss": "row"}, "its loss is token and this run file's row"),
     ],
@@ -212,6 +211,31 @@ def test_other_proxies_are_refused_by_name(home, change, told, tmp_path):
     assert answer.returncode == 1
     assert told in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+def test_proxies_of_another_size_are_evidence_of_another_kind(home):
+    """And a φ of their own; the warm start is trained anew on the same rows, the rate is the dial's."""
+    proxy = {"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.1}
+    raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], proxy=proxy, swarm={"runs": 4})
+    before = state(home / "old")
+    found = search(raw, home / "larger", reuse=[home / "old"])
+    assert state(home / "old") == before
+    kind = f"0.1M proxies of {home / 'old'}"
+    told = found.model.fidelity_[kind]
+    old = load_run(home / "old")
+    assert (told["learned"], told["same_level"], told["runs"]) == (True, False, (found.runs["from"] == kind).sum())
+    assert found.rate["learning_rate"] == pytest.approx(old.rate["learning_rate"] * 2e-3 / 6e-3)
+    assert (found.plan["fraction"], found.plan["warms"]) == (0.1, True)
+    assert found.result["reuse"]["trust"][0].startswith(f"{kind} ")
+    assert (found.runs["role"] == "warm").sum() == 1
+    for name in ("reserved_0", "search-0"):
+        records = [load_record(folder / "rows.npz") for folder in (home / "old", home / "larger")]
+        if name == "reserved_0":
+            assert all((a == b).all() for a, b in zip(*(r.reserved for r in records), strict=True))
+        else:
+            assert all((a == b).all() for a, b in zip(*(r.reference_keys for r in records), strict=True))
+    assert "expected to show 0.75 ± 0.35 of every change" in (home / "larger" / "log.txt").read_text()
+    assert "inherited: tokenizer, the warm start's rows" in (home / "larger" / "log.txt").read_text()
 
 
 def test_other_data_are_refused(home, tmp_path):

@@ -1,0 +1,68 @@
+"""`plan`: which way to search is recommended follows cost, memory and whether the target is at hand."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from builders import config_of, run, small_search
+
+from ideal_proxy.config import parse_config
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline import ways as module
+from ideal_proxy.pipeline.ways import LADDER, SCRATCH, TARGET, Way, compare_ways, recommend
+from ideal_proxy.terminal import Reporter
+
+
+def way(name, seconds, why_not=""):
+    return Way(name=name, lines={}, plan={"total": {"seconds": seconds}}, why_not=why_not)
+
+
+def test_the_target_is_taken_where_it_fits():
+    scratch, ladder = way(SCRATCH, 100.0), way(LADDER, 60.0)
+    assert recommend([scratch, ladder, way(TARGET, 900.0)])[0].name == TARGET
+    assert recommend([scratch, ladder, way(TARGET, 900.0, "too large")])[0].name == LADDER
+
+
+def test_a_ladder_has_to_be_cheaper():
+    chosen, why = recommend([way(SCRATCH, 100.0), way(LADDER, 60.0)])
+    assert (chosen.name, why) == (LADDER, "it costs 60% of one size alone, and was as good at equal cost")
+    assert recommend([way(SCRATCH, 100.0), way(LADDER, 95.0)])[0].name == SCRATCH
+    assert recommend([way(SCRATCH, 100.0, "no"), way(LADDER, 95.0)])[0].name == LADDER
+    with pytest.raises(UserError, match=r"none of the ways to search can be gone here: .*: no"):
+        recommend([way(SCRATCH, 100.0, "no")])
+
+
+def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
+    """What does not fit memory is named; low-rank updates are tried where all weights do not fit."""
+    asked = []
+
+    def planned(settings, folder, reporter):
+        asked.append(settings)
+        large = settings.proxy.mode == "target" and settings.proxy.lora_rank is None
+        return {"total": {"seconds": 10.0, "runs": 3}, "worker_bytes": 9e9 if large else 1e9, "device": "cpu",
+                "fraction": 0.1, "parameters": 1, "trainable_parameters": None}  # fmt: skip
+
+    monkeypatch.setattr(module, "plan_search", planned)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 4e9)
+    ways = compare_ways(config_of(("a", "b"), ("a",)), "some/model", 2.0, Reporter(quiet=True))
+    assert [w.name for w in ways] == [SCRATCH, LADDER, TARGET]
+    assert [(s.proxy.size, s.swarm.sizes, s.proxy.model, s.proxy.lora_rank, s.swarm.max_hours) for s in asked] == [
+        ("1M", (), None, None, 2.0), ("1M", ("0.1M", "1M"), None, None, 2.0), (None, (), "some/model", None, 2.0),
+        (None, (), "some/model", 16, 2.0),
+    ]  # fmt: skip
+    chosen, _ = recommend(ways)
+    assert chosen.lines == {"proxy": {"mode": "target", "model": "some/model", "lora_rank": 16}}
+    parse_config(small_search() | chosen.lines)
+
+
+def test_the_command_prints_lines_that_a_run_file_takes(tmp_path):
+    raw = small_search(proxy={"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.08})
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(raw))
+    answer = run("plan", "mix.yaml", "--quiet", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+    assert "proxies from scratch" in answer.stdout
+    assert "Take " in answer.stdout
+    lines = yaml.safe_load(answer.stdout.split("In mix.yaml:")[1])
+    parse_config({**raw, **lines, "proxy": {**raw["proxy"], **lines.get("proxy", {})}})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mix.yaml"]
