@@ -16,9 +16,11 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -32,31 +34,27 @@ ROUNDS = (1, 3)
 FIRST = 24  # runs of a search of one round
 
 
-def search(family: str, noise: float, seed: int, rounds: int) -> dict[str, float]:
-    """One search; gains in per cent of base."""
-    from surfaces import FAMILIES, SPREAD, Surface
+def look_for(surface: Any, observe: Callable[..., np.ndarray], seed: int, rounds: int) -> tuple[Any, ...]:
+    """Take the rounds of a search; runs are what `observe` says of mixtures and seeds."""
+    from surfaces import SPREAD
 
     from ideal_proxy.optimizer import Objective, explored_region, nearest_base, optimize
     from ideal_proxy.pipeline.design import make_later_design
     from ideal_proxy.pipeline.rounds import look_ahead, why_again
-    from ideal_proxy.response import Yardstick, compare
+    from ideal_proxy.response import Yardstick
     from ideal_proxy.response.model import ResponseModel
 
-    surface = Surface(family, seed, *((12, 10) if family == "poisoned" else ()))
     base, limits, objective = surface.base, surface.constraints(), Objective()
-    rng = np.random.default_rng([seed, round(1e4 * noise), FAMILIES.index(family)])
-    start = time.process_time()
     first = 3 * (surface.domains + 1)
-    v, seeds = surface.design(first if rounds > 1 or family == "poisoned" else FIRST, 4 if rounds > 1 else 1)
-    losses = surface.observe(v, noise, rng)
+    v, seeds = surface.design(first if rounds > 1 or surface.family == "poisoned" else FIRST, 4 if rounds > 1 else 1)
+    losses = observe(v, seeds)
     for number in range(1, rounds + 1):
         model = ResponseModel(available=100.0 * base, base=base, random_state=seed).fit(v, losses, seed_id=seeds)
         constraints = replace(limits, trust_region=explored_region(v, limits.domains))
         best = nearest_base(model, objective, constraints, optimize(model, objective, constraints, random_state=0))
-        stick = Yardstick.of_losses(surface.capabilities)
         if number == rounds:
             break
-        outlook = look_ahead(model, objective, constraints, stick, best.volumes)
+        outlook = look_ahead(model, objective, constraints, Yardstick.of_losses(surface.capabilities), best.volumes)
         if why_again(best, outlook) is None:
             break
         new, fresh = make_later_design(
@@ -65,9 +63,23 @@ def search(family: str, noise: float, seed: int, rounds: int) -> dict[str, float
             total=float(base.sum()), random_state=seed + 1000 * number,
         )  # fmt: skip
         v, seeds = np.vstack([v, new]), np.append(seeds, fresh)
-        losses = np.vstack([losses, surface.observe(new, noise, rng)])
+        losses = np.vstack([losses, observe(new, fresh)])
+    return model, best.volumes, v, seeds, losses, number
+
+
+def search(family: str, noise: float, seed: int, rounds: int) -> dict[str, float]:
+    """One search; gains in per cent of base."""
+    from surfaces import FAMILIES, Surface
+
+    from ideal_proxy.response import compare
+
+    surface = Surface(family, seed, *((12, 10) if family == "poisoned" else ()))
+    base = surface.base
+    rng = np.random.default_rng([seed, round(1e4 * noise), FAMILIES.index(family)])
+    start = time.process_time()
+    found = look_for(surface, lambda v, _seeds: surface.observe(v, noise, rng), seed, rounds)
+    model, mixture, v, *_, number = found
     seconds = time.process_time() - start
-    mixture = best.volumes
     truth, seen = (compare(model, mixture, base, pairs=pairs, chosen=True).gain for pairs in (10**9, PAIRS))
     true = 100.0 * (1.0 - surface.objective(mixture))
     pairs = [surface.observe(np.stack([mixture, base]), noise, rng) for _ in range(PAIRS)]
