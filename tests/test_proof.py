@@ -130,3 +130,40 @@ def test_what_was_not_run_on_a_gpu_says_so(tmp_path):
     gpu.show(tmp_path, tmp_path / "gpu.md")
     assert "1,234" in (tmp_path / "gpu.md").read_text()
     subprocess.run(["bash", "-n", str(ROOT / "benchmarks/proof/gpu.sh")], check=True)
+
+
+@pytest.mark.slow
+def test_contenders_that_train_one_proxy_find_the_domain_that_is_wanted(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmarks/gradients"))
+    import online
+    from problem import prepare_rows
+
+    from ideal_proxy.data.rows import read_rows
+
+    names = ("arithmetic", "facts", "formats")
+    train = {name: list(read_rows(f"demo:{name}?rows=60")) for name in names}
+    wanted = {"facts": list(read_rows("demo:facts?rows=60&split=reference"))}
+    problem = prepare_rows(
+        "demo", tmp_path, train, wanted, size="0.1M", context=64, vocabulary=300, learning_rate=3e-3, workers=1,
+        rows=108, even=True,
+    )  # fmt: skip
+    shares = online.doge(problem)
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares.argmax() == 1
+    robust = online.doremi(problem)
+    assert robust.sum() == pytest.approx(1.0)
+    assert (robust > 0).all()
+    assert robust.std() > 1e-4
+
+    class Setting:
+        task = Task(problem.base, 3.0 * problem.base, problem.base / 4.0, 4.0 * problem.base)
+
+        def rows(self, volumes):
+            return np.round(volumes)
+
+    setting = Setting()
+    setting.problem = problem
+    moved = online.ideal_rule(setting)
+    assert moved.sum() == pytest.approx(problem.base.sum())
+    assert moved.argmax() == 1
+    assert np.abs(np.log(moved / problem.base)).max() < 2 * 0.33

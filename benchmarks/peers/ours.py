@@ -53,6 +53,7 @@ class Ours:
     name: str = "ours"
     rounds: int = 2
     protect: float | None = None  # the default of a search is 0.02; the others have no such limit
+    region: float = 1.0  # times the log range that the runs explored, the product has 1
     fitting: Any = None  # further options of the fit: own, responses, baseline_loss
 
     def plan(self, domains: int, runs: int) -> tuple[int, int, int]:
@@ -67,7 +68,7 @@ class Ours:
         model, best = self.propose(task, table, seed)
         limits = constraints(task, table.losses.shape[1], self.protect)
         for number in range(1, rounds + 1):
-            inside = replace(limits, trust_region=explored_region(table.volumes, limits.domains))
+            inside = replace(limits, trust_region=self.explored(table, limits))
             stick = Yardstick.of_losses(table.losses.shape[1])
             points = look_ahead(model, Objective(), inside, stick, best).points
             volumes, seeds = make_later_design(
@@ -79,12 +80,19 @@ class Ours:
             model, best = self.propose(task, table, seed)
         return best
 
+    def explored(self, runs: Runs, limits: Constraints) -> dict[str, tuple[float, float]]:
+        region = explored_region(runs.volumes, limits.domains)
+        return {name: (self.region * down, self.region * up) for name, (down, up) in region.items()}
+
     def propose(self, task: Task, runs: Runs, seed: int) -> tuple[ResponseModel, Array]:
         model = fit(task, runs, seed, **(self.fitting or {}))
         limits = constraints(task, runs.losses.shape[1], self.protect)
-        limits = replace(limits, trust_region=explored_region(runs.volumes, limits.domains))
+        limits = replace(limits, trust_region=self.explored(runs, limits))
         found = optimize(model, Objective(), limits, random_state=0)
         return model, task.within(nearest_base(model, Objective(), limits, found).volumes)
 
 
-CONTENDERS = (Ours(), Ours("ours, one round", rounds=0), Ours("ours, protected", protect=0.02))
+CONTENDERS = (
+    Ours(), Ours("ours, one round", rounds=0), Ours("ours, protected", protect=0.02),
+    Ours("ours, region 1.5 times as wide", region=1.5),
+)  # fmt: skip

@@ -287,6 +287,8 @@ def show(out: Path, page: Path) -> None:
     empty = "not run: no GPU was at hand"
     lines = ["# On one GPU", "", "`bash benchmarks/proof/gpu.sh`, at most eight minutes on one H100.", "",
              "| what | result |", "|---|---|"]  # fmt: skip
+    if any(step.get("smoke") for step in told.values()):
+        lines[2:2] = ["A rehearsal on a small scratch model and no GPU: the figures mean nothing.", ""]
     here = told.get("correctness")
     lines.append(
         f"| packed = alone, bf16, resume | {json.dumps({k: here[k] for k in list(here)[4:]}) if here else empty} |"

@@ -22,6 +22,7 @@ class Stepper:
 
         self.problem, self.rows = problem, list(problem.domains.values())
         self.rng = np.random.default_rng([seed, 41])
+        problem.base_model(seed)  # so that the warm start is there
         self.model = problem.start()
         self.model.train()
         self.optimizer = adamw(self.model, problem.settings)

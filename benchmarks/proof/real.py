@@ -81,8 +81,15 @@ def pool(given: argparse.Namespace) -> None:
     """Train the table of runs: base with both seeds, and mixtures that fill the bounds."""
     from peers import ours
 
+    from ideal_proxy.store import is_complete
+
     setting = Setting(given.suite, given.suites, given.work, "0.1M", "search", given.workers)
     volumes, seeds = ours.design(setting.task, SETTINGS[given.suite]["runs"], 0)
+    if given.finished:
+        runs = setting.problem.run_dir / "runs"
+        specs = [setting.problem.spec(setting.rows(v), int(s) + 1) for v, s in zip(volumes, seeds, strict=True)]
+        kept = [number for number, spec in enumerate(specs) if is_complete(runs / spec.id)]
+        volumes, seeds = volumes[kept], seeds[kept]
     losses = setting.train(volumes, seeds + 1)
     before = setting.problem.losses([(np.zeros(len(setting.names)), 0)])[0]
     told = {
@@ -262,6 +269,7 @@ def main() -> None:
     parser.add_argument("--size", default="1M", help="of the target")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--finished", action="store_true", help="pool: only the runs that a stopped call finished")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     globals()[given.stage](given)
