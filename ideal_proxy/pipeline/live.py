@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.pipeline.status import whole_seconds_left
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.stage import LOWER
+from ideal_proxy.pipeline.status import finished_runs, whole_seconds_left
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.response import Array, combine
-from ideal_proxy.store import is_complete, read_json
 from ideal_proxy.swarm import Run
 from ideal_proxy.terminal import Reporter, count_text, duration, signed
 
@@ -22,7 +24,8 @@ class Watcher:
     """Tells a reporter's panel what finished runs say; where there is no panel it reads nothing."""
 
     def __init__(self, config: SearchConfig, folder: Path, reporter: Reporter, record: StatusRecord) -> None:
-        self._reporter, self._record, self._folder = reporter, record, folder
+        self._reporter, self._record = reporter, record
+        self._folder = folder.parents[1] if folder.parent.name == LOWER else folder  # of the whole search
         self._kind = config.objective.kind
         self._weights = [capability.weight for capability in config.capabilities]
         self._by_loss = not config.has_metrics
@@ -35,9 +38,11 @@ class Watcher:
 
     def time(self) -> None:
         """Say what was spent and what is left at most."""
-        runs = [read_json(path / "metrics.json") for path in sorted(self._folder.glob("runs/*")) if is_complete(path)]
-        left = duration(whole_seconds_left(self._folder, self._record.state, runs))
-        self._reporter.fact(TIME, f"{duration(self._record.spent_seconds)} so far, at most {left} left")
+        text = f"{duration(self._record.spent_seconds)} so far"
+        with contextlib.suppress(KeyError, OSError, UserError):  # an estimate must not end a search
+            left = whole_seconds_left(self._folder, self._record.state, finished_runs(self._folder))
+            text += f", at most {duration(left)} left"
+        self._reporter.fact(TIME, text)
 
     def evidence(self, runs: Sequence[tuple[Run, Array]], base: tuple[int, ...]) -> None:
         """Count what the fit may learn from, and name the best single run; `base` is what a proxy draws of base."""

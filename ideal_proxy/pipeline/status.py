@@ -26,11 +26,7 @@ def read_status(run: Path) -> dict[str, Any]:
         if any(entry.name not in LOCK_FILES for entry in run.iterdir()):
             raise UserError(f"{run} holds no search; give the run directory of `ideal-proxy search --out`")
         return _status(run, "empty", {}, [], f"{program()} search MIX.YAML --out {run}")
-    runs = [
-        read_json(path / "metrics.json") | {"lower": lower}
-        for lower, folder in (("", run), *((place.name, place) for place in sorted(run.glob(f"{LOWER}/*"))))
-        for path in sorted(folder.glob("runs/*")) if is_complete(path)
-    ]  # fmt: skip
+    runs = finished_runs(run)
     record = read_json(run / STATUS) if (run / STATUS).exists() else {}
     again = f"{program()} search {run / 'config.yaml'} --out {run}"
     if (run / "result.json").exists():
@@ -38,6 +34,15 @@ def read_status(run: Path) -> dict[str, Any]:
     if (holder := lock_holder(run)) is not None:
         return _status(run, "running", record, runs, f"{program()} status {run}", holder=holder)
     return _status(run, "stopped" if record or runs else "planned", record, runs, again)
+
+
+def finished_runs(run: Path) -> list[dict[str, Any]]:
+    """Read what every finished run left; `lower` names the size of a ladder's lower ones."""
+    return [
+        read_json(path / "metrics.json") | {"lower": lower}
+        for lower, folder in (("", run), *((place.name, place) for place in sorted(run.glob(f"{LOWER}/*"))))
+        for path in sorted(folder.glob("runs/*")) if is_complete(path)
+    ]  # fmt: skip
 
 
 def _status(

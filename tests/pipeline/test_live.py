@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from builders import config_of
 
-from ideal_proxy.pipeline.live import BEST, EVIDENCE, Watcher
+from ideal_proxy.pipeline.live import BEST, EVIDENCE, TIME, Watcher
+from ideal_proxy.pipeline.stage import LOWER, Stage
+from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.store import atomic_write_json, mark_complete
 from ideal_proxy.terminal import Reporter
 
 BASE = (100, 100)
@@ -31,3 +34,20 @@ def test_the_best_run_is_told_against_the_mean_of_bases_own(tmp_path, kind, best
     watcher.evidence([finished("d", (50, 150), (1.2, 2.0))], BASE)
     assert reporter._facts[EVIDENCE] == "4 runs of 3 mixtures"
     assert reporter._facts[BEST].startswith(f"{best} against base")
+
+
+@pytest.mark.parametrize("part", ["", f"{LOWER}/0.1M"])
+def test_the_time_left_is_that_of_the_whole_search(tmp_path, part):
+    """Also while a ladder's lower size is trained, in a folder of its own."""
+    atomic_write_json(tmp_path / "plan.json", {"workers": 2})
+    metrics = {"spec": {"role": "warm"}, "tokens": 1_000, "train_seconds": 9.0, "evaluate_seconds": 1.0}
+    atomic_write_json(tmp_path / "runs/a/metrics.json", metrics)
+    mark_complete(tmp_path / "runs/a")
+    plan = [
+        {"name": "warm start", "runs": 1, "tokens": 1_000, "seconds": 1.0},
+        {"name": "swarm", "runs": 12, "tokens": 24_000, "seconds": 1.0},
+    ]
+    reporter, record = Reporter(), StatusRecord(tmp_path, plan)
+    record.stage(Stage.WARM_START)
+    Watcher(config_of(["facts", "lists"], ["facts"]), tmp_path / part, reporter, record).time()
+    assert reporter._facts[TIME] == "0 s so far, at most 2 min left"  # 24,000 tokens at 100 a second, two at once
