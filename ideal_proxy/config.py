@@ -190,6 +190,9 @@ class SearchConfig(Section):
         return [capability.name for capability in self.capabilities]
 
 
+MOST_ROWS = 10**15
+
+
 def rows_of(value: int | str | None, available: int, *, default: int, what: str) -> int:
     """Turn a count, '30%' or '2x' of the available rows into rows; `what` names the setting in an error."""
     if value is None:
@@ -206,6 +209,8 @@ def rows_of(value: int | str | None, available: int, *, default: int, what: str)
         raise UsageError(f"{what} is {value!r}; write {VOLUME}") from error
     if rows < 0:
         raise UsageError(f"{what} is {value!r}; a volume cannot be negative")
+    if rows > MOST_ROWS:
+        raise UsageError(f"{what} is {shortened(repr(value))}; a volume has at most {MOST_ROWS:,} rows")
     return rows
 
 

@@ -301,7 +301,7 @@ def _quiet_seconds(folder: Path, *, locks: bool) -> float | None:
     # The file system's own clock, which is not this machine's, says what time it is.
     with tempfile.TemporaryFile(dir=folder) as now:
         quiet = os.fstat(now.fileno()).st_mtime - (folder / HOLDER).stat().st_mtime
-    return max(0.0, quiet) if quiet < QUIET_SECONDS else None
+    return max(0.0, quiet) if abs(quiet) < QUIET_SECONDS else None  # far ahead: that clock was set back
 
 
 def lock_holder(folder: str | Path) -> str | None:

@@ -171,8 +171,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
     with lock(folder):
         config = inherited_config(config, folder)
         _claim(config, folder)
-        if is_complete(folder) and (path := damaged_file(folder)) is not None:
-            reporter.note(f"{path} is damaged; the result is made anew from the finished runs")
+        if is_complete(folder) and (path := _damaged(folder)) is not None:
+            reporter.note(f"{path} is damaged; it and the result are made anew from the finished runs")
             for name in ("result.json", MARKER):
                 (folder / name).unlink(missing_ok=True)
         if (folder / "result.json").exists():
@@ -231,6 +231,12 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             result = write_outcome(laboratory, proposals, verdict, check, reuse)
     tracker.tell("search finished", **_told_result(result))
     return result
+
+
+def _damaged(folder: Path) -> Path | None:
+    """Return a file of a finished search, or of one of its runs, that is no longer what was written."""
+    places = [folder, *sorted(run for run in folder.glob("runs/*") if is_complete(run))]
+    return next((path for place in places if (path := damaged_file(place)) is not None), None)
 
 
 def _drop_report(folder: Path, reporter: Reporter) -> None:

@@ -21,6 +21,7 @@ from ideal_proxy.tables.columns import domain_columns, is_tracker, metric_column
 from ideal_proxy.tables.sheet import Sheet, plain, read_cells, read_sheet, some, to_numbers
 
 log = logging.getLogger(__name__)
+HUGE = 1e100  # its square is a number still
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,13 @@ def read_metrics(path: str | Path, metrics: Sequence[str] = ()) -> Table:
         if missing:
             raise UserError(f"{path} lacks metric {some(missing)}: its columns of numbers are {some(sheet.numeric())}.")
         columns = [own[m] for m in metrics]
-    return _table(sheet, columns, "metric", "metric/")
+    table = _table(sheet, columns, "metric", "metric/")
+    huge = table.values.abs().max() > HUGE
+    if huge.any():
+        raise UserError(
+            f"{path}: metric {some(list(huge.index[huge]))} has values above {HUGE:g}: leave those runs out."
+        )
+    return table
 
 
 def read_available(path: str | Path, domains: Sequence[str]) -> Array:

@@ -14,11 +14,22 @@ from finished_run import folder as finished_folder
 
 from ideal_proxy.config import load_config
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.pipeline.outer_loop import _damaged
+from ideal_proxy.pipeline.plan import read_plan
+from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.scaleup.run import _last_checkpoint
-from ideal_proxy.store import MARKER, damaged_file, is_complete, is_whole, mark_complete
+from ideal_proxy.store import (
+    MARKER,
+    atomic_write_json,
+    damaged_file,
+    is_complete,
+    is_whole,
+    mark_complete,
+    read_json,
+)
 from ideal_proxy.swarm.context import MODEL
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
 
@@ -194,3 +205,35 @@ def test_a_full_size_run_goes_on_from_the_newest_checkpoint_that_is_whole(lost: 
     (tmp_path / "checkpoint-9" / "model.safetensors").write_bytes(b"model.safetensors 8")
     assert _last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_damaged_file_of_a_finished_search_or_of_its_runs_is_noticed(tmp_path: Path) -> None:
+    for name, place in (("result.json", tmp_path), ("metrics.json", tmp_path / "runs" / "a")):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("{}")
+        mark_complete(place, (name,))
+    (tmp_path / "runs" / "half").mkdir()
+    assert _damaged(tmp_path) is None
+    (tmp_path / "runs" / "a" / "metrics.json").write_bytes(b"")
+    assert _damaged(tmp_path) == tmp_path / "runs" / "a" / "metrics.json"
+    (tmp_path / "result.json").write_text("[]")
+    assert _damaged(tmp_path) == tmp_path / "result.json"
+    with pytest.raises(UserError, match="is damaged or was edited"):
+        load_result(tmp_path)
+
+
+def test_a_sealed_file_and_a_plan_with_its_copy(tmp_path: Path) -> None:
+    atomic_write_json(tmp_path / "rate.json", {"learning_rate": 0.006}, seal=True)
+    assert read_json(tmp_path / "rate.json") == {"learning_rate": 0.006}
+    text = (tmp_path / "rate.json").read_text()
+    (tmp_path / "rate.json").write_text(text.replace("0.006", "0.002"))
+    with pytest.raises(UserError, match="is damaged"):
+        read_json(tmp_path / "rate.json")
+    plan = read_json(finished_folder() / "plan.json")
+    (tmp_path / "plan.json").write_bytes(b"\0" * 99)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_plan(tmp_path / "plan.json")
+    atomic_write_json(tmp_path / "prepared" / "plan.json", plan, seal=True)
+    with pytest.raises(UserError, match="another version"):  # the folder made without training has no whole plan
+        read_plan(tmp_path / "plan.json")
+    assert read_json(tmp_path / "plan.json") == plan
