@@ -166,3 +166,45 @@ def test_too_few_that_were_trained_as_well_prove_nothing():
     assert said.startswith(
         "imitations have no weight in the fit: fewer than 3 of their mixtures are among trained runs"
     )
+
+
+def bent(v, seed):
+    """What a small size shows: 0.75 of every log change, and a smooth error of its own, a fifth of the changes."""
+    rng = np.random.default_rng([seed, 7])
+    changes, h = np.log(truth(v) / truth(BASE[None])), np.log(v / BASE)
+    own = h @ rng.normal(size=(4, 3))
+    own *= 0.2 * changes.std(axis=0) / own.std(axis=0)
+    return 1.7 * truth(BASE[None]) * np.exp(0.75 * changes + own + 0.01 * rng.standard_normal(changes.shape))
+
+
+def inside(fitted, seed):
+    """The share of true changes against base in the 90 % intervals of the draws."""
+    v, _ = runs(12, 300 + seed)
+    base = np.log(fitted.draws_value_and_gradient(BASE)[0])
+    held = []
+    for mixture in v:
+        low, high = np.quantile(np.log(fitted.draws_value_and_gradient(mixture)[0]) - base, [0.05, 0.95], axis=0)
+        change = np.log(truth(mixture[None])[0] / truth(BASE[None])[0])
+        held.append((low <= change) & (change <= high))
+    return float(np.mean(held))
+
+
+def test_a_ladder_adds_to_its_large_runs_and_says_how_sure_it_is():
+    """Six large runs with and without 36 small ones; intervals as of twelve large ones; shuffled ones are nothing."""
+    errors, held, factors = [], [], []
+    for seed in range(4):
+        (v, losses), (small, _) = runs(12, 10 + seed, noise=0.01), runs(36, 20 + seed)
+        few, shown = (v[:6], losses[:6]), bent(small, seed)
+        fitted, trust = together(few, (small, shown), "0.1M proxies", OTHER_SIZE)
+        assert 0 < trust.weight < 0.5
+        assert 0.1 < trust.error < 0.4
+        whole = alone((v, losses))
+        errors.append((error(fitted), error(alone(few))))
+        held.append((inside(fitted, seed), inside(whole, seed)))
+        factors.append(trust.factor)
+        _, mixed = together((v, losses), (small, shown[np.random.default_rng(seed).permutation(36)]), "k", OTHER_SIZE)
+        assert mixed.weight == 0
+    ladder, six = np.mean(errors, axis=0)
+    assert ladder < 0.95 * six
+    assert np.mean(held, axis=0)[0] > max(0.7, np.mean(held, axis=0)[1] - 0.1)
+    assert np.mean(factors) == pytest.approx(0.75, abs=0.2)
