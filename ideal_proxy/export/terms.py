@@ -114,6 +114,11 @@ def terms_notes(mixture: MixtureFile, terms: Terms, target: str) -> tuple[str, .
         notes.append("reduce_loss sum is not divided by the tokens of a step: leave clip_grad_norm off, or scale it")
     if terms.context is None:
         notes.append("the file names no context: the trainer's own default cuts or drops rows; add --context")
+    elif terms.model is None and terms.context == context_of(mixture):
+        notes.append(
+            f"{terms.context:,} tokens of context are the search's, in the tokenizer of its proxies: set yours (--context), "
+            "or --model MODEL counts with the target's"
+        )
     if batch is not None and terms.sequences is None:
         notes.append(f"a step is {batch}, and the file names no context to pack to; set batch and packing yourself")
     elif terms.packed:

@@ -353,6 +353,9 @@ def test_every_trainer_is_told_how_to_train(mixture: MixtureFile, tmp_path: Path
     usual = export_mixture(told, target, tmp_path / "usual")
     assert float(settings_of(tmp_path / "usual")[rate]) == 2e-5
     assert any("not tuned" in note for note in usual.notes)
+    assert any("640 tokens of context are the search's" in note for note in usual.notes)
+    chosen = export_mixture(told, target, tmp_path / "chosen", context=1024)
+    assert not any("tokens of context" in note for note in chosen.notes)
     silent = export_mixture(in_search(mixture, "token", Batch(rows=24), None), target, tmp_path / "silent")
     assert any("names no context" in note for note in silent.notes)
 
