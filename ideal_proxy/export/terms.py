@@ -116,7 +116,7 @@ def terms_notes(mixture: MixtureFile, terms: Terms, target: str) -> tuple[str, .
         notes.append("the file names no context: the trainer's own default cuts or drops rows; add --context")
     elif terms.model is None and terms.context == context_of(mixture):
         notes.append(
-            f"{terms.context:,} tokens of context are the search's, in the tokenizer of its proxies: set yours (--context), "
+            f"{terms.context:,} tokens of context are the search's, by its proxies' tokenizer: set yours (--context), "
             "or --model MODEL counts with the target's"
         )
     if batch is not None and terms.sequences is None:
