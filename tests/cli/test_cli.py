@@ -95,7 +95,7 @@ def test_init_then_check(folder):
     written = json.loads(run("init", "data", "--force", "--json", cwd=folder).stdout)
     assert written["run_file"] == "mix.yaml"
     assert [entry["base"] for entry in written["config"]["domains"]] == [60, 60]
-    assert written["said"][-2].endswith("check mix.yaml")
+    assert any(line.endswith("check mix.yaml") for line in written["said"])
 
 
 def test_every_command_speaks_json():
