@@ -334,6 +334,9 @@ def _row_error(entry: PairedLosses | PairedScores, share_S: Array, scale: float)
     if isinstance(entry, PairedScores):
         if entry.items is None or entry.clusters is None:
             return 0.0
+        pairs, items = entry.items.shape
+        if not entry.items.any():  # that nothing changed in so few items is no proof: one more might have
+            return float(np.abs(share_S).mean() / abs(scale) / (pairs * items))
         mean_N = (share_S[:, None] * entry.items).mean(axis=0) / scale
         sums_C = np.bincount(entry.clusters, weights=mean_N - mean_N.mean())  # of a cluster, about the mean
         return float(np.sqrt((sums_C**2).sum() * len(sums_C) / max(1, len(sums_C) - 1))) / len(mean_N)

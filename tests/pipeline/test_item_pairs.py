@@ -101,3 +101,13 @@ def test_a_metric_that_seeds_move_more_than_mixtures_is_refused_by_name() -> Non
     within, between, degrees = noise_and_spread(of_mixture + np.arange(19) % 2 / 100, of_mixture.astype(np.int64))
     assert degrees == 5
     assert within < 0.1 < between
+
+
+def test_no_item_that_changed_is_no_certainty() -> None:
+    stick = Yardstick(("score",), np.array([0.275]))
+    few, many = (
+        judge([PairedScores(np.full(2, 0.275), np.full(2, 0.275), np.zeros((2, n)), np.arange(n))], yardstick=stick)
+        for n in (20, 2_000)
+    )
+    assert few.ratios[0].upper - few.ratios[0].lower > 0.1
+    assert 0 < many.ratios[0].upper - many.ratios[0].lower < 0.01
