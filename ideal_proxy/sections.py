@@ -362,7 +362,7 @@ class SwarmConfig(Section):
         """Read a list of runs, one a size."""
         if not isinstance(values, dict) or not isinstance(runs := values.get("runs"), (list, tuple)):
             return values
-        if len(runs) != len(values.get("sizes") or ()):
+        if not runs or len(runs) != len(values.get("sizes") or ()):
             raise ValueError(f"runs names {len(runs)} numbers and sizes {len(values.get('sizes') or ())}; one each")
         return {**values, "runs": runs[-1], "lower_runs": list(runs[:-1])}
 

@@ -202,7 +202,7 @@ def _sums(x_RC: Array, goal_R: Array, slack: float, odd: float, *, most: int = S
 def _equal_parts(values: pd.DataFrame) -> list[str]:
     """Columns of volumes that sum to one total in every run: they weigh the same in what best explains a constant."""
     x = values.loc[:, values.max() > values.min()].dropna()
-    if len(x) <= x.shape[1] or x.shape[1] < 2 or (x.to_numpy() < 0).any():
+    if len(x) <= x.shape[1] or x.shape[1] < 2 or not ((x.to_numpy() >= 0) & (x.to_numpy() < 1e100)).all():
         return []
     scale = x.max().to_numpy(dtype=float)
     weights = np.linalg.lstsq(x.to_numpy(dtype=float) / scale, np.ones(len(x)), rcond=None)[0] / scale

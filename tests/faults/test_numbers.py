@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import run
+from builders import run, small_search
 from finished_run import folder as finished_folder
 
 from ideal_proxy.errors import UserError
@@ -104,3 +104,15 @@ def test_losses_of_half_precision_do_not_overflow(dtype: torch.dtype) -> None:
     found = head_loss(hidden, weight, labels, 1.0)
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(exact), rel=0.01)
+
+
+def test_what_fuzzing_found_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("run,a,b,loss\n" + "".join(f"{n},{1e307 * (n + 1)},{n},{n}\n" for n in range(9)))
+    table = str(tmp_path / "t.csv")
+    done = run("fit", "--ratios", table, "--metrics", table, "--out", str(tmp_path / "f.json"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    (tmp_path / "mix.yaml").write_text(json.dumps(small_search(swarm={"runs": []})))
+    done = run("check", str(tmp_path / "mix.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
