@@ -28,6 +28,7 @@ ROW_MARKS = {
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 
 
+NEVER_ROWS = {"chat_template_kwargs", "metadata", "meta", "tools"}  # columns of objects that say something about rows
 SPEAKERS = ("role", "from", "speaker", "author", "sender", "human")
 
 
@@ -355,12 +356,16 @@ def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | 
     lists = {key: part for key, part in value.items() if isinstance(part, list)}
     turns = any(_is_turn(cell) for key in CHAT_COLUMNS for cell in lists.get(key, ()))
     turns = turns or any(isinstance(cell, dict) and _is_turn(cell) for part in lists.values() for cell in part)
-    many = [part for part in lists.values() if part and all(isinstance(row, dict) for row in part)]
+    even = len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1
+    many = [
+        part for key, part in lists.items()
+        if part and all(isinstance(row, dict) for row in part) and not (even and len(lists) > 1 and key in NEVER_ROWS)
+    ]  # fmt: skip
     if len(many) == 1 and not turns and marks.isdisjoint(value):
         return many[0]
     if sum(not marks.isdisjoint(part[0]) for part in many) > 1:
         return None  # several sets of rows: which is meant?
-    if lists and len(lists) == len(value) and len({len(part) for part in lists.values()}) == 1 and not turns:
+    if lists and even and not turns:
         return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
     tables = [part for part in value.values() if isinstance(part, dict) and part and all(k.isdigit() for k in part)]
     if tables and len(tables) == len(value) and all(list(part) == list(tables[0]) for part in tables):

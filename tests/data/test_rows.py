@@ -15,7 +15,7 @@ import pytest
 
 from ideal_proxy.data.duplicates import find_duplicates
 from ideal_proxy.data.messages import Row, messages_of, row_key, row_keys, source_fingerprint
-from ideal_proxy.data.rows import read_rows, scan
+from ideal_proxy.data.rows import look_through, read_rows, scan
 from ideal_proxy.errors import UserError
 
 ALPACA = [
@@ -252,3 +252,17 @@ def test_sft5_has_the_rows_that_its_manifest_says():
     report = find_duplicates({"trust": domain}, {"trust": reference})
     assert not report.leaks  # its README: no prompt occurs twice, across splits
     assert report.within == {"trust": 0}
+
+
+def test_a_column_of_settings_is_not_the_rows_of_a_table(tmp_path):
+    table = {
+        "id": ["7", "8"], "prompt": ["What?", "Who?"], "completion": ["That.", "They."],
+        "chat_template_kwargs": [{"enable_thinking": True}, {"enable_thinking": False}],
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(table), encoding="utf-8")
+    found = list(read_rows(tmp_path / "a.json"))
+    assert [row.messages[-1].content for row in found] == ["That.", "They."]
+    assert [row.settings["enable_thinking"] for row in found] == [True, False]
+    del table["prompt"], table["completion"]
+    (tmp_path / "b.json").write_text(json.dumps(table | {"data": [["a?", "a"], ["b?", "b"]]}), encoding="utf-8")
+    assert look_through(tmp_path / "b.json").rows == 2
