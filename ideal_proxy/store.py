@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import functools
 import io
 import json
@@ -106,6 +107,20 @@ def atomic_write_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     atomic_write_bytes(path, buffer.getvalue())
+
+
+def copy_checked(source: Path, target: Path) -> None:
+    """Copy a file or a folder whole; a copy that is there and no longer equal is made anew."""
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()] if source.is_dir() else [Path()]
+    with contextlib.suppress(OSError):
+        if all(filecmp.cmp(source / name, target / name, shallow=False) for name in files):
+            return
+    with whole(target) as part:
+        if source.is_dir():
+            shutil.copytree(source, part)
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            shutil.copyfile(source, part)
 
 
 def save_pretrained(kept: Any, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from ideal_proxy.pipeline.plan import Plan
 from ideal_proxy.pipeline.prepare import Prepared, reserved_rows
 from ideal_proxy.pipeline.row_record import RECORD, Heritage, record_of, save_record
 from ideal_proxy.proxy import TrainSettings
-from ideal_proxy.store import atomic_write_bytes
+from ideal_proxy.store import atomic_write_bytes, copy_checked
 from ideal_proxy.swarm import (
     TOKENIZER,
     WARM_WEIGHTS,
@@ -99,11 +98,8 @@ def make_context(
     if trainer is not None:
         write_command(folder, trainer)
         place_rows(prepared.folder, folder, len(prepared.facts), len(prepared.capabilities))
-    if config.has_metrics and not (folder / TOKENIZER).is_dir():  # what a metric loads beside the model
-        part = folder / f".{TOKENIZER}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(prepared.folder / "tokenizer", part)
-        part.rename(folder / TOKENIZER)
+    if config.has_metrics:  # what a metric loads beside the model
+        copy_checked(prepared.folder / "tokenizer", folder / TOKENIZER)
     if not scratch:
         from ideal_proxy.proxy import place_base
 

@@ -31,14 +31,15 @@ def climb(config: SearchConfig, prepared: Prepared, plan: Plan, last: Laboratory
             laboratory.warm_start()
             path = folder / "rate.json"
             if rate is not None and not path.exists():
-                atomic_write_json(path, {"learning_rate": rate, "chosen": "scaled from the size below"})
+                atomic_write_json(path, {"learning_rate": rate, "chosen": "scaled from the size below"}, seal=True)
             rate = choose_rate(laboratory, path, last.reporter)
             laboratory.explore(prepared.domains.base, config.swarm.spread, lower.runs, rate, 0)
             last.learn_from(_as_evidence(laboratory, lower.size), laboratory.cost())
         rate = scaled_rate(rate, lower.size, sizes[sizes.index(lower.size) + 1])
     path = last.folder / "rate.json"
     if not path.exists():
-        atomic_write_json(path, {"learning_rate": rate, "chosen": f"scaled from what {sizes[0]} proxies chose"})
+        chosen = f"scaled from what {sizes[0]} proxies chose"
+        atomic_write_json(path, {"learning_rate": rate, "chosen": chosen}, seal=True)
 
 
 def _as_evidence(laboratory: Laboratory, size: str) -> ReusedRuns:

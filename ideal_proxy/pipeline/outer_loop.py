@@ -235,7 +235,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
 
 def _damaged(folder: Path) -> Path | None:
     """Return a file of a finished search, or of one of its runs, that is no longer what was written."""
-    places = [folder, *sorted(run for run in folder.glob("runs/*") if is_complete(run))]
+    runs = [*folder.glob("runs/*"), *folder.glob("lower/*/runs/*")]  # of a ladder's sizes below the last too
+    places = [folder, *sorted(run for run in runs if is_complete(run))]
     return next((path for place in places if (path := damaged_file(place)) is not None), None)
 
 
@@ -256,7 +257,7 @@ def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> I
         _claim(config, folder)
         prepared, reuse, heritage = _begin(config, folder, reporter, search=False)
         plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
-        atomic_write_json(folder / "rate.json", {"learning_rate": plan.rates[0], "chosen": "inherited"})
+        atomic_write_json(folder / "rate.json", {"learning_rate": plan.rates[0], "chosen": "inherited"}, seal=True)
         with (
             StatusRecord(folder, describe_plan(config, prepared, plan)["stages"]) as record,
             Laboratory(config, prepared, plan, folder, reporter, record, reuse=reuse, heritage=heritage) as laboratory,

@@ -281,7 +281,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         context=encoded.context,
         base_model=base_model,
     )
-    atomic_write_json(folder / "facts.json", _as_json(prepared))
+    atomic_write_json(folder / "facts.json", _as_json(prepared), seal=True)
     mark_complete(folder)
     return prepared
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import random
 import shlex
@@ -122,7 +121,7 @@ def parse_score(text: str, told: str) -> tuple[float, Items | None]:
     shown = repr(shortened(lines[-1].strip()))
     try:
         value = json.loads(lines[-1])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{told} ended with the line {shown}; its last line must be {SCORE}") from error
     items = None
     if isinstance(value, dict):
@@ -132,7 +131,7 @@ def parse_score(text: str, told: str) -> tuple[float, Items | None]:
         value = value.get("score", None if items is None else items.mean)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{told} gave {shown}; the score must be {SCORE}")
-    return _finite(float(value), told), items
+    return _finite(value, told), items
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -249,7 +248,7 @@ def _call_function(
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
-        return _finite(float(value), spec.told), items
+        return _finite(value if isinstance(value, int) else float(value), spec.told), items
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{spec.told} returned {str(value)[:60]!r}; it must return a number, or a dict with `score`"
@@ -299,8 +298,9 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def _finite(value: float, told: str) -> float:
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
+        shown = value if isinstance(value, float) else "an integer beyond every float"
         raise UserError(
-            f"{told} gave {value}; the score must be a finite number, so say what counts where there is none"
+            f"{told} gave {shown}; the score must be a finite number, so say what counts where there is none"
         )
-    return value
+    return float(value)

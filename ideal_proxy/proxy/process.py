@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,13 +18,29 @@ from typing import IO, Any
 from ideal_proxy.errors import UserError
 
 LAST_LINES, LAST_WORDS = 3, 300  # of what a failed program said, told to the user; characters
+# Launchers such as torchrun begin their workers in sessions of their own, which a signal to the group does not reach;
+# those are known by a mark in the environment that they inherited (Linux).
+MARK = "IDEAL_PROXY_PROGRAM"
 GUARD = """
-import os, signal, sys
+import glob, os, signal, sys, time
 sys.stdin.buffer.read()
 try:
     os.killpg(int(sys.argv[1]), signal.SIGKILL)
 except ProcessLookupError:
     pass
+for _ in range(100):
+    alive = False
+    for path in glob.glob("/proc/[0-9]*/environ"):
+        try:
+            with open(path, "rb") as file:
+                if sys.argv[2].encode() in file.read():
+                    os.kill(int(path.split("/")[2]), signal.SIGKILL)
+                    alive = True
+        except OSError:
+            pass
+    if not alive:
+        break
+    time.sleep(0.02)
 """
 POLL_SECONDS = 0.05
 TAIL_BYTES = 65536
@@ -55,11 +72,12 @@ def run_program(
     log: Path | None = None,
 ) -> str:
     """Run a program to its end and return the end of what it printed; what it says can be kept in a file."""
+    mark = uuid.uuid4().hex
     whole = {
         **os.environ,
         # `python` is the interpreter that ideal-proxy runs in, whether or not its environment is activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        **environment, "PYTHONUNBUFFERED": "1",
+        **environment, "PYTHONUNBUFFERED": "1", MARK: f"{os.environ.get(MARK, '')}:{mark}",
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         if log is None:
@@ -72,11 +90,10 @@ def run_program(
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, cwd=folder, env=whole,
                 start_new_session=True,
             )  # fmt: skip
-        except OSError as error:
-            raise UserError(
-                f"{told} cannot be started ({error.strerror or error}: {error.filename or words[0]}); correct {setting}"
-            ) from error
-        with _ended_with_us(process):
+        except (OSError, ValueError) as error:  # a null byte in a word
+            why = f"{error.strerror}: {error.filename or words[0]}" if isinstance(error, OSError) else str(error)
+            raise UserError(f"{told} cannot be started ({why}); correct {setting}") from error
+        with _ended_with_us(process, mark):
             deadline = float("inf") if seconds is None else time.monotonic() + seconds
             while process.poll() is None:
                 if should_stop is not None and should_stop():
@@ -93,10 +110,10 @@ def run_program(
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End a process group when this block is left or this process dies, however it dies: a guard waits for our end."""
+def _ended_with_us(process: subprocess.Popen[bytes], mark: str) -> Iterator[None]:
+    """End a process and what it began when this block is left or we die, however: a guard waits for our end."""
     read, write = os.pipe()
-    command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid)]
+    command = [sys.executable, "-I", "-S", "-c", GUARD, str(process.pid), mark]
     guard = subprocess.Popen(command, stdin=read, start_new_session=True)
     os.close(read)
     try:

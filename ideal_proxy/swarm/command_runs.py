@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,12 +24,13 @@ from ideal_proxy.errors import UserError, shortened
 from ideal_proxy.export import export_mixture
 from ideal_proxy.mixture import DomainVolume, MixtureFile, domain_order, draw
 from ideal_proxy.proxy import RowLosses, run_program, written_out
-from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.store import atomic_write_json, copy_checked, read_json
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, draw_run
 
 ROWS = "rows"  # of the context's folder: every row as one line of JSON, beside its tokens
 TRAINER, WORK, LOG = "trainer.json", "work", "command.log"
 RESULTS = "results.json"
+MOST_TOKENS = 1 << 40  # of a row
 WHERE_MODELS_LIE = ("model", "data/trained")  # in a run's folder; `trained` is where an export sends its trainer
 
 
@@ -89,9 +90,7 @@ def place_rows(prepared: Path, context: Path, domains: int, capabilities: int) -
     for kind, count in (("domain", domains), ("search", capabilities), ("verify", capabilities)):
         for index in range(count):
             target = context / ROWS / f"{kind}-{index}.jsonl"
-            if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(prepared / f"{kind}-{index}.jsonl", target)
+            copy_checked(prepared / f"{kind}-{index}.jsonl", target)
 
 
 def hand_out(
@@ -143,7 +142,7 @@ def hand_out(
 
 def train_by_command(
     place: Path,
-    log: Path,
+    log: Path | None,
     trainer: TrainerCommand,
     wanted: Wanted,
     *,
@@ -179,19 +178,21 @@ def read_results(place: Path, trainer: TrainerCommand, references: Mapping[str, 
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{trainer.told} wrote a {RESULTS} that is not JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{trainer.told} wrote a {RESULTS} that is not JSON ({str(error)[:120]})") from error
     if not isinstance(value, dict) or not {"losses", "scores"} & set(value) or set(value) - {"losses", "scores"}:
         raise UserError(f"{trainer.told}: {RESULTS} must be an object with `losses`, `scores` or both")
+    given = value.get("scores") or {}
+    if not isinstance(given, dict) or not all(isinstance(part, dict) for part in given.values()):
+        raise UserError(f'{trainer.told}: scores in {RESULTS} must be {{"SPLIT": {{"CAPABILITY": NUMBER}}}}')
     losses, scores = {}, {}
     for key, rows in references.items():
         split, _, number = key.partition("-")
         name = trainer.capabilities[int(number)]
         if "losses" in value:
             losses[key] = _losses(_entry(value["losses"], split, name, trainer, "losses"), rows, name, trainer)
-        found = value.get("scores") or {}
-        if isinstance(found, dict) and name in (found.get(split) or {}):
-            scores[key] = _number(found[split][name], f"{trainer.told}: the score of {name} in {RESULTS}")
+        if name in given.get(split, {}):
+            scores[key] = _number(given[split][name], f"{trainer.told}: the score of {name} in {RESULTS}")
     return Reported(losses=losses, scores=scores)
 
 
@@ -210,15 +211,23 @@ def _losses(entry: Any, rows: TokenRows, name: str, trainer: TrainerCommand) -> 
     told = f"{trainer.told}: the loss of {name} in {RESULTS}"
     tokens = rows.supervised_tokens
     if not isinstance(entry, dict):
-        return RowLosses(_number(entry, told) * tokens.astype(np.float64), tokens)
+        return RowLosses(_above_zero(np.array([_number(entry, told)]), told) * tokens.astype(np.float64), tokens)
     if set(entry) not in ({"loss_sum"}, {"loss_sum", "tokens"}):
         raise UserError(f"{told} must be a number, or an object with loss_sum and tokens, a list of each row's")
     if "tokens" in entry:
-        tokens = np.array([_number(x, told) for x in _row_list(entry["tokens"], len(rows), told)], dtype=np.int64)
-        if (tokens < 1).any():
-            raise UserError(f"{told}: tokens must be at least 1 in every row")
+        counts = np.array([_number(x, told) for x in _row_list(entry["tokens"], len(rows), told)])
+        if ((counts < 1) | (counts > MOST_TOKENS) | (counts % 1 != 0)).any():
+            raise UserError(f"{told}: tokens must be a whole number in every row, at least 1")
+        tokens = counts.astype(np.int64)
     sums = np.array([_number(x, told) for x in _row_list(entry["loss_sum"], len(rows), told)], dtype=np.float64)
-    return RowLosses(sums, tokens)
+    return RowLosses(_above_zero(sums, told), tokens)
+
+
+def _above_zero(losses: Any, told: str) -> Any:
+    """Refuse what cannot be nats: changes are relative to the loss, and a sign would turn them round."""
+    if (losses < 0).any() or not losses.sum() > 0:
+        raise UserError(f"{told} has {losses.min():g}; nats are above 0 (report a score under `scores`)")
+    return losses
 
 
 def _row_list(values: Any, count: int, told: str) -> list[Any]:
@@ -229,7 +238,7 @@ def _row_list(values: Any, count: int, told: str) -> list[Any]:
 
 
 def _number(value: Any, told: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{told} is {value!r:.40}; it must be a finite number")
     return float(value)
 
@@ -246,16 +255,23 @@ def load_trained(folder: Path, trainer: TrainerCommand) -> Any:
     """Load what a trainer left as one plain model, in float32 on the CPU."""
     from ideal_proxy.proxy import Pretrained, load_causal_lm, quiet_libraries
 
-    if not (folder / "adapter_config.json").is_file():
-        return load_causal_lm(Pretrained(name=str(folder)), context=1)
+    adapter = (folder / "adapter_config.json").is_file()
     try:
-        from peft import AutoPeftModelForCausalLM
+        if adapter:
+            from peft import AutoPeftModelForCausalLM
+
+            with quiet_libraries():
+                merged = AutoPeftModelForCausalLM.from_pretrained(str(folder)).float().merge_and_unload()
+                folder = folder.with_name("merged")
+                merged.save_pretrained(str(folder))
+        return load_causal_lm(Pretrained(name=str(folder)), context=1)
     except ImportError as error:
-        raise UserError(f"{trainer.told} left an adapter, and reading it needs peft; pip install peft") from error
-    with quiet_libraries():
-        merged = AutoPeftModelForCausalLM.from_pretrained(str(folder)).float().merge_and_unload()
-        merged.save_pretrained(str(folder.with_name("merged")))
-    return load_causal_lm(Pretrained(name=str(folder.with_name("merged"))), context=1)
+        if adapter:
+            raise UserError(f"{trainer.told} left an adapter, and reading it needs peft; pip install peft") from error
+        raise
+    except Exception as error:  # whatever a foreign file makes the libraries say
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{trainer.told} left a model in {folder.name}/ that cannot be loaded ({why})") from error
 
 
 def do_command(
@@ -278,9 +294,8 @@ def do_command(
     )  # fmt: skip
     drawn = list(zip(context.domains, domains, context.available, spec.rows, strict=True))
     hand_out(place, trainer, wanted, lines_of(context.folder), drawn)
-    spent = train_by_command(
-        place, folder / LOG, trainer, wanted, timeout_seconds=spec.timeout_seconds, should_stop=should_stop
-    )
+    log = None if spec.role == "probe" else folder / LOG  # that one's folder does not outlast it
+    spent = train_by_command(place, log, trainer, wanted, timeout_seconds=spec.timeout_seconds, should_stop=should_stop)
     found, left, model = read_results(place, trainer, wanted.references), trained_model(place), None
     began = time.monotonic()
     losses = found.losses if found else {}

@@ -24,6 +24,7 @@ from ideal_proxy.scaleup.run import _last_checkpoint
 from ideal_proxy.store import (
     MARKER,
     atomic_write_json,
+    copy_checked,
     damaged_file,
     is_complete,
     is_whole,
@@ -220,6 +221,13 @@ def test_a_damaged_file_of_a_finished_search_or_of_its_runs_is_noticed(tmp_path:
     assert _damaged(tmp_path) is None
     (tmp_path / "runs" / "a" / "metrics.json").write_bytes(b"")
     assert _damaged(tmp_path) == tmp_path / "runs" / "a" / "metrics.json"
+    (tmp_path / "runs" / "a" / "metrics.json").write_text("{}")
+    lower = tmp_path / "lower" / "1M" / "runs" / "b"
+    lower.mkdir(parents=True)
+    mark_complete(lower)
+    assert _damaged(tmp_path) is None
+    (lower / MARKER).write_text('{"gone": "0:0"}')
+    assert _damaged(tmp_path) == lower / "gone"
     (tmp_path / "result.json").write_text("[]")
     assert _damaged(tmp_path) == tmp_path / "result.json"
     with pytest.raises(UserError, match="is damaged or was edited"):
@@ -241,3 +249,15 @@ def test_a_sealed_file_and_a_plan_with_its_copy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another version"):  # the folder made without training has no whole plan
         read_plan(tmp_path / "plan.json")
     assert read_json(tmp_path / "plan.json") == plan
+
+
+def test_a_copy_that_is_no_longer_its_source_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("abc")
+    for source, target, at in ((tmp_path / "in", tmp_path / "out", "a"), (tmp_path / "in" / "a", tmp_path / "b", "")):
+        for damage in (None, b"ab", b"abd"):
+            if damage is not None:
+                (target / at).write_bytes(damage)
+            copy_checked(source, target)
+            assert (target / at).read_text() == "abc"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "in", "out"]

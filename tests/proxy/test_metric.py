@@ -100,6 +100,8 @@ def test_the_command_runs_in_its_folder_with_this_interpreter_and_its_script_is_
         ("pass", "printed nothing"),
         ("print('accuracy: 0.4')", "ended with the line 'accuracy: 0.4'"),
         ("print('NaN')", "gave nan; the score must be a finite number"),
+        ("print('9' * 400)", "gave an integer beyond every float; the score must be a finite number"),
+        ("print('[' * 60000)", "its last line must be"),
         ("print('Infinity')", "gave inf"),
         ("print('true')", "must be a JSON number"),
         ("print('[1, 2]')", "must be a JSON number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -18,10 +19,12 @@ from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.proxy.process import run_program
 from ideal_proxy.swarm.command_runs import (
     ROWS,
     TrainerCommand,
     do_command,
+    load_trained,
     read_results,
     write_command,
 )
@@ -144,6 +147,15 @@ def test_one_that_takes_too_long_is_ended_with_its_children(context: SwarmContex
         ('{"losses": {"search": {"strings": true, "formats": 1}}}', "is True; it must be a finite number"),
         ('{"losses": {"search": {"strings": {"mean": 1}, "formats": 1}}}', "an object with loss_sum and tokens"),
         ('{"scores": {"search": {"strings": "good"}}}', "the score of strings in results.json is 'good'"),
+        ('{"scores": {"search": 5}}', "scores in results.json must be"),
+        ('{"scores": [5]}', "scores in results.json must be"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"losses": {"search": {"strings": ' + "9" * 400 + ', "formats": 1}}}', "it must be a finite number"),
+        ('{"losses": {"search": {"strings": -1, "formats": 1}}}', "has -1; nats are above 0"),
+        (
+            json.dumps({"losses": {"search": {name: {"loss_sum": [1] * 20, "tokens": [1.5] * 20} for name in NAMES}}}),
+            "tokens must be a whole number in every row",
+        ),
     ],
 )
 def test_results_that_cannot_be_read(context: SwarmContext, tmp_path: Path, text: str, message: str) -> None:
@@ -181,3 +193,24 @@ def test_what_the_run_file_may_say(tmp_path: Path) -> None:
     named["capabilities"][0]["metric"] = {"reported": True}  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"reported by proxy\.command, and there is none"):
         parse_config(named)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="their mark is read in /proc")
+@pytest.mark.parametrize("ending", ["pass", "time.sleep(60)"])
+def test_children_in_a_session_of_their_own_end_too(tmp_path: Path, ending: str) -> None:
+    """As those of torchrun, which a signal to the group does not reach."""
+    child = "subprocess.Popen(['sleep', '60'], start_new_session=True).pid"
+    code = f"import subprocess, time, pathlib; pathlib.Path('pid').write_text(str({child})); {ending}"
+    with contextlib.suppress(UserError):
+        run_program(
+            [sys.executable, "-c", code], told="it", folder=str(tmp_path), setting="command", environment={},
+            seconds=4.0, too_long="", log=None,
+        )  # fmt: skip
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
+    for name, text in (("config.json", "{"), ("adapter_config.json", '{"peft_type": "LORA"}')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=r"left (a model in .* that cannot be loaded|an adapter, and reading it)"):
+            load_trained(tmp_path, trainer("mean"))
