@@ -150,8 +150,9 @@ def test_a_tracking_service_hears_losses_gain_and_verdict(finished, tmp_path, mo
 
 
 def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
-    """Once in the middle of the sweep, once in the middle of the swarm."""
+    """Once in the middle of the sweep, once in the middle of the swarm; by the run file that the first search kept."""
     folder, _ = finished
+    (folder / "mix.yaml").write_text((folder / "run" / "config.yaml").read_text())
     runs = folder / "killed" / "runs"
     rng = random.Random(5)
     for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
