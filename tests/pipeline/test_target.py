@@ -78,6 +78,9 @@ def test_what_cannot_move_has_no_anchor(prepared):
     assert len(anchors.pairs) == 2
     with pytest.raises(UsageError, match=r"needs 7 runs here .* swarm.runs is 6"):
         make_anchors(on_target(), prepared, 6, (0, 1))
+    facts = tuple(replace(fact, lower=fact.base, upper=fact.base) for fact in prepared.facts[:2]) + prepared.facts[2:]
+    with pytest.raises(UsageError, match="let none move by 5%"):
+        make_anchors(on_target(), replace(prepared, facts=facts), 9, (0, 1))
     with pytest.raises(UsageError, match="imitations is of mode: target"):
         config_of(NAMES, ["code"], proxy={"imitations": 3})
 
