@@ -76,7 +76,7 @@ def make_anchors(config: SearchConfig, prepared: Prepared, runs: int, seeds: Seq
     found = _anchor_mixtures(base, lower, upper, weights, config.swarm.spread, kept=kept)
     if not found:
         raise UsageError(
-            f"proxy.mode: target moves one domain at a time, and bounds or the kept budget let none move by {MOVED:.0%}; "
+            f"proxy.mode: target moves one domain at a time, and bounds or the budget let none move by {MOVED:.0%}; "
             "widen min, max, pinned or budget, or take mode out"
         )
     up = [(f"{prepared.domains.names[d]} {way}", v) for way, d, v in found]
