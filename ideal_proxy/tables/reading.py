@@ -109,7 +109,7 @@ def read_metrics(path: str | Path, metrics: Sequence[str] = ()) -> Table:
             raise UserError(f"{path} lacks metric {some(missing)}: its columns of numbers are {some(sheet.numeric())}.")
         columns = [own[m] for m in metrics]
     table = _table(sheet, columns, "metric", "metric/")
-    huge = table.values.abs().max() > HUGE
+    huge = table.values.abs().replace(np.inf, np.nan).max() > HUGE  # runs with an infinite metric are left out by name
     if huge.any():
         raise UserError(
             f"{path}: metric {some(list(huge.index[huge]))} has values above {HUGE:g}: leave those runs out."

@@ -156,7 +156,7 @@ def test_optimize_takes_short_names_that_only_one_has(folder):
 
 
 @pytest.mark.skipif(not REGMIX.exists(), reason="RegMix's tables are not beside the checkout (../shared/data/regmix)")
-def test_the_readme_s_commands_work_on_regmix_s_own_columns(tmp_path):
+def test_the_page_s_commands_work_on_regmix_s_own_columns(tmp_path):
     for name, source in (
         ("mixtures", "train_mixture_1m"),
         ("losses", "train_pile_loss_1m"),
@@ -164,7 +164,7 @@ def test_the_readme_s_commands_work_on_regmix_s_own_columns(tmp_path):
     ):
         lines = (REGMIX / f"{source}.csv").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"{name}.csv").write_text("".join(lines[:31]), encoding="utf-8")
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     (block,) = [text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "--ratios mixtures.csv" in text]
     for line in block.splitlines():
         answer = run(*shlex.split(line)[1:], cwd=tmp_path)

@@ -95,7 +95,13 @@ def test_auto_takes_gradients_where_runs_are_few():
             "capabilities": [{"name": "c", "path": "x"}],
             "gradients": gradients,
         })  # fmt: skip
-        plan = {"runs": runs, "parameters": 10_000_000, "workers": 4, "memory": None} | plan
+        plan = {
+            "runs": runs,
+            "parameters": 10_000_000,
+            "trainable_parameters": None,
+            "workers": 4,
+            "memory": None,
+        } | plan
         method, why = gradient_method(config, SimpleNamespace(**plan))
         assert ("GiB of memory" in why) == (not method and gradients == "auto" and runs <= domains + 1)
         return method

@@ -26,6 +26,7 @@ from ideal_proxy.pipeline.verdict import IMPROVES, NO_BETTER, UNDECIDED, PairedL
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.relative import Yardstick
+from ideal_proxy.swarm import WARM_RUN
 
 DOMAINS = ("code", "math", "trust")
 BASE = np.array([1000.0, 1000.0, 1000.0])
@@ -155,9 +156,10 @@ def test_a_metric_of_noise_alone_weighs_nothing(prepared):
 
 
 def test_a_score_that_never_changes_is_refused():
-    result = SimpleNamespace(spec=SimpleNamespace(volumes=BASE, seed=0), scores={"search-0": 0.0})
+    result = SimpleNamespace(spec=SimpleNamespace(volumes=BASE, rows=tuple(BASE), seed=0), scores={"search-0": 0.0})
     bench = SimpleNamespace(
-        _results={"a": result, "b": result}, _roles={"a": "design", "b": "design"}, config=settings({}, None),
+        _results={"a": result, "b": result, WARM_RUN: result}, _roles={"a": "design", "b": "design", WARM_RUN: "warm"},
+        config=settings({}, None), context=SimpleNamespace(warm=True),
         prepared=SimpleNamespace(capabilities=(None, None)), _values=lambda r: np.array([r.scores["search-0"], 1.0]),
         _search_losses=lambda r: np.ones(2),
     )  # fmt: skip
