@@ -125,6 +125,12 @@ def test_memory_that_is_full_is_one_sentence(tmp_path: Path, monkeypatch: pytest
     assert done.stderr == "error: this machine's memory is full; free some, or give the search less\n"
 
 
+def heard() -> None:
+    """Let a program hear what a shell's background job and `nohup` shut out."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_sigterm_ends_any_command_with_one_sentence(tmp_path: Path) -> None:
     waiting = "import signal, sys, os\nfrom ideal_proxy.cli import main\nsent = getattr(signal, sys.argv.pop())\n"
     waiting += "def stop(*_): os.kill(os.getpid(), sent)\n"
@@ -132,7 +138,7 @@ def test_sigterm_ends_any_command_with_one_sentence(tmp_path: Path) -> None:
     for sent in ("SIGTERM", "SIGHUP", "SIGINT"):
         done = subprocess.run(
             [sys.executable, "-c", waiting, "status", str(tmp_path), sent], env=environment(), capture_output=True,
-            text=True, check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            text=True, check=False, preexec_fn=heard,
         )  # fmt: skip
         assert done.returncode == 130, (sent, done.stderr)
         assert done.stderr.strip() == "stopped; run the same command again to go on where it was"
