@@ -6,8 +6,10 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,15 @@ def same(one: Path, two: Path, run: str) -> bool:
     return a.metrics["train_loss"] == b.metrics["train_loss"] and all(
         np.array_equal(a.losses[name].loss_sum, b.losses[name].loss_sum) for name in a.losses
     )
+
+
+def kill_search(folder: Path, out: str, complete: int) -> None:
+    """Start the search of `mix.yaml` and kill it, workers and all, when so many runs are complete."""
+    search = subprocess.Popen(
+        search_command(folder, out), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while search.poll() is None and len(list((folder / out / "runs").glob("*/complete"))) < complete:
+        time.sleep(0.02)
+    os.killpg(search.pid, signal.SIGKILL)
+    search.wait()

@@ -237,16 +237,12 @@ def _learn(
         return replace(prior, weight=most(expected)[0]), *levels(expected)
     if not kind.same_level:
         x, y = x - mean_x, y - mean_y
-    slope, error, excess = _slope(x, y, precision)
-    odds = norm.logpdf(slope, expected, np.hypot(error, spread)) - norm.logpdf(slope, 0.0, error)
-    chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
-    sharpness = error**-2.0 + spread**-2.0
-    slope = float((slope * error**-2.0 + expected * spread**-2.0) / sharpness)
+    slope, doubt, chance, excess = _believe(x, y, precision, expected, spread)
     apart = (y - slope * x) ** 2
     left = (precision * apart).sum(axis=0)
     explained = np.full(L.shape[1], np.nan)
     explained[told] = 1.0 - left / np.maximum((precision * y**2).sum(axis=0), 1e-300)
-    factor, doubt = slope, sharpness**-0.5
+    factor = slope
     if larger is of:
         factor, doubt = 1.0 / slope, doubt / slope**2
     weight = 0.0 if chance < HALF or slope <= 0 else chance / excess
@@ -316,11 +312,7 @@ def _prove(
         return replace(unproved, learned=True), level, level  # as a kind whose losses were mixed up
     precision = np.broadcast_to(0.5 * noise**-2.0, y.shape)
     centred = [part - part.mean(axis=0) for part in (x, y)]
-    slope, error, excess = _slope(centred[0], centred[1], precision)
-    odds = norm.logpdf(slope, 1.0 / kind.factor, np.hypot(error, kind.spread)) - norm.logpdf(slope, 0.0, error)
-    chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
-    sharpness = error**-2.0 + kind.spread**-2.0
-    slope = float((slope * error**-2.0 + kind.spread**-2.0 / kind.factor) / sharpness)
+    slope, doubt, chance, excess = _believe(centred[0], centred[1], precision, 1.0 / kind.factor, kind.spread)
     # Averaging moves all imitations of a capability by about as much: they tell of differences, not of levels.
     shift = (told - slope * seen).mean(axis=0)
     left = ((centred[1] - slope * centred[0]) ** 2).sum(axis=0)
@@ -328,7 +320,7 @@ def _prove(
     # y - slope x holds the noise of the trained run as well as the imitation's own error.
     weight = chance / (2.0 * excess - 1.0) if chance >= HALF and slope > 0 else 0.0
     trust = Trust(
-        factor=1.0 / slope if slope > 0 else kind.factor, spread=float(sharpness**-0.5 / max(slope, 1e-9) ** 2),
+        factor=1.0 / slope if slope > 0 else kind.factor, spread=doubt / max(slope, 1e-9) ** 2,
         weight=min(weight, kind.most / count), learned=True, runs=count, explained=tuple(map(float, explained)),
     )  # fmt: skip
     return trust, level, level + shift
@@ -371,6 +363,16 @@ def _slope(x: Array, y: Array, precision: Array) -> tuple[float, float, float]:
     left = float((precision * (y - slope * x) ** 2).sum())
     excess = max(1.0, (EXPECTED + left) / (EXPECTED + freedom))
     return slope, float(np.sqrt(excess / xx)), excess
+
+
+def _believe(x: Array, y: Array, precision: Array, expected: float, spread: float) -> tuple[float, float, float, float]:
+    """Join prior and data of a slope: it, its spread, the chance that it is no accident, and `_slope`'s excess."""
+    slope, error, excess = _slope(x, y, precision)
+    odds = norm.logpdf(slope, expected, np.hypot(error, spread)) - norm.logpdf(slope, 0.0, error)
+    chance = float(expit(np.clip(odds + np.log(LIKELY_TRUE), -30.0, 30.0)))
+    sharpness = error**-2.0 + spread**-2.0
+    slope = float((slope * error**-2.0 + expected * spread**-2.0) / sharpness)
+    return slope, float(sharpness**-0.5), chance, excess
 
 
 def _keep_doubt(model: ResponseModel, trusts: Sequence[Trust], own: int) -> None:

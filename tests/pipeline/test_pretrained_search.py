@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from builders import PROGRAM, environment, run_swarm, small_search
+from builders import kill_search, run_swarm, small_search
 from pretrained_folder import CONTEXT, NAMES, pretrained_folder, smollm2
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -240,14 +236,7 @@ def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: P
     """The same numbers however it was interrupted, and files that say which model the proxies were."""
     pytest.importorskip("peft")
     (tmp_path / "mix.yaml").write_text(dump_config(parse_config(config(folder))), encoding="utf-8")
-    killed = subprocess.Popen(
-        [*PROGRAM, "search", "mix.yaml", "--out", "killed"], cwd=tmp_path, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while killed.poll() is None and len(list((tmp_path / "killed" / "runs").glob("*/complete"))) < 4:
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    kill_search(tmp_path, "killed", 4)
     assert not (tmp_path / "killed" / "mixture.json").exists()
     files = []
     for out in ("run", "killed"):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from builders import PROGRAM, config_of, domain_facts, environment, small_search, without_times
+from builders import config_of, domain_facts, kill_search, small_search, without_times
 from pretrained_folder import pretrained_folder
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -103,14 +99,7 @@ def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     """It ends decided, with the same numbers however it was interrupted, and says what imitations were worth."""
     config = parse_config(small_search(proxy=PROXY, swarm={}, verify={"pairs": 2, "max_pairs": 2}))
     (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
-    killed = subprocess.Popen(
-        [*PROGRAM, "search", "mix.yaml", "--out", "killed"], cwd=tmp_path, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while killed.poll() is None and len(list((tmp_path / "killed" / "runs").glob("*/complete"))) < 15:
-        time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    kill_search(tmp_path, "killed", 15)
     assert not (tmp_path / "killed" / "mixture.json").exists()
     results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / out, QUIET) for out in ("run", "killed")]
     assert without_times(tmp_path / "run" / "mixture.json") == without_times(tmp_path / "killed" / "mixture.json")
