@@ -25,11 +25,7 @@ STRANGE = "\ue000\ue001"  # no text holds these characters: they are nobody's
 
 
 class AnswerFinder:
-    """Writes a conversation in a template and finds the answers in it.
-
-    Attributes:
-        generation_marks: the template says itself what the assistant writes, by `{% generation %}`.
-    """
+    """Writes a conversation in a template and finds the answers in it."""
 
     def __init__(self, writer: TemplateWriter, specials: Sequence[str]) -> None:
         self.writer = writer

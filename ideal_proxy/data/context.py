@@ -17,15 +17,10 @@ LONGEST = 32_768  # tokens, as in the run file
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The most tokens of a row.
+    """The most tokens of a row."""
 
-    Attributes:
-        tokens: how many.
-        reason: where the number comes from.
-    """
-
-    tokens: int
-    reason: str = "given"
+    tokens: int  # how many
+    reason: str = "given"  # where the number comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +32,8 @@ class Limit:
 
 
 def choose_context(sources: Mapping[str, TokenRows], limit: Limit, bos: int | None) -> Context:
-    """Choose how many tokens a row may have, a multiple of 64: what 95 % of the rows of every source need, or more.
-
-    More where that would cut over 5 % of a source's supervised tokens, for a few long rows may hold most of them.
-
-    Args:
-        sources: uncut rows by name, domains and reference rows.
-        limit: the most that is possible.
-        bos: token that opens every row, None where none does.
-
-    Returns:
-        Context: the number, with the rows that asked for it or the limit that held it back.
-    """
+    """Choose how many tokens a row may have, a multiple of 64: what 95 % of the rows of every source need, or more."""
+    # More where that would cut over 5 % of a source's supervised tokens, for a few long rows may hold most of them.
     tokens, need = STEP, "short rows"
     for share in SHARES:
         full = {name: rows for name, rows in sources.items() if len(rows)}

@@ -126,17 +126,7 @@ NULL = "blend"  # one stream made of every domain; its random splits are the nul
 
 
 def demo_rows(uri: str) -> list[dict[str, Any]]:
-    """Generate the rows of one procedural source.
-
-    Args:
-        uri: `demo:NAME?seed=S&rows=N&split=train|reference`; NAME is a key of `DOMAINS`, or `blend`.
-
-    Returns:
-        list: Alpaca rows (`instruction`, `input`, `output`), N of them.
-
-    Raises:
-        UsageError: the name or a parameter is not known.
-    """
+    """Generate the rows of one procedural source."""
     name, _, query = uri.removeprefix("demo:").partition("?")
     given = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
     unknown = sorted(set(given) - {"seed", "rows", "split", "part"})

@@ -15,48 +15,33 @@ from ideal_proxy.data.near_duplicates import NearDuplicateFinder
 
 @dataclass(frozen=True, slots=True)
 class NearRows:
-    """Reference rows of one set that are like rows of one domain.
+    """Reference rows of one set that are like rows of one domain."""
 
-    Attributes:
-        rows: how many, those that are equal left out.
-        example: places of the pair that is most alike: the reference row, the domain's row.
-        similarity: of that pair, between 0 and 1.
-    """
-
-    rows: int
-    example: tuple[str, str]
-    similarity: float
+    rows: int  # how many, those that are equal left out
+    example: tuple[str, str]  # places of the pair that is most alike: the reference row, the domain's row
+    similarity: float  # of that pair, between 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
-    """Counts of rows that are equal after white space and case are evened out.
+    """Counts of rows that are equal after white space and case are evened out."""
 
-    Attributes:
-        within: for a domain, its rows that repeat an earlier row of it.
-        between: for two domains (in the order given), rows of the second that stand in the first.
-        leaks: for a reference set and a domain, reference rows that stand in the domain, prompt and answer.
-        prompt_leaks: the same by the prompt alone; contains the leaks.
-        two_minds: rows without thoughts that ask what a row with thoughts asks, in any domain.
-        told_apart: whether `enable_thinking` of the chat template tells all of these from the others.
-        examples: for each leak (by prompt), one reference row's place and the domain row's place.
-        near: for a reference set and a domain, reference rows that are like rows of the domain; as far as looked for.
-        leaked: for a reference set, the numbers of its rows that stand in a domain, equal or nearly.
-        equal: of these, those that are equal to a row of a domain.
-        references: rows of every reference set.
-    """
-
-    within: dict[str, int] = field(default_factory=dict)
+    within: dict[str, int] = field(default_factory=dict)  # for a domain, its rows that repeat an earlier row of it
+    # for two domains (in the order given), rows of the second that stand in the first
     between: dict[tuple[str, str], int] = field(default_factory=dict)
+    # for a reference set and a domain, reference rows that stand in the domain, prompt and answer
     leaks: dict[tuple[str, str], int] = field(default_factory=dict)
-    prompt_leaks: dict[tuple[str, str], int] = field(default_factory=dict)
+    prompt_leaks: dict[tuple[str, str], int] = field(default_factory=dict)  # the same by the prompt alone
+    # for each leak (by prompt), one reference row's place and the domain row's place
     examples: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    # for a reference set and a domain, reference rows that are like rows of the domain; as far as looked for
     near: dict[tuple[str, str], NearRows] = field(default_factory=dict)
+    # for a reference set, the numbers of its rows that stand in a domain, equal or nearly
     leaked: dict[str, set[int]] = field(default_factory=dict)
-    equal: dict[str, set[int]] = field(default_factory=dict)
-    references: dict[str, int] = field(default_factory=dict)
-    two_minds: int = 0
-    told_apart: bool = True
+    equal: dict[str, set[int]] = field(default_factory=dict)  # of these, those that are equal to a row of a domain
+    references: dict[str, int] = field(default_factory=dict)  # rows of every reference set
+    two_minds: int = 0  # rows without thoughts that ask what a row with thoughts asks, in any domain
+    told_apart: bool = True  # whether `enable_thinking` of the chat template tells all of these from the others
 
     @property
     def any(self) -> bool:
@@ -67,15 +52,7 @@ class DuplicateReport:
 def find_duplicates(
     domains: Mapping[str, Sequence[Row]], references: Mapping[str, Sequence[Row]] | None = None
 ) -> DuplicateReport:
-    """Count duplicates within and between domains, and reference rows that stand in a domain.
-
-    Args:
-        domains: rows of every domain.
-        references: rows of every reference set.
-
-    Returns:
-        DuplicateReport: pairs with a count of 0 are left out; every domain stands in `within`.
-    """
+    """Count duplicates within and between domains, and reference rows that stand in a domain."""
     finder = DuplicateFinder(list(domains), references or {})
     for name, rows in domains.items():
         for row in rows:
@@ -84,13 +61,7 @@ def find_duplicates(
 
 
 class DuplicateFinder:
-    """Takes the rows of domains one by one, of which it keeps eight bytes or sixteen each, and says what occurs twice.
-
-    Args:
-        domains: names.
-        references: rows of every reference set.
-        near: look for near-duplicates of reference rows as well, where `near_duplicates.can_look`.
-    """
+    """Takes rows of domains one by one, of which it keeps eight or sixteen bytes each; says what occurs twice."""
 
     def __init__(self, domains: Sequence[str], references: Mapping[str, Sequence[Row]], *, near: bool = False) -> None:
         said = {name: [_Said(row) for row in rows] for name, rows in references.items()}

@@ -26,33 +26,15 @@ NO_DATA = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_
 
 
 def is_virtual(source: str | Path) -> bool:
-    """Tell whether a source is generated or fetched and not a path.
-
-    Args:
-        source: the source.
-
-    Returns:
-        bool: True for `demo:` and `hf:` sources.
-    """
+    """Tell whether a source is generated or fetched and not a path."""
     return str(source).startswith(("demo:", "hf:"))
 
 
 def find_files(source: str | Path) -> tuple[Path, ...]:
-    """List the files of a path, glob or folder, sorted.
-
-    A folder that has files named train…, or a folder of that name, is read for those alone; otherwise what is named as
-    held out (test, validation, reference, …) is passed over unless there is nothing else. Of a folder that
-    `save_to_disk` wrote its tables are read, those of its training split where it has splits.
-
-    Args:
-        source: file, glob or folder.
-
-    Returns:
-        tuple of Path: at least one file.
-
-    Raises:
-        UserError: nothing is there.
-    """
+    """List the files of a path, glob or folder, sorted."""
+    # A folder that has files named train…, or a folder of that name, is read for those alone; otherwise what is named
+    # as held out (test, validation, reference, …) is passed over unless there is nothing else. Of a folder that
+    # `save_to_disk` wrote its tables are read, those of its training split where it has splits.
     path = Path(source)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
@@ -150,15 +132,7 @@ def is_data(path: Path) -> bool:
 
 
 def part_of(file: Path, folder: Path) -> Literal["train", "held out"] | None:
-    """Tell by its name, or by the folders that it lies in, which part of a source a file is.
-
-    Args:
-        file: a file below the folder.
-        folder: the source's folder; its own name says nothing.
-
-    Returns:
-        str: "train" or "held out" by the first name that says so; None where none does.
-    """
+    """Tell by its name, or by the folders that it lies in, which part of a source a file is."""
     for name in file.relative_to(folder).parts:
         if TRAIN_NAME.match(name):
             return "train"

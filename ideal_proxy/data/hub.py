@@ -24,33 +24,16 @@ FORM = "hf:OWNER/NAME[:CONFIG][?split=train&revision=main]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSource:
-    """One data set.
+    """One data set."""
 
-    Attributes:
-        name: hub id or folder.
-        config: its configuration; None for the only one.
-        split: a split, or a slice of one such as `train[:1000]`.
-        revision: branch, tag or commit of a hub id.
-    """
-
-    name: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    name: str  # hub id or folder
+    config: str | None = None  # its configuration; None for the only one
+    split: str = "train"  # a split, or a slice of one such as `train[:1000]`
+    revision: str | None = None  # branch, tag or commit of a hub id
 
 
 def parse_hub(source: str) -> HubSource:
-    """Read a source as the run file writes it.
-
-    Args:
-        source: `hf:NAME[:CONFIG][?split=SPLIT&revision=REVISION]`.
-
-    Returns:
-        HubSource: its parts.
-
-    Raises:
-        UsageError: there is no name, or a key is unknown, empty or twice there.
-    """
+    """Read a source as the run file writes it."""
     body, mark, query = source.removeprefix(HUB).partition("?")
     name, _, config = body.partition(":")
     if not name:
@@ -72,17 +55,7 @@ def parse_hub(source: str) -> HubSource:
 
 
 def hub_records(source: str) -> Iterator[Record]:
-    """Read a data set with the `datasets` library, which keeps it in its cache and maps it from there.
-
-    Args:
-        source: see `parse_hub`.
-
-    Yields:
-        Record: in the order of the set.
-
-    Raises:
-        UserError: the library is missing, or the set was not had.
-    """
+    """Read a data set with the `datasets` library, which keeps it in its cache and maps it from there."""
     wanted = parse_hub(source)
     try:
         import datasets

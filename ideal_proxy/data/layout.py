@@ -54,34 +54,21 @@ UNREAD = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One domain that a folder seems to hold.
+    """One domain that a folder seems to hold."""
 
-    Attributes:
-        name: its name.
-        train: file, folder or glob of training rows.
-        reference: file, folder or glob of reference rows, None where there is none.
-    """
-
-    name: str
-    train: Path
-    reference: Path | None
+    name: str  # its name
+    train: Path  # file, folder or glob of training rows
+    reference: Path | None  # file, folder or glob of reference rows, None where there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What looking at a folder found.
+    """What looking at a folder found."""
 
-    Attributes:
-        domains: by name.
-        passed_over: what was not taken, a sentence each.
-        references: name and place of reference rows that belong to no domain.
-        questions: what the user has to decide, a sentence each.
-    """
-
-    domains: list[Found]
-    passed_over: list[str]
-    references: list[tuple[str, Path]]
-    questions: list[str]
+    domains: list[Found]  # by name
+    passed_over: list[str]  # what was not taken, a sentence each
+    references: list[tuple[str, Path]]  # name and place of reference rows that belong to no domain
+    questions: list[str]  # what the user has to decide, a sentence each
 
 
 def look(folder: Path) -> Layout:

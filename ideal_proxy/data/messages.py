@@ -19,25 +19,16 @@ SETTINGS = "chat_template_kwargs"  # the column, as TRL and ms-swift name it
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn.
+    """One turn."""
 
-    Attributes:
-        role: system, user, assistant or tool.
-        content: what is said.
-        thoughts: what the assistant thinks before it says it.
-        tool_calls: functions that the assistant calls, each `{"name", "arguments"}` with an `id` where it has one.
-        trained: False where the row says that this turn carries no loss.
-        name: of the tool that answers.
-        call_id: the call that a tool answers.
-    """
-
-    role: str
-    content: str = ""
-    thoughts: str = ""
+    role: str  # system, user, assistant or tool
+    content: str = ""  # what is said
+    thoughts: str = ""  # what the assistant thinks before it says it
+    # functions that the assistant calls, each `{"name", "arguments"}` with an `id` where it has one
     tool_calls: tuple[dict[str, Any], ...] = field(default=(), hash=False)
-    trained: bool = True
-    name: str = ""
-    call_id: str = ""
+    trained: bool = True  # false where the row says that this turn carries no loss
+    name: str = ""  # of the tool that answers
+    call_id: str = ""  # the call that a tool answers
 
     @property
     def plain(self) -> bool:
@@ -85,20 +76,13 @@ def messages_of(said: Iterable[Said]) -> tuple[Message, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training or reference row.
+    """One training or reference row."""
 
-    Attributes:
-        messages: the turns in order.
-        raw: the record as it was read.
-        where: file and line, for messages to the user.
-        tools: JSON schemas of the functions that the assistant may call.
-        settings: what else the chat template is given (`chat_template_kwargs`), of the row or its domain.
-    """
-
-    messages: tuple[Message, ...]
-    raw: dict[str, Any]
-    where: str
+    messages: tuple[Message, ...]  # the turns in order
+    raw: dict[str, Any]  # the record as it was read
+    where: str  # file and line, for messages to the user
     tools: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    # what else the chat template is given (`chat_template_kwargs`), of the row or its domain
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -147,16 +131,7 @@ def chat_record(
 def row_key(
     messages: Iterable[Said], tools: Sequence[dict[str, Any]] = (), settings: Mapping[str, Any] | None = None
 ) -> int:
-    """Fingerprint of a conversation.
-
-    Args:
-        messages: turns, or (role, content) pairs.
-        tools: schemas of its functions.
-        settings: what else the chat template is given.
-
-    Returns:
-        int: first 8 bytes (big-endian) of the SHA-256 of `compact_text`.
-    """
+    """Fingerprint of a conversation."""
     return int.from_bytes(hashlib.sha256(compact_text(messages, tools, settings).encode("ascii")).digest()[:8], "big")
 
 
@@ -179,26 +154,12 @@ def has_answer(messages: Iterable[Said]) -> bool:
 
 
 def row_keys(rows: Iterable[Row]) -> npt.NDArray[np.uint64]:
-    """Fingerprints of many rows.
-
-    Args:
-        rows: the rows.
-
-    Returns:
-        array (N,) uint64: one key a row.
-    """
+    """Fingerprints of many rows."""
     return np.fromiter((row.key for row in rows), dtype=np.uint64)
 
 
 def source_fingerprint(keys: npt.ArrayLike) -> str:
-    """Fingerprint of a source: changes when a row changes, moves, comes or goes.
-
-    Args:
-        keys: row keys (N,) uint64, in the order of the source.
-
-    Returns:
-        str: SHA-256 in hex.
-    """
+    """Fingerprint of a source: changes when a row changes, moves, comes or goes."""
     return hashlib.sha256(np.asarray(keys, dtype=np.uint64).astype(">u8").tobytes()).hexdigest()
 
 

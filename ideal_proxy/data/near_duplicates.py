@@ -47,11 +47,7 @@ def can_look() -> bool:
 
 
 class NearDuplicateFinder:
-    """Takes the texts of domains one by one and keeps the reference rows that are like one of them.
-
-    Args:
-        references: texts of every reference set.
-    """
+    """Takes the texts of domains one by one and keeps the reference rows that are like one of them."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         import rensa

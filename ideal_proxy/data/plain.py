@@ -19,12 +19,7 @@ PLAIN_JINJA = (
 
 
 class PlainWriter:
-    """Writes conversations in the plain template with a tokenizer's own special tokens.
-
-    Args:
-        tokenizer: a fast transformers tokenizer; one without the plain markers ends a turn by its end of text.
-        specials: all its special tokens.
-    """
+    """Writes conversations in the plain template with a tokenizer's own special tokens."""
 
     def __init__(self, tokenizer: Any, specials: Sequence[str]) -> None:
         marked = set(specials).issuperset(PLAIN_SPECIALS[1:])

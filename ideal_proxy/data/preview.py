@@ -19,25 +19,15 @@ from ideal_proxy.data.writing import RefusedRowError
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One row as it will be trained.
+    """One row as it will be trained."""
 
-    Attributes:
-        domain: name of its domain.
-        row: its number in the source, from 0.
-        text: what is left of it after cutting.
-        supervised: parts of the text that carry loss, as (start, end) in characters.
-        left_out: why the row is not trained on; None where it is.
-        prompt_cut: tokens without loss that did not fit.
-        answer_cut: tokens with loss that did not fit.
-    """
-
-    domain: str
-    row: int
-    text: str = ""
-    supervised: tuple[Span, ...] = ()
-    left_out: str | None = None
-    prompt_cut: int = 0
-    answer_cut: int = 0
+    domain: str  # name of its domain
+    row: int  # its number in the source, from 0
+    text: str = ""  # what is left of it after cutting
+    supervised: tuple[Span, ...] = ()  # parts of the text that carry loss, as (start, end) in characters
+    left_out: str | None = None  # why the row is not trained on; None where it is
+    prompt_cut: int = 0  # tokens without loss that did not fit
+    answer_cut: int = 0  # tokens with loss that did not fit
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values, without the counts of what was cut."""

@@ -57,39 +57,19 @@ class BadRow(UserError):
 
 
 class Record(NamedTuple):
-    """One record of a file before its meaning is known.
+    """One record of a file before its meaning is known."""
 
-    Attributes:
-        value: the parsed record; a BadRow where it cannot be parsed.
-        where: file and line.
-        line: the bytes as they stand in a plain JSONL file, None elsewhere.
-        path: the plain JSONL file that holds `line`, None elsewhere.
-        number: of the line in that file, from 0; -1 where there is none.
-    """
-
-    value: Any
-    where: str
-    line: bytes | None = None
-    path: Path | None = None
-    number: int = -1
+    value: Any  # the parsed record; a BadRow where it cannot be parsed
+    where: str  # file and line
+    line: bytes | None = None  # the bytes as they stand in a plain JSONL file, None elsewhere
+    path: Path | None = None  # the plain JSONL file that holds `line`, None elsewhere
+    number: int = -1  # of the line in that file, from 0; -1 where there is none
 
 
 def read_records(
     file: Path, columns: Collection[str] = (), seen: Callable[[bytes], None] | None = None
 ) -> Iterator[Record]:
-    """Read a file's records one by one.
-
-    Args:
-        file: one of KINDS.
-        columns: columns that the run file names; an object that has one is a row.
-        seen: is told every line of a file of lines, as it stands.
-
-    Yields:
-        Record: in file order; of a line that is no JSON its value is a BadRow.
-
-    Raises:
-        UserError: the file cannot be read, with the place.
-    """
+    """Read a file's records one by one."""
     kind, packed = _kind_of_file(file)
     try:
         if kind in TABLES:

@@ -65,25 +65,15 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """What looking through a source found.
+    """What looking through a source found."""
 
-    Attributes:
-        source: as the user wrote it.
-        format: alpaca, chat, prompt, or the columns that the user named.
-        files: files read, in order; empty for procedural sources.
-        rows: rows with an answer.
-        without_answer: rows left out because they have none.
-        fingerprint: SHA-256 over the keys of the rows, in order.
-        tally: what was used and what was left out.
-    """
-
-    source: str
-    format: str
-    files: tuple[str, ...]
-    rows: int
-    without_answer: int
-    fingerprint: str
-    tally: Tally
+    source: str  # as the user wrote it
+    format: str  # alpaca, chat, prompt, or the columns that the user named
+    files: tuple[str, ...]  # files read, in order; empty for procedural sources
+    rows: int  # rows with an answer
+    without_answer: int  # rows left out because they have none
+    fingerprint: str  # SHA-256 over the keys of the rows, in order
+    tally: Tally  # what was used and what was left out
 
 
 def read_rows(
@@ -108,16 +98,7 @@ def read_rows(
 
 
 def scan(source: str | Path, *, format: str = "auto", max_bad: int | None = None) -> SourceInfo:
-    """Look through a source once.
-
-    Args:
-        source: as for `read_rows`.
-        format: as for `read_rows`.
-        max_bad: as for `read_rows`.
-
-    Returns:
-        SourceInfo: format, files, counts and fingerprint.
-    """
+    """Look through a source once."""
     reader = SourceReader(source, format=format, max_bad=max_bad, quiet=True)
     keys = np.fromiter((row.key for _, row in reader), dtype=np.uint64)
     return SourceInfo(
@@ -185,22 +166,7 @@ class NothingToTrainOnError(UserError):
 
 
 class SourceReader:
-    """One pass over a source that yields each row beside its record and counts what it leaves out.
-
-    Args:
-        source: as for `read_rows`.
-        format: as for `read_rows`.
-        on_bad_rows: as for `read_rows`.
-        max_bad: as for `read_rows`.
-        told: is told every row that cannot be read, as a line of `bad_rows.jsonl`.
-        quiet: leave it to the caller to say what was left out (`tally`).
-        seen: is told every line of files of lines, as it stands.
-
-    Attributes:
-        format: the format found, or given.
-        files: files of the source, in order.
-        tally: what was used and left out so far.
-    """
+    """One pass over a source that yields each row beside its record and counts what it leaves out."""
 
     def __init__(
         self, source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None,

@@ -74,14 +74,6 @@ def tally_lines(domains: dict[str, ReadSource], references: dict[str, ReadSource
 
 
 def domain_tokenizer(domains: Iterable[Sequence[Row]], vocabulary: int) -> Any:
-    """Train the tokenizer of scratch proxies on the domains; the same rows give the same tokenizer everywhere.
-
-    Args:
-        domains: rows of each domain, in the run file's order.
-        vocabulary: tokens wanted.
-
-    Returns:
-        Any: a fast transformers tokenizer.
-    """
+    """Train the tokenizer of scratch proxies on the domains; the same rows give the same tokenizer everywhere."""
     texts = (turn.flat() for rows in domains for row in rows[:TOKENIZER_ROWS] for turn in row.messages)
     return train_tokenizer(texts, vocabulary)

@@ -16,23 +16,16 @@ from ideal_proxy.data.turns import WEIGHTS, chat_like, filled, listed, number_of
 
 @dataclass(slots=True)
 class Tally:
-    """What one pass over a source used and what it left out.
+    """What one pass over a source used and what it left out."""
 
-    Attributes:
-        rows: rows with an answer.
-        without_answer: rows left out because they have none.
-        bad: rows that cannot be read, by reason: how many, and what is wrong with the first.
-        left_out: rows of a kind that is not trained on, by its name: how many, and the place of the first.
-        used: rows that hold something besides roles and texts, by its name.
-        unused: rows with a key that nothing reads, by key.
-    """
-
-    rows: int = 0
-    without_answer: int = 0
+    rows: int = 0  # rows with an answer
+    without_answer: int = 0  # rows left out because they have none
+    # rows that cannot be read, by reason: how many, and what is wrong with the first
     bad: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # rows of a kind that is not trained on, by its name: how many, and the place of the first
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
-    used: Counter[str] = field(default_factory=Counter)
-    unused: Counter[str] = field(default_factory=Counter)
+    used: Counter[str] = field(default_factory=Counter)  # rows that hold something besides roles and texts, by its name
+    unused: Counter[str] = field(default_factory=Counter)  # rows with a key that nothing reads, by key
 
     @property
     def bad_rows(self) -> int:

@@ -52,31 +52,15 @@ IN_CONTENT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as a template writes it.
+    """A row as a template writes it."""
 
-    Attributes:
-        text: the text.
-        spans: parts of it that carry loss, as (start, end) in characters.
-        told: what became of the row that its owner should know, each to be read after "N rows:".
-    """
-
-    text: str
-    spans: list[Span]
-    told: tuple[str, ...] = ()
+    text: str  # the text
+    spans: list[Span]  # parts of it that carry loss, as (start, end) in characters
+    told: tuple[str, ...] = ()  # what became of the row that its owner should know, each to be read after "N rows:"
 
 
 class ChatTemplate:
-    """Turns messages into token ids and the mask of supervised tokens, with one tokenizer.
-
-    Args:
-        tokenizer: a fast transformers tokenizer.
-        plain: True for the plain template, False for the tokenizer's own.
-
-    Attributes:
-        plain: whether the plain template is used.
-        identity: SHA-256 of the tokenizer, the template and this module's rules.
-        rewrites_earlier: the template leaves out earlier answers; those are then not supervised.
-    """
+    """Turns messages into token ids and the mask of supervised tokens, with one tokenizer."""
 
     def __init__(self, tokenizer: Any, *, plain: bool) -> None:
         self.tokenizer = tokenizer
@@ -102,19 +86,7 @@ class ChatTemplate:
     def render(
         self, said: Sequence[Said], tools: Tools = (), settings: Mapping[str, Any] | None = None
     ) -> tuple[str, list[Span]]:
-        """Write a conversation as text.
-
-        Args:
-            said: turns, or (role, content) pairs; what follows the last answer is left out.
-            tools: schemas of the functions that the assistant may call.
-            settings: what else the template takes, e.g. `{"enable_thinking": False}`.
-
-        Returns:
-            tuple: the text, and the supervised parts of it as (start, end) in characters.
-
-        Raises:
-            UserError: the template cannot write these messages.
-        """
+        """Write a conversation as text."""
         written = self._rendered(messages_of(said), Extras(tools, settings or {}))
         return written.text, written.spans
 
@@ -151,11 +123,7 @@ class ChatTemplate:
     def encode(
         self, said: Sequence[Said], tools: Tools = (), settings: Mapping[str, Any] | None = None
     ) -> tuple[list[int], list[bool]]:
-        """Tokenise one conversation; as for `render`.
-
-        Returns:
-            tuple: token ids (T,) and for each whether it carries loss (T,).
-        """
+        """Tokenise one conversation; as for `render`."""
         return self.tokens_of([self.render(said, tools, settings)])[0]
 
     def tokens_of(self, rendered: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[bool]]]:
@@ -189,16 +157,7 @@ class ChatTemplate:
         )  # fmt: skip
 
     def prompt_text(self, said: Sequence[Said], tools: Tools = (), settings: Mapping[str, Any] | None = None) -> str:
-        """Write the conversation up to where the assistant is to answer.
-
-        Args:
-            said: turns, or (role, content) pairs, that end with the user's.
-            tools: schemas of the functions that the assistant may call.
-            settings: as for `render`.
-
-        Returns:
-            str: text to generate from.
-        """
+        """Write the conversation up to where the assistant is to answer."""
         messages, extras = messages_of(said), Extras(tools, settings or {})
         if self._answers is None:
             return self._plain.prompt_text(messages, tools)
@@ -206,11 +165,7 @@ class ChatTemplate:
         return _alternating(messages, lambda turns: writer.text(writer.placed(turns, extras), extras, prompt=True))[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the template for a mixture file.
-
-        Returns:
-            dict: JSON-ready: kind, identity and the template's text.
-        """
+        """Describe the template for a mixture file."""
         return {"kind": "plain" if self.plain else "tokenizer", "identity": self.identity, "template": self._jinja}
 
     @property

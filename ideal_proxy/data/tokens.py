@@ -228,33 +228,17 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one step laid end to end; rows never see each other.
+    """Rows of one step laid end to end; rows never see each other."""
 
-    Attributes:
-        input_ids: (T,) int64.
-        position_ids: (T,) int64, from 0 again at every row.
-        labels: (T,) int64: the id of the NEXT token of the same row where that token is supervised, else -100.
-        starts: (B+1,) int64 row boundaries.
-        rows: (B,) int64 indices into the TokenRows.
-    """
-
-    input_ids: Ints
-    position_ids: Ints
-    labels: Ints
-    starts: Ints
-    rows: Ints
+    input_ids: Ints  # (T,) int64
+    position_ids: Ints  # (T,) int64, from 0 again at every row
+    labels: Ints  # (T,) int64: the id of the NEXT token of the same row where that token is supervised, else -100
+    starts: Ints  # (B+1,) int64 row boundaries
+    rows: Ints  # (B,) int64 indices into the TokenRows
 
 
 def collate(token_rows: TokenRows, indices: npt.ArrayLike) -> Batch:
-    """Lay rows end to end with shifted labels.
-
-    Args:
-        token_rows: the rows.
-        indices: (B,) row numbers; a row may stand twice.
-
-    Returns:
-        Batch: without padding.
-    """
+    """Lay rows end to end with shifted labels."""
     rows = _row_numbers(indices, len(token_rows))
     at, starts = _gather(token_rows.offsets, rows)
     ids = np.asarray(token_rows.ids[at], dtype=np.int64)

@@ -70,15 +70,7 @@ class NotAlternatingError(RefusedRowError):
 
 
 class TemplateWriter:
-    """Applies a tokenizer's own template.
-
-    Attributes:
-        jinja: the template's text.
-        merges_system: it knows no system role, so that text opens the first user message.
-        thoughts_key: the key of a turn under which it looks for thoughts; None where it has no place.
-        takes_tools: it shows the schemas of tools.
-        takes_calls: it shows the assistant's calls and what the tools answer.
-    """
+    """Applies a tokenizer's own template."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

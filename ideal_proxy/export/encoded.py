@@ -24,46 +24,28 @@ Long = Literal["as the search", "cut at the start", "cut at the end", "left out"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """What a target draws of one domain, repeats included.
+    """What a target draws of one domain, repeats included."""
 
-    Attributes:
-        rows: rows that it trains on.
-        dropped: rows that it leaves out, or that keep no token with loss.
-        cut: rows that lose tokens, of those it trains on.
-        tokens: of the rows it trains on.
-        supervised_tokens: those that carry loss.
-        supervised_lost: tokens with loss that are dropped or cut.
-    """
-
-    rows: int
-    dropped: int
-    cut: int
-    tokens: int
-    supervised_tokens: int
-    supervised_lost: int
+    rows: int  # rows that it trains on
+    dropped: int  # rows that it leaves out, or that keep no token with loss
+    cut: int  # rows that lose tokens, of those it trains on
+    tokens: int  # of the rows it trains on
+    supervised_tokens: int  # those that carry loss
+    supervised_lost: int  # tokens with loss that are dropped or cut
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The drawn rows as tokens.
+    """The drawn rows as tokens."""
 
-    Attributes:
-        model: folder or hub id of the model whose tokenizer made them.
-        context: most tokens of a row.
-        whole: for every domain its rows, uncut; those that the template refuses or that teach nothing are not there.
-        places: for every domain, (N,) the number of a row of the source among them, -1 where it is not there.
-        times: for every domain, (N,) how often a row of the source is drawn.
-        order: domain and row of the source of every drawn row in training order, (R,) each.
-        bos: token that opens a row and is kept when it is cut.
-    """
-
-    model: str
-    context: int
-    whole: tuple[TokenRows, ...]
+    model: str  # folder or hub id of the model whose tokenizer made them
+    context: int  # most tokens of a row
+    whole: tuple[TokenRows, ...]  # for every domain its rows, uncut
+    # for every domain, (N,) the number of a row of the source among them, -1 where it is not there
     places: tuple[Ints, ...]
-    times: tuple[Ints, ...]
-    order: tuple[Ints, Ints]
-    bos: int | None
+    times: tuple[Ints, ...]  # for every domain, (N,) how often a row of the source is drawn
+    order: tuple[Ints, Ints]  # domain and row of the source of every drawn row in training order, (R,) each
+    bos: int | None  # token that opens a row and is kept when it is cut
 
     def counts(self, long: Long) -> list[Count]:
         """Count what a target draws of every domain, by what it does with rows that are too long."""

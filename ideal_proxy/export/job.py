@@ -23,23 +23,14 @@ ROWS_OF_A_GROUP = 4096  # of parquet: what is held in memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What the target will do with one domain in one epoch.
+    """What the target will do with one domain in one epoch."""
 
-    Attributes:
-        domain: its name.
-        available: rows that the domain has.
-        wanted: rows of the mixture, repeats included.
-        draws: rows that the target will train on.
-        supervised_tokens: tokens with loss that it will train on; None where nobody counted them.
-        count: the whole count, where the target's tokenizer is known.
-    """
-
-    domain: str
-    available: int
-    wanted: int
-    draws: int
-    supervised_tokens: int | None
-    count: Count | None
+    domain: str  # its name
+    available: int  # rows that the domain has
+    wanted: int  # rows of the mixture, repeats included
+    draws: int  # rows that the target will train on
+    supervised_tokens: int | None  # tokens with loss that it will train on; None where nobody counted them
+    count: Count | None  # the whole count, where the target's tokenizer is known
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a file."""
@@ -57,31 +48,18 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was written for a target.
+    """What was written for a target."""
 
-    Attributes:
-        target: its name.
-        folder: the output folder.
-        draws: a domain an entry; domains without a volume are left out.
-        counted_with: whose tokens are counted.
-        context: most tokens of a row; None where nothing says it.
-        long: what the target does with longer rows.
-        files: what was written, relative to the folder.
-        notes: what a user must know.
-        use: how to use it.
-        left_over: rows of an epoch's last step, which the target leaves out where it is not full.
-    """
-
-    target: str
-    folder: Path
-    draws: tuple[Draw, ...]
-    counted_with: str
-    context: int | None
-    long: Long
-    files: tuple[str, ...]
-    notes: tuple[str, ...]
-    use: str
-    left_over: int = 0
+    target: str  # its name
+    folder: Path  # the output folder
+    draws: tuple[Draw, ...]  # a domain an entry; domains without a volume are left out
+    counted_with: str  # whose tokens are counted
+    context: int | None  # most tokens of a row; None where nothing says it
+    long: Long  # what the target does with longer rows
+    files: tuple[str, ...]  # what was written, relative to the folder
+    notes: tuple[str, ...]  # what a user must know
+    use: str  # how to use it
+    left_over: int = 0  # rows of an epoch's last step, which the target leaves out where it is not full
 
     @property
     def lost(self) -> int:
@@ -106,25 +84,15 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a writer works with.
+    """What a writer works with."""
 
-    Attributes:
-        mixture: the mixture file.
-        folder: where to write.
-        sources: for every domain, where its rows are.
-        terms: how the target is to train.
-        index: folder in which indexes of the sources are kept; None: none are.
-        encoded: the drawn rows as tokens of the target's model; None where the model is not known.
-        text: write turns even where the target reads tokens.
-    """
-
-    mixture: MixtureFile
-    folder: Path
-    sources: dict[str, str]
-    terms: Terms
-    index: Path | None = None
-    encoded: Encoded | None = None
-    text: bool = False
+    mixture: MixtureFile  # the mixture file
+    folder: Path  # where to write
+    sources: dict[str, str]  # for every domain, where its rows are
+    terms: Terms  # how the target is to train
+    index: Path | None = None  # folder in which indexes of the sources are kept; None: none are
+    encoded: Encoded | None = None  # the drawn rows as tokens of the target's model; None where the model is not known
+    text: bool = False  # write turns even where the target reads tokens
 
     @property
     def domains(self) -> list[DomainVolume]:

@@ -26,27 +26,16 @@ FORMATS = {"jsonl", "parquet", "hf", "streaming", "interleave"}  # rows without 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How the target is to train; one device.
+    """How the target is to train; one device."""
 
-    Attributes:
-        context: most tokens of a row; None where nothing says it.
-        sequences: of a step, one at a time: rows, or packed sequences; None where the mixture file does not say.
-        rows: of a step, about, for trainers that count only those.
-        packed: rows are packed to sequences of so many tokens as the context.
-        learning_rate: peak rate.
-        tuned: the rate is the search's or the user's, and not merely the usual one.
-        seed: of the mixture.
-        model: folder or hub id; None where it is not known.
-    """
-
-    context: int | None
-    sequences: int | None
-    rows: int
-    packed: bool
-    learning_rate: float
-    tuned: bool
-    seed: int
-    model: str | None = None
+    context: int | None  # most tokens of a row; None where nothing says it
+    sequences: int | None  # of a step, one at a time: rows, or packed sequences
+    rows: int  # of a step, about, for trainers that count only those
+    packed: bool  # rows are packed to sequences of so many tokens as the context
+    learning_rate: float  # peak rate
+    tuned: bool  # the rate is the search's or the user's, and not merely the usual one
+    seed: int  # of the mixture
+    model: str | None = None  # folder or hub id; None where it is not known
 
 
 def terms_of(

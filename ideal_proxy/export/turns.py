@@ -14,23 +14,14 @@ Record = dict[str, Any]
 
 @dataclass(slots=True)
 class Told:
-    """What was done to the drawn rows, and what is in them that not every trainer reads.
+    """What was done to the drawn rows, and what is in them that not every trainer reads."""
 
-    Attributes:
-        ended: rows whose end was left out, as it follows the last answer and teaches nothing.
-        opened: rows that open with the assistant, before which an empty turn of the user was put.
-        joined: rows in which neighbouring turns of one role were joined.
-        unsaid: turns that say something beside a call of a tool, which is left out.
-        untrained: rows with a turn of the assistant that carries no loss.
-        several: rows with more answers than one.
-    """
-
-    ended: int = 0
-    opened: int = 0
-    joined: int = 0
-    unsaid: int = 0
-    untrained: int = 0
-    several: int = 0
+    ended: int = 0  # rows whose end was left out, as it follows the last answer and teaches nothing
+    opened: int = 0  # rows that open with the assistant, before which an empty turn of the user was put
+    joined: int = 0  # rows in which neighbouring turns of one role were joined
+    unsaid: int = 0  # turns that say something beside a call of a tool, which is left out
+    untrained: int = 0  # rows with a turn of the assistant that carries no loss
+    several: int = 0  # rows with more answers than one
 
     def notes(self) -> tuple[str, ...]:
         """Say it, a note each."""

@@ -36,21 +36,13 @@ NAMED = 5  # pairs that are named
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Anchors:
-    """What the first round trains and imitates, in full-size rows.
+    """What the first round trains and imitates, in full-size rows."""
 
-    Attributes:
-        names: (A,) `coding up`, `coding down`.
-        mixtures: (A, D) of the anchors.
-        pairs: (P, 2) anchors whose mean is imitated, those that are trained too first.
-        volumes: (R, D) of the runs: base with every seed, the anchors, mixtures that are imitated too.
-        seeds: (R,) of the runs.
-    """
-
-    names: tuple[str, ...]
-    mixtures: Array
-    pairs: NDArray[np.int64]
-    volumes: Array
-    seeds: NDArray[np.int64]
+    names: tuple[str, ...]  # (A,) `coding up`, `coding down`
+    mixtures: Array  # (A, D) of the anchors
+    pairs: NDArray[np.int64]  # (P, 2) anchors whose mean is imitated, those that are trained too first
+    volumes: Array  # (R, D) of the runs: base with every seed, the anchors, mixtures that are imitated too
+    seeds: NDArray[np.int64]  # (R,) of the runs
 
     @property
     def halfway(self) -> Array:

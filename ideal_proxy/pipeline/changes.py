@@ -23,23 +23,14 @@ Kind = Literal["same", "renamed", "grown", "filtered", "refilled", "split", "mer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What became of some domains.
+    """What became of some domains."""
 
-    Attributes:
-        kind: `refilled` is grown and filtered at once.
-        old: their names before.
-        new: their names now.
-        kept: rows that both have.
-        gained: rows that are new.
-        lost: rows that are gone.
-    """
-
-    kind: Kind
-    old: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()
-    kept: int = 0
-    gained: int = 0
-    lost: int = 0
+    kind: Kind  # `refilled` is grown and filtered at once
+    old: tuple[str, ...] = ()  # their names before
+    new: tuple[str, ...] = ()  # their names now
+    kept: int = 0  # rows that both have
+    gained: int = 0  # rows that are new
+    lost: int = 0  # rows that are gone
 
     def __str__(self) -> str:
         old, new = " and ".join(self.old), " and ".join(self.new)
@@ -102,21 +93,13 @@ def data_changed(changes: Sequence[Change]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moved:
-    """Earlier runs in the volumes of a new search.
+    """Earlier runs in the volumes of a new search."""
 
-    Attributes:
-        volumes: full-size rows of the new domains, shape (R, D).
-        retired: names of domains that rows of those runs belonged to and that are no more.
-        retired_volumes: rows of these, shape (R, K).
-        retired_available: rows that they had, shape (K,).
-        kept: share of all drawn rows that belong to a new domain.
-    """
-
-    volumes: Array
-    retired: tuple[str, ...]
-    retired_volumes: Array
-    retired_available: Array
-    kept: float
+    volumes: Array  # full-size rows of the new domains, shape (R, D)
+    retired: tuple[str, ...]  # names of domains that rows of those runs belonged to and that are no more
+    retired_volumes: Array  # rows of these, shape (R, K)
+    retired_available: Array  # rows that they had, shape (K,)
+    kept: float  # share of all drawn rows that belong to a new domain
 
 
 def move_runs(package: Package, keys: Sequence[Keys]) -> Moved:

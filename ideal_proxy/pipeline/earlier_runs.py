@@ -45,48 +45,28 @@ ROLES = ("design", "verify", "sweep")  # whose losses on search rows tell of a m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierRun:
-    """One run as it was drawn.
+    """One run as it was drawn."""
 
-    Attributes:
-        id: of the search that made it.
-        rows: rows drawn of each domain of that search's record.
-        seed: of its draws.
-        weights: where its weights lie; "" where they were not kept.
-        tokens: it was trained on.
-        seconds: it took.
-    """
-
-    id: str
-    rows: tuple[int, ...]
-    seed: int
-    weights: str
-    tokens: int
-    seconds: float
+    id: str  # of the search that made it
+    rows: tuple[int, ...]  # rows drawn of each domain of that search's record
+    seed: int  # of its draws
+    weights: str  # where its weights lie; "" where they were not kept
+    tokens: int  # it was trained on
+    seconds: float  # it took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Package:
-    """One earlier search.
+    """One earlier search."""
 
-    Attributes:
-        name: its run directory, as users know it.
-        record: its rows by content.
-        runs: R runs.
-        keys: (N,) of reference rows, rising.
-        loss_sum: (R, N) nats; NaN where a run was not judged on a row.
-        tokens: (N,) supervised tokens of each row.
-        before: (N,) nats before any SFT row; NaN where that is not known.
-        proxies: size, model and rank of its proxies, or `full`, the model of a full-size training; {} is not known.
-    """
-
-    name: str
-    record: RowRecord
-    runs: tuple[EarlierRun, ...]
-    keys: NDArray[np.uint64]
-    loss_sum: Array
-    tokens: Array
-    before: Array
-    proxies: Mapping[str, Any]
+    name: str  # its run directory, as users know it
+    record: RowRecord  # its rows by content
+    runs: tuple[EarlierRun, ...]  # R runs
+    keys: NDArray[np.uint64]  # (N,) of reference rows, rising
+    loss_sum: Array  # (R, N) nats; NaN where a run was not judged on a row
+    tokens: Array  # (N,) supervised tokens of each row
+    before: Array  # (N,) nats before any SFT row; NaN where that is not known
+    proxies: Mapping[str, Any]  # size, model and rank of its proxies, or `full`, the model of a full-size training
 
     def losses_before(self, keys: NDArray[np.uint64]) -> float:
         """Nats per supervised token of these rows before any SFT row; NaN where a row is missing."""
@@ -115,33 +95,19 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inherited:
-    """What a search takes from the first of the runs that it reuses, because its losses mean something only so.
+    """What a search takes from the first of the runs that it reuses, because its losses mean something only so."""
 
-    Attributes:
-        run: that run directory.
-        seed: of the search.
-        fraction: φ.
-        learning_rate: of every run.
-        context: longest row, tokens.
-        dtype: of the products.
-        warm: SHA-256 of the warm start's weights; "" for pretrained proxies.
-        seeds_of: how many times fresh seeds were taken for a check before, so that the next ones are fresh too.
-        size: of its scratch proxies; "" for pretrained ones; None where an earlier version did not say.
-        lora_rank: of its pretrained proxies.
-        asked_fraction: φ in its run file; None where the plan chose.
-    """
-
-    run: str
-    seed: int
-    fraction: float
-    learning_rate: float
-    context: int
-    dtype: str
-    warm: str
-    seeds_of: int
-    size: str | None = None
-    lora_rank: int | None = None
-    asked_fraction: float | None = None
+    run: str  # that run directory
+    seed: int  # of the search
+    fraction: float  # φ
+    learning_rate: float  # of every run
+    context: int  # longest row, tokens
+    dtype: str  # of the products
+    warm: str  # SHA-256 of the warm start's weights; "" for pretrained proxies
+    seeds_of: int  # how many times fresh seeds were taken for a check before, so that the next ones are fresh too
+    size: str | None = None  # of its scratch proxies; "" for pretrained ones; None where an earlier version did not say
+    lora_rank: int | None = None  # of its pretrained proxies
+    asked_fraction: float | None = None  # φ in its run file; None where the plan chose
 
 
 def read_packages(place: Path) -> list[Package]:

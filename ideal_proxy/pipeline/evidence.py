@@ -39,43 +39,26 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Finished runs in numbers, and gradient rows beside them.
+    """Finished runs in numbers, and gradient rows beside them."""
 
-    Attributes:
-        ids: R run ids.
-        volumes: rows in full-size terms, shape (R, D).
-        losses: reference losses on the search rows, nats per supervised token, shape (R, J).
-        values: what each capability is judged by, shape (R, J): its metric, or the same loss.
-        seeds: seed of each run, shape (R,).
-        losses_before: Z_j, the losses before any SFT row, shape (J,).
-        values_before: what each capability is judged by there, shape (J,).
-        gradients: responses measured by gradients, one entry a centre; () where there are none.
-        own: number of each capability's own domain, -1 for none, (J,); None: that of exactly its name.
-        retired: domains that reused runs had and no mixture can have any more, K names.
-        retired_volumes: (R, K) rows of them; None where there are none.
-        retired_available: (K,) rows that they had.
-        labels: (R,) equal for runs of one mixture; () where equal volumes say that.
-        kind_of: (R,) "" for the search's own runs, else the kind: whose they are, where data or size of the proxies
-            changed since; () without such.
-        kinds: what is believed of a kind, where that is neither `CHANGED_DATA` nor `OTHER_SIZE`.
-        sizes: of the kinds that are proxies of another size, the losses before any SFT row, (J,); NaN where not known.
-    """
-
-    ids: tuple[str, ...]
-    volumes: Array
-    losses: Array
-    values: Array
-    seeds: NDArray[np.int64]
-    losses_before: Array
-    values_before: Array
-    gradients: tuple[Responses, ...] = ()
-    own: tuple[int, ...] | None = None
-    retired: tuple[str, ...] = ()
-    retired_volumes: Array | None = None
-    retired_available: Array | None = None
-    labels: tuple[str, ...] = ()
+    ids: tuple[str, ...]  # R run ids
+    volumes: Array  # rows in full-size terms, shape (R, D)
+    losses: Array  # reference losses on the search rows, nats per supervised token, shape (R, J)
+    values: Array  # what each capability is judged by, shape (R, J): its metric, or the same loss
+    seeds: NDArray[np.int64]  # seed of each run, shape (R,)
+    losses_before: Array  # Z_j, the losses before any SFT row, shape (J,)
+    values_before: Array  # what each capability is judged by there, shape (J,)
+    gradients: tuple[Responses, ...] = ()  # responses measured by gradients, one entry a centre
+    own: tuple[int, ...] | None = None  # number of each capability's own domain, -1 for none, (J,)
+    retired: tuple[str, ...] = ()  # domains that reused runs had and no mixture can have any more, K names
+    retired_volumes: Array | None = None  # (R, K) rows of them; None where there are none
+    retired_available: Array | None = None  # (K,) rows that they had
+    labels: tuple[str, ...] = ()  # (R,) equal for runs of one mixture; () where equal volumes say that
+    # (R,) "" for the search's own runs, else the kind: whose they are, where data or size of the proxies changed
+    # since; () without such
     kind_of: tuple[str, ...] = ()
     kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)
+    # of the kinds that are proxies of another size, the losses before any SFT row, (J,); NaN where not known
     sizes: Mapping[str, Array] = field(default_factory=dict)
 
     @property

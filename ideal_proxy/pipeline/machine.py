@@ -38,23 +38,14 @@ MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six s
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a proxy that was trained for a moment showed.
+    """What a proxy that was trained for a moment showed."""
 
-    Attributes:
-        tokens_per_second: of one worker.
-        dtype: the precision chosen.
-        parameters: of the proxy.
-        products: multiply-adds of its matrix products.
-        flops_per_second: of one worker.
-        trainable_parameters: those that training changes; None is all.
-    """
-
-    tokens_per_second: float
-    dtype: str
-    parameters: int
-    products: Products
-    flops_per_second: float
-    trainable_parameters: int | None = None
+    tokens_per_second: float  # of one worker
+    dtype: str  # the precision chosen
+    parameters: int  # of the proxy
+    products: Products  # multiply-adds of its matrix products
+    flops_per_second: float  # of one worker
+    trainable_parameters: int | None = None  # those that training changes; None is all
 
 
 def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:

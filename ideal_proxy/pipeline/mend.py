@@ -21,14 +21,10 @@ LEAST_LEFT = 2  # reference rows: one to search by, one to verify by
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        run_file: the copy of the run file; None where there was nothing to mend.
-        files: for a capability its new file, the rows left out of it, and the rows that are left.
-    """
-
-    run_file: Path | None
+    run_file: Path | None  # the copy of the run file; None where there was nothing to mend
+    # for a capability its new file, the rows left out of it, and the rows that are left
     files: dict[str, tuple[Path, int, int]]
 
     def to_json(self) -> dict[str, Any]:

@@ -54,40 +54,23 @@ BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainFacts:
-    """What is known of one domain. Rows and tokens are full-size terms.
+    """What is known of one domain. Rows and tokens are full-size terms."""
 
-    Attributes:
-        name: its name.
-        source: where its rows are.
-        format: their format.
-        fingerprint: SHA-256 over its rows.
-        available: rows it has to train on.
-        base: rows of the base mixture.
-        lower: fewest rows allowed.
-        upper: most rows allowed.
-        tokens_per_row: mean.
-        supervised_per_row: mean.
-        reserved: rows kept for the warm start.
-        truncated: rows that did not fit the context and lost prompt or answer.
-        dropped: rows without a supervised token.
-        longest: tokens of the longest row, after truncation.
-        left_out: keys in hex of rows that the template refuses or that have no token with loss.
-    """
-
-    name: str
-    source: str
-    format: str
-    fingerprint: str
-    available: int
-    base: int
-    lower: int
-    upper: int
-    tokens_per_row: float
-    supervised_per_row: float
-    reserved: int
-    truncated: int
-    dropped: int
-    longest: int
+    name: str  # its name
+    source: str  # where its rows are
+    format: str  # their format
+    fingerprint: str  # SHA-256 over its rows
+    available: int  # rows it has to train on
+    base: int  # rows of the base mixture
+    lower: int  # fewest rows allowed
+    upper: int  # most rows allowed
+    tokens_per_row: float  # mean
+    supervised_per_row: float  # mean
+    reserved: int  # rows kept for the warm start
+    truncated: int  # rows that did not fit the context and lost prompt or answer
+    dropped: int  # rows without a supervised token
+    longest: int  # tokens of the longest row, after truncation
+    # keys in hex of rows that the template refuses or that have no token with loss
     left_out: list[str] = field(default_factory=list)
 
 
@@ -108,29 +91,18 @@ class CapabilityFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The search's problem in numbers, and where its token arrays lie.
+    """The search's problem in numbers, and where its token arrays lie."""
 
-    Attributes:
-        folder: `prepared/` of the run directory.
-        facts: of the D domains.
-        capabilities: J capabilities.
-        health: duplicates and leaks, as counts.
-        vocabulary: number of tokens of the tokenizer.
-        template: what the mixture file says of the template.
-        base_model: of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy.
-        context: the most tokens of a row, decided once.
-        domains: the domains that every mixture of the search is over, in full-size rows.
-    """
-
-    folder: Path
-    facts: tuple[DomainFacts, ...]
-    capabilities: tuple[CapabilityFacts, ...]
-    health: dict[str, Any]
-    vocabulary: int
-    template: dict[str, Any]
-    context: Context
+    folder: Path  # `prepared/` of the run directory
+    facts: tuple[DomainFacts, ...]  # of the D domains
+    capabilities: tuple[CapabilityFacts, ...]  # J capabilities
+    health: dict[str, Any]  # duplicates and leaks, as counts
+    vocabulary: int  # number of tokens of the tokenizer
+    template: dict[str, Any]  # what the mixture file says of the template
+    context: Context  # the most tokens of a row, decided once
+    # of a pretrained proxy its `fingerprint` and `parameters`; empty for a scratch proxy
     base_model: dict[str, Any] = field(default_factory=dict)
-    domains: Domains = field(init=False)
+    domains: Domains = field(init=False)  # the domains that every mixture of the search is over, in full-size rows
 
     def __post_init__(self) -> None:
         domains = Domains(

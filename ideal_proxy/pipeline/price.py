@@ -39,21 +39,13 @@ SCALE_ROWS = 400  # rows whose gradients are taken, of each set
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What some rows of a new set do to every capability, at base's total of tokens.
+    """What some rows of a new set do to every capability, at base's total of tokens."""
 
-    Attributes:
-        name: of the set.
-        rows: of it, in place of as many tokens of base.
-        method: "gradients" or "runs".
-        changes: of each capability's loss, relative, with 90 % intervals; below 0 is better.
-        quality: rank correlation of gradients with the fit over the known domains; None from runs.
-    """
-
-    name: str
-    rows: int
-    method: str
-    changes: dict[str, Bound]
-    quality: float | None
+    name: str  # of the set
+    rows: int  # of it, in place of as many tokens of base
+    method: str  # "gradients" or "runs"
+    changes: dict[str, Bound]  # of each capability's loss, relative, with 90 % intervals; below 0 is better
+    quality: float | None  # rank correlation of gradients with the fit over the known domains; None from runs
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as JSON values."""
@@ -74,22 +66,7 @@ class Price:
 def price_by_gradients(
     run: SearchRun, source: str, *, name: str, rows: int, form: str = "auto", reporter: Reporter
 ) -> Price:
-    """Price a set from gradients of the proxies that were trained on base.
-
-    Args:
-        run: a finished search with scratch proxies whose weights were kept.
-        source: where the new rows are.
-        name: of the set.
-        rows: so many of it take the place of as many tokens of base.
-        form: their format.
-        reporter: for progress.
-
-    Returns:
-        Price: with intervals learned from the known domains.
-
-    Raises:
-        UserError: no weights of base were kept, or fewer than three domains are known.
-    """
+    """Price a set from gradients of the proxies that were trained on base."""
     if run.config.has_metrics:
         raise UserError("gradients are derivatives of losses, and a capability is judged by a metric; give --runs 2")
     new = _tokens(run, source, form)
@@ -210,21 +187,7 @@ def with_set(config: SearchConfig, run: Path, source: str, name: str, form: str)
 def price_by_runs(
     run: SearchRun, source: str, *, name: str, rows: int, runs: int, out: Path, form: str = "auto", reporter: Reporter
 ) -> Price:
-    """Price a set by training a few proxies with it, beside the runs that are there.
-
-    Args:
-        run: a finished search.
-        source: where the new rows are.
-        name: of the set.
-        rows: so many of it take the place of as many tokens of base.
-        runs: to train.
-        out: a run directory for them.
-        form: their format.
-        reporter: for progress.
-
-    Returns:
-        Price: of the fit to all runs.
-    """
+    """Price a set by training a few proxies with it, beside the runs that are there."""
     from ideal_proxy.pipeline.outer_loop import open_laboratory
     from ideal_proxy.pipeline.proposal import fit_response
 

@@ -43,46 +43,27 @@ SAME = 0.01  # volumes so near are one answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Free:
-    """The optimum of the same fit without protection: it is not checked.
+    """The optimum of the same fit without protection: it is not checked."""
 
-    Attributes:
-        rows: whole rows of each domain, shape (D,).
-        predicted: against base.
-    """
-
-    rows: NDArray[np.int64]
-    predicted: Prediction
+    rows: NDArray[np.int64]  # whole rows of each domain, shape (D,)
+    predicted: Prediction  # against base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What a round learned and proposes: it binds the evidence, the fits, the optimum and the predictions.
+    """What a round learned and proposes: it binds the evidence, the fits, the optimum and the predictions."""
 
-    Attributes:
-        evidence: what was fitted.
-        model: the fitted response of what each capability is judged by.
-        loss_model: the fitted response of the reference losses; the same where no metric judges.
-        yardstick: what scores are measured in.
-        constraints: as used.
-        optimum: the volumes, with their whole rows.
-        predicted: the optimum against base, intervals for the mean of the first pairs.
-        predicted_losses: the same of the reference losses, also where a metric judges.
-        free: what protection forbids; None where it forbids nothing.
-        known: how much a pair of runs scatters, by the swarm's replicates.
-        notes: what the fit wants the user to know.
-    """
-
-    evidence: Evidence
-    model: ResponseModel
-    loss_model: ResponseModel
-    yardstick: Yardstick
-    constraints: Constraints
-    optimum: Optimum
-    predicted: Prediction
-    predicted_losses: Prediction
-    free: Free | None
-    known: Known
-    notes: tuple[str, ...]
+    evidence: Evidence  # what was fitted
+    model: ResponseModel  # the fitted response of what each capability is judged by
+    loss_model: ResponseModel  # the fitted response of the reference losses; the same where no metric judges
+    yardstick: Yardstick  # what scores are measured in
+    constraints: Constraints  # as used
+    optimum: Optimum  # the volumes, with their whole rows
+    predicted: Prediction  # the optimum against base, intervals for the mean of the first pairs
+    predicted_losses: Prediction  # the same of the reference losses, also where a metric judges
+    free: Free | None  # what protection forbids; None where it forbids nothing
+    known: Known  # how much a pair of runs scatters, by the swarm's replicates
+    notes: tuple[str, ...]  # what the fit wants the user to know
 
     @property
     def rows(self) -> NDArray[np.int64]:

@@ -31,15 +31,10 @@ LEAST = 0.001  # of the objective: a round that promises less is not run
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What more runs promise.
+    """What more runs promise."""
 
-    Attributes:
-        regret: expected loss of the objective by not knowing the response exactly, relative; 0 or more.
-        points: mixtures that some draw prefers to the proposal, those that matter most first, shape (P, D).
-    """
-
-    regret: float
-    points: Array
+    regret: float  # expected loss of the objective by not knowing the response exactly, relative; 0 or more
+    points: Array  # mixtures that some draw prefers to the proposal, those that matter most first, shape (P, D)
 
     @property
     def hoped(self) -> float:

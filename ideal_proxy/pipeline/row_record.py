@@ -28,29 +28,17 @@ RECORD = "rows.npz"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowRecord:
-    """The rows of a search by content; one entry a domain or a reference set, in the search's order.
+    """The rows of a search by content; one entry a domain or a reference set, in the search's order."""
 
-    Attributes:
-        domains: names.
-        pools: keys of the rows that mixtures draw from, in their order.
-        reserved: keys of the rows kept for the warm start.
-        available: how many rows of each pool a proxy sees, the first of its permutation.
-        fraction: φ, the share of the full-size volumes that a proxy draws.
-        references: names of the reference sets, `search-0`, …, `verify-0`, ….
-        reference_keys: keys of their rows, in their order.
-        reference_groups: what the rows were split by; rows of equal prompt have the same.
-        key_version: of the row keys.
-    """
-
-    domains: tuple[str, ...]
-    pools: tuple[Keys, ...]
-    reserved: tuple[Keys, ...]
-    available: tuple[int, ...]
-    fraction: float
-    references: tuple[str, ...]
-    reference_keys: tuple[Keys, ...]
-    reference_groups: tuple[Keys, ...]
-    key_version: int = KEY_VERSION
+    domains: tuple[str, ...]  # names
+    pools: tuple[Keys, ...]  # keys of the rows that mixtures draw from, in their order
+    reserved: tuple[Keys, ...]  # keys of the rows kept for the warm start
+    available: tuple[int, ...]  # how many rows of each pool a proxy sees, the first of its permutation
+    fraction: float  # φ, the share of the full-size volumes that a proxy draws
+    references: tuple[str, ...]  # names of the reference sets, `search-0`, …, `verify-0`, …
+    reference_keys: tuple[Keys, ...]  # keys of their rows, in their order
+    reference_groups: tuple[Keys, ...]  # what the rows were split by; rows of equal prompt have the same
+    key_version: int = KEY_VERSION  # of the row keys
 
     def whole(self, domain: int) -> Keys:
         """All rows of a domain, reserved ones too."""
@@ -73,23 +61,14 @@ class RowRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heritage:
-    """What the preparation of a search takes from earlier ones.
+    """What the preparation of a search takes from earlier ones."""
 
-    Attributes:
-        folder: where it lies: `tokenizer/` and, for scratch proxies, `warm.safetensors`.
-        warm: SHA-256 of these weights; "" where there are none.
-        reserved: keys of the rows that they were trained on, which no mixture may draw.
-        search: split groups of reference rows that a search has seen.
-        verify: split groups of those that only a check saw.
-        size: of the scratch proxies that the warm start is of; None where that was not said.
-    """
-
-    folder: Path
-    warm: str
-    reserved: Keys
-    search: Keys
-    verify: Keys
-    size: str | None = None
+    folder: Path  # where it lies: `tokenizer/` and, for scratch proxies, `warm.safetensors`
+    warm: str  # SHA-256 of these weights; "" where there are none
+    reserved: Keys  # keys of the rows that they were trained on, which no mixture may draw
+    search: Keys  # split groups of reference rows that a search has seen
+    verify: Keys  # split groups of those that only a check saw
+    size: str | None = None  # of the scratch proxies that the warm start is of; None where that was not said
 
     def warm_of(self, size: str) -> str:
         """The warm start that proxies of a size take over; "" where they make one of their own."""

@@ -35,15 +35,10 @@ MOST_PAIRS = 200
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What is known of a pair's scatter before the check.
+    """What is known of a pair's scatter before the check."""
 
-    Attributes:
-        variance: of the gain of one pair; any shape, as many as there are things judged.
-        degrees: degrees of freedom that it was measured with; 0 is nothing known.
-    """
-
-    variance: Array
-    degrees: float
+    variance: Array  # of the gain of one pair; any shape, as many as there are things judged
+    degrees: float  # degrees of freedom that it was measured with; 0 is nothing known
 
     @property
     def weight(self) -> float:
@@ -56,17 +51,11 @@ UNKNOWN = Spread(np.array(1.0), 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """How many standard errors decide at each look.
+    """How many standard errors decide at each look."""
 
-    Attributes:
-        looks: pairs at each look, rising, (K,).
-        pairs: c, for the error by the pairs, (K,).
-        rows: z, for the error by the rows, (K,).
-    """
-
-    looks: tuple[int, ...]
-    pairs: tuple[float, ...]
-    rows: tuple[float, ...]
+    looks: tuple[int, ...]  # pairs at each look, rising, (K,)
+    pairs: tuple[float, ...]  # c, for the error by the pairs, (K,)
+    rows: tuple[float, ...]  # z, for the error by the rows, (K,)
 
     def half_width(self, look: int, variance: Array | float, row_error: Array | float) -> Array:
         """Return h after a number of pairs; between looks and beyond the last, the factors of the last look passed."""

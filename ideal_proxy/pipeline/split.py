@@ -31,19 +31,12 @@ USAGE = "write a column's name, quantile:COLUMN:3, cluster:8 or cluster:8:MODEL_
 
 @dataclass(frozen=True, slots=True)
 class SplitBy:
-    """How domains are split.
+    """How domains are split."""
 
-    Attributes:
-        kind: column, quantile or cluster.
-        column: the column; empty for clusters.
-        parts: how many; 0 for as many as the column has values.
-        model: a sentence-transformers model for clusters; empty for TF-IDF.
-    """
-
-    kind: str
-    column: str = ""
-    parts: int = 0
-    model: str = ""
+    kind: str  # column, quantile or cluster
+    column: str = ""  # the column; empty for clusters
+    parts: int = 0  # how many; 0 for as many as the column has values
+    model: str = ""  # a sentence-transformers model for clusters; empty for TF-IDF
 
 
 def read_split_by(text: str) -> SplitBy:

@@ -53,17 +53,11 @@ class Protection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PairedLosses:
-    """What one capability's verify rows cost in every pair.
+    """What one capability's verify rows cost in every pair."""
 
-    Attributes:
-        base: nats summed over each row's supervised tokens, shape (S, N_j).
-        proposal: the same after training on the proposal, shape (S, N_j).
-        tokens: supervised tokens of each row, shape (N_j,).
-    """
-
-    base: Array
-    proposal: Array
-    tokens: Array
+    base: Array  # nats summed over each row's supervised tokens, shape (S, N_j)
+    proposal: Array  # the same after training on the proposal, shape (S, N_j)
+    tokens: Array  # supervised tokens of each row, shape (N_j,)
 
     @classmethod
     def of(cls, base: Sequence[RowLosses], proposal: Sequence[RowLosses]) -> PairedLosses:
@@ -74,19 +68,12 @@ class PairedLosses:
 
 @dataclass(frozen=True, slots=True)
 class PairedScores:
-    """What one capability's metric gave in every pair; where it says what each item gave, items tell noise too.
+    """What one capability's metric gave in every pair; where it says what each item gave, items tell noise too."""
 
-    Attributes:
-        base: the score after training on the base, shape (S,).
-        proposal: after training on the proposal, shape (S,).
-        items: proposal less base of every item, shape (S, N); None where seeds alone tell the noise.
-        clusters: (N,) number of each item's cluster; items of one cluster are not taken as independent.
-    """
-
-    base: Array
-    proposal: Array
-    items: Array | None = None
-    clusters: NDArray[np.int64] | None = None
+    base: Array  # the score after training on the base, shape (S,)
+    proposal: Array  # after training on the proposal, shape (S,)
+    items: Array | None = None  # proposal less base of every item, shape (S, N); None where seeds alone tell the noise
+    clusters: NDArray[np.int64] | None = None  # (N,) number of each item's cluster
 
     @classmethod
     def of(cls, base: Sequence[Scored], proposal: Sequence[Scored]) -> PairedScores:
@@ -110,15 +97,10 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the swarm's replicates tell of the scatter of a pair, before the check.
+    """What the swarm's replicates tell of the scatter of a pair, before the check."""
 
-    Attributes:
-        gain: of the objective.
-        ratios: of every capability's ratio; its variance has shape (J,).
-    """
-
-    gain: Spread = UNKNOWN
-    ratios: Spread = UNKNOWN
+    gain: Spread = UNKNOWN  # of the objective
+    ratios: Spread = UNKNOWN  # of every capability's ratio; its variance has shape (J,)
 
     def of(self, j: int) -> Spread:
         """Return what is known of one capability."""
@@ -128,36 +110,22 @@ class Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The decision and everything it rests on.
+    """The decision and everything it rests on."""
 
-    Attributes:
-        answer: `improves`, `no better than base` or `not enough evidence`.
-        gain: relative gain in the objective, proposal against base.
-        ratios: for each capability L_j(proposal) / L_j(base), with intervals that hold for all of them together; for
-            scores relative as `relative` says.
-        changes: of each capability.
-        protection: of each capability.
-        lacking: capabilities whose `must_not_drop` is neither proved nor broken.
-        gains_by_seed: G_s, shape (S,).
-        pairs: number of pairs S.
-        pairs_needed: pairs that would decide at the present estimates, None when decided or beyond 200.
-        row_noise: standard error of the gain from the choice of verify rows, and of a metric's items.
-        level: the one-sided level over all looks.
-        go_on: whether the next look is worth its pairs.
-    """
-
-    answer: str
-    gain: Bound
+    answer: str  # `improves`, `no better than base` or `not enough evidence`
+    gain: Bound  # relative gain in the objective, proposal against base
+    # for each capability L_j(proposal) / L_j(base), with intervals that hold for all of them together; for scores
+    # relative as `relative` says
     ratios: tuple[Bound, ...]
-    changes: tuple[Change, ...]
-    protection: tuple[Protection, ...]
-    lacking: tuple[int, ...]
-    gains_by_seed: tuple[float, ...]
-    pairs: int
-    pairs_needed: int | None
-    row_noise: float
-    level: float
-    go_on: bool
+    changes: tuple[Change, ...]  # of each capability
+    protection: tuple[Protection, ...]  # of each capability
+    lacking: tuple[int, ...]  # capabilities whose `must_not_drop` is neither proved nor broken
+    gains_by_seed: tuple[float, ...]  # G_s, shape (S,)
+    pairs: int  # number of pairs S
+    pairs_needed: int | None  # pairs that would decide at the present estimates, None when decided or beyond 200
+    row_noise: float  # standard error of the gain from the choice of verify rows, and of a metric's items
+    level: float  # the one-sided level over all looks
+    go_on: bool  # whether the next look is worth its pairs
 
     @property
     def dropped(self) -> tuple[int, ...]:
@@ -202,27 +170,7 @@ def judge(
     known: Known | None = None,
     level: float = LEVEL,
 ) -> Verdict:
-    """Judge the proposal against the base from paired runs.
-
-    Args:
-        losses: one entry a capability.
-        yardstick: what scores are measured in.
-        kind: how the objective combines the capabilities.
-        weights: for `weighted`.
-        tolerances: largest rise of each capability, None for those that are free: a rise that is surely larger forbids
-            `improves`.
-        must_not_drop: largest rise that has to be excluded before `improves` is said.
-        min_gain: a smaller gain is no gain.
-        looks: pairs at each look that was planned; default one look, at these pairs.
-        known: what the swarm knows of the scatter.
-        level: one-sided, of each thing judged, over all looks.
-
-    Returns:
-        Verdict: the answer at this look, with what it rests on.
-
-    Raises:
-        ValueError: fewer than 2 pairs.
-    """
+    """Judge the proposal against the base from paired runs."""
     count, pairs = len(losses), losses[0].base.shape[0]
     if pairs < 2:
         raise ValueError(f"a verdict needs at least 2 pairs, got {pairs}")

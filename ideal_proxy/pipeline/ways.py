@@ -32,21 +32,13 @@ CHEAPER = 0.8  # of the cost of one size: a ladder that costs no less is not wor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to search, with its plan.
+    """One way to search, with its plan."""
 
-    Attributes:
-        name: of the way.
-        lines: of the run file that set it.
-        plan: as `search --dry-run` has it; None where it cannot be done.
-        why_not: why it cannot be done; "" where it can.
-        memory: bytes of a worker, by count; None where that is not known.
-    """
-
-    name: str
-    lines: dict[str, Any]
-    plan: dict[str, Any] | None
-    why_not: str = ""
-    memory: float | None = None
+    name: str  # of the way
+    lines: dict[str, Any]  # of the run file that set it
+    plan: dict[str, Any] | None  # as `search --dry-run` has it; None where it cannot be done
+    why_not: str = ""  # why it cannot be done; "" where it can
+    memory: float | None = None  # bytes of a worker, by count; None where that is not known
 
     def to_json(self) -> dict[str, Any]:
         """Give what the command prints as JSON."""

@@ -22,16 +22,7 @@ from ideal_proxy.proxy.training import trained_parameters
 
 
 def blend_weights(model: Any, parts: Sequence[tuple[Path, float]], lora_rank: int | None = None) -> None:
-    """Give a model that has its first weights those between finished runs, one tensor in memory at a time.
-
-    Args:
-        model: with the weights that all runs began from; of a LoRA one of K times their rank.
-        parts: K files that `save_weights` wrote, and the share of each.
-        lora_rank: of one run; None where every weight was trained.
-
-    Raises:
-        UserError: a file is missing, damaged or of another proxy.
-    """
+    """Give a model that has its first weights those between finished runs, one tensor in memory at a time."""
     from safetensors import SafetensorError, safe_open
 
     own = trained_parameters(model)

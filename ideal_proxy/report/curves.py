@@ -22,23 +22,14 @@ POINTS = 41
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Slice:
-    """One domain's volume varied through a mixture.
+    """One domain's volume varied through a mixture."""
 
-    Attributes:
-        domain: which.
-        volumes: its volume, (K,).
-        mixtures: all volumes, (K, D).
-        mean: predictions, (K, J).
-        lower: lower end of one new run's interval, (K, J).
-        upper: upper end, (K, J).
-    """
-
-    domain: str
-    volumes: Array
-    mixtures: Array
-    mean: Array
-    lower: Array
-    upper: Array
+    domain: str  # which
+    volumes: Array  # its volume, (K,)
+    mixtures: Array  # all volumes, (K, D)
+    mean: Array  # predictions, (K, J)
+    lower: Array  # lower end of one new run's interval, (K, J)
+    upper: Array  # upper end, (K, J)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,19 +68,7 @@ def eta(model: ResponseModel) -> float:
 
 
 def move(model: ResponseModel, mixture: Array, domain: int, volumes: Array, *, keep: Array | None = None) -> Array:
-    """Set one domain to each of several volumes.
-
-    Args:
-        model: the fitted response, for its unit.
-        mixture: where the others start, (D,).
-        domain: index of the domain that is set.
-        volumes: its volumes, (K,).
-        keep: weights (D,), tokens a row say, whose total the other domains keep by shrinking in proportion; None
-            leaves them. Shares always keep their sum.
-
-    Returns:
-        array: mixtures, (K, D); volumes that leave the others nothing are cut.
-    """
+    """Set one domain to each of several volumes."""
     weights = np.ones(len(mixture)) if model.unit == "share" else keep
     out = np.tile(np.asarray(mixture, dtype=float), (len(volumes), 1))
     out[:, domain] = volumes
@@ -116,20 +95,7 @@ def slice_through(
     keep: Array | None = None,
     points: int = POINTS,
 ) -> Slice:
-    """Predict along one domain's volume.
-
-    Args:
-        model: the fitted response.
-        mixture: the volumes that the slice goes through, (D,).
-        domain: name of the domain that varies.
-        low: smallest volume; default a quarter of the mixture's.
-        high: largest; default four times the mixture's (shares: at most 1).
-        keep: see `move`.
-        points: K.
-
-    Returns:
-        Slice: at volumes evenly spaced in log(v + η).
-    """
+    """Predict along one domain's volume."""
     index = list(model.domain_names_).index(domain)
     here, small = float(mixture[index]), eta(model)
     low = here / 4 if low is None else low
@@ -145,19 +111,7 @@ def slice_through(
 def partial_losses(
     model: ResponseModel, mixture: Array, domain: str, volumes: Array, losses: Array, *, keep: Array | None = None
 ) -> tuple[Array, Array]:
-    """Move observed runs onto a slice along the fit: the slice's value there plus what the run missed its own by.
-
-    Args:
-        model: the fitted response.
-        mixture: the volumes that the slice goes through, (D,).
-        domain: the domain that varies.
-        volumes: volumes of the runs, (R, D).
-        losses: observed, (R, J).
-        keep: see `move`.
-
-    Returns:
-        tuple: the domain's volume of each run (R,), and its partial losses (R, J), as in a partial residual plot.
-    """
+    """Move observed runs onto a slice along the fit: the slice's value there plus what the run missed its own by."""
     index = list(model.domain_names_).index(domain)
     moved = move(model, mixture, index, volumes[:, index], keep=keep)
     if len(moved) < len(volumes):  # some volumes leave the others nothing

@@ -26,28 +26,16 @@ MOVED = 0.02  # a change of the total that is worth a word
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What the fit says of one capability.
+    """What the fit says of one capability."""
 
-    Attributes:
-        name: the capability.
-        base: loss at base, nats per supervised token; of a capability that a metric judges its score, as below.
-        proposal: loss at the proposal.
-        loss: loss at the mixture asked about.
-        lower: lower end of the 90 % interval of one run's loss there.
-        upper: upper end.
-        ratio: loss over loss at base, with the 90 % interval for the mean over the check's first pairs; of a score
-            relative as `relative` says.
-        kind: loss, score (higher is better) or cost (lower is better).
-    """
-
-    name: str
-    base: float
-    proposal: float
-    loss: float
-    lower: float
-    upper: float
-    ratio: Bound
-    kind: str = "loss"
+    name: str  # the capability
+    base: float  # loss at base, nats per supervised token; of a capability that a metric judges its score, as below
+    proposal: float  # loss at the proposal
+    loss: float  # loss at the mixture asked about
+    lower: float  # lower end of the 90 % interval of one run's loss there
+    upper: float  # upper end
+    ratio: Bound  # loss over loss at base, with the 90 % interval for the mean over the check's first pairs
+    kind: str = "loss"  # loss, score (higher is better) or cost (lower is better)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,31 +21,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """How well one capability is understood.
+    """How well one capability is understood."""
 
-    Attributes:
-        name: the capability.
-        rank_correlation: Spearman's, held-out predictions against observed; NaN with too few runs.
-        error: root mean square held-out error, in the unit of L; NaN with too few runs.
-        noise: standard deviation of one run about the fit, in the unit of L.
-        spread: standard deviation of L over the runs.
-        weights: share of each form of the response in the prediction, the law alone first (`forms.FORMS`).
-        harm: whether the harm term is in the law.
-        parameters: name → (value, standard error), natural units.
-        known: the part of its predicted changes that counts, 0 where runs left out are not predicted at all.
-        warning: a sentence where the fit should not be trusted, else None.
-    """
-
-    name: str
-    rank_correlation: float
-    error: float
-    noise: float
-    spread: float
+    name: str  # the capability
+    rank_correlation: float  # spearman's, held-out predictions against observed; NaN with too few runs
+    error: float  # root mean square held-out error, in the unit of L; NaN with too few runs
+    noise: float  # standard deviation of one run about the fit, in the unit of L
+    spread: float  # standard deviation of L over the runs
+    # share of each form of the response in the prediction, the law alone first (`forms.FORMS`)
     weights: tuple[float, ...]
-    harm: bool
-    parameters: dict[str, tuple[float, float]]
-    warning: str | None
-    known: float = 1.0
+    harm: bool  # whether the harm term is in the law
+    parameters: dict[str, tuple[float, float]]  # name → (value, standard error), natural units
+    warning: str | None  # a sentence where the fit should not be trusted, else None
+    known: float = 1.0  # the part of its predicted changes that counts, 0 where runs left out are not predicted at all
 
 
 def diagnose(model: Any, data: LawData, fit: LawFit) -> list[Diagnosis]:

@@ -36,38 +36,23 @@ runs a test of right responses often fails, so the second is used."""
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """Mixing responses at one mixture, measured by gradients.
+    """Mixing responses at one mixture, measured by gradients."""
 
-    Attributes:
-        volumes: (D,) the centre, in the unit of V.
-        matrix: (J, D) ∂L_j/∂log w_i in nats up to one scale a capability; NaN where there is none.
-        error: (J, D) standard errors (jackknife).
-        share: (D,) q_i, each domain's share of the batch unit.
-    """
-
-    volumes: Array
-    matrix: Array
-    error: Array
-    share: Array
+    volumes: Array  # (D,) the centre, in the unit of V
+    matrix: Array  # (J, D) ∂L_j/∂log w_i in nats up to one scale a capability; NaN where there is none
+    error: Array  # (J, D) standard errors (jackknife)
+    share: Array  # (D,) q_i, each domain's share of the batch unit
 
 
 @dataclass(frozen=True, slots=True)
 class GradientRows:
-    """Responses measured by gradients at one mixture, centred.
+    """Responses measured by gradients at one mixture, centred."""
 
-    Attributes:
-        u_D: (D,) effective volumes of the centre.
-        by_log_D: (D,) ∂u/∂log v at the centre.
-        share_D: (D,) q, each domain's share of the batch unit; sums to one.
-        value_JD: (J, D) measured mixing response, standardised like the losses, NaN where there is none.
-        error_JD: (J, D) its standard error.
-    """
-
-    u_D: Array
-    by_log_D: Array
-    share_D: Array
-    value_JD: Array
-    error_JD: Array
+    u_D: Array  # (D,) effective volumes of the centre
+    by_log_D: Array  # (D,) ∂u/∂log v at the centre
+    share_D: Array  # (D,) q, each domain's share of the batch unit; sums to one
+    value_JD: Array  # (J, D) measured mixing response, standardised like the losses, NaN where there is none
+    error_JD: Array  # (J, D) its standard error
 
     @property
     def present_JD(self) -> np.ndarray:
@@ -82,21 +67,13 @@ class GradientRows:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The factor between gradients and losses.
+    """The factor between gradients and losses."""
 
-    Attributes:
-        value: s̄, pooled over the capabilities.
-        error: its standard error; infinite where the losses say nothing about it.
-        own_J: (J,) each capability's s, shrunk to s̄ within SCALE_SPREAD.
-        own_error_J: (J,) their standard errors.
-        p: chance that responses which say nothing would fit the losses as well; NaN where it cannot be told.
-    """
-
-    value: float
-    error: float
-    own_J: Array
-    own_error_J: Array
-    p: float
+    value: float  # s̄, pooled over the capabilities
+    error: float  # its standard error; infinite where the losses say nothing about it
+    own_J: Array  # (J,) each capability's s, shrunk to s̄ within SCALE_SPREAD
+    own_error_J: Array  # (J,) their standard errors
+    p: float  # chance that responses which say nothing would fit the losses as well; NaN where it cannot be told
 
     @classmethod
     def of_all(cls, value: float, error: float, capabilities: int, p: float) -> Scale:
@@ -105,19 +82,8 @@ class Scale:
 
 
 def regressed_scale(y_JR: Array, weight_JR: Array, u_RD: Array, gradients: tuple[GradientRows, ...]) -> Scale | None:
-    """Regress losses on the changes that responses foretell, all capabilities and centres together.
-
-    A change of the total is taken out with the mean, for mixing responses say nothing about it.
-
-    Args:
-        y_JR: (J, R) standardised losses, seed effects taken out.
-        weight_JR: (J, R) weights, zero where missing.
-        u_RD: (R, D) effective volumes.
-        gradients: the rows, of any number of centres.
-
-    Returns:
-        The scale; None where there are too few runs to tell.
-    """
+    """Regress losses on the changes that responses foretell, all capabilities and centres together."""
+    # A change of the total is taken out with the mean, for mixing responses say nothing about it.
     foretold_JR = np.mean([_foretold(rows, u_RD) for rows in gradients], axis=0)
     total_R = np.log(np.maximum(u_RD.sum(axis=1), 1e-12))
     nuisance = np.column_stack([np.ones_like(total_R), total_R] if total_R.std() > 0.02 else [np.ones_like(total_R)])

@@ -24,19 +24,12 @@ class BadInput(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Distinct runs.
+    """Distinct runs."""
 
-    Attributes:
-        v_RD: (R, D) volumes.
-        loss_JR: (J, R) weighted mean loss of each run, 0 where missing.
-        weight_JR: (J, R) weights, mean one over the runs present, 0 where missing.
-        seed_R: (R,) index of the seed.
-    """
-
-    v_RD: Array
-    loss_JR: Array
-    weight_JR: Array
-    seed_R: np.ndarray
+    v_RD: Array  # (R, D) volumes
+    loss_JR: Array  # (J, R) weighted mean loss of each run, 0 where missing
+    weight_JR: Array  # (J, R) weights, mean one over the runs present, 0 where missing
+    seed_R: np.ndarray  # (R,) index of the seed
 
 
 def check_kind(kind: Any) -> None:

@@ -123,15 +123,7 @@ def dump(model: Any) -> dict[str, Any]:
 
 
 def load(model: Any, document: dict[str, Any]) -> None:
-    """Fill a new model from what :func:`dump` wrote.
-
-    Args:
-        model: a ``ResponseModel`` made with the document's options.
-        document: the JSON values.
-
-    Raises:
-        BadInput: the document is not a fit.
-    """
+    """Fill a new model from what :func:`dump` wrote."""
     if document.get("format") == FIRST_FORMAT:
         document = _of_first_format(document)
     elif document.get("format") != FORMAT:

@@ -29,19 +29,12 @@ FLOOR, SPAN, ALPHA, GAMMA, FIRST_A = 0, 1, 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Volumes:
-    """What turns volumes into the law's inputs: the scale, the rows there are, how repeats count.
+    """What turns volumes into the law's inputs: the scale, the rows there are, how repeats count."""
 
-    Attributes:
-        scale: c, the volume (rows, or 1 for shares) that x counts as one.
-        kappa: κ of the harm term in the unit of the volumes.
-        available: (D,) rows each domain has, or None where nothing is repeated.
-        rho: (D,) how many further passes over a domain are worth having (Muennighoff et al. 2023, R*).
-    """
-
-    scale: float
-    kappa: float
-    available: Array | None
-    rho: Array
+    scale: float  # c, the volume (rows, or 1 for shares) that x counts as one
+    kappa: float  # κ of the harm term in the unit of the volumes
+    available: Array | None  # (D,) rows each domain has, or None where nothing is repeated
+    rho: Array  # (D,) how many further passes over a domain are worth having (Muennighoff et al. 2023, R*)
 
     def effective(self, volumes_RD: Array) -> tuple[Array, Array, Array]:
         """Count repeated rows less and less."""
@@ -63,17 +56,11 @@ class Volumes:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The law at some mixtures: its values and whichever derivatives were asked for.
+    """The law at some mixtures: its values and whichever derivatives were asked for."""
 
-    Attributes:
-        loss_JR: (J, R) values.
-        by_theta_JRP: (J, R, P) derivative by θ, or None.
-        by_u_JRD: (J, R, D) derivative by the effective volumes, or None.
-    """
-
-    loss_JR: Array
-    by_theta_JRP: Array | None
-    by_u_JRD: Array | None
+    loss_JR: Array  # (J, R) values
+    by_theta_JRP: Array | None  # (J, R, P) derivative by θ, or None
+    by_u_JRD: Array | None  # (J, R, D) derivative by the effective volumes, or None
 
 
 def sigmoid(t: Array) -> Array:

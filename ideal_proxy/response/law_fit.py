@@ -45,64 +45,36 @@ CHUNK = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class LawData:
-    """What the law is fitted to.
+    """What the law is fitted to."""
 
-    Attributes:
-        y_JR: (J, R) standardised losses, 0 where missing.
-        weight_JR: (J, R) weights with mean one over the runs present, 0 where missing.
-        v_RD: (R, D) volumes.
-        volumes: units, repeats.
-        bounds_J2: (J, 2) the least and greatest E.
-        spread_J: (J,) the spread that losses were divided by, 0.1 nats are 0.1 / spread.
-        baseline_J: (J,) standardised Z, NaN where not measured.
-        seed_R: (R,) index of each run's seed.
-        base_total: base's volumes in the unit of x, summed; cut into more domains, the same rows are worth the same.
-        gradients: rows measured by gradients.
-        scale: the factor between them and the losses; None leaves them out of the fit.
-        trust: σ_g, the relative misfit allowed to gradient rows; infinite where they are left out.
-        parent_D: (D,) the number of the domain that each is a part of; None: none was split.
-    """
-
-    y_JR: Array
-    weight_JR: Array
-    v_RD: Array
-    volumes: Volumes
-    bounds_J2: Array
-    spread_J: Array
-    baseline_J: Array
-    seed_R: np.ndarray
-    base_total: float = 1.0
-    gradients: tuple[GradientRows, ...] = ()
-    scale: Scale | None = None
-    trust: float = np.inf
-    parent_D: np.ndarray | None = None
+    y_JR: Array  # (J, R) standardised losses, 0 where missing
+    weight_JR: Array  # (J, R) weights with mean one over the runs present, 0 where missing
+    v_RD: Array  # (R, D) volumes
+    volumes: Volumes  # units, repeats
+    bounds_J2: Array  # (J, 2) the least and greatest E
+    spread_J: Array  # (J,) the spread that losses were divided by, 0.1 nats are 0.1 / spread
+    baseline_J: Array  # (J,) standardised Z, NaN where not measured
+    seed_R: np.ndarray  # (R,) index of each run's seed
+    base_total: float = 1.0  # base's volumes in the unit of x, summed
+    gradients: tuple[GradientRows, ...] = ()  # rows measured by gradients
+    scale: Scale | None = None  # the factor between them and the losses; None leaves them out of the fit
+    trust: float = np.inf  # σ_g, the relative misfit allowed to gradient rows; infinite where they are left out
+    parent_D: np.ndarray | None = None  # (D,) the number of the domain that each is a part of; None: none was split
 
 
 @dataclass(frozen=True, slots=True)
 class LawFit:
-    """A fitted law.
+    """A fitted law."""
 
-    Attributes:
-        theta_JP: (J, P) parameters.
-        covariance_JPP: (J, P, P) their posterior covariance (Laplace).
-        noise_J: (J,) standard deviation of one run about the law.
-        seed_J: (J,) standard deviation of the seed effect.
-        seed_effect_JS: (J, S) the seed effects.
-        freedom_J: (J,) effective number of parameters.
-        volumes: with the fitted ρ.
-        log_rho_error_D: (D,) standard error of log ρ.
-        log_scale_J: (J,) log s of gradient rows that the fit has, zero without them.
-    """
-
-    theta_JP: Array
-    covariance_JPP: Array
-    noise_J: Array
-    seed_J: Array
-    seed_effect_JS: Array
-    freedom_J: Array
-    volumes: Volumes
-    log_rho_error_D: Array
-    log_scale_J: Array
+    theta_JP: Array  # (J, P) parameters
+    covariance_JPP: Array  # (J, P, P) their posterior covariance (Laplace)
+    noise_J: Array  # (J,) standard deviation of one run about the law
+    seed_J: Array  # (J,) standard deviation of the seed effect
+    seed_effect_JS: Array  # (J, S) the seed effects
+    freedom_J: Array  # (J,) effective number of parameters
+    volumes: Volumes  # with the fitted ρ
+    log_rho_error_D: Array  # (D,) standard error of log ρ
+    log_scale_J: Array  # (J,) log s of gradient rows that the fit has, zero without them
 
 
 def prior_for(data: LawData, harm: bool, theta_JP: Array | None = None) -> Prior:
@@ -318,21 +290,9 @@ def _update_rho(data: LawData, solution: Solution, noise_J: Array) -> tuple[Arra
 def posterior_draws(
     data: LawData, fit: LawFit, harm_J: NDArray[np.bool_], count: int, rng: np.random.Generator
 ) -> Array:
-    """Draw parameters from the posterior: each a fit to perturbed losses and a perturbed prior.
-
-    Draws from the Laplace approximation follow the straight tangent of a curved valley (E, Z, α and a trade off) and
-    were 2 to 10 times too wide in the prediction on RegMix.
-
-    Args:
-        data: the runs.
-        fit: the fit.
-        harm_J: (J,) which capabilities have the harm term.
-        count: S.
-        rng: the stream.
-
-    Returns:
-        (S, J, P) parameters.
-    """
+    """Draw parameters from the posterior: each a fit to perturbed losses and a perturbed prior."""
+    # Draws from the Laplace approximation follow the straight tangent of a curved valley (E, Z, α and a trade off) and
+    # were 2 to 10 times too wide in the prediction on RegMix.
     J, D = len(fit.theta_JP), data.v_RD.shape[1]
     harm = bool(harm_J.any())
     prior = prior_for(data, harm, fit.theta_JP)

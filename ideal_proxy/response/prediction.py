@@ -55,17 +55,11 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One mixture against another.
+    """One mixture against another."""
 
-    Attributes:
-        ratios: L_j(mixture)/L_j(other) of the J capabilities; of scores relative as `relative` says.
-        gain: relative gain in the objective, 1 − its value.
-        other: predicted losses at the other mixture, (J,) nats (scores: their unit).
-    """
-
-    ratios: tuple[Bound, ...]
-    gain: Bound
-    other: Array
+    ratios: tuple[Bound, ...]  # L_j(mixture)/L_j(other) of the J capabilities; of scores relative as `relative` says
+    gain: Bound  # relative gain in the objective, 1 − its value
+    other: Array  # predicted losses at the other mixture, (J,) nats (scores: their unit)
 
 
 def combine(ratios: Array, kind: Combination = "mean", weights: Sequence[float] | Array | None = None) -> Array:

@@ -46,21 +46,13 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel on transformed volumes.
+    """One kernel on transformed volumes."""
 
-    Attributes:
-        shape: what it is made of.
-        feature: x as it is, √(x + δ) or log(x + shift).
-        length: length scale in feature units.
-        centre_D: subtracted from the features.
-        shift: within the logarithm.
-    """
-
-    shape: Shape
-    feature: Feature
-    length: float
-    centre_D: Array
-    shift: float = 0.0
+    shape: Shape  # what it is made of
+    feature: Feature  # x as it is, √(x + δ) or log(x + shift)
+    length: float  # length scale in feature units
+    centre_D: Array  # subtracted from the features
+    shift: float = 0.0  # within the logarithm
 
     def features(self, x_ND: Array) -> Array:
         """Transform scaled volumes."""
@@ -145,31 +137,18 @@ def kernels_for(x_RD: Array, family: Family) -> list[Kernel]:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One fitted Gaussian process, of one capability.
+    """One fitted Gaussian process, of one capability."""
 
-    Attributes:
-        kernel: the kernel of highest marginal likelihood.
-        noise_ratio: noise variance over kernel variance.
-        variance: kernel variance, in squared units of the target.
-        x_RD: (R, D) scaled volumes of the runs it saw.
-        weight_R: (R,) positive weights.
-        target_R: (R,) what was fitted.
-        beta_R: (R,) the mean is k(·, x) β.
-        half_RM: (R, M) root of K⁻¹ in the variance, k half halfᵀ k.
-        centre: added to k(·, x) β.
-        floor: the prediction is floor + exp(centre + k(·, x) β); None: without an exponential.
-    """
-
-    kernel: Kernel
-    noise_ratio: float
-    variance: float
-    x_RD: Array
-    weight_R: Array
-    target_R: Array
-    beta_R: Array
-    half_RM: Array
-    centre: float = 0.0
-    floor: float | None = None
+    kernel: Kernel  # the kernel of highest marginal likelihood
+    noise_ratio: float  # noise variance over kernel variance
+    variance: float  # kernel variance, in squared units of the target
+    x_RD: Array  # (R, D) scaled volumes of the runs it saw
+    weight_R: Array  # (R,) positive weights
+    target_R: Array  # (R,) what was fitted
+    beta_R: Array  # (R,) the mean is k(·, x) β
+    half_RM: Array  # (R, M) root of K⁻¹ in the variance, k half halfᵀ k
+    centre: float = 0.0  # added to k(·, x) β
+    floor: float | None = None  # the prediction is floor + exp(centre + k(·, x) β); None: without an exponential
     features_RD: Array = field(init=False)
 
     def __post_init__(self) -> None:

@@ -32,16 +32,10 @@ def directions(kinds: Sequence[str]) -> Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Yardstick:
-    """What each capability is measured in.
+    """What each capability is measured in."""
 
-    Attributes:
-        kinds: of the J capabilities.
-        scale: shape (J,), what counts as much as a loss doubled, in the capability's own unit; NaN for losses, which
-            are their own scale.
-    """
-
-    kinds: tuple[Kind, ...]
-    scale: Array
+    kinds: tuple[Kind, ...]  # of the J capabilities
+    scale: Array  # shape (J,), what counts as much as a loss doubled, in the capability's own unit
 
     @classmethod
     def of_losses(cls, count: int) -> Yardstick:

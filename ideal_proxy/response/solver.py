@@ -23,38 +23,23 @@ HUBER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """A Gaussian prior on θ, and which parameters must stay non-negative or fixed.
+    """A Gaussian prior on θ, and which parameters must stay non-negative or fixed."""
 
-    Attributes:
-        mean_BP: (B, P).
-        precision_BPP: (B, P, P).
-        nonnegative_P: (P,) bool.
-        fixed_BP: (B, P) bool, held at the start value.
-    """
-
-    mean_BP: Array
-    precision_BPP: Array
-    nonnegative_P: NDArray[np.bool_]
-    fixed_BP: NDArray[np.bool_]
+    mean_BP: Array  # (B, P)
+    precision_BPP: Array  # (B, P, P)
+    nonnegative_P: NDArray[np.bool_]  # (P,) bool
+    fixed_BP: NDArray[np.bool_]  # (B, P) bool, held at the start value
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Where the solver stopped.
+    """Where the solver stopped."""
 
-    Attributes:
-        theta_BP: (B, P).
-        cost_B: (B,) half the robust sum of squares plus half the prior's quadratic form.
-        hessian_BPP: (B, P, P) Gauss–Newton Hessian of the cost; fixed parameters have a unit row.
-        converged_B: (B,) bool.
-        residual_BR: (B, R) model minus target, in units of the noise; zero where the weight is zero.
-    """
-
-    theta_BP: Array
-    cost_B: Array
-    hessian_BPP: Array
-    converged_B: NDArray[np.bool_]
-    residual_BR: Array
+    theta_BP: Array  # (B, P)
+    cost_B: Array  # (B,) half the robust sum of squares plus half the prior's quadratic form
+    hessian_BPP: Array  # (B, P, P) Gauss–Newton Hessian of the cost; fixed parameters have a unit row
+    converged_B: NDArray[np.bool_]  # (B,) bool
+    residual_BR: Array  # (B, R) model minus target, in units of the noise; zero where the weight is zero
 
 
 def huber(residual: Array, weight: Array) -> tuple[Array, Array]:

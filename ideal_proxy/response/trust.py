@@ -25,20 +25,12 @@ UNCHECKED = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Trusted:
-    """A fit with as much of the gradient rows as they earn.
+    """A fit with as much of the gradient rows as they earn."""
 
-    Attributes:
-        data: the runs, with the σ_g chosen.
-        fit: the fit.
-        law: held-out predictions of that fit, None below six runs.
-        errors: mean squared held-out error for every σ_g tried, relative to the fit without gradients; empty where
-            nothing was tried.
-    """
-
-    data: LawData
-    fit: LawFit
-    law: HeldOutLaw | None
-    errors: dict[float, float]
+    data: LawData  # the runs, with the σ_g chosen
+    fit: LawFit  # the fit
+    law: HeldOutLaw | None  # held-out predictions of that fit, None below six runs
+    errors: dict[float, float]  # mean squared held-out error for every σ_g tried, relative to the fit without gradients
 
 
 def choose_trust(
@@ -50,24 +42,11 @@ def choose_trust(
     *,
     fixed: float | None = None,
 ) -> Trusted:
-    """Choose how far gradient rows are trusted.
-
-    First of all they must foretell the losses: where the factor between them, regressed on the runs, may as well be
-    zero (`LEVEL`, below six runs `LEVEL_FEW`), they are left out. Else σ_g is `USUAL`, unless from six runs on another,
-    or leaving them out, predicts runs left out better by more than a standard error. Where too few runs leave nothing
-    to regress, s̄ is the law's and σ_g `UNCHECKED` (`benchmarks/gradients/trust.py`).
-
-    Args:
-        data: the runs, with gradient rows.
-        fit: the fit without them.
-        law: held-out predictions of that fit, None below six runs.
-        fold_R: (R,) folds.
-        rng: the stream.
-        fixed: a σ_g to take without a choice.
-
-    Returns:
-        The data with its trust, the fit, its held-out predictions, and what was found on the way.
-    """
+    """Choose how far gradient rows are trusted."""
+    # First of all they must foretell the losses: where the factor between them, regressed on the runs, may as well be
+    # zero (`LEVEL`, below six runs `LEVEL_FEW`), they are left out. Else σ_g is `USUAL`, unless from six runs on
+    # another, or leaving them out, predicts runs left out better by more than a standard error. Where too few runs
+    # leave nothing to regress, s̄ is the law's and σ_g `UNCHECKED` (`benchmarks/gradients/trust.py`).
     if fixed is not None and np.isinf(fixed):
         return Trusted(data, fit, law, {})
     scale = _scale(data, fit)
