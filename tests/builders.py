@@ -6,10 +6,9 @@ import contextlib
 import io
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,10 @@ SMALL = ("strings", "formats", "facts")
 
 
 def small_search(**changes: Any) -> dict[str, Any]:
-    """Give a run file whose search takes seconds: three demo domains, base with almost no `strings`."""
+    """Give a run file whose search takes seconds: three demo domains, base with almost no `strings`.
+
+    One worker, for each that starts loads its libraries for 5 s; the learning rate is given, which spares nine runs.
+    """
     return {
         "name": "small",
         "domains": [
@@ -118,12 +120,19 @@ def small_search(**changes: Any) -> dict[str, Any]:
             for name in SMALL
         ],
         "capabilities": [{"name": name, "path": f"demo:{name}?rows=120&split=reference"} for name in SMALL[:2]],
-        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32},
-        "swarm": {"runs": 8},
-        "verify": {"pairs": 3, "max_pairs": 3},
+        "proxy": {
+            "size": "0.1M",
+            "vocabulary": 300,
+            "context": 48,
+            "fraction": 0.4,
+            "batch_rows": 32,
+            "learning_rate": 0.006,
+        },
+        "swarm": {"runs": 8, "workers": 1},
+        "verify": {"pairs": 2, "max_pairs": 2},
         "rounds": 1,
         **changes,
-    }
+    }  # fmt: skip
 
 
 def write_small_search(folder: Path, **changes: Any) -> Path:
@@ -224,13 +233,37 @@ def same(one: Path, two: Path, run: str) -> bool:
     )
 
 
-def kill_search(folder: Path, out: str, complete: int) -> None:
-    """Start the search of `mix.yaml` and kill it, workers and all, when so many runs are complete."""
-    search = subprocess.Popen(
-        search_command(folder, out), cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while search.poll() is None and len(list((folder / out / "runs").glob("*/complete"))) < complete:
-        time.sleep(0.02)
-    os.killpg(search.pid, signal.SIGKILL)
-    search.wait()
+def interrupted(finished: Path, folder: Path, complete: int) -> Path:
+    """Copy a finished search as a kill would have left it when so many runs were complete, by the files' times."""
+    shutil.copytree(finished, folder)
+    done = sorted(path.stat().st_mtime_ns for path in folder.rglob("runs/*/complete"))
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mtime_ns > done[complete - 1]:
+            path.unlink()
+    assert not (folder / "mixture.json").exists()
+    assert complete <= len(list(folder.rglob("runs/*/complete"))) < len(done)
+    return folder
+
+
+WHOLE = {
+    "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32},
+    "swarm": {"runs": 8, "workers": 2}, "verify": {"pairs": 3, "max_pairs": 3},
+}  # fmt: skip
+
+
+def whole_search(place: Path) -> Path:
+    """Give the folder of one finished search that is run once for all tests: what it prints, `mix.yaml` and `run`.
+
+    It is a process of its own with two workers and tries learning rates. Nobody writes into `run`: copy it.
+    """
+    from filelock import FileLock
+
+    folder = place / "whole-search"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "said.json").exists():
+            folder.mkdir(exist_ok=True)
+            write_small_search(folder, **WHOLE)
+            answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
+            assert answer.returncode == 0, answer.stderr
+            (folder / "said.json").write_text(json.dumps([answer.stdout, answer.stderr]), encoding="utf-8")
+    return folder

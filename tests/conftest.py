@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The folder of a real search, run once for all tests and test processes (`builders.whole_search`)."""
+    import builders
+
+    place = tmp_path_factory.getbasetemp()
+    return builders.whole_search(place.parent if "PYTEST_XDIST_WORKER" in os.environ else place)
 
 
 @pytest.fixture(scope="module")

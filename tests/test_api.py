@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import ROOT, write_small_search
+from builders import ROOT
 
 import ideal_proxy
 
@@ -23,10 +24,13 @@ def test_the_table_names_the_public_names() -> None:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run the blocks in one space, in a folder with a run file."""
+def said(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run the blocks in one space, in a folder with a run file whose search lacks its end alone."""
     folder = tmp_path_factory.mktemp("api")
-    write_small_search(folder)
+    shutil.copy(whole / "mix.yaml", folder)
+    shutil.copytree(whole / "run", folder / "runs" / "mix")
+    for name in ("result.json", "mixture.json"):
+        (folder / "runs" / "mix" / name).unlink()
     space: dict[str, Any] = {"folder": folder}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from builders import SMALL, TESTS, environment, search_command, start, without_times, write_small_search
+from builders import SMALL, TESTS, environment, run, search_command, start, without_times, write_small_search
 
 from ideal_proxy.pipeline.finished import load_result, load_run
 from ideal_proxy.pipeline.status import read_status
@@ -51,16 +51,16 @@ def write(folder: Path, **changes) -> None:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("metric-search")
     write(folder)
-    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
+    answer = run("search", "mix.yaml", "--out", "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return folder, answer
 
 
 def test_scores_stand_beside_losses_everywhere(finished):
     folder, answer = finished
-    run = folder / "run"
-    result = load_result(run)
-    frame = pd.read_parquet(run / "runs.parquet")
+    place = folder / "run"
+    result = load_result(place)
+    frame = pd.read_parquet(place / "runs.parquet")
     verify = frame[frame["role"] == "verify"]
     at_base = [(verify[f"rows/{d['name']}"] - d["base_rows"]).abs() < 1 for d in result["domains"]]
     base = verify[np.logical_and.reduce(at_base)]
@@ -82,7 +82,7 @@ def test_scores_stand_beside_losses_everywhere(finished):
     assert "by the metrics" in text or "keep the base" in text
     assert max(len(line) for line in text.splitlines()) <= 80
     assert set(text.splitlines()) & set(answer.stdout.splitlines())
-    mixture = json.loads((run / "mixture.json").read_text())
+    mixture = json.loads((place / "mixture.json").read_text())
     assert mixture["capabilities"][1]["metric"]["base_score"] == pytest.approx(accuracy["base"])
     assert mixture["law"]["options"]["kind"] == "loss"  # what a full-size run measures
     assert (frame["metric_seconds"] > 0).all()
@@ -90,22 +90,22 @@ def test_scores_stand_beside_losses_everywhere(finished):
 
 def test_report_what_if_and_status_know_of_scores(finished):
     folder, _ = finished
-    run = load_run(folder / "run")
-    assert run.model.kinds_ == ("cost", "score")
-    assert run.values().shape == run.losses().shape == (6, 2)
-    assert not np.allclose(run.values()[:, 1], run.losses()[:, 1])
-    answer = what_if(run, {"strings": 200})
+    found = load_run(folder / "run")
+    assert found.model.kinds_ == ("cost", "score")
+    assert found.values().shape == found.losses().shape == (6, 2)
+    assert not np.allclose(found.values()[:, 1], found.losses()[:, 1])
+    answer = what_if(found, {"strings": 200})
     text = what_if_tables(answer)
     assert "formats (score)" in text
     assert max(len(line) for line in text.splitlines()) <= 80
-    same = what_if(run, {})
+    same = what_if(found, {})
     assert same.gain.value == pytest.approx(0.0, abs=1e-9)
-    report = write_report(run, folder / "report")
+    report = write_report(found, folder / "report")
     page, numbers = report.page.read_text(), json.loads(report.numbers.read_text())
     assert "accuracy_formats" in page
     assert "Metrics, which judge instead of the loss" in page
     assert numbers["capabilities"][1]["metric"]["verified"]["value"] == pytest.approx(
-        run.result["capabilities"][1]["metric"]["verified"]["value"], rel=1e-5
+        found.result["capabilities"][1]["metric"]["verified"]["value"], rel=1e-5
     )
     assert "share of base" in numbers["responses"]["unit"]
     assert read_status(folder / "run")["state"] == "finished"
@@ -127,12 +127,12 @@ def test_killed_in_the_middle_of_a_metric_it_ends_with_the_same_mixture(finished
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert kept, "no run was at its metric"
-    run = kept[0].parent
+    one = kept[0].parent
     before = json.loads(kept[0].read_text())["metrics"]["train_seconds"]
-    assert not is_complete(run)
+    assert not is_complete(one)
     again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert json.loads((run / "metrics.json").read_text())["train_seconds"] == before  # not trained again
+    assert json.loads((one / "metrics.json").read_text())["train_seconds"] == before  # not trained again
     assert not list(folder.glob("killed/runs/*/exported"))
     assert without_times(folder / "killed" / "mixture.json") == without_times(folder / "run" / "mixture.json")
 
@@ -142,7 +142,7 @@ def test_a_broken_metric_is_said_before_anything_is_trained(tmp_path):
     write(
         tmp_path, capabilities=[{"name": "formats", "path": "demo:formats?rows=60&split=reference", "metric": metric}]
     )
-    answer = start("search", "mix.yaml", "--out", "run", "--dry-run", cwd=tmp_path)
+    answer = run("search", "mix.yaml", "--out", "run", "--dry-run", cwd=tmp_path)
     assert answer.returncode == 1
     last = answer.stderr.strip().splitlines()[-1]
     assert last == (

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import TESTS, environment, search_command, start, without_times, write_small_search
+from builders import TESTS, interrupted, run, start, without_times, write_small_search
 from pretrained_folder import pretrained_folder
 
 from ideal_proxy.pipeline.finished import load_result
@@ -24,7 +22,7 @@ def write(folder: Path, command: str | None, **changes: Any) -> None:
     proxy = {"model": str(folder.parent / "model"), "context": 64, "fraction": 0.3, "learning_rate": 3e-3}
     proxy |= {} if command is None else {"command": command}
     write_small_search(folder, **{
-        "proxy": proxy | changes.pop("proxy", {}), "swarm": {"runs": 6, "workers": 2},
+        "proxy": proxy | changes.pop("proxy", {}), "swarm": {"runs": 6, "workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2}, **changes,
     })  # fmt: skip
 
@@ -39,21 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_search_by_a_trainer_of_ones_own(place: Path) -> None:
     folder = place / "own"
     write(folder, f"{OWN} mean")
-    driver = subprocess.Popen(search_command(folder, "run"), cwd=folder, env=environment(), stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and driver.poll() is None:
-        if sum(is_complete(run) for run in folder.glob("run/runs/*")) > 3:  # the start and three runs
-            break
-        time.sleep(0.05)
-    driver.kill()
-    driver.communicate()
-    done = {
-        run.name: (run / "metrics.json").stat().st_mtime_ns for run in folder.glob("run/runs/*") if is_complete(run)
-    }
-    assert len(done) > 3
-    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
+    answer = run("search", "mix.yaml", "--out", "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
-    assert {name: (folder / "run/runs" / name / "metrics.json").stat().st_mtime_ns for name in done} == done
     result = load_result(folder / "run")
     assert result["verdict"]["answer"] == "improves"  # the law of `own_trainer` wants more of both
     assert [d["change"] > 0 for d in result["domains"]] == [True, True, False]
@@ -62,9 +47,12 @@ def test_a_search_by_a_trainer_of_ones_own(place: Path) -> None:
     assert "own_trainer" not in text
     assert "command" not in json.loads(text)["provenance"]["proxy"]
     assert not list(folder.glob("run/runs/*/work"))
-    again = start("search", "mix.yaml", "--out", "whole", cwd=folder)
+    killed = interrupted(folder / "run", folder / "killed", 5)
+    done = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/metrics.json") if is_complete(path.parent)}
+    again = run("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert without_times(folder / "whole" / "mixture.json") == without_times(folder / "run" / "mixture.json")
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert without_times(folder / "killed" / "mixture.json") == without_times(folder / "run" / "mixture.json")
 
 
 def test_scores_that_it_reports_are_a_metric(place: Path) -> None:
@@ -73,8 +61,8 @@ def test_scores_that_it_reports_are_a_metric(place: Path) -> None:
         {"name": name, "path": f"demo:{name}?rows=120&split=reference", "metric": {"reported": True}}
         for name in ("strings", "formats")
     ]
-    write(folder, f"{OWN} rows", capabilities=capabilities)
-    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
+    write(folder, f"{OWN} rows", capabilities=capabilities, swarm={"runs": 4, "workers": 1})
+    answer = run("search", "mix.yaml", "--out", "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     strings = load_result(folder / "run")["capabilities"][0]
     assert strings["metric"]["base"] == pytest.approx(-strings["base_loss"] + 2.95, abs=0.1)
@@ -84,7 +72,7 @@ def test_scores_that_it_reports_are_a_metric(place: Path) -> None:
 def test_one_that_cannot_work_is_said_before_anything_is_trained(place: Path) -> None:
     folder = place / "fails"
     write(folder, f"{OWN} fails")
-    answer = start("search", "mix.yaml", "--out", "run", "--dry-run", cwd=folder)
+    answer = run("search", "mix.yaml", "--out", "run", "--dry-run", cwd=folder)
     assert answer.returncode == 1
     assert "ended with exit status 1; its last words: no such flag: --bf17" in answer.stderr
     assert not (folder / "run" / "runs").exists()
@@ -104,4 +92,4 @@ def test_trl_gives_the_verdict_of_the_built_in_trainer(place: Path) -> None:
     grown = [[d["proposal_rows"] > d["base_rows"] for d in found["domains"]] for found in answers.values()]
     assert grown[0] == grown[1]
     runs = [read_json(path) for path in (place / "trl" / "run" / "runs").glob("*/metrics.json")]
-    assert {run.get("judged_by") for run in runs} == {None, "ideal-proxy"}  # None is the model before any row
+    assert {each.get("judged_by") for each in runs} == {None, "ideal-proxy"}  # None is the model before any row

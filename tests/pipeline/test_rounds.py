@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from ideal_proxy.limits import Limits
 from ideal_proxy.optimizer import Constraints, Limit, Objective, Problem
 from ideal_proxy.pipeline.rounds import LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
 from ideal_proxy.response import Yardstick
-from tests.builders import config_of, start, write_small_search
+from tests.builders import config_of, run
 
 CENTRES = np.array([[90.0, 110.0], [120.0, 80.0], [100.0, 100.0], [100.0, 100.0]])
 HERE = np.array([100.0, 100.0])
@@ -96,17 +97,17 @@ def test_every_new_look_at_the_verify_rows_is_counted() -> None:
     assert next_opening([first, second], rows + 1, (3, 5), 2) == (2, 2)
 
 
-def test_a_finished_search_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> None:
-    write_small_search(tmp_path)
-    assert start("search", "mix.yaml", "--out", "run", cwd=tmp_path).returncode == 0
+def test_a_finished_search_goes_on_when_more_is_asked_of_it(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    shutil.copytree(whole / "run", folder)
+    shutil.copy(whole / "mix.yaml", tmp_path)
     before = json.loads((folder / "result.json").read_text())
     assert (before["cost"]["rounds"], before["check"]["opening"]) == (1, 0)
-    shown = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+    shown = run("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert "is finished; showing its result" in shown.stderr
     assert not list(folder.glob("result-*.json"))
     (folder / "report.html").write_text("of the first result")
-    more = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    more = run("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "is finished; going on with up to 2 rounds" in more.stderr
     assert "the report of the earlier result was taken away" in more.stderr
@@ -122,6 +123,6 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(tmp_path: Path) -> N
     assert (after["check"]["opening"], after["verdict"]["level"]) == (1, 0.975)
     assert "the verify rows were opened before (1 time)" in more.stderr
     runs = len(list((folder / "runs").iterdir()))
-    again = start("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    again = run("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
     assert "showing its result" in again.stderr
     assert len(list((folder / "runs").iterdir())) == runs

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -24,12 +25,9 @@ from ideal_proxy.terminal import Reporter
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("search")
-    write_small_search(folder)
-    answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
-    assert answer.returncode == 0, answer.stderr
-    return folder, answer
+def finished(whole):
+    stdout, stderr = json.loads((whole / "said.json").read_text())
+    return whole, SimpleNamespace(stdout=stdout, stderr=stderr)
 
 
 def test_a_poor_base_is_improved_and_the_terminal_says_so(finished):
@@ -79,13 +77,13 @@ def test_show_prints_the_same_again_and_search_does_not_train_again(finished):
     assert time.monotonic() - started < 30
 
 
-def test_apply_writes_the_exact_rows(finished):
+def test_apply_writes_the_exact_rows(finished, tmp_path):
     folder, _ = finished
-    answer = run("apply", "run/mixture.json", "--out", "rows", "--json", cwd=folder)
+    answer = run("apply", "run/mixture.json", "--out", str(tmp_path / "rows"), "--json", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     written = json.loads(answer.stdout)
     mixture = json.loads((folder / "run" / "mixture.json").read_text())
-    lines = [line for name in written["files"] for line in (folder / "rows" / name).read_text().splitlines()]
+    lines = [line for name in written["files"] for line in (tmp_path / "rows" / name).read_text().splitlines()]
     assert len(lines) == sum(d["rows"] for d in mixture["domains"])
     upper = sum(json.loads(line)["instruction"].startswith(("upper", "first", "twice", "spell")) for line in lines)
     assert upper == mixture["domains"][0]["rows"]
@@ -149,10 +147,13 @@ def test_a_tracking_service_hears_losses_gain_and_verdict(finished, tmp_path, mo
     assert values[-2]["search/adopted"] == 1.0
 
 
-def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
+def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_path):
     """Once in the middle of the sweep, once in the middle of the swarm; by the run file that the first search kept."""
     folder, _ = finished
-    (folder / "mix.yaml").write_text((folder / "run" / "config.yaml").read_text())
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "mix.yaml").write_text((folder / "run" / "config.yaml").read_text())
+    finished_run, folder = folder / "run", mine
     runs = folder / "killed" / "runs"
     rng = random.Random(5)
     for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
@@ -181,7 +182,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished):
     assert not (folder / "killed" / "mixture.json").exists()
     done = start("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert without_times(folder / "killed" / "mixture.json") == without_times(folder / "run" / "mixture.json")
+    assert without_times(folder / "killed" / "mixture.json") == without_times(finished_run / "mixture.json")
 
 
 def test_changed_data_is_refused_on_resume(tmp_path):
@@ -210,7 +211,7 @@ def test_changed_data_is_refused_on_resume(tmp_path):
 
 def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trained(tmp_path):
     write_small_search(tmp_path, budget={"mode": "at_most", "unit": "rows", "total": 40})
-    answer = start("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+    answer = run("search", "mix.yaml", "--out", "run", cwd=tmp_path)
     assert answer.returncode == 1
     assert "No mixture can satisfy" in answer.stderr
     assert "40 rows" in answer.stderr.replace("\n", " ")

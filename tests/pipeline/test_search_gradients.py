@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from builders import SMALL, start, without_times, write_small_search
+from builders import SMALL, run, without_times, write_small_search
 
 from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError
@@ -25,8 +25,8 @@ SEARCH = ["search", "mix.yaml", "--gradients", "implicit", "--out"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    write_small_search(folder, swarm={"runs": 6})
-    answer = start(*SEARCH, "run", cwd=folder, timeout=300)
+    write_small_search(folder, swarm={"runs": 6, "workers": 1})
+    answer = run(*SEARCH, "run", cwd=folder)
     assert answer.returncode == 0, answer.stderr
     return folder, answer
 
@@ -63,7 +63,7 @@ def test_the_terminal_says_what_they_earned(finished):
     if result["gradients"]["used"]:
         assert held_out[result["gradients"]["trust"]] < 1
     assert f"Gradients (implicit) {'entered' if result['gradients']['used'] else 'were left out of'} the fit" in (
-        " ".join(start("show", "--full", "run", cwd=folder).stdout.split())
+        " ".join(run("show", "--full", "run", cwd=folder).stdout.split())
     )
     assert all(len(line) <= 80 or line.startswith("Mixture file: /") for line in answer.stdout.splitlines())
 
@@ -79,7 +79,7 @@ def test_stopped_in_the_estimates_and_resumed_it_ends_with_the_same_numbers(fini
     one = next(iter(sorted(stopped.glob("runs/*/responses.npz")))).parent
     (one / "complete").unlink()
     (one / "responses.npz").write_bytes(b"half")
-    again = start(*SEARCH, "stopped", cwd=folder, timeout=300)
+    again = run(*SEARCH, "stopped", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (one / "complete").exists()
     found = ResponseMatrix.load(stopped / "responses.npz")

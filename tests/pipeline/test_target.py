@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from builders import config_of, domain_facts, kill_search, small_search, without_times
+from builders import config_of, domain_facts, interrupted, small_search, without_times
 from pretrained_folder import pretrained_folder
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -97,11 +97,11 @@ PROXY = {
 
 def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     """It ends decided, with the same numbers however it was interrupted, and says what imitations were worth."""
-    config = parse_config(small_search(proxy=PROXY, swarm={}, verify={"pairs": 2, "max_pairs": 2}))
+    config = parse_config(small_search(proxy=PROXY, swarm={"workers": 1}))
     (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
-    kill_search(tmp_path, "killed", 15)
-    assert not (tmp_path / "killed" / "mixture.json").exists()
-    results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / out, QUIET) for out in ("run", "killed")]
+    results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "run", QUIET)]
+    interrupted(tmp_path / "run", tmp_path / "killed", 16)
+    results.append(run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "killed", QUIET))
     assert without_times(tmp_path / "run" / "mixture.json") == without_times(tmp_path / "killed" / "mixture.json")
     result = results[0]
     assert result["verdict"]["gain"]["value"] > 0.005
@@ -128,8 +128,8 @@ def test_a_pretrained_target_answers_for_itself(tmp_path):
         "mode": "target", "model": str(folder), "lora_rank": 8, "context": 48, "fraction": 0.2, "batch_rows": 16,
         "learning_rate": 1e-2, "dtype": "float32",
     }  # fmt: skip
-    changes = {"verify": {"pairs": 2, "max_pairs": 2}, "gradients": "implicit"}
-    result = run_search(parse_config(small_search(proxy=proxy, swarm={}, **changes)), tmp_path / "run", QUIET)
+    config = parse_config(small_search(proxy=proxy, swarm={"workers": 1}, gradients="implicit"))
+    result = run_search(config, tmp_path / "run", QUIET)
     assert result["imitated"]["mixtures"] > 6
     assert result["imitated"]["trust"]["weight"] > 0
     assert min(result["imitated"]["trust"]["explained"]) > 0.5

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
-from builders import run, small_search
+from builders import WHOLE, run, small_search
 
 from ideal_proxy.mixture.file import load_mixture
 from ideal_proxy.pipeline.earlier_runs import FULL_SIZE, load_package
-from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.finished import load_run, search
 from ideal_proxy.report.card import mixture_card
 from ideal_proxy.scaleup.model import ModelSpec
 from ideal_proxy.scaleup.train import ScaleUp, scale_up
 from ideal_proxy.terminal import Reporter
 
 
-def test_a_full_size_run_begins_the_next_search(tmp_path):
-    settings = small_search(rounds=1, verify={"pairs": 2, "max_pairs": 2}, protect="none", swarm={"runs": 6})
+def test_a_full_size_run_begins_the_next_search(whole, tmp_path):
     folder = tmp_path / "run"
-    found = search(settings, folder)
+    shutil.copytree(whole / "run", folder)
+    found = load_run(folder)
     assert found.adopted
     mixture = load_mixture(folder / "mixture.json")
     wanted = ScaleUp(
@@ -41,7 +43,8 @@ def test_a_full_size_run_begins_the_next_search(tmp_path):
     page = run("report", str(folder))
     assert page.returncode == 0, page.stderr
     assert "Predicted against observed at full size" in (folder / "report.html").read_text()
-    again = search(settings | {"verify": {"pairs": 2, "max_pairs": 2}}, tmp_path / "next", reuse=[folder])
+    settings = small_search(proxy=WHOLE["proxy"], swarm={"workers": 1}, protect="none")
+    again = search(settings, tmp_path / "next", reuse=[folder])
     kind = "full-size runs of scratch:0.1M"
     lines = again.runs[again.runs["from"] == kind]
     assert len(lines) == 4
