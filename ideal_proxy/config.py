@@ -14,13 +14,13 @@ from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Di
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
+from ideal_proxy.metric_section import MetricConfig
 from ideal_proxy.sections import (
     VOLUME,
     CapabilityConfig,
     ConstraintsConfig,
     CostConfig,
     DomainConfig,
-    MetricConfig,
     ObjectiveConfig,
     Protect,
     ProxyConfig,

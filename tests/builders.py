@@ -19,7 +19,7 @@ import numpy as np
 from ideal_proxy.config import SearchConfig, dump_config, parse_config
 from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.mixture.apply import Applied
-from ideal_proxy.pipeline.prepare import CapabilityFacts, DomainFacts
+from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, load_result, prepare_context
 from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent, SwarmOutcome

@@ -21,6 +21,7 @@ GROUND = [
     "limits",
     "batching",
     "complaints",
+    "metric_section",
     "sections",
     "config",
     "store",

@@ -72,7 +72,8 @@ class Stage:
 
     def __init__(self, world: World, domains: dict[str, str], capabilities: int) -> None:
         from ideal_proxy.config import parse_config
-        from ideal_proxy.pipeline.prepare import CapabilityFacts, Context, DomainFacts, Prepared
+        from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
+        from ideal_proxy.pipeline.prepare import Context, Prepared
 
         self.world, self.J = world, capabilities
         self.parts = [[ATOMS.index(a) for a in atoms.split()] for atoms in domains.values()]

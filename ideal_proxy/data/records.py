@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
 import gzip
@@ -16,7 +15,17 @@ from collections.abc import Callable, Collection, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ideal_proxy.data.files import PACKED
+from ideal_proxy.data.opening import (
+    CELLS,
+    FREE_BYTES,
+    LONGEST_ROW,
+    MOST_TIMES,
+    TABLES,
+    TOO_MUCH,
+    kind_of_file,
+    opened,
+    text_lines,
+)
 from ideal_proxy.errors import UserError
 
 ROW_MARKS = {
@@ -38,14 +47,9 @@ BATCH = 512
 BOM = b"\xef\xbb\xbf"
 
 
-LONGEST_ROW = 1 << 26
-"""Bytes of the longest line or cell: 64 MiB, many times the longest context. Without an end memory would have none."""
-FREE_BYTES, MOST_TIMES = 1 << 24, 200
-"""A packed file may unpack to so many times its size, or to 16 MiB: rows of text shrink to a tenth, or a hundredth."""
+# Cells of a table may take so many times more once values that the file holds once are written out for every row.
 MOST_REPEATS = 5
-"""Cells of a table may take so many times more once values that the file holds once are written out for every row."""
-DECODED_BYTES = 1 << 26
-"""Bytes that one batch of a table may take in memory."""
+DECODED_BYTES = 1 << 26  # that one batch of a table may take in memory
 
 
 class BadRow(UserError):
@@ -70,7 +74,7 @@ def read_records(
     file: Path, columns: Collection[str] = (), seen: Callable[[bytes], None] | None = None
 ) -> Iterator[Record]:
     """Read a file's records one by one."""
-    kind, packed = _kind_of_file(file)
+    kind, packed = kind_of_file(file)
     try:
         if kind in TABLES:
             yield from _arrow_records(file, kind)
@@ -79,7 +83,7 @@ def read_records(
         elif is_whole(file):
             yield from _whole_records(file, ROW_MARKS.union(columns))
         else:
-            with _opened(file) as lines:
+            with opened(file) as lines:
                 for record in _line_records(lines, file, seen):
                     yield Record(record.value, record.where) if packed else record
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -95,14 +99,14 @@ def read_records(
 
 def is_line_file(file: Path) -> bool:
     """Tell whether a file is plain JSON lines, whatever its name: its rows can be copied as they stand."""
-    kind, packed = _kind_of_file(file)
+    kind, packed = kind_of_file(file)
     return kind not in (*TABLES, *CELLS) and not packed and not is_whole(file)
 
 
 def is_whole(file: Path) -> bool:
     """Tell whether a JSON file is one value (a list, or an object over several lines) instead of one row a line."""
-    named_json = _kind_of_file(file)[0] == ".json"
-    with _opened(file) as handle:
+    named_json = kind_of_file(file)[0] == ".json"
+    with opened(file) as handle:
         head = handle.readline(FIRST_LINE).removeprefix(BOM)
         while head and not head.strip():
             head = handle.readline(FIRST_LINE)
@@ -139,108 +143,8 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-# How packed files and tables open, whatever they are named.
-MAGIC = (
-    (re.compile(rb"\x1f\x8b"), ".gz"), (re.compile(rb"\x28\xb5\x2f\xfd"), ".zst"),
-    (re.compile(rb"BZh[1-9]1AY&SY"), ".bz2"), (re.compile(rb"\xfd7zXZ\x00"), ".xz"),
-    (re.compile(rb"PAR1"), ".parquet"), (re.compile(rb"ARROW1|\xff\xff\xff\xff"), ".arrow"),
-)  # fmt: skip
-
-
-JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[\[{])')
-
-
-def _kind_of_file(file: Path) -> tuple[str, str]:
-    """Return what a file is, as a suffix in small letters, and that of its packing or nothing: its bytes tell first."""
-    name = file.name.lower()
-    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    kind = Path(name.removesuffix(packed)).suffix
-    head = _head(file, "")
-    if head.startswith(b"PK\x03\x04"):
-        raise UserError(f"{file} is a zip archive (or an Excel file); unpack it, or save the table as CSV")
-    found = next((suffix for pattern, suffix in MAGIC if pattern.match(head)), "")
-    if found in TABLES:
-        return found, ""
-    plain = kind in TABLES and JSON_HEAD.match(head)
-    if found or JSON_HEAD.match(head) or (head and packed and kind in CELLS and _is_text(head)):
-        packed = found
-    if plain or (found and kind in TABLES):
-        kind = ".json"
-    if kind in CELLS and JSON_HEAD.match(_head(file, packed)):
-        kind = ".json"
-    return kind, packed
-
-
-TABLES, CELLS = (".parquet", ".arrow"), (".csv", ".tsv")
-
-
-def _head(file: Path, packed: str) -> bytes:
-    """Return the first bytes of a file, unpacked; none where it cannot be read."""
-    with contextlib.suppress(OSError, EOFError, zlib.error, lzma.LZMAError), _open(file, packed) as handle:
-        return bytes(handle.read(64))
-    return b""
-
-
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
-
-
-def _opened(file: Path) -> Any:
-    """Open a file for its bytes, unpacked."""
-    return _open(file, _kind_of_file(file)[1])
-
-
-def _open(file: Path, packed: str) -> Any:
-    if not packed:
-        return open(file, "rb")
-    if packed == ".zst":
-        import pyarrow as arrow
-
-        handle: Any = arrow.input_stream(str(file), compression="zstd")
-    else:
-        openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-        handle = openers[packed](file, "rb")
-    return io.BufferedReader(_Unpacked(handle, file), 1 << 18)
-
-
-class _Unpacked(io.RawIOBase):
-    """What a packed file holds, refused where it is far more than rows of text can be."""
-
-    def __init__(self, handle: Any, file: Path) -> None:
-        self._handle = handle
-        self._file = file
-        self._left = max(FREE_BYTES, MOST_TIMES * file.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._handle.read(len(buffer))
-        buffer[: len(block)] = block
-        self._left -= len(block)
-        if self._left < 0:
-            raise UserError(f"{self._file} {TOO_MUCH}")
-        return len(block)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._handle.close()
-        super().close()
-
-
-def _lines(handle: Any, file: Path) -> Iterator[Any]:
-    """Read lines of bytes or of text; one without an end is refused."""
-    for number in itertools.count(1):
-        line = handle.readline(LONGEST_ROW)
-        if not line:
-            return
-        if len(line) == LONGEST_ROW:
-            raise UserError(f"{file}:{number} is longer than {LONGEST_ROW >> 20} MiB, which no row is; split the line")
-        yield line
-
-
 def _line_records(handle: Any, file: Path, seen: Callable[[bytes], None] | None) -> Iterator[Record]:
-    for number, line in enumerate(_lines(handle, file)):
+    for number, line in enumerate(text_lines(handle, file)):
         if seen is not None:
             seen(line)
         where = f"{file}:{number + 1}"
@@ -268,11 +172,11 @@ def _parse(line: bytes, where: str) -> Any:
 
 def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
     """Read a file that is one JSON value, or several objects one after the other, each over several lines."""
-    with _opened(file) as handle:
+    with opened(file) as handle:
         text = handle.read().removeprefix(BOM).decode("utf-8")
     decoder, values, at = json.JSONDecoder(), [], _past_space(text, 0)
     try:
-        if text[at : at + 1] == "[" and _kind_of_file(file)[0] == ".json":
+        if text[at : at + 1] == "[" and kind_of_file(file)[0] == ".json":
             yield from _elements(text, at, decoder, file)
             return
         if len(text) > FREE_BYTES + 20 * file.stat().st_size:
@@ -366,8 +270,8 @@ def _cell_records(file: Path, kind: str) -> Iterator[Record]:
     """Read a table of text cells; an empty cell is null."""
     before = csv.field_size_limit(LONGEST_ROW)  # the library stops at 128 KB; an answer may be longer
     try:
-        with _opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
-            lines = _lines(text, file)
+        with opened(file) as packed, io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
+            lines = text_lines(text, file)
             head = next(lines, "")
             marks = "\t" if kind == ".tsv" else max(",;\t", key=head.count)
             if marks not in head:
@@ -412,9 +316,6 @@ def _rows_at_once(facts: Any, file: Path) -> int:
             part = (column.data_page_offset - column.dictionary_page_offset) / column.total_compressed_size
             cell = max(cell, part * column.total_uncompressed_size)
     return int(min(BATCH, max(1, DECODED_BYTES // cell)))
-
-
-TOO_MUCH = f"unpacks to more than {MOST_TIMES} times its size, which rows do not; unpack it yourself if you trust it"
 
 
 def _arrow_records(file: Path, kind: str) -> Iterator[Record]:

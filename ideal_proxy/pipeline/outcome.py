@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import io
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.amounts import Amount
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
-from ideal_proxy.limits import Limits
 from ideal_proxy.mixture import (
-    CapabilityResult,
-    DomainVolume,
-    FreeAnswer,
-    MetricResult,
-    MixtureFile,
-    drawn_tokens,
     save_mixture,
-    with_shares,
 )
 from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.evidence import IMITATIONS
 from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
+from ideal_proxy.pipeline.mixture_of_search import domain_volumes, mixture_of
 from ideal_proxy.pipeline.plan import Plan, proxies_of
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.reuse import Reuse
 from ideal_proxy.pipeline.rounds import ON_EDGE
-from ideal_proxy.pipeline.verdict import IMPROVES, PairedScores, Verdict, ratio_bounds, score_bounds, sentence
+from ideal_proxy.pipeline.verdict import PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions, told_trusts
-from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete, read_json
+from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete
 from ideal_proxy.terminal import duration, money
 
 MANY_STEPS = 0.1  # a difference of steps that may make a gain by itself
@@ -77,7 +68,7 @@ def write_outcome(
     law = proposal.loss_model.to_json()  # what full-size runs measure: reference losses
     if laboratory.config.has_metrics:
         atomic_write_json(folder / "fit_losses.json", law)
-    save_mixture(folder / "mixture.json", _mixture(laboratory, proposal, verdict, result, law))
+    save_mixture(folder / "mixture.json", mixture_of(laboratory, proposal, verdict, result, law))
     atomic_write_json(folder / "result.json", result)
     mark_complete(folder, ("runs.parquet", "fit.json", "fit_losses.json", "mixture.json", "result.json"))
     return result
@@ -218,28 +209,6 @@ def _imitated(laboratory: Laboratory, proposal: Proposal) -> dict[str, Any] | No
     }  # fmt: skip
 
 
-def domain_volumes(prepared: Prepared, seed: int, rows: NDArray[Any]) -> list[DomainVolume]:
-    """Give every domain's place in a mixture of so many rows, with the tokens that they really draw."""
-    volumes = []
-    for i, domain in enumerate(prepared.facts):
-        tokens, supervised = drawn_tokens(seed, domain.name, prepared.domain_rows(i), int(rows[i]))
-        volumes.append(
-            DomainVolume(
-                name=domain.name,
-                source=domain.source,
-                format=domain.format,
-                fingerprint=domain.fingerprint,
-                available=domain.available,
-                left_out=list(domain.left_out),
-                rows=int(rows[i]),
-                tokens=tokens,
-                supervised_tokens=supervised,
-                base_rows=domain.base,
-            )
-        )
-    return with_shares(volumes)
-
-
 def _free(prepared: Prepared, proposal: Proposal) -> dict[str, Any] | None:
     """Say what the same fit proposes without protection, what that is predicted to gain, and who pays."""
     free = proposal.free
@@ -355,136 +324,4 @@ def _gradients(config: SearchConfig, laboratory: Laboratory, proposal: Proposal)
         "M": plain_lists(matrix.M),
         "se": plain_lists(matrix.se),
         "unresolved": unresolved(matrix.M, matrix.se).tolist(),
-    }
-
-
-def _mixture(
-    laboratory: Laboratory, proposal: Proposal, verdict: Verdict, result: dict[str, Any], law: dict[str, Any]
-) -> MixtureFile:
-    """Compose the mixture file: the proposal where it improves, the base where it does not."""
-    config, prepared, plan = laboratory.config, laboratory.prepared, laboratory.plan
-    folder = laboratory.folder
-    adopted = verdict.answer == IMPROVES
-    provenance = read_json(folder / "provenance.json")
-    return MixtureFile(
-        name=config.name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        seed=config.seed,
-        loss=config.loss,
-        batch=config.batch,
-        epochs=config.base.epochs,
-        domains=domain_volumes(prepared, config.seed, proposal.rows if adopted else prepared.domains.base),
-        capabilities=[
-            CapabilityResult(
-                name=capability.name,
-                source=capability.source,
-                format=capability.format,
-                fingerprint=capability.fingerprint,
-                base_loss=result["capabilities"][j]["base_loss"],
-                **_losses(result["capabilities"][j], adopted=adopted),
-                metric=_file_metric(result["capabilities"][j].get("metric"), adopted=adopted),
-            )
-            for j, capability in enumerate(prepared.capabilities)
-        ],
-        constraints_active=list(proposal.optimum.active),
-        verdict=verdict.answer,
-        verdict_text=result["verdict"]["sentence"],
-        gain=verdict.gain.value,
-        gain_lower=verdict.gain.lower,
-        gain_upper=verdict.gain.upper,
-        predicted_gain=proposal.predicted.gain.value,
-        free=_free_answer(result["free"]),
-        provenance={
-            **provenance,
-            "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},
-            "proxy": {
-                "size": config.proxy.size,
-                "vocabulary": config.proxy.vocabulary,
-                "context": prepared.context.tokens,
-                "warm_fraction": config.proxy.warm_fraction,
-                "batch_rows": config.batch.rows,
-                "learning_rate": read_json(folder / "rate.json")["learning_rate"],
-                "seed": config.seed,
-                **_pretrained(config, prepared),
-            },
-            "objective": {
-                "kind": config.objective.kind,
-                "weights": {c.name: c.weight for c in config.capabilities}
-                if config.objective.kind == "weighted"
-                else None,
-                "min_gain": config.objective.min_gain,
-                "upper_confidence": config.objective.upper_confidence,
-                "kl": config.constraints.kl,
-            },
-            "constraints": _limits(config, prepared).to_json(),
-            **{key: result[key] for key in ("reuse", "ladder") if key in result},
-        },
-        law=law,
-        proxy_fraction=plan.fraction,
-        template=prepared.template,
-    )
-
-
-def _free_answer(found: dict[str, Any] | None) -> FreeAnswer | None:
-    if found is None:
-        return None
-    gain = found["predicted_gain"]
-    return FreeAnswer(
-        rows=found["rows"], predicted_gain=gain["value"], predicted_lower=gain["lower"], predicted_upper=gain["upper"],
-        predicted_changes={name: ratio["value"] - 1 for name, ratio in found["capabilities"].items()},
-    )  # fmt: skip
-
-
-def _limits(config: SearchConfig, prepared: Prepared) -> Limits:
-    """Give the limits that a full-size run obeys too: bounds of domains where the run file sets them."""
-    both = list(zip(prepared.facts, config.domains, strict=True))
-    return replace(
-        config.limits,
-        lower={d.name: Amount(float(d.lower), "rows") for d, _ in both if d.lower > 0},
-        upper={d.name: Amount(float(d.upper), "rows") for d, entry in both if entry.max is not None},
-    )
-
-
-def _pretrained(config: SearchConfig, prepared: Prepared) -> dict[str, Any]:
-    """Say which model the proxies were; nothing for scratch proxies."""
-    if config.proxy.model is None:
-        return {}
-    keys = ("model", "gguf", "revision", "trust_remote_code", "lora_rank")
-    return {key: getattr(config.proxy, key) for key in keys} | {"weights": prepared.base_model["fingerprint"]}
-
-
-def _file_metric(found: dict[str, Any] | None, *, adopted: bool) -> MetricResult | None:
-    """Give what a metric gave for the volumes that the file holds; for the base nothing was predicted."""
-    if found is None:
-        return None
-    known: dict[str, Any] = {
-        key: found.get(key) for key in ("command", "python", "named", "higher_is_better", "scale", "noise")
-    }
-    if not adopted:
-        return MetricResult(**known, base_score=found["base"])
-    return MetricResult(
-        **known,
-        base_score=found["base"],
-        score=found["proposal"],
-        predicted_change=found["predicted"]["value"],
-        verified_change=found["verified"]["value"],
-        verified_lower=found["verified"]["lower"],
-        verified_upper=found["verified"]["upper"],
-    )
-
-
-def _losses(entry: dict[str, Any], *, adopted: bool) -> dict[str, float]:
-    """Give a capability's numbers for the volumes that the file holds; for the base nothing was predicted."""
-    if not adopted:
-        return {}
-    base, predicted, verified = entry["base_loss"], entry["predicted"], entry["verified"]
-    return {
-        "predicted_loss": predicted["value"] * base,
-        "predicted_lower": predicted["lower"] * base,
-        "predicted_upper": predicted["upper"] * base,
-        "verified_base_loss": base,
-        "verified_loss": entry["proposal_loss"],
-        "verified_gain": 1 - verified["value"],
-        "verified_lower": 1 - verified["upper"],
-        "verified_upper": 1 - verified["lower"],
     }

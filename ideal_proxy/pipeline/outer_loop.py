@@ -9,8 +9,6 @@ Legend: R runs, D domains, J capabilities.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig, dump_config, load_config, parse_config
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.config import SearchConfig, dump_config
+from ideal_proxy.errors import UsageError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
-from ideal_proxy.pipeline.earlier_runs import REUSED
+from ideal_proxy.pipeline.claim import claim
 from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
@@ -31,9 +29,9 @@ from ideal_proxy.pipeline.ladder import climb
 from ideal_proxy.pipeline.live import BEST
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
-from ideal_proxy.pipeline.prepare import BAD_ROWS, Prepared, prepare, still_true
+from ideal_proxy.pipeline.prepare import Prepared, prepare
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
-from ideal_proxy.pipeline.rate import choose_rate, is_json
+from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.reuse import Reuse, inherited_config, make_reuse, open_heritage
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
@@ -44,18 +42,14 @@ from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
-from ideal_proxy.sections import CostConfig
 from ideal_proxy.store import (
-    LOCK_FILES,
     MARKER,
     atomic_write_json,
     atomic_write_text,
     damaged_file,
     is_complete,
     lock,
-    provenance,
     read_json,
-    run_folder,
 )
 from ideal_proxy.terminal import Reporter, count_text, program
 
@@ -64,67 +58,6 @@ Array = NDArray[np.float64]
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
 OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 SHRINK = 0.5  # a later round explores this share of the first round's spread
-
-
-def override(
-    config: SearchConfig,
-    *,
-    rounds: int | None = None,
-    runs: int | None = None,
-    max_hours: float | None = None,
-    seed: int | None = None,
-    workers: int | None = None,
-    engine: str | None = None,
-    gradients: str | None = None,
-    price: float | None = None,
-    max_cost: float | None = None,
-    sizes: str | None = None,
-    multiples: int | None = None,
-    reuse: Sequence[str | Path] = (),
-) -> SearchConfig:
-    """Apply command-line options to a run file."""
-    for option, amount in (("--price", price), ("--max-cost", max_cost)):
-        if amount is not None and not amount > 0:
-            raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
-    if engine not in {None, "local", "ray", "slurm"}:
-        raise UsageError(f"--engine is {engine!r}; choose local, ray or slurm")
-    if gradients not in {None, "auto", "implicit", "unrolled", "none"}:
-        raise UsageError(f"--gradients is {gradients!r}; choose auto, implicit, unrolled or none")
-    if gradients in {"implicit", "unrolled"} and config.has_metrics:
-        raise UsageError(
-            f"--gradients {gradients}: gradients are derivatives of losses, and a capability of this search is judged "
-            "by a metric; leave it out"
-        )
-    if sizes is not None:
-        config = _with_sizes(config, [size.strip() for size in sizes.split(",")])
-    given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
-    top: dict[str, Any] = {key: value for key, value in given if value is not None}
-    if reuse:
-        top["reuse"] = tuple(str(run_folder(Path(run)).resolve()) for run in reuse)
-    swarm = {
-        key: value
-        for key, value in (("runs", runs), ("max_hours", max_hours), ("workers", workers), ("engine", engine))
-        if value is not None
-    }
-    money = {key: value for key, value in (("price", price), ("max", max_cost)) if value is not None}
-    sections: dict[str, Any] = {
-        "swarm": config.swarm.model_copy(update=swarm),
-        "cost": config.cost.model_copy(update=money),
-    }
-    if multiples is not None:
-        sections["constraints"] = config.constraints.model_copy(update={"round": multiples})
-    config = config.model_copy(update=top | sections)
-    budget_hours(config.cost, config.swarm.max_hours, 1)
-    return config
-
-
-def _with_sizes(config: SearchConfig, sizes: Sequence[str]) -> SearchConfig:
-    """Make a search a ladder."""
-    raw = config.model_dump(mode="json")
-    raw["swarm"] |= {"sizes": list(sizes), "lower_runs": []}
-    if raw["proxy"]["model"] is None:
-        raw["proxy"]["size"] = sizes[-1]
-    return parse_config(raw, where="--sizes")
 
 
 def plan_search(
@@ -147,7 +80,7 @@ def plan_search(
     check_gradients(config)
     with lock(folder):
         config = inherited_config(config, folder)
-        _claim(config, folder, dry_run=True)
+        claim(config, folder, dry_run=True)
         prepared, reuse, _ = _begin(config, folder, reporter)
         plan = make_plan(config, prepared, folder / "plan.json", elsewhere, reuse.wanted if reuse else None)
         return describe_plan(config, prepared, plan) | {"elsewhere": None if elsewhere is None else asdict(elsewhere)}
@@ -170,7 +103,7 @@ def run_search(
 def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tracker) -> dict[str, Any]:
     with lock(folder):
         config = inherited_config(config, folder)
-        _claim(config, folder)
+        claim(config, folder)
         if is_complete(folder) and (path := _damaged(folder)) is not None:
             reporter.note(f"{path} is damaged; it and the result are made anew from the finished runs")
             for name in ("result.json", MARKER):
@@ -254,7 +187,7 @@ def open_laboratory(config: SearchConfig, folder: Path, reporter: Reporter) -> I
     """Hold a run directory in which single mixtures are tried, without a search."""
     with lock(folder):
         config = inherited_config(config, folder)
-        _claim(config, folder)
+        claim(config, folder)
         prepared, reuse, heritage = _begin(config, folder, reporter, search=False)
         plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
         atomic_write_json(folder / "rate.json", {"learning_rate": plan.rates[0], "chosen": "inherited"}, seal=True)
@@ -453,62 +386,6 @@ def judge_pairs(
         known=known,
         level=1 - (1 - LEVEL) * OPENING_SHARE**opening,
     )
-
-
-def _claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
-    """Take a run directory for this configuration, or refuse one that holds another run."""
-    path, planned = folder / "config.yaml", folder / "dry-run"
-    text = dump_config(config)
-    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED, "frozen"}
-    if planned.exists():  # a plan alone may be replaced by another one
-        before = load_config(path) if path.exists() else None
-        if before is not None and _identity(before) == _identity(config) and still_true(folder):
-            kept.add("prepared")
-        else:
-            for name in ("prepared", REUSED):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        if before is None or dump_config(before) != text or "prepared" not in kept:
-            for name in ("plan.json", "prepared/plan.json", "provenance.json", path.name):
-                (folder / name).unlink(missing_ok=True)
-    if not dry_run:
-        planned.unlink(missing_ok=True)
-    if path.exists():
-        if _identity(load_config(path)) != _identity(config):
-            raise UserError(
-                f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
-            )
-        if not is_json(folder / "provenance.json"):
-            atomic_write_json(folder / "provenance.json", provenance())
-        return
-    strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
-    if strangers:
-        raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
-    if dry_run:
-        atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
-    atomic_write_text(path, text)  # first, so that a search killed here is known as one
-    atomic_write_json(folder / "provenance.json", provenance())
-
-
-def _identity(config: SearchConfig) -> SearchConfig:
-    """Return what a run's numbers depend on: neither workers and their place nor the time and money it may take."""
-    patient = {"timeout_seconds": 1.0, "keep_models": False, "noisy": False}
-    capabilities = tuple(
-        c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
-        for c in config.capabilities
-    )
-    places: dict[str, Any] = {
-        "workers": None,
-        "engine": "local",
-        "address": "auto",
-        "gpus": 0.0,
-        "slurm": {},
-        "keep_weights": 0.0,
-    }
-    swarm = config.swarm.model_copy(update={"max_hours": None, **places})
-    verify = config.verify.model_copy(update={"max_pairs": 0})  # may be asked of a finished one
-    proxy = config.proxy.model_copy(update={"timeout_seconds": None})
-    free = {"swarm": swarm, "proxy": proxy, "capabilities": capabilities, "cost": CostConfig(), "verify": verify}
-    return config.model_copy(update={**free, "tracker": None, "rounds": 1})
 
 
 def _append(path: Path, text: str) -> None:

@@ -40,6 +40,7 @@ from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
+from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
 from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_references_text, tallied, tell, told
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
@@ -50,43 +51,6 @@ from ideal_proxy.terminal import Reporter
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
 BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DomainFacts:
-    """What is known of one domain. Rows and tokens are full-size terms."""
-
-    name: str  # its name
-    source: str  # where its rows are
-    format: str  # their format
-    fingerprint: str  # SHA-256 over its rows
-    available: int  # rows it has to train on
-    base: int  # rows of the base mixture
-    lower: int  # fewest rows allowed
-    upper: int  # most rows allowed
-    tokens_per_row: float  # mean
-    supervised_per_row: float  # mean
-    reserved: int  # rows kept for the warm start
-    truncated: int  # rows that did not fit the context and lost prompt or answer
-    dropped: int  # rows without a supervised token
-    longest: int  # tokens of the longest row, after truncation
-    # keys in hex of rows that the template refuses or that have no token with loss
-    left_out: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CapabilityFacts:
-    """What is known of one capability's reference rows."""
-
-    name: str
-    source: str
-    format: str
-    fingerprint: str
-    rows: int
-    search_rows: int
-    verify_rows: int
-    supervised_tokens: int
-    truncated: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

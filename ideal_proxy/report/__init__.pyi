@@ -3,13 +3,13 @@ from .card import comparison_tables as comparison_tables
 from .card import comparison_values as comparison_values
 from .card import mixture_card as mixture_card
 from .curves import response_matrix as response_matrix
+from .numbers import keep_weights as keep_weights
+from .plan_text import plan_tables as plan_tables
 from .text import applied_table as applied_table
 from .text import applied_values as applied_values
-from .text import plan_tables as plan_tables
 from .text import result_screen as result_screen
 from .text import result_tables as result_tables
 from .whatif import read_settings as read_settings
 from .whatif import what_if as what_if
 from .whatif import what_if_tables as what_if_tables
-from .write import keep_weights as keep_weights
 from .write import write_report as write_report

@@ -36,6 +36,14 @@ PNG_DPI = 150
 OFTEN = 4
 
 
+# Marks of the base mixture and of the proposal, in every figure.
+BASE: dict[str, Any] = {
+    "linestyle": "none", "marker": "o", "markersize": 6.5, "color": BLUE, "markerfacecolor": PAPER,
+    "markeredgewidth": 1.5, "zorder": 4,
+}  # fmt: skip
+PROPOSAL: dict[str, Any] = {"linestyle": "none", "marker": "D", "markersize": 6, "color": VERMILLION, "zorder": 4}
+
+
 def new_axes(width: float = 7.2, height: float = 3.6, ax: Axes | None = None) -> Axes:
     """Return axes to draw on."""
     if ax is None:

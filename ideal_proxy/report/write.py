@@ -5,37 +5,31 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from ideal_proxy.errors import UserError
-from ideal_proxy.optimizer import ParetoFront, pareto
-from ideal_proxy.pipeline import STAGE_OF_ROLE, SearchRun, few_references_text, load_run, make_constraints, make_problem
+from ideal_proxy.optimizer import ParetoFront
+from ideal_proxy.pipeline import SearchRun, load_run
 from ideal_proxy.report import plots
-from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.explorer import explorer
-from ideal_proxy.report.full_size import full_size_rows, full_size_text, scale_ups
-from ideal_proxy.report.page import FORMAT, Picture, escape, page
+from ideal_proxy.report.numbers import (
+    collect,
+    cost_stages,
+    groups_at_proposal,
+    keep_weights,
+    response_unit,
+    responses_at_base,
+    shown_domains,
+)
+from ideal_proxy.report.page import Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, settle, svg_text
-from ideal_proxy.report.steps import steps_text
-from ideal_proxy.report.text import SAYS, ladder_text, reuse_text, two_answers, who_pays
-from ideal_proxy.response import compare, directions
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
-
-PANELS = 100  # response curves on the page; the others are in figures/
-MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
-PANEL_MARKS = 60  # what a panel weighs besides its runs
-PARETO_POINTS = 9
-DIGITS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,98 +89,6 @@ def _rendered(figure: Figure, svg: str, *, pdf: bool) -> dict[str, bytes]:
     return files | ({"pdf": pdf_bytes(figure)} if pdf else {})
 
 
-def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
-    """Collect every number that the page shows."""
-    result, prepared = run.result, run.prepared
-    gain = result["verdict"]["gain"]
-    front, front_note = _front(run)
-    share = run.base * prepared.domains.lengths
-    stages = cost_stages(run)
-    total_base = float(share.sum())
-    numbers = {
-        "format": FORMAT,
-        "name": result["name"],
-        "created": run.mixture.created,
-        "adopted": run.adopted,
-        "verdict": result["verdict"] | {"noise_floor": gain["value"] - gain["lower"]},
-        "min_gain": run.config.objective.min_gain,
-        "objective": run.config.objective.kind,
-        "budget": {"unit": run.config.budget.unit, "mode": run.config.budget.mode},
-        "predicted_gain": result["predicted_gain"],
-        "noise": result["noise"],
-        "domains": [entry | {"base_repeat": entry["base_rows"] / entry["available"]} for entry in result["domains"]],
-        "steps": steps_text(result["steps"]) if "steps" in result else "",
-        "capabilities": result["capabilities"],
-        "pays": who_pays(result),
-        "answers": two_answers(result),
-        "says_note": SAYS,
-        "optimum": result["optimum"],
-        "rounds": result["rounds"],
-        "curves": [_curves(run, domain) for domain in run.domains],
-        "curves_left_out": sum(len(run.domains) - len(names) for names in shown_domains(run).values()),
-        "responses": {
-            "at": "base",
-            "unit": response_unit(run),
-            "rows_added": _matrix(responses_at_base(run)),
-            "same_total": _matrix(responses_at_base(run, share=share / total_base)),
-        },
-        "gradients": result.get("gradients"),
-        "full_size": full_size_rows(found := scale_ups(run.folder)),
-        "full_size_text": full_size_text(found) if found else "",
-        "ladder": result.get("ladder"),
-        "ladder_text": ladder_text(result.get("ladder")),
-        "reuse": result.get("reuse"),
-        "replay": result.get("replay", []),
-        "reuse_text": reuse_text(result.get("reuse")),
-        "imitated": result.get("imitated"),
-        "fit": _fit(run),
-        "held_out": _held_out(run),
-        "pareto": {"note": front_note} if front is None else _pareto(run, front),
-        "cost": {
-            "stages": stages.to_dict(orient="records"),
-            "runs": int(stages["runs"].sum()),
-            "tokens": int(stages["tokens"].sum()),
-            "seconds": float(stages["seconds"].sum()),
-            "flops": float(stages["flops"].sum(skipna=False)),
-            "base_tokens": total_base,
-            "rounds": len(result["rounds"]),
-        },
-        "proxy": result["proxy"] | {"vocabulary": prepared.vocabulary, "context": prepared.context.tokens},
-        "plan": run.plan,
-        "learning_rate": run.rate,
-        "health": _health(run),
-        "warnings": result["warnings"],
-        "repeat": {
-            "seed": run.config.seed,
-            "command": re.sub(
-                r" --dry-run\b", "", run.provenance.get("command", "")
-            ),  # whose plan the search then took
-            "versions": run.provenance.get("versions", {}),
-            "git": run.provenance.get("git"),
-            "machine": run.provenance.get("machine", {}),
-            "time": run.provenance.get("time", ""),
-            "fingerprints": {
-                kind: {entry.name: {"source": entry.source, "sha256": entry.fingerprint} for entry in entries}
-                for kind, entries in (("domains", prepared.facts), ("capabilities", prepared.capabilities))
-            },
-        },
-    }
-    return _plain(numbers), front
-
-
-def cost_stages(run: SearchRun) -> pd.DataFrame:
-    """Add up the training of every stage."""
-    counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
-    frame = counted.assign(stage=run.runs["role"].map(STAGE_OF_ROLE).fillna(run.runs["role"]))
-    frame = frame[frame["role"] != "reused"]  # trained by an earlier search
-    grouped = frame.groupby("stage", sort=False).agg(
-        runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum"),
-        flops=("flops", lambda column: column.sum(skipna=False)),
-    )  # fmt: skip
-    order = [name for name in STAGE_OF_ROLE.values() if name in grouped.index]
-    return grouped.loc[[*order, *(n for n in grouped.index if n not in order)]].reset_index()
-
-
 def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, str, Figure, bool]]:
     """Draw every figure of the report."""
     model, base = run.model, run.base
@@ -225,7 +127,7 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     )
     yield "movement", "How far volumes may move", _of(plots.plot_movement(run)), True
     if front is not None:
-        place = _groups_at_proposal(run, front)
+        place = groups_at_proposal(run, front)
         yield (
             "pareto",
             "What one group of capabilities costs the other",
@@ -235,162 +137,11 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     yield "cost", "Tokens trained on, by stage", _of(plots.plot_cost(cost_stages(run))), True
 
 
-def keep_weights(run: SearchRun) -> Array | None:
-    """Say what the search held fixed: tokens (or rows) of each row where the budget is kept, None where it is free."""
-    if run.config.budget.mode != "keep":
-        return None
-    tokens = run.prepared.domains.lengths
-    return tokens if run.config.budget.unit == "tokens" else np.ones_like(tokens)
-
-
-def response_unit(run: SearchRun) -> str:
-    """Name what the response matrices are in: nats, or shares of base where a metric judges."""
-    return "share of base (or of a score's scale), worse is positive" if run.config.has_metrics else "nats"
-
-
-def responses_at_base(run: SearchRun, *, share: Array | None = None) -> ResponseMatrix:
-    """Differentiate the response at base, in a unit that all capabilities share."""
-    found = response_matrix(run.model, run.base, share=share)
-    if not run.config.has_metrics:
-        return found
-    divisor = run.yardstick.divisor(run.model.value_and_gradient(run.base)[0])
-    factor = (directions(run.config.kinds) / divisor)[:, None]
-    ends = np.stack([found.lower * factor, found.upper * factor])
-    return ResponseMatrix(
-        values=found.values * factor, errors=found.errors * abs(factor), lower=ends.min(axis=0), upper=ends.max(axis=0)
-    )
-
-
-def shown_domains(run: SearchRun) -> dict[str, list[str]]:
-    """Choose the domains whose curves go on the page: all, or of many those that each capability answers to most."""
-    D, J = len(run.domains), len(run.capabilities)
-    panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
-    count = D if panels >= D * J else max(1, panels // J)
-    strength = np.abs(response_matrix(run.model, run.base).values)
-    return {
-        name: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[:count])]
-        for j, name in enumerate(run.capabilities)
-    }
-
-
 def _panel_groups(domains: list[str], shown: list[str]) -> list[tuple[str, list[str], bool]]:
     """Split a capability's panels into what the page shows and the rest, 25 a figure."""
     rest = [name for name in domains if name not in shown]
     groups = [("", shown, True)]
     return groups + [(f"-more-{k // 25 + 1}", rest[k : k + 25], False) for k in range(0, len(rest), 25)]
-
-
-def _curves(run: SearchRun, domain: str) -> dict[str, Any]:
-    index = run.domains.index(domain)
-    seen = [*run.volumes()[:, index], run.base[index], run.proposal[index]]
-    found: dict[str, Any] = {"domain": domain, "available": run.prepared.facts[index].available}
-    for name, mixture in (("base", run.base), ("proposal", run.proposal)):
-        curve = slice_through(
-            run.model, mixture, domain, low=float(min(seen)), high=float(max(seen)), keep=keep_weights(run)
-        )
-        found[name] = {"rows": curve.volumes, "loss": _by_name(run, curve.mean)}
-        if name == "base":
-            found[name] |= {"lower": _by_name(run, curve.lower), "upper": _by_name(run, curve.upper)}
-    return found
-
-
-def _by_name(run: SearchRun, values: Array) -> dict[str, Array]:
-    return {name: values[:, j] for j, name in enumerate(run.capabilities)}
-
-
-def _matrix(matrix: ResponseMatrix) -> dict[str, Any]:
-    return {
-        "values": matrix.values,
-        "errors": matrix.errors,
-        "lower": matrix.lower,
-        "upper": matrix.upper,
-        "within_noise": matrix.within_noise.tolist(),
-    }
-
-
-def _fit(run: SearchRun) -> list[dict[str, Any]]:
-    unit = run.yardstick.divisor(run.model.value_and_gradient(run.base)[0])
-    return [
-        asdict(entry) | {"relative_error": entry.error / one, "relative_noise": entry.noise / one}
-        for entry, one in zip(run.model.diagnostics_, unit, strict=True)
-    ]
-
-
-def _held_out(run: SearchRun) -> dict[str, Any]:
-    table = run.held_out()
-    summary = []
-    for kind, part in table.groupby("kind", sort=False):
-        error = (part["observed"] - part["predicted"]) / part["unit"]
-        runs = part["run"].nunique()
-        summary.append({
-            "kind": kind,
-            "runs": runs,
-            "error": math.sqrt(float((error**2).mean())),
-            "bias": float(error.mean()),
-        })
-    return {"summary": summary, "runs": table.to_dict(orient="records")}
-
-
-def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
-    """Trace the front between those that the proposal helps and those that it costs most."""
-    if len(run.capabilities) < 2:
-        return None, "there is only one capability"
-    stick = run.yardstick
-    ratios = compare(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick).ratios
-    scale = {name: float(x) for name, x in zip(run.capabilities, stick.scale, strict=True) if np.isfinite(x)} or None
-    second = [name for name, r in zip(run.capabilities, ratios, strict=True) if r.value > 1]
-    if not second or len(second) == len(ratios):
-        second = [run.capabilities[int(np.argmax([r.value for r in ratios]))]]
-    first = [name for name in run.capabilities if name not in second]
-    problem = make_problem(run.prepared, run.config)
-    constraints = make_constraints(run.config, run.prepared, problem, run.volumes())
-    try:
-        front = pareto(run.model, constraints, first, second, points=PARETO_POINTS, n_starts=2, scale=scale)
-    except UserError as error:
-        return None, str(error)
-    return front, ""
-
-
-def _groups_at_proposal(run: SearchRun, front: ParetoFront) -> tuple[float, float]:
-    stick = run.yardstick
-    ratios = compare(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick).ratios
-    shift = 0.0 if stick.is_loss.any() else 1.0  # a front of scores alone is told from 0
-    value = {name: ratio.value - shift for name, ratio in zip(run.capabilities, ratios, strict=True)}
-    first, second = (float(np.mean([value[name] for name in group])) for group in (front.first, front.second))
-    return first, second
-
-
-def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
-    return {
-        "first": list(front.first),
-        "second": list(front.second),
-        "proposal": list(_groups_at_proposal(run, front)),
-        "points": [
-            {
-                "first": float(front.values[k, 0]),
-                "second": float(front.values[k, 1]),
-                "rows": dict(zip(run.domains, np.rint(optimum.volumes).astype(int).tolist(), strict=True)),
-            }
-            for k, optimum in enumerate(front.optima)
-        ],
-    }
-
-
-def _health(run: SearchRun) -> dict[str, Any]:
-    domains = [asdict(entry) for entry in run.prepared.facts]
-    capabilities = [asdict(entry) for entry in run.prepared.capabilities]
-    findings = list(run.prepared.health.get("duplicates", []))
-    context = run.prepared.context.tokens
-    for entry in (*domains, *capabilities):
-        if entry.get("truncated"):
-            findings.append(
-                f"{entry['name']}: {entry['truncated']:,} rows are longer than {context} tokens and were cut"
-            )
-        if entry.get("dropped"):
-            findings.append(f"{entry['name']}: {entry['dropped']:,} rows have no answer token and were dropped")
-    few = few_references_text({entry["name"]: entry["verify_rows"] for entry in capabilities})
-    findings += [few] if few else []
-    return {"domains": domains, "capabilities": capabilities, "findings": findings}
 
 
 def _of(ax: Any) -> Figure:
@@ -400,18 +151,3 @@ def _of(ax: Any) -> Figure:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40] or "capability"
-
-
-def _plain(value: Any) -> Any:
-    """Turn arrays into lists, round numbers to what they mean, and numbers that JSON lacks into null."""
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value

@@ -16,6 +16,7 @@ from typing import Any
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
+from ideal_proxy.metric_section import BUILT_IN, HARNESS, MetricConfig
 from ideal_proxy.proxy import (
     MetricSpec,
     RowLosses,
@@ -25,7 +26,6 @@ from ideal_proxy.proxy import (
     remove_model,
     write_row_losses,
 )
-from ideal_proxy.sections import BUILT_IN, HARNESS, MetricConfig
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.swarm.context import (
     ROW_LOSSES,

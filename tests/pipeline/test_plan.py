@@ -21,7 +21,7 @@ from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import check_constraints, make_constraints, make_problem
 from ideal_proxy.proxy.cost import Elsewhere, Products
-from ideal_proxy.report.text import plan_tables
+from ideal_proxy.report.plan_text import plan_tables
 
 NAMES = ("code", "math", "trust")
 config = functools.partial(config_of, NAMES, ["code"])

@@ -24,8 +24,9 @@ from ideal_proxy.report import embedded
 from ideal_proxy.report.choices import optima
 from ideal_proxy.report.embedded import comparison
 from ideal_proxy.report.explorer import embed, explorer, script
+from ideal_proxy.report.numbers import collect
 from ideal_proxy.report.page import page
-from ideal_proxy.report.write import collect, write_report
+from ideal_proxy.report.write import write_report
 from ideal_proxy.response.forms import FORMS
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.prediction import compare

@@ -1,0 +1,77 @@
+"""A run directory taken for one search: what it may hold, and what makes two searches the same one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.config import SearchConfig, dump_config, load_config
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.earlier_runs import REUSED
+from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
+from ideal_proxy.pipeline.rate import is_json
+from ideal_proxy.sections import CostConfig
+from ideal_proxy.store import (
+    LOCK_FILES,
+    atomic_write_json,
+    atomic_write_text,
+    provenance,
+)
+
+
+def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
+    """Take a run directory for this configuration, or refuse one that holds another run."""
+    path, planned = folder / "config.yaml", folder / "dry-run"
+    text = dump_config(config)
+    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED, "frozen"}
+    if planned.exists():  # a plan alone may be replaced by another one
+        before = load_config(path) if path.exists() else None
+        if before is not None and identity(before) == identity(config) and still_true(folder):
+            kept.add("prepared")
+        else:
+            for name in ("prepared", REUSED):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        if before is None or dump_config(before) != text or "prepared" not in kept:
+            for name in ("plan.json", "prepared/plan.json", "provenance.json", path.name):
+                (folder / name).unlink(missing_ok=True)
+    if not dry_run:
+        planned.unlink(missing_ok=True)
+    if path.exists():
+        if identity(load_config(path)) != identity(config):
+            raise UserError(
+                f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
+            )
+        if not is_json(folder / "provenance.json"):
+            atomic_write_json(folder / "provenance.json", provenance())
+        return
+    strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
+    if strangers:
+        raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
+    if dry_run:
+        atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
+    atomic_write_text(path, text)  # first, so that a search killed here is known as one
+    atomic_write_json(folder / "provenance.json", provenance())
+
+
+def identity(config: SearchConfig) -> SearchConfig:
+    """Return what a run's numbers depend on: neither workers and their place nor the time and money it may take."""
+    patient = {"timeout_seconds": 1.0, "keep_models": False, "noisy": False}
+    capabilities = tuple(
+        c if c.metric is None else c.model_copy(update={"metric": c.metric.model_copy(update=patient)})
+        for c in config.capabilities
+    )
+    places: dict[str, Any] = {
+        "workers": None,
+        "engine": "local",
+        "address": "auto",
+        "gpus": 0.0,
+        "slurm": {},
+        "keep_weights": 0.0,
+    }
+    swarm = config.swarm.model_copy(update={"max_hours": None, **places})
+    verify = config.verify.model_copy(update={"max_pairs": 0})  # may be asked of a finished one
+    proxy = config.proxy.model_copy(update={"timeout_seconds": None})
+    free = {"swarm": swarm, "proxy": proxy, "capabilities": capabilities, "cost": CostConfig(), "verify": verify}
+    return config.model_copy(update={**free, "tracker": None, "rounds": 1})

@@ -1,0 +1,100 @@
+"""What the terminal shows of a plan, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ideal_proxy.pipeline import proxies_of
+from ideal_proxy.report.steps import shares_table, steps_text
+from ideal_proxy.response import OTHER_SIZE
+from ideal_proxy.terminal import (
+    count_text,
+    duration,
+    money,
+    paragraph,
+    table,
+)
+
+
+def proxy_text(proxy: dict[str, Any]) -> str:
+    """Name the proxies: "a 0.84M proxy", or the pretrained model with its size and how it is trained."""
+    digits = 2 if proxy["parameters"] < 1e8 else 3
+    millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
+    if not proxy.get("model"):
+        return f"a {millions} proxy"
+    rank = proxy.get("lora_rank")
+    how = f"LoRA of rank {rank} trains {proxy['trainable_parameters'] / 1e6:.2g}M" if rank else "all trained"
+    return f"{Path(proxy['model']).name} ({millions} parameters, {how})"
+
+
+def plan_tables(plan: dict[str, Any]) -> str:
+    """Lay out the plan of a search."""
+    elsewhere, priced = plan.get("elsewhere"), plan["price"] is not None
+    rows = [
+        (
+            proxies_of(stage["size"]) if "size" in stage else stage["name"], f"{stage['runs']}",
+            f"{stage['steps']:,}", f"{stage['tokens']:,}", f"{stage['flops']:.1e}",
+            duration(stage["seconds"]), *([money(stage["cost"], "")] if priced else []),
+        )
+        for stage in plan["stages"]
+    ]  # fmt: skip
+    total, currency = plan["total"], plan["currency"]
+    header = ("stage", "runs", "steps", "tokens", "FLOPs", "time there" if elsewhere else "time here")
+    if elsewhere:
+        speed = (
+            f"{plan['devices']} device{'s' * (plan['devices'] > 1)} elsewhere at {elsewhere['utilisation']:.0%} of "
+            f"{elsewhere['device_flops']:.3g} FLOP/s"
+        )
+    else:
+        many = "s" * (plan["workers"] > 1)
+        speed = f"{plan['workers']} worker{many} ({plan['tokens_per_second']:,.0f} tokens/s measured for one)"
+    further = (
+        f" (up to {more} more where the sweep's best rate lies on its edge)"
+        if (more := plan.get("further_runs"))
+        else ""
+    )
+    lines = [
+        paragraph(
+            f"{total['runs']} runs at most{further} of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
+            f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
+            f"{speed}."
+        )
+    ]
+    if plan["lower"]:
+        lower = ", ".join(f"{of['runs']} of {proxies_of(of['size'])}" for of in plan["lower"])
+        share = sum(stage["seconds"] for stage in plan["stages"] if "size" in stage) / total["seconds"]
+        expected = f"{OTHER_SIZE.factor:g} ± {OTHER_SIZE.spread:g}"
+        lines.append(paragraph(
+            f"Ladder: {lower} cost {share:.0%} of it and tell where a response bends. They are expected to show "
+            f"{expected} of every change at {plan['size']}, where {plan['runs']} runs say how much, and the check is."
+        ))  # fmt: skip
+    context = plan["context"]
+    cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())
+    lines.append(paragraph(f"Context: {context['tokens']:,} tokens, {context['reason']}{f' ({cut})' * bool(cut)}."))
+    if plan.get("metric_seconds"):
+        took = f"{plan['metric_seconds']:.2g} s"
+        told = f"Metrics: {took} on an untrained proxy, which every run adds to its training."
+        if plan.get("own_trainer"):
+            told = (
+                f"Your trainer: {took} for a few rows, metrics included, which every run adds; row by row it is taken "
+                "to be as fast as the built-in one, so ask `status` again after the first runs."
+            )
+        lines.append(paragraph(told))
+    if priced:
+        lines.append(paragraph(
+            f"Cost: {money(total['cost'], currency)} for {total['device_hours']:.2g} device-hours at "
+            f"{plan['price']:g} {currency} each."
+        ))  # fmt: skip
+    if plan["worker_bytes"] and not elsewhere:
+        lines.append(paragraph(
+            f"Memory: about {plan['worker_bytes'] / 2**30:.1f} GiB for each worker, beside the token arrays, which "
+            "they share."
+        ))  # fmt: skip
+    least = f"One round and {plan['pairs']} pairs may do: about {duration(plan['least_seconds'])}"
+    least += f", {money(plan['least_cost'], currency)}. " if priced else ". "
+    end = "This plan was not kept" if elsewhere else "Nothing was trained; drop --dry-run to start"
+    lines.append(paragraph(steps_text(plan["full_size"])))
+    lines.append(paragraph(f"{least}{end}."))
+    stages = table("Plan", (*header, *([currency] if priced else [])), rows)
+    return "\n".join([stages, "", shares_table("What each domain is of base", plan["domains"]), "", *lines])
