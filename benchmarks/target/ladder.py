@@ -45,11 +45,11 @@ def small_losses(surface, v: np.ndarray, seed: int) -> np.ndarray:
     return 1.5 * at_base * np.exp(SHOWN * np.log(surface.losses(v) / at_base) + ERROR * scale * error(v))
 
 
-def search(family: str, seed: int, arm: str) -> dict:
+def search(family: str, seed: int, arm: str, *, propose: bool = True) -> dict:
     from surfaces import Surface
 
     from ideal_proxy.optimizer import Objective, nearest_base, optimize
-    from ideal_proxy.response import OTHER_SIZE, ResponseModel, compare, fit_kinds
+    from ideal_proxy.response import SMALLER_SIZE, ResponseModel, compare, fit_kinds
 
     surface, rng = Surface(family, seed), np.random.default_rng([seed, 5])
     small, large = ARMS[arm]
@@ -65,10 +65,11 @@ def search(family: str, seed: int, arm: str) -> dict:
     V, L = pd.DataFrame(v, columns=NAMES), pd.DataFrame(losses, columns=TARGETS)
     options = {"baseline_loss": surface.Z, "seed_id": seeds, "own": list(range(5)), "run_id": np.arange(len(v))}
     trusts = fit_kinds(
-        model, V, L, kinds, {"small": OTHER_SIZE} if small else {}, {"small": 1.5 * surface.Z}, **options
+        model, V, L, kinds, {"small": SMALLER_SIZE} if small else {}, {"small": 1.5 * surface.Z}, **options
     )
-    found = optimize(model, Objective(), surface.constraints(), random_state=0)
-    best = nearest_base(model, Objective(), surface.constraints(), found).volumes
+    if propose:
+        found = optimize(model, Objective(), surface.constraints(), random_state=0)
+        best = nearest_base(model, Objective(), surface.constraints(), found).volumes
     mixtures = surface.base * np.exp(np.random.default_rng([seed, 9]).uniform(-1.2, 1.2, (12, 5)))
     mixtures *= surface.base.sum() / mixtures.sum(axis=1, keepdims=True)
     inside = []
@@ -76,6 +77,8 @@ def search(family: str, seed: int, arm: str) -> dict:
         truth = surface.losses(mixture[None])[0] / surface.losses(surface.base[None])[0]
         bounds = compare(model, mixture, surface.base, pairs=10**6).ratios
         inside += [bound.lower <= t <= bound.upper for bound, t in zip(bounds, truth, strict=True)]
+    if not propose:
+        return {"family": family, "seed": seed, "arm": arm, "inside": float(np.mean(inside))}
     promised, gain = compare(model, best, surface.base, pairs=10**6, chosen=True).gain, 1 - surface.objective(best)
     told = trusts.get("small")
     return {
@@ -110,9 +113,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--show", action="store_true", help="only print what was recorded")
+    parser.add_argument("--intervals", type=int, default=0, help="surfaces; only the share of true ratios inside")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
+    for family in ("law", "interactions") if options.intervals else ():
+        for arm in ARMS:
+            every = [search(family, seed, arm, propose=False)["inside"] for seed in range(options.intervals)]
+            error = np.std(every, ddof=1) / np.sqrt(len(every))
+            print(f"{family}, {arm}: inside {np.mean(every):.1%} ± {error:.1%} (n {len(every)})", flush=True)
+    if options.intervals:
+        return
     lines = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
     done = {(line["family"], line["seed"], line["arm"]) for line in lines}
     for seed in range(0 if options.show else options.repeats):

@@ -19,7 +19,6 @@ from ideal_proxy.pipeline.sequential import Spread
 from ideal_proxy.pipeline.verdict import Known
 from ideal_proxy.response import (
     CHANGED_DATA,
-    OTHER_SIZE,
     Combination,
     EvidenceKind,
     ResponseModel,
@@ -85,9 +84,8 @@ class Evidence:
             "baseline_loss": self.losses_before if of_losses else self.values_before, "sample_weight": weights,
             "responses": list(self.gradients) or None, "own": self.own, "retired": len(self.retired),
         }  # fmt: skip
-        if any(self.kind_of) and (of_losses or self.kinds):
-            usual = {name: OTHER_SIZE if name in self.sizes else CHANGED_DATA for name in self.kind_of if name}
-            kinds = {name: self.kinds.get(name, kind) for name, kind in usual.items()}
+        if any(self.kind_of) and (of_losses or IMITATIONS in self.kinds):
+            kinds = {name: self.kinds.get(name, CHANGED_DATA) for name in self.kind_of if name}
             fit_kinds(model, V, L, self.kind_of, kinds, self.sizes, **options)
             return model
         return model.fit(V, L, **options)

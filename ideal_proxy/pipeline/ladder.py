@@ -16,6 +16,7 @@ from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.reuse import ReusedRuns
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.stage import LOWER
+from ideal_proxy.response import SMALLER_SIZE
 from ideal_proxy.store import atomic_write_json
 
 
@@ -52,5 +53,5 @@ def _as_evidence(laboratory: Laboratory, size: str) -> ReusedRuns:
         retired=(), retired_volumes=nothing, retired_available=np.zeros(0), losses=found.losses, seeds=found.seeds,
         labels=tuple(f"{size}:{v.tolist()}" for v in found.volumes), weights=("",) * len(found.ids),
         tokens=runs["tokens"].to_numpy(dtype=np.int64), seconds=runs["seconds"].to_numpy(dtype=float),
-        kind_of=(name,) * len(found.ids), sizes={name: found.losses_before},
+        kind_of=(name,) * len(found.ids), sizes={name: found.losses_before}, kinds={name: SMALLER_SIZE},
     )  # fmt: skip

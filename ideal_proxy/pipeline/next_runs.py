@@ -36,7 +36,7 @@ def with_reused(own: Evidence, reused: ReusedRuns) -> Evidence:
         retired_volumes=np.concatenate([reused.retired_volumes, nothing]),
         retired_available=reused.retired_available,
         labels=(*reused.labels, *(str(v.tolist()) for v in own.volumes)),
-        kind_of=(*reused.kind_of, *[""] * len(own.ids)), sizes=reused.sizes,
+        kind_of=(*reused.kind_of, *[""] * len(own.ids)), sizes=reused.sizes, kinds={**own.kinds, **reused.kinds},
     )  # fmt: skip
 
 

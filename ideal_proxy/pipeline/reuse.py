@@ -21,7 +21,8 @@ from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inheri
 from ideal_proxy.pipeline.plan import Wanted, scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
-from ideal_proxy.response import OTHER_SIZE
+from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, EvidenceKind
+from ideal_proxy.sections import SIZES
 from ideal_proxy.store import is_complete, read_json, run_folder
 from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
 from ideal_proxy.terminal import count_text
@@ -54,6 +55,7 @@ class ReusedRuns:
         seconds: (R,) that took.
         kind_of: (R,) their origin where the data changed since or their proxies have another size, else "".
         sizes: of the kinds that are proxies of another size, the losses before any SFT row, (J,) nats.
+        kinds: what is believed of those.
     """
 
     ids: tuple[str, ...]
@@ -70,6 +72,7 @@ class ReusedRuns:
     seconds: Array
     kind_of: tuple[str, ...]
     sizes: Mapping[str, Array] = field(default_factory=dict)
+    kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)
 
     def to_judge(self) -> list[int]:
         """Number the runs that were not judged on all of the new reference rows, and whose weights are there."""
@@ -118,7 +121,10 @@ class ReusedRuns:
         for name in ("volumes", "losses", "seeds", "tokens", "seconds"):
             part[name] = np.concatenate([getattr(others, name), getattr(self, name)])
         gone = np.concatenate([others.retired_volumes, nothing])
-        return replace(others, **part, retired_volumes=gone, sizes={**others.sizes, **self.sizes})
+        return replace(
+            others, **part, retired_volumes=gone, sizes={**others.sizes, **self.sizes},
+            kinds={**others.kinds, **self.kinds},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -294,13 +300,13 @@ def make_reuse(
     references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
     kinds = [_other_proxies(package, config) for package in packages]
     runs, kept = reused_runs(packages, names, keys, references, folder, kinds)
+    runs = replace(runs, kinds={k: _believed(p, config) for k, p in zip(kinds, packages, strict=True) if k})
     for package, share in zip(packages, kept, strict=True):
         if share < LEAST_KEPT:
             raise UserError(
                 f"--reuse {package.name}: only {share:.0%} of the rows that its runs drew are in this run file's "
                 f"domains, and under {LEAST_KEPT:.0%} they tell of other data; search without it"
             )
-    expected = f"{OTHER_SIZE.factor:g} ± {OTHER_SIZE.spread:g}"
     fresh = 3 * (len(names) + 1)
     known = tuple(int(n) for n in np.isfinite(runs.losses).sum(axis=0))
     judged = len(runs.to_judge())
@@ -314,7 +320,7 @@ def make_reuse(
         inherited=inherited, packages=tuple(packages), runs=runs, changes=tuple(changes), kept=tuple(kept),
         known=known, judged=judged, needed=min(needed, fresh) if config.swarm.runs is None else needed, fresh=fresh,
         notes=(
-            *(f"{kind}: expected to show {expected} of every change" for kind in dict.fromkeys(kinds) if kind),
+            *(f"{kind}: expected to show {belief} of every change" for kind, belief in runs.kinds.items()),
             *_poor_tokenizer(prepared, changes, fresh),
         ),
         warms=bool(config.proxy.size) and inherited.size not in (None, config.proxy.size),
@@ -332,6 +338,18 @@ def _other_proxies(package: Package, config: SearchConfig) -> str:
     if config.proxy.fraction and abs(package.record.fraction / config.proxy.fraction - 1.0) > SAME_FRACTION:
         return f"proxies on {package.record.fraction:.0%} of the rows of {package.name}"
     return ""
+
+
+def _believed(package: Package, config: SearchConfig) -> EvidenceKind:
+    """Say how much runs of other proxies are expected to show of a change, by which of the two are the larger ones."""
+    told, own = package.proxies, proxies_told(config)
+    if "full" in told:
+        same = str(own.get("model", "")).rstrip("/").rsplit("/", 1)[-1] == told["full"]
+        return OTHER_SIZE if same else LARGER_SIZE
+    sizes = told.get("size"), own.get("size")
+    if sizes[0] == sizes[1] or not all(size in SIZES for size in sizes):
+        return OTHER_SIZE
+    return SMALLER_SIZE if SIZES.index(sizes[0]) < SIZES.index(sizes[1]) else LARGER_SIZE
 
 
 def runs_needed(changes: Sequence[Change], domains: int, *, unknown: bool) -> int:

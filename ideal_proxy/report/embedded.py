@@ -15,7 +15,17 @@ import numpy as np
 from scipy.stats import norm
 
 from ideal_proxy.report.curves import Array
-from ideal_proxy.response import LEVEL, NOISES, ON_LAW, Combination, ResponseModel, Yardstick, combine, directions
+from ideal_proxy.response import (
+    LEVEL,
+    NOISES,
+    ON_LAW,
+    SHIFT,
+    Combination,
+    ResponseModel,
+    Yardstick,
+    combine,
+    directions,
+)
 
 DRAW_BYTES = 500_000
 """What the draws of all capabilities may weigh; where all weigh more, the first so many are taken."""
@@ -90,6 +100,13 @@ def _surface(model: ResponseModel) -> dict[str, Any]:
         "all_draws": len(model.weight_draws_),
         "form": form_SJ.T.tolist(),
         "known_draws": model.known_draws_[:count].T.tolist(),
+        "bends": None
+        if model.bends_ is None
+        else {
+            "slopes": model.bends_.slopes_SJD[:count].transpose(1, 0, 2).tolist(),
+            "centre": model.bends_.centre_D.tolist(),
+            "shift": SHIFT,
+        },
         "theta_draws": [
             _steps(drawn, theta)
             for drawn, theta in zip(model.theta_draws_[:count].transpose(1, 0, 2), model.theta_, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ideal_proxy.pipeline import proxies_of
 from ideal_proxy.report.steps import shares_table, steps_text
-from ideal_proxy.response import OTHER_SIZE
+from ideal_proxy.response import SMALLER_SIZE
 from ideal_proxy.terminal import (
     count_text,
     duration,
@@ -64,10 +64,10 @@ def plan_tables(plan: dict[str, Any]) -> str:
     if plan["lower"]:
         lower = ", ".join(f"{of['runs']} of {proxies_of(of['size'])}" for of in plan["lower"])
         share = sum(stage["seconds"] for stage in plan["stages"] if "size" in stage) / total["seconds"]
-        expected = f"{OTHER_SIZE.factor:g} ± {OTHER_SIZE.spread:g}"
         lines.append(paragraph(
-            f"Ladder: {lower} cost {share:.0%} of it and tell where a response bends. They are expected to show "
-            f"{expected} of every change at {plan['size']}, where {plan['runs']} runs say how much, and the check is."
+            f"Ladder: {lower} cost {share:.0%} of it and tell where a response bends. They are expected to "
+            f"show {SMALLER_SIZE} of every change at {plan['size']}, where {plan['runs']} runs say how much, and the "
+            "check is."
         ))  # fmt: skip
     context = plan["context"]
     cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())

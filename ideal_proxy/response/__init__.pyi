@@ -1,5 +1,8 @@
+from .bends import SHIFT as SHIFT
 from .evidence import CHANGED_DATA as CHANGED_DATA
+from .evidence import LARGER_SIZE as LARGER_SIZE
 from .evidence import OTHER_SIZE as OTHER_SIZE
+from .evidence import SMALLER_SIZE as SMALLER_SIZE
 from .evidence import EvidenceKind as EvidenceKind
 from .evidence import fit_kinds as fit_kinds
 from .evidence import imitated as imitated

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ideal_proxy.response import bends
 from ideal_proxy.response.diagnosis import Diagnosis
 from ideal_proxy.response.forms import FORMS
 from ideal_proxy.response.inputs import BadInput
@@ -118,6 +119,7 @@ def dump(model: Any) -> dict[str, Any]:
         },
         "diagnostics": [_plain(asdict(d)) for d in model.diagnostics_],
         "sign_": _plain(model.sign_),
+        "bends_": bends.to_json(model.bends_),
         **state,
     }
 
@@ -135,6 +137,7 @@ def load(model: Any, document: dict[str, Any]) -> None:
     for name in PLAIN:
         value = document.get(name, LATER[name]) if name in LATER else document[name]
         setattr(model, name, float("inf") if value == "inf" else value)
+    model.bends_ = bends.from_json(document.get("bends_"))
     model._one_dimensional_ = document["one_dimensional"]
     J = len(model.theta_)
     model.kinds_ = (model.kind,) * J if isinstance(model.kind, str) else tuple(model.kind)

@@ -20,6 +20,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ideal_proxy.response import choice, forms, json_form, trust
+from ideal_proxy.response.bends import SHIFT, Bends
 from ideal_proxy.response.diagnosis import diagnose
 from ideal_proxy.response.forms import FORMS, LAW, ON_LAW, HeldOutLaw
 from ideal_proxy.response.gradient_rows import Responses
@@ -118,6 +119,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         """
         self._check_options()
         self.fidelity_: dict[str, dict[str, Any]] = {}
+        self.bends_: Bends | None = None  # `evidence.fit_kinds` gives draws some
         names = list(map(str, L.columns)) if isinstance(L, pd.DataFrame) else None
         V = validate_data(self, V, dtype=np.float64)
         if L is None:
@@ -332,6 +334,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         model.weights_ = np.zeros_like(self.weights_)
         model.weights_[:, FORMS.index(form)] = 1.0
         model.known_, model.known_draws_ = np.ones_like(self.known_), np.ones_like(self.known_draws_)
+        model.bends_ = None
         model._set_convexity()
         model._draw_processes()
         return model
@@ -345,6 +348,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         model.n_draws, model.theta_draws_, model.weight_draws_, model.known_draws_ = (
             1, self.theta_draws_[one], self.weight_draws_[one], self.known_draws_[one],
         )  # fmt: skip
+        model.bends_ = self.bends_ and self.bends_.draw(number)
         model.process_draws_ = {at: beta_SR[one] for at, beta_SR in self.process_draws_.items()}
         model.processes_ = {}
         for (c, j), beta_SR in model.process_draws_.items():
@@ -367,7 +371,8 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         for c, j, process in self._used():
             beta = None if draw is None else self.process_draws_[c, j][draw]
             y[j] += weights[j, c] * process.mean(x_ND, beta)
-        return np.asarray(self.centre_[:, None] + known[:, None] * (y - self.centre_[:, None]))
+        bent = 0.0 if self.bends_ is None else self.bends_.many(x_ND, draw)
+        return np.asarray(self.centre_[:, None] + known[:, None] * (y - self.centre_[:, None]) + bent)
 
     def _original(self, y_JN: Array) -> Array:
         return np.asarray(self.sign_[:, None] * (self.location_[:, None] + self.scale_[:, None] * y_JN)).T
@@ -458,7 +463,12 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             y[j] += self.weights_[j, c] * value
             by[j] += self.weights_[j, c] * by_x / self.volumes_.scale
         y = self.centre_[:, None] + self.known_[:, None] * (y - self.centre_[:, None])
-        by = (self.sign_ * self.scale_ * self.known_)[:, None, None] * by * du_dv
+        by = self.known_[:, None, None] * by
+        if self.bends_ is not None and self.bends_.single:
+            x = u / self.volumes_.scale
+            y = y + self.bends_.many(x)
+            by = by + (self.bends_.slopes_SJD[0][:, None, :] / (x + SHIFT)) / self.volumes_.scale
+        by = (self.sign_ * self.scale_)[:, None, None] * by * du_dv
         return self._original(y), by.transpose(1, 0, 2)[..., : v_ND.shape[1]]
 
     def draws_value_and_gradient(self, v: Array) -> tuple[Array, Array]:
@@ -491,6 +501,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
             y[:, j] += weights_SJC[:, j, c] * value
             by[:, j] += weights_SJC[:, j, c, None] * by_x / self.volumes_.scale
         y, by = self.centre_ + known_SJ * (y - self.centre_), known_SJ[:, :, None] * by
+        if self.bends_ is not None:
+            bent, bent_by = self.bends_.at(x, drawn=drawn)
+            y, by = y + bent, by + bent_by / self.volumes_.scale
         value = self.sign_ * (self.location_ + self.scale_ * y)
         return value, ((self.sign_ * self.scale_)[:, None] * by * du_dv)[..., :count]
 

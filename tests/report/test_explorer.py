@@ -27,6 +27,7 @@ from ideal_proxy.report.explorer import embed, explorer, script
 from ideal_proxy.report.numbers import collect
 from ideal_proxy.report.page import page
 from ideal_proxy.report.write import write_report
+from ideal_proxy.response.bends import Bends
 from ideal_proxy.response.forms import FORMS
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.prediction import compare
@@ -78,12 +79,15 @@ def fits():
     blend = ResponseModel(**options).fit(design, losses)
     harmed = ResponseModel(process="never", harm="always", **options).fit(design, losses, retired=1)
     scores = ResponseModel(kind=["loss", "score", "cost"], **options).fit(design, losses)
+    bent = ResponseModel.from_json(harmed.to_json())
+    bent.bends_ = Bends(0.1 * rng.standard_normal((24, 3, 4)), rng.standard_normal(4))
     stick = Yardstick(("loss", "score", "cost"), np.array([np.nan, 0.2, 0.5]))
     found = {form: (blend.alone(form), {}) for form in FORMS}
     found |= {
         "blend": (blend, {"kind": "weighted", "weights": np.array([1.0, 0.0, 3.0])}),
         "worst": (blend, {"kind": "worst"}),
         "harm, a domain retired": (harmed, {}),
+        "other kinds' errors": (bent, {}),
         "scores": (scores, {"yardstick": stick}),
     }
     mixtures = np.vstack([base, base * np.exp(rng.uniform(-1.5, 1.5, (9, 4)))])

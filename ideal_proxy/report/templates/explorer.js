@@ -85,8 +85,10 @@ function predict(m, volumes, withDraws) {
   const u = effective(m, volumes), x = u.map(value => value / m.unit), logX = x.map(value => Math.log(value + DELTA));
   const total = m.kappa + u.reduce((a, b) => a + b, 0), harm = u.map(value => total > 0 ? value / total : 0);
   const likenesses = m.kernels.map(kernel => likeness(kernel, x)), J = m.theta.length;
-  const original = (j, y, known) =>
-    m.sign[j] * (m.location[j] + m.scale[j] * (m.centre[j] + known * (y - m.centre[j])));
+  const original = (j, y, known, bent = 0) =>
+    m.sign[j] * (m.location[j] + m.scale[j] * (m.centre[j] + known * (y - m.centre[j]) + bent));
+  const away = m.bends ? x.map((value, i) => Math.log(value + m.bends.shift) - m.bends.centre[i]) : [];
+  const bent = (j, s) => away.reduce((sum, value, i) => sum + value * m.bends.slopes[j][s][i], 0);
   const onLaw = j => m.weights[j].reduce((sum, weight, c) => sum + weight * m.on_law[c], 0);
   const y = m.theta.map((theta, j) => onLaw(j) ? onLaw(j) * law(theta, m.bounds[j], logX, harm) : 0);
   const drawn = [];
@@ -100,7 +102,7 @@ function predict(m, volumes, withDraws) {
   }
   return {
     point: y.map((value, j) => original(j, value, m.known[j])),
-    draws: drawn.map((values, j) => values.map((value, s) => original(j, value, m.known_draws[j][s]))),
+    draws: drawn.map((values, j) => values.map((value, s) => original(j, value, m.known_draws[j][s], bent(j, s)))),
   };
 }
 
