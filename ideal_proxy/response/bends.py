@@ -46,9 +46,11 @@ class Bends:
 
 def to_json(bends: Bends | None) -> dict[str, Any] | None:
     """Write them as JSON values."""
-    return bends and {"slopes": bends.slopes_SJD.tolist(), "centre": bends.centre_D.tolist()}
+    return None if bends is None else {"slopes": bends.slopes_SJD.tolist(), "centre": bends.centre_D.tolist()}
 
 
 def from_json(values: dict[str, Any] | None) -> Bends | None:
     """Read what `to_json` wrote."""
-    return values and Bends(np.array(values["slopes"], dtype=float), np.array(values["centre"], dtype=float))
+    if values is None:
+        return None
+    return Bends(np.array(values["slopes"], dtype=float), np.array(values["centre"], dtype=float))
