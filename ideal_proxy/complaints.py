@@ -95,7 +95,7 @@ def _plain(problem: Any) -> str:
     for jargon, plain in JARGON:
         message = message.replace(jargon, plain)
     message = message[0].lower() + message[1:]
-    quoted = field not in {"", "domains", "capabilities", "verify"}  # there the sentence says it all
+    quoted = field not in {"", "domains", "capabilities", "verify", "swarm"}  # there the sentence says it all
     return f"{message}, got {got}" if quoted else message
 
 

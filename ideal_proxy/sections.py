@@ -267,8 +267,15 @@ class SwarmConfig(Section):
         """Read a list of runs, one a size."""
         if not isinstance(values, dict) or not isinstance(runs := values.get("runs"), (list, tuple)):
             return values
-        if not runs or len(runs) != len(values.get("sizes") or ()):
-            raise ValueError(f"runs names {len(runs)} numbers and sizes {len(values.get('sizes') or ())}; one each")
+        sizes = values.get("sizes") or ()
+        if not sizes:
+            raise ValueError(
+                "a list of runs is for a ladder, one for each of sizes; without sizes runs is one number, 4 or more"
+            )
+        if not isinstance(sizes, (list, tuple)) or len(runs) != len(sizes):
+            raise ValueError(f"runs lists {len(runs)} and sizes {len(sizes)}; give one number of runs for each size")
+        if few := [number for number in runs if not isinstance(number, int) or number < 4]:
+            raise ValueError(f"runs lists {few[0]!r}; every size needs a whole number of 4 or more")
         return {**values, "runs": runs[-1], "lower_runs": list(runs[:-1])}
 
     @model_validator(mode="after")
@@ -287,11 +294,14 @@ class SwarmConfig(Section):
         return self
 
 
+PAIRS, MOST_PAIRS = 3, 8
+
+
 class VerifyConfig(Section):
     """The check of the proposal by fresh training runs, on rows that the search never saw."""
 
-    pairs: int = Field(default=3, ge=2, description="fresh seeds at first")
-    max_pairs: int = Field(default=8, ge=2)
+    pairs: int = Field(default=PAIRS, ge=2, description="fresh seeds at first")
+    max_pairs: int = Field(default=MOST_PAIRS, ge=2)
 
     @model_validator(mode="before")
     @classmethod
@@ -302,6 +312,19 @@ class VerifyConfig(Section):
         if (size := values["larger_size"]) is not None:
             raise ValueError(f"larger_size is a ladder today: give swarm: {{sizes: [SMALLER, {size}]}} in its place")
         return {key: value for key, value in values.items() if key != "larger_size"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two(cls, values: Any) -> Any:
+        """Let one of the two numbers, given alone, take the other's default along."""
+        if not isinstance(values, dict):
+            return values
+        pairs, most = values.get("pairs"), values.get("max_pairs")
+        if isinstance(most, int) and "pairs" not in values and 2 <= most < PAIRS:
+            return {**values, "pairs": most}
+        if isinstance(pairs, int) and "max_pairs" not in values and pairs > MOST_PAIRS:
+            return {**values, "max_pairs": pairs}
+        return values
 
     @model_validator(mode="after")
     def _ordered(self) -> VerifyConfig:

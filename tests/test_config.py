@@ -72,6 +72,10 @@ def test_dump_reads_back_to_the_same(tmp_path):
         ("domains: [{name: a, path: b}]\ncapabilities: [{name: a, path: b}]", "'domains'.*at least 2"),
         ("capabilities: []", "'domains' is missing"),
         (GOOD + "rounds: 0\n", "'rounds'.*greater than or equal to 1, got 0"),
+        (
+            GOOD + "swarm: {runs: [0, 5]}\n",
+            "'swarm': a list of runs is for a ladder, one for each of sizes;.* 4 or more$",
+        ),
         (GOOD + "verify: {pairs: 5, max_pairs: 3}\n", r"max_pairs \(3\) is below pairs \(5\)"),
         (GOOD.replace("base: 30%", "base: 0.5"), r"'domains.1.base' \(code\): must be a count of rows .*, got 0.5$"),
         (GOOD.replace("base: 30%", "base: true"), r"'domains.1.base' \(code\): must be a count of rows .*, got True$"),
@@ -120,3 +124,12 @@ def test_parse_config_without_folder_keeps_paths():
         "capabilities": [{"name": "a", "path": "x.jsonl"}],
     })
     assert config.capabilities[0].path == "x.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("given", "pairs"),
+    [("{max_pairs: 2}", (2, 2)), ("{max_pairs: 5}", (3, 5)), ("{pairs: 9}", (9, 9)), ("{pairs: 4}", (4, 8))],
+)
+def test_one_of_the_two_numbers_of_pairs_takes_the_other_along(tmp_path, given, pairs):
+    verify = load_config(write(tmp_path, GOOD + f"verify: {given}\n")).verify
+    assert (verify.pairs, verify.max_pairs) == pairs

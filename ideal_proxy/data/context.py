@@ -42,7 +42,8 @@ def choose_context(sources: Mapping[str, TokenRows], limit: Limit, bos: int | No
             break
         name = max(needed, key=lambda name: needed[name])
         tokens = max(-(-needed[name] // STEP) * STEP, STEP)
-        need = f"the longest row of {name}" if share == 100 else f"{share} % of the rows of {name}"
+        of_it = name if name.startswith("reference rows of ") else f"rows of {name}"
+        need = f"the longest row of {name}" if share == 100 else f"{share} % of the {of_it}"
         if tokens > limit.tokens:
             return Context(limit.tokens, f"{limit.reason}; {need} would take {tokens:,}")
         if all(rows.cut(tokens, bos).cut_share <= CUT_SHARE for rows in sources.values()):

@@ -22,7 +22,12 @@ from .proposal import make_constraints as make_constraints
 from .proposal import make_problem as make_problem
 from .result_file import load_result as load_result
 from .row_record import record_of as record_of
+from .run_table import roles_when_trained as roles_when_trained
+from .run_table import table_cost as table_cost
 from .stage import STAGE_OF_ROLE as STAGE_OF_ROLE
+from .stage import Stage as Stage
+from .stage import runs_by_stage as runs_by_stage
+from .stage import trained_runs as trained_runs
 from .start import write_run_file as write_run_file
 from .status import read_status as read_status
 from .status import status_text as status_text

@@ -12,6 +12,7 @@ from ideal_proxy.terminal import Reporter, count_text, paragraph
 FEW_REFERENCE_ROWS = 200  # in the verify half; fewer make the verdict noisy
 
 UNFAIR = 0.05  # of a capability's reference rows; with more of them among the training rows its loss is no judge
+NO_JUDGE = "no fair judge"
 MOST_WORDS = 3  # of what a source is, before its name: "reference rows of"
 NOT_USED = ": not used: "
 FOLDED = 3  # sources of which the same is said in a line each; more share one
@@ -71,7 +72,7 @@ def leak_text(count: int, of: int, capability: str, domains: Mapping[str, int], 
     """Say how many reference rows domains train on, and what that does."""
     stand = "stands" if count == 1 else "stand"
     where = f"domain {next(iter(domains))}" if len(domains) == 1 else f"domains ({_listed(domains)})"
-    harm = "its loss is no fair judge" if count >= UNFAIR * of else "its loss is a little too good"
+    harm = f"its loss is {NO_JUDGE}" if count >= UNFAIR * of else "its loss is a little too good"
     return f"{count:,} of {count_text(of, 'reference row')} of {capability} {stand} {nearly}in {where}: {harm}"
 
 

@@ -16,6 +16,7 @@ from ideal_proxy.mixture import (
 )
 from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.evidence import IMITATIONS
+from ideal_proxy.pipeline.findings import NO_JUDGE
 from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
@@ -133,6 +134,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         entry["adds"] = float(share)
         if np.isfinite(before):
             entry["base_against_start"] = float(base_search / before)
+    leaks = prepared.health.get("leaks", prepared.health["duplicates"])  # earlier versions kept them in one list
     text = sentence(
         verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config),
         price=_price_of_pairs(config, plan, laboratory, verdict),
@@ -162,6 +164,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
         "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
         "warnings": [
+            *(text for text in leaks if NO_JUDGE in text),  # the verdict itself is in doubt
             *objective_notes(
                 prepared.capability_names,
                 added,
@@ -171,7 +174,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             ),
             *_cautions(steps, proposal),
             *proposal.notes,
-            *prepared.health.get("leaks", prepared.health["duplicates"]),  # earlier versions kept them in one list
+            *(text for text in leaks if NO_JUDGE not in text),
             *prepared.health.get("few", []),
             *laboratory.failures(),
             *_changed_scripts(laboratory),

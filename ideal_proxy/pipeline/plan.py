@@ -28,7 +28,7 @@ from ideal_proxy.pipeline.machine import (
 )
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import planned_looks
-from ideal_proxy.pipeline.stage import Stage
+from ideal_proxy.pipeline.stage import Stage, trained_runs
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import RATES, Elsewhere, Products, budget_hours, cost_of, gradient_bytes, worker_bytes
 from ideal_proxy.store import atomic_write_json, read_json
@@ -413,7 +413,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         "steps_per_run": steps,
         "stages": described,
         "total": {
-            "runs": sum(stage["runs"] for stage in described),
+            "runs": trained_runs((stage["name"], stage["runs"]) for stage in described),
             "tokens": int(sum(stage["tokens"] for stage in described)),
             "flops": sum(stage["flops"] for stage in described),
             "seconds": seconds,

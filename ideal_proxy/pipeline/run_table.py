@@ -44,6 +44,14 @@ def run_table(
     return pd.DataFrame(lines)
 
 
+def roles_when_trained(frame: pd.DataFrame) -> pd.Series[str]:
+    """Give each run's role when it was trained: a sweep's runs at the chosen rate became the swarm's own later."""
+    mixture = ["seed", *(column for column in frame if str(column).startswith("rows/"))]
+    swept = {*frame.loc[frame["role"] == "sweep", mixture].itertuples(index=False, name=None)}
+    shared = np.array([line in swept for line in frame[mixture].itertuples(index=False, name=None)], dtype=bool)
+    return frame["role"].mask((frame["role"] == "design") & shared, "sweep")
+
+
 def table_cost(frame: pd.DataFrame, *, with_gradients: bool) -> dict[str, Any]:
     """Add up what a search trained."""
     frame = frame[frame["role"] != REUSED]

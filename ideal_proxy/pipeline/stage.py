@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -25,6 +25,11 @@ class Stage(StrEnum):
     RESULT = "result"
 
     @property
+    def trains(self) -> bool:
+        """Whether its runs are trainings, and not looks at models that were trained before."""
+        return self not in (Stage.JUDGING, Stage.IMITATION, Stage.GRADIENTS)
+
+    @property
     def alone(self) -> bool:
         """Whether it is one run, which one worker does."""
         return self in (Stage.WARM_START, Stage.ZERO_ROWS)
@@ -36,11 +41,24 @@ STAGE_OF_ROLE = {  # in which stage a run of a role is trained
     "zero": Stage.ZERO_ROWS,
     "sweep": Stage.LEARNING_RATE,
     "design": Stage.SWARM,
-    "imitated": "imitation",
+    "judged": Stage.JUDGING,
+    "imitated": Stage.IMITATION,
     "gradients": Stage.GRADIENTS,
     "verify": Stage.CHECK,
 }
 LOWER = "lower"  # in the run directory: a folder for each lower size of a ladder
+
+
+def runs_by_stage(roles: Iterable[str]) -> dict[str, int]:
+    """Count runs by the stage in which they were trained or judged, in the stages' order."""
+    found = [str(STAGE_OF_ROLE.get(role, role)) for role in roles]
+    known = [str(stage) for stage in STAGE_OF_ROLE.values()]
+    return {name: found.count(name) for name in [*known, *sorted(set(found) - set(known))] if name in found}
+
+
+def trained_runs(stages: Iterable[tuple[str, int]]) -> int:
+    """Add up runs of stages that were trained: what plan, status and page call the runs of a search."""
+    return sum(runs for name, runs in stages if name not in list(Stage) or Stage(name).trains)
 
 
 def stage_text(stage: Stage, number: int | None = None) -> str:

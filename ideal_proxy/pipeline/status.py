@@ -9,7 +9,15 @@ from typing import Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.result_file import load_result
-from ideal_proxy.pipeline.stage import LOWER, STAGE_OF_ROLE, Stage, seconds_left, stage_at, stage_text
+from ideal_proxy.pipeline.stage import (
+    LOWER,
+    Stage,
+    runs_by_stage,
+    seconds_left,
+    stage_at,
+    stage_text,
+    trained_runs,
+)
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, program, table
@@ -66,7 +74,7 @@ def _status(
         "stage": _stage(record) if live and record else None,
         "ended": record.get("ended"),
         "complete": dict(Counter(entry["spec"]["role"] for entry in runs)),
-        "planned_runs": sum(stage["runs"] for stage in plan) or None,
+        "planned_runs": trained_runs((stage["name"], stage["runs"]) for stage in plan) or None,
         "stage_runs_done": record.get("runs_done", 0),
         "stage_runs": record.get("runs", 0),
         "working": working,
@@ -125,10 +133,9 @@ def status_text(status: dict[str, Any], run: Path) -> str:
         ]  # fmt: skip
         header = ("worker", "run", "role", "step", "loss", "for", *(() if state == "running" else ("checkpoint",)))
         lines += ["", table(title, header, rows, left=3)]
-    complete = sum(status["complete"].values())
-    order = [*STAGE_OF_ROLE, *sorted(set(status["complete"]) - set(STAGE_OF_ROLE))]
-    counts = [(STAGE_OF_ROLE.get(role, role), status["complete"].get(role, 0)) for role in order]
-    roles = ", ".join(f"{name} {count}" for name, count in counts if count)
+    counts = runs_by_stage(Counter(status["complete"]).elements())
+    complete = trained_runs(counts.items())
+    roles = ", ".join(f"{name} {count}" for name, count in counts.items())
     most = f" of {status['planned_runs']} at most" if status["planned_runs"] and state != "finished" else ""
     lines += ["", paragraph(f"Done: {complete} runs{most}{f' ({roles})' if roles else ''}.")]
     if status["stage_runs"] and state in {"running", "stopped"}:

@@ -225,10 +225,27 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def _refuse_missing(source: Pretrained) -> None:
+    """Refuse a folder that is not there or holds no model, before the hub is asked for something of that name."""
+    place = Path(source.name).expanduser()
+    if not place.is_dir():
+        # A hub id is NAME or OWNER/NAME.
+        if (
+            source.name.startswith(("/", ".", "~"))
+            or len(place.parts) > 2
+            or (place.parent != Path() and place.parent.is_dir())
+        ):
+            raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
+    elif source.gguf is None and not (place / "config.json").exists():
+        raise UsageError(
+            f"the folder {source.name} holds no model (no config.json); give one that save_pretrained or hf download "
+            "wrote, or a hub id"
+        )
+
+
 def _had(load: Callable[[], Any], source: Pretrained, what: str) -> Any:
     """Call a loader of transformers; whatever it raises means that the model was not had."""
-    if source.name.startswith(("/", ".", "~")) and not Path(source.name).expanduser().is_dir():
-        raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
+    _refuse_missing(source)
     try:
         # nothing turns off the bar of transformers' GGUF reader
         hidden = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()
@@ -240,6 +257,18 @@ def _had(load: Callable[[], Any], source: Pretrained, what: str) -> Any:
         ) from error
     except Exception as error:  # transformers and the hub raise a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if any(
+            text in str(error) for text in ("couldn't connect", "Cannot reach", "offline mode", "LocalEntryNotFound")
+        ):
+            raise UserError(
+                f"{source.name} is no folder here, and the Hugging Face hub cannot be reached to look for it there; "
+                "check the path, or fetch the model where there is a network (hf download) and give its folder"
+            ) from error
+        if "is not a valid model identifier" in str(error):
+            raise UserError(
+                f"{source.name} is neither a folder here nor a model on the Hugging Face hub; check the name (a "
+                "private model needs hf auth login)"
+            ) from error
         cure = "give a folder or a hub id with safetensors weights (for a GGUF file its folder, and the file)"
         if "trust_remote_code" in str(error):
             cure = "read that code, and set trust_remote_code if you trust it"

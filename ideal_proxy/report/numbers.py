@@ -12,7 +12,18 @@ import pandas as pd
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.optimizer import ParetoFront, pareto
-from ideal_proxy.pipeline import STAGE_OF_ROLE, SearchRun, few_references_text, make_constraints, make_problem
+from ideal_proxy.pipeline import (
+    STAGE_OF_ROLE,
+    SearchRun,
+    Stage,
+    few_references_text,
+    make_constraints,
+    make_problem,
+    roles_when_trained,
+    runs_by_stage,
+    table_cost,
+    trained_runs,
+)
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
 from ideal_proxy.report.full_size import full_size_rows, full_size_text, scale_ups
 from ideal_proxy.report.page import FORMAT
@@ -84,7 +95,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "pareto": {"note": front_note} if front is None else _pareto(run, front),
         "cost": {
             "stages": stages.to_dict(orient="records"),
-            "runs": int(stages["runs"].sum()),
+            "runs": trained_runs(zip(stages["stage"], stages["runs"].tolist(), strict=True)),
             "tokens": int(stages["tokens"].sum()),
             "seconds": float(stages["seconds"].sum()),
             "flops": float(stages["flops"].sum(skipna=False)),
@@ -117,14 +128,20 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
 def cost_stages(run: SearchRun) -> pd.DataFrame:
     """Add up the training of every stage."""
     counted = run.runs if "flops" in run.runs else run.runs.assign(flops=np.nan)
-    frame = counted.assign(stage=run.runs["role"].map(STAGE_OF_ROLE).fillna(run.runs["role"]))
-    frame = frame[frame["role"] != "reused"]  # trained by an earlier search
+    roles = roles_when_trained(run.runs)
+    frame = counted.assign(stage=[str(STAGE_OF_ROLE.get(role, role)) for role in roles])
+    frame = frame[frame["role"] != "reused"]  # trained by an earlier search, or of a ladder's lower sizes
     grouped = frame.groupby("stage", sort=False).agg(
         runs=("run", "size"), tokens=("tokens", "sum"), seconds=("seconds", "sum"),
         flops=("flops", lambda column: column.sum(skipna=False)),
     )  # fmt: skip
-    order = [name for name in STAGE_OF_ROLE.values() if name in grouped.index]
-    return grouped.loc[[*order, *(n for n in grouped.index if n not in order)]].reset_index()
+    stages = grouped.loc[list(runs_by_stage(roles[frame.index]))].reset_index()
+    if not run.result.get("ladder"):
+        return stages
+    own, whole = table_cost(run.runs, with_gradients=False), run.result["cost"]
+    lower = {key: whole[key] - own[key] for key in ("runs", "tokens", "seconds")}
+    first = pd.DataFrame([{"stage": str(Stage.LOWER_SIZES), **lower, "flops": np.nan}])
+    return pd.concat([first, stages], ignore_index=True)
 
 
 def keep_weights(run: SearchRun) -> Array | None:

@@ -56,9 +56,8 @@ def plan_tables(plan: dict[str, Any]) -> str:
     )
     lines = [
         paragraph(
-            f"{total['runs']} runs at most{further} of {proxy_text(plan)} on {plan['fraction']:.0%} of the "
-            f"volumes, {total['tokens']:,} tokens, {total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with "
-            f"{speed}."
+            f"{_planned_runs(plan)}{further} on {plan['fraction']:.0%} of the volumes, {total['tokens']:,} tokens, "
+            f"{total['flops']:.2g} FLOPs, about {duration(total['seconds'])} with {speed}."
         )
     ]
     if plan["lower"]:
@@ -98,3 +97,12 @@ def plan_tables(plan: dict[str, Any]) -> str:
     lines.append(paragraph(f"{least}{end}."))
     stages = table("Plan", (*header, *([currency] if priced else [])), rows)
     return "\n".join([stages, "", shares_table("What each domain is of base", plan["domains"]), "", *lines])
+
+
+def _planned_runs(plan: dict[str, Any]) -> str:
+    """Count the runs of each size; what is imitated is trained by nobody."""
+    lower = [stage for stage in plan["stages"] if "size" in stage]
+    last = f"{plan['total']['runs'] - sum(stage['runs'] for stage in lower)} of {proxy_text(plan)}"
+    sizes = ", ".join([*(f"{stage['runs']} of {proxies_of(stage['size'])}" for stage in lower), last])
+    text = f"{plan['total']['runs']} runs at most: {sizes}" if lower else last.replace(" of ", " runs at most of ", 1)
+    return f"{text}, and {count_text(plan['imitations'], 'imitation')}," if plan["imitations"] else text

@@ -29,7 +29,8 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
     """Lay out on one screen of 80 columns what a search found: verdict, volumes, who gains, who pays, what next."""
     kept = result["verdict"]["answer"] != IMPROVES
     domains = sorted(result["domains"], key=lambda entry: -abs(entry["share"] - entry["base_share"]))[:MOST_LINES]
-    judged = sorted(result["capabilities"], key=lambda entry: -abs(entry["verified"]["value"] - 1))[:MOST_LINES]
+    judged = sorted(result["capabilities"], key=lambda entry: -abs(_verified(entry)))[:MOST_LINES]
+    judged = [entry for entry in result["capabilities"] if entry in judged]
     left = len(result["domains"]) + len(result["capabilities"]) - len(domains) - len(judged)
     warnings = result["warnings"]
     more = [
@@ -50,15 +51,8 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
             ],
         ),
         "",
-        table(
-            "Loss against base, on fresh runs and unseen rows",
-            ("capability", "change", "interval", "says"),
-            [
-                (entry["name"], f"{entry['verified']['value'] - 1:+.1%}",
-                 interval_text(entry["verified"], "+.1%", less=1), says(entry))
-                for entry in result["capabilities"] if entry in judged
-            ],
-        ),
+        *_changes([entry for entry in judged if not entry.get("metric")]),
+        *_score_changes([(entry, entry["metric"]) for entry in judged if entry.get("metric")]),
         *(paragraph(text) for text in (_who_gains(result), sentence(who_pays(result))) if text),
         *([paragraph(_unprotected(result["free"]))] if result.get("free") else []),
         *([paragraph(ladder_text(result["ladder"]))] if result.get("ladder") else []),
@@ -71,6 +65,36 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
         step("      ", f"show --full {folder}", ", ".join(more)),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _changes(judged: list[dict[str, Any]]) -> list[str]:
+    """Lay out what became of the losses that judge, where there are any."""
+    rows = [
+        (entry["name"], signed(entry["verified"]["value"] - 1, ".1%"),
+         interval_text(entry["verified"], "+.1%", less=1), says(entry))
+        for entry in judged
+    ]  # fmt: skip
+    header = ("capability", "change", "interval", "says")
+    return [table("Loss against base, on fresh runs and unseen rows", header, rows)] if rows else []
+
+
+def _score_changes(judged: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Lay out what became of the scores that judge in place of losses, where there are any."""
+    rows = [
+        (entry["name"] if m["higher_is_better"] else f"{entry['name']} (less is better)", f"{m['base']:.4g}",
+         f"{m['proposal']:.4g}", signed(m["verified"]["value"], ".3g"), interval_text(m["verified"], "+.3g"),
+         says(entry))
+        for entry, m in judged
+    ]  # fmt: skip
+    header = ("capability", "base", "proposal", "change", "interval", "says")
+    return [table("Scores, which judge here in place of the loss, on fresh runs", header, rows)] if rows else []
+
+
+def _verified(entry: dict[str, Any]) -> float:
+    """Return the verified change of what judges a capability; a metric's over its scale."""
+    if metric := entry.get("metric"):
+        return float(metric["verified"]["value"] / metric["scale"])
+    return float(entry["verified"]["value"] - 1)
 
 
 def result_tables(result: dict[str, Any], folder: Path) -> str:
@@ -154,7 +178,7 @@ def _who_gains(result: dict[str, Any]) -> str:
     """Say what each capability adds to the objective's gain."""
     added = [(entry["name"], entry["adds"]) for entry in result["capabilities"] if "adds" in entry]
     ordered = sorted(added, key=lambda pair: -pair[1])
-    parts = ", ".join(f"{name} {value:+.2%}" for name, value in ordered if value)
+    parts = ", ".join(f"{name} {signed(value, '.2%')}" for name, value in ordered if value)
     return f"The gain is made of: {parts} (points of the objective)." if parts else ""
 
 
@@ -164,8 +188,8 @@ def _forgotten(result: dict[str, Any]) -> str:
     if not entries or not result["proxy"].get("model"):
         return ""
     parts = [
-        f"{e['name']} {e['base_against_start'] - 1:+.1%}, then "
-        f"{e['base_against_start'] * e['verified']['value'] - 1:+.1%}"
+        f"{e['name']} {signed(e['base_against_start'] - 1, '.1%')}, then "
+        f"{signed(e['base_against_start'] * e['verified']['value'] - 1, '.1%')}"
         for e in entries
     ]
     return f"Loss against the model before fine-tuning, with base, then with the proposal: {'; '.join(parts)}."
@@ -191,7 +215,7 @@ def two_answers(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     if not free:
         return []
     gains = [
-        f"{gain['value']:+.1%} {interval_text(gain, '+.1%')}"
+        f"{signed(gain['value'], '.1%')} {interval_text(gain, '+.1%')}"
         for gain in (result["predicted_gain"], free["predicted_gain"])
     ]
     rows = [
@@ -233,7 +257,8 @@ def _unprotected(free: dict[str, Any]) -> str:
     """Say what the answer without protection promises, and who would pay most for it."""
     name, most = max(free["capabilities"].items(), key=lambda item: item[1]["value"])
     return (
-        f"Without protection {free['predicted_gain']['value']:+.1%} is predicted, {name} at {most['value'] - 1:+.1%}; "
+        f"Without protection {signed(free['predicted_gain']['value'], '.1%')} is predicted, {name} at "
+        f"{signed(most['value'] - 1, '.1%')}; "
         "show --full has both answers."
     )
 
@@ -283,7 +308,7 @@ def _scores(result: dict[str, Any]) -> list[str]:
     rows = [
         (
             name, "higher" if m["higher_is_better"] else "lower", f"{m['base']:.4g}", f"{m['proposal']:.4g}",
-            f"{m['predicted']['value']:+.3g}", f"{m['verified']['value']:+.3g}",
+            signed(m["predicted"]["value"], ".3g"), signed(m["verified"]["value"], ".3g"),
             interval_text(m["verified"], "+.3g"),
         )
         for name, m in judged

@@ -99,8 +99,20 @@ def test_the_mended_copy_leaves_out_those_rows_alone(run_file: Path) -> None:
 def test_a_set_that_is_trained_on_whole_cannot_be_mended(run_file: Path) -> None:
     write(run_file.parent / "a_ref.jsonl", [row(f"a {n}") for n in range(30)])
     config = load_config(run_file)
-    with pytest.raises(UserError, match="30 of 30 reference rows of a stand in a domain, so that none are left"):
+    with pytest.raises(UserError, match="a: 30 of 30 reference rows stand in a domain, so that too few are left"):
         mend(survey(config), run_file, config)
+
+
+def test_a_set_that_cannot_be_mended_does_not_keep_the_others_from_it(run_file: Path) -> None:
+    write(run_file.parent / "a_ref.jsonl", [row(f"a {n}") for n in range(30)])
+    write(run_file.parent / "b_ref.jsonl", [row(f"b {n}") for n in range(4)] + [row(f"new {n}") for n in range(20)])
+    config = load_config(run_file)
+    made = mend(survey(config), run_file, config)
+    assert made.run_file is not None
+    places = [entry["path"] for entry in yaml.safe_load(made.run_file.read_text(encoding="utf-8"))["capabilities"]]
+    assert places == ["a_ref.jsonl", "mix_mended/b.jsonl"]
+    assert [entry["capability"] for entry in made.to_json()["references"]] == ["b"]
+    assert "a stays as it is: 30 of 30 reference rows" in " ".join(made.text().split())
 
 
 def test_without_the_library_check_says_how_to_get_it(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,9 @@ def test_stopped_on_either_size_it_ends_with_the_same_numbers(finished, tmp_path
     [
         ({"swarm": {"sizes": ["1M", "0.1M"]}}, "a ladder has two or more of 0.1M, 1M, 3M, 10M, rising"),
         ({"swarm": {"sizes": ["1M"]}}, "a ladder has two or more"),
-        ({"swarm": {"sizes": ["0.1M", "1M"], "runs": [9, 8, 7]}}, "runs names 3 numbers and sizes 2"),
-        ({"swarm": {"runs": [9, 8]}}, "runs names 2 numbers and sizes 0"),
+        ({"swarm": {"sizes": ["0.1M", "1M"], "runs": [9, 8, 7]}}, "runs lists 3 and sizes 2"),
+        ({"swarm": {"runs": [9, 8]}}, "a list of runs is for a ladder"),
+        ({"swarm": {"sizes": ["0.1M", "1M"], "runs": [0, 5]}}, "runs lists 0; every size needs a whole number of 4"),
         ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"size": "3M"}}, "sizes ends with 1M and the proxies are 3M"),
         ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"model": "x"}}, "a ladder is of scratch proxies"),
         ({"verify": {"larger_size": "3M"}}, r"larger_size is a ladder today: give swarm: \{sizes: \[SMALLER, 3M\]\}"),

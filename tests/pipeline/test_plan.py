@@ -193,6 +193,8 @@ def test_a_ladder_counts_its_lower_sizes(prepared, tmp_path):
     assert described["total"]["flops"] == pytest.approx(sum(stage["flops"] for stage in described["stages"]))
     text = plan_tables(described)
     assert "1M proxies" in text
+    total, below = described["total"]["runs"], lower["runs"]
+    assert f"{total} runs at most: {below} of 1M proxies, {total - below} of a " in " ".join(text.split())
     assert "Ladder: 9 of 1M proxies cost" in text
 
 

@@ -17,9 +17,11 @@ from accelerate import tracking
 from builders import environment, run, search_command, start, without_times, write_small_search
 
 from ideal_proxy.config import dump_config, load_config, parse_config
-from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.finished import load_run, search
 from ideal_proxy.pipeline.outer_loop import run_search
-from ideal_proxy.pipeline.status import read_status
+from ideal_proxy.pipeline.run_table import roles_when_trained
+from ideal_proxy.pipeline.stage import runs_by_stage
+from ideal_proxy.pipeline.status import finished_runs, read_status
 from ideal_proxy.store import lock_holder
 from ideal_proxy.terminal import Reporter
 
@@ -65,6 +67,18 @@ def test_the_files_hold_together(finished):
     # The verified numbers can be recomputed from the runs.
     base = verify[verify["rows/strings"] == verify["rows/strings"].min()]["verify_loss/strings"].mean()
     assert mixture["capabilities"][0]["verified_base_loss"] == pytest.approx(base, rel=1e-9)
+
+
+def test_plan_status_and_page_count_the_runs_alike(finished):
+    """The sweep's runs at the chosen rate are the swarm's too: they count where they were trained."""
+    run = finished[0] / "run"
+    planned = {stage["name"]: stage["runs"] for stage in json.loads((run / "status.json").read_text())["plan"]}
+    done = runs_by_stage(entry["spec"]["role"] for entry in finished_runs(run))
+    shown = runs_by_stage(roles_when_trained(load_run(run).runs))
+    assert done == shown
+    assert done["learning rate"] >= planned["learning rate"] > 0
+    assert planned["swarm"] <= done["swarm"] <= planned["swarm"] + planned.get("more rounds", 0)
+    assert set(load_run(run).runs["role"].value_counts().items()) != set(done.items())
 
 
 def test_show_prints_the_same_again_and_search_does_not_train_again(finished):

@@ -17,6 +17,7 @@ from ideal_proxy.errors import UsageError
 from ideal_proxy.pipeline.anchors import CHECKED, default_runs, disagreeing, make_anchors
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.status import read_status, status_text
 from ideal_proxy.report.text import result_tables
 from ideal_proxy.terminal import Reporter
 
@@ -119,6 +120,10 @@ def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     assert (len(imitated), imitated["tokens"].sum()) == (12, 0)
     stages = {stage["name"]: stage["runs"] for stage in json.loads((tmp_path / "run/status.json").read_text())["plan"]}
     assert (stages["swarm"], stages["imitation"]) == (12, 12)
+    status = read_status(tmp_path / "run")
+    assert status["planned_runs"] == result["cost"]["runs"], "what is imitated is trained by nobody"
+    assert "Done: 17 runs (" in status_text(status, tmp_path / "run")
+    assert "imitation 12" in status_text(status, tmp_path / "run")
 
 
 def test_a_pretrained_target_answers_for_itself(tmp_path):

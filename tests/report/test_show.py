@@ -132,3 +132,25 @@ def test_the_answer_without_protection_names_who_pays_most():
     assert _unprotected(free).startswith("Without protection +7.5% is predicted, b at +18.2%;")
     assert sentence("") == ""
     assert sentence("the price: x") == "The price: x."
+
+
+def test_what_is_judged_by_a_score_shows_its_score_on_the_first_screen():
+    result = changed(coding=(0.9, 0.8, 0.95), tools=(1.1, 1.05, 1.15))
+    bounds = {"value": 0.043, "lower": 0.0004, "upper": 0.09}
+    result["capabilities"][1]["metric"] = {
+        "base": 0.412, "proposal": 0.455, "predicted": bounds, "verified": bounds, "scale": 0.5, "noise": 0.01,
+        "higher_is_better": True, "named": "exact_match",
+    }  # fmt: skip
+    lines = result_screen(result, RUN).splitlines()
+    assert max(map(len, lines)) <= 80
+    head = next(n for n, line in enumerate(lines) if line.startswith("Scores, which judge here"))
+    shown = next(line for line in lines[head:] if line.startswith("tools"))
+    assert shown.split()[1:4] == ["0.412", "0.455", "+0.043"]
+    assert not [line for line in lines[:head] if line.startswith("tools ") and "+10.0%" in line]
+    assert [line for line in lines[:head] if line.startswith("coding ") and "-10.0%" in line]
+
+
+def test_no_change_has_no_sign():
+    flat = result_screen(changed(coding=(0.99996, 0.9, 1.00004), tools=(1.00003, 0.99, 1.1)), RUN)
+    assert "+0.0%" not in flat
+    assert "-0.0%" not in flat
