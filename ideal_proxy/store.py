@@ -20,7 +20,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,10 @@ HASHED_WHOLE = 1 << 28
 """A larger file is known by its size and by samples, so that weights of gigabytes are not read twice."""
 MOST_JSON = 1 << 28
 SEAL = "checksum"
+NO_ARRAYS = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise of a damaged .npz file."""
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
@@ -154,6 +160,23 @@ def read_json(path: str | Path) -> Any:
     return value
 
 
+def read_either(path: Path, copy: Path) -> Any:
+    """Read a sealed file, or where it is damaged its sealed copy, which then takes its place."""
+    try:
+        return read_json(path)
+    except UserError:
+        if not copy.is_file():
+            raise
+        atomic_write_json(path, value := read_json(copy), seal=True)
+        return value
+
+
+def strangers(folder: Path, known: Collection[str] = ()) -> list[str]:
+    """Name what is in a folder of ours that nobody of us wrote: no lock, and no half of a file that a kill left."""
+    found = sorted(os.listdir(folder))
+    return [name for name in found if name not in {*LOCK_FILES, *known} and not name.endswith(".part")]
+
+
 def _seal(value: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
@@ -165,6 +188,25 @@ def mark_complete(folder: str | Path, files: Iterable[str] | None = None) -> Non
         files = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if not path.name.endswith(".part"))
     names = [name for name in files if name != MARKER and (folder / name).is_file()]
     atomic_write_json(folder / MARKER, {name: _checksum(folder / name) for name in names})
+
+
+def marked_as(path: Path, content: bytes) -> bool:
+    """Tell whether the marker beside a file holds the checksum of this content, whatever the file itself holds now."""
+    try:
+        return bool(_marked(path.parent).get(path.name) == f"{len(content)}:{xxhash.xxh3_128_hexdigest(content)}")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def mark_again(path: Path) -> None:
+    """Take a file as it is now into the marker beside it."""
+    mark_complete(path.parent, _marked(path.parent))
+
+
+def _marked(folder: Path) -> dict[str, str]:
+    """Read the checksums in a marker; those of an earlier version are empty."""
+    sums: dict[str, str] = json.loads((folder / MARKER).read_text(encoding="utf-8") or "{}")
+    return sums
 
 
 def _checksum(path: Path) -> str:
@@ -195,10 +237,7 @@ def damaged_file(folder: str | Path) -> Path | None:
     """Return the first file of a complete folder that is no longer as it was when the marker was set."""
     folder = Path(folder)
     try:
-        sums: dict[str, str] = json.loads(
-            (folder / MARKER).read_text(encoding="utf-8") or "{}"
-        )  # empty: of an earlier version
-        for name, told in sums.items():
+        for name, told in _marked(folder).items():
             if _checksum(folder / name) != told:
                 return folder / str(name)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
@@ -266,7 +305,7 @@ def lock(folder: str | Path) -> Iterator[None]:
                 f"{folder} was in use by {_read(folder)} {quiet:.0f} s ago, and its file system may not carry locks; "
                 f"stop that search, or, if it is gone, try again in {QUIET_SECONDS - quiet:.0f} s"
             )
-        (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        (folder / HOLDER).write_text(_signed(f"process {os.getpid()} on {platform.node()}"), encoding="utf-8")
         beat.start()
         try:
             yield
@@ -299,10 +338,17 @@ def _beat(holder: Path, over: threading.Event) -> None:
 
 
 def _read(folder: Path) -> str:
-    """Return who holds a run directory, as it says itself; also what a crash left."""
-    with contextlib.suppress(OSError):
-        return (folder / HOLDER).read_text(encoding="utf-8").strip()
+    """Return who holds a run directory, as it says itself; also what a crash left, but nobody where it is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        told = (folder / HOLDER).read_text(encoding="utf-8")
+        holder = told.partition("\n")[0]
+        return holder if told == _signed(holder) else ""
     return ""
+
+
+def _signed(holder: str) -> str:
+    """Write who holds a run directory, and a checksum."""
+    return f"{holder}\n{zlib.crc32(holder.encode()):08x}\n"
 
 
 def _quiet_seconds(folder: Path, *, locks: bool) -> float | None:

@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -67,6 +67,11 @@ def interval_text(bound: Mapping[str, float], form: str = "+.2%", *, less: float
 def harmless(text: str) -> str:
     """Replace what a terminal would act upon instead of showing it."""
     return re.sub(rf"(?![\n\t])[{UNSEEN}]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def say(text: str, *, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print what may hold names and paths of strangers."""
+    print(harmless(text), file=file, end=end)
 
 
 def signed(value: float, form: str) -> str:

@@ -74,12 +74,12 @@ def test_lock_refuses_a_second_process_and_falls_with_the_first(tmp_path):
 def test_a_lock_of_another_machine_is_honoured_while_it_is_fresh(tmp_path):
     """Some mounts keep `flock` to one machine: there the holder's touches must do."""
     file = tmp_path / store.HOLDER
-    file.write_text("process 4711 on elsewhere")
+    file.write_text(store._signed("process 4711 on elsewhere"))
     refusal = r"was in use by process 4711 on elsewhere \d+ s ago.*in [5-9]\d s"
     with pytest.raises(UserError, match=refusal), store.lock(tmp_path):
         pass
     assert store.lock_holder(tmp_path) == "process 4711 on elsewhere"
-    assert file.read_text() == "process 4711 on elsewhere"
+    assert file.read_text().startswith("process 4711 on elsewhere\n")
     os.utime(file, (time.time() - 100, time.time() - 100))
     assert store.lock_holder(tmp_path) is None
     with store.lock(tmp_path):
@@ -88,7 +88,7 @@ def test_a_lock_of_another_machine_is_honoured_while_it_is_fresh(tmp_path):
 
 
 def test_a_crash_on_this_machine_makes_nobody_wait(tmp_path):
-    (tmp_path / store.HOLDER).write_text(f"process 4711 on {platform.node()}")
+    (tmp_path / store.HOLDER).write_text(store._signed(f"process 4711 on {platform.node()}"))
     assert store.lock_holder(tmp_path) is None
     with store.lock(tmp_path):
         pass
@@ -121,7 +121,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
 
 def test_looking_does_not_disturb_and_two_looks_do_not_meet(tmp_path):
     """A look takes the lock for a moment: neither a search that begins nor another look may stumble over it."""
-    (tmp_path / store.HOLDER).write_text(f"process 4711 on {platform.node()}")  # left by a crash
+    (tmp_path / store.HOLDER).write_text(store._signed(f"process 4711 on {platform.node()}"))  # left by a crash
     look = (
         "import sys, time\nfrom ideal_proxy.store import lock_holder\nprint('on', flush=True)\n"
         "while True: lock_holder(sys.argv[1]); time.sleep(0.002)"

@@ -22,7 +22,7 @@ from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
 from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, RunFolder, Track, open_mixture
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.terminal import harmless
+from ideal_proxy.terminal import say
 
 app = typer.Typer(
     name="ideal-proxy",
@@ -51,7 +51,7 @@ def _called(command: Any) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"ideal-proxy {__version__}")
+        say(f"ideal-proxy {__version__}")
         raise typer.Exit
 
 
@@ -88,7 +88,7 @@ def init(
 
         config = yaml.safe_load(out.read_text(encoding="utf-8"))
         said = json.dumps({"run_file": str(out), "config": config, "said": said.splitlines()}, indent=1)
-    print(said)
+    say(said)
 
 
 @app.command(epilog="Example: ideal-proxy check mix.yaml")
@@ -112,9 +112,9 @@ def check(
         found = survey(settings, every_row=every_row, progress=progress)
     mended = mend(found, config, settings) if fix else None
     if as_json:
-        print(json.dumps(found.health | ({} if mended is None else {"mended": mended.to_json()}), indent=1))
+        say(json.dumps(found.health | ({} if mended is None else {"mended": mended.to_json()}), indent=1))
     else:
-        print(health_tables(found.health, str(config)) if mended is None else mended.text())
+        say(health_tables(found.health, str(config)) if mended is None else mended.text())
 
 
 @app.command(
@@ -178,10 +178,10 @@ def search(
     reporter = Reporter(quiet=quiet or as_json)
     if dry_run:
         plan = plan_search(settings, folder, reporter, device_flops=device_flops, utilisation=utilisation)
-        print(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
+        say(json.dumps(plan, indent=1) if as_json else plan_tables(plan))
         return
     result = run_search(settings, folder, reporter, track=track or ())
-    print(json.dumps(result, indent=1) if as_json else result_screen(result, folder))
+    say(json.dumps(result, indent=1) if as_json else result_screen(result, folder))
 
 
 @app.command(epilog="Example: ideal-proxy plan mix.yaml --model HuggingFaceTB/SmolLM2-135M --max-hours 6")
@@ -201,9 +201,9 @@ def plan(
     chosen, why = recommend(ways)
     if as_json:
         told = {"ways": [way.to_json() for way in ways], "take": chosen.name, "why": why, "set": chosen.lines}
-        print(json.dumps(told, indent=1))
+        say(json.dumps(told, indent=1))
     else:
-        print(ways_text(ways, chosen, why, config))
+        say(ways_text(ways, chosen, why, config))
 
 
 @app.command(epilog="Example: ideal-proxy show runs/mix")
@@ -220,7 +220,7 @@ def show(
     run = run_folder(run)
     result = load_result(run)
     lay_out = result_tables if full else result_screen
-    print(json.dumps(result, indent=1) if as_json else lay_out(result, run))
+    say(json.dumps(result, indent=1) if as_json else lay_out(result, run))
 
 
 @app.command(epilog="Example: ideal-proxy status runs/mix")
@@ -240,7 +240,10 @@ def status(
         found = read_status(run)
         text = json.dumps(found, indent=None if watch else 1) if as_json else status_text(found, run)
         over = watch and not as_json and sys.stdout.isatty()
-        print(f"\x1b[H\x1b[2J{text}" if over else text, flush=True)
+        if over:
+            print("\x1b[H\x1b[2J", end="")
+        say(text)
+        sys.stdout.flush()
         if not watch or found["state"] != "running":
             return
         time.sleep(WATCH_SECONDS)
@@ -287,15 +290,15 @@ def apply(
         )  # fmt: skip
     values = applied_values(loaded, applied)
     if not as_json:
-        print(applied_table(values))
+        say(applied_table(values))
     if push_to_hub is not None:
         from ideal_proxy.export import data_card, licences_of, push
 
         card = data_card(loaded, licences_of(loaded, folder, sources))
         values["hub"] = push(out, push_to_hub, "dataset", card, public=public, files=["train*.jsonl"])
-        print(f"uploaded: {values['hub']}", file=sys.stderr)
+        say(f"uploaded: {values['hub']}", file=sys.stderr)
     if as_json:
-        print(json.dumps(values, indent=1))
+        say(json.dumps(values, indent=1))
 
 
 cli_influence.register(app)
@@ -328,30 +331,30 @@ def main(**options: Any) -> None:
                 sys.stdout.flush()
     except UnicodeEncodeError as error:
         part = error.object[max(0, error.start - 20) : error.end + 20].rpartition("\0")[2]
-        print(
+        say(
             f"error: {part!a} is no text in {sys.getfilesystemencoding()}, in which this system names files: set "
             "PYTHONUTF8=1, or rename the file",
             file=sys.stderr,
         )
         sys.exit(UserError.exit_code)
     except UserError as error:
-        print(f"error: {harmless(str(error))}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == 130:  # Ctrl-C, as Typer hands it on
             more = " with --resume" if sys.argv[1:2] == ["scale-up"] else ""
             with contextlib.suppress(OSError):  # a terminal that was closed
-                print(f"stopped; run the same command again{more} to go on where it was", file=sys.stderr)
+                say(f"stopped; run the same command again{more} to go on where it was", file=sys.stderr)
         raise
     except MemoryError:
-        print("error: this machine's memory is full; free some, or give the search less", file=sys.stderr)
+        say("error: this machine's memory is full; free some, or give the search less", file=sys.stderr)
         sys.exit(UserError.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:  # no permission, a name too long, a full disk: whatever was being read or written
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; mend that and run the same command again", file=sys.stderr)
+        say(f"error: {where}{error.strerror or error}; mend that and run the same command again", file=sys.stderr)
         with contextlib.suppress(OSError):  # what a full device did not take
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UserError.exit_code)

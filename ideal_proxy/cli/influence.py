@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ideal_proxy.terminal import say
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to an application."""
@@ -67,4 +69,4 @@ def influence(
         settings, loaded, template, folder, Reporter(quiet=quiet or as_json), name=model, method=method,
         context=length, rows=rows, tau=known, bf16=used.type == "cuda" if bf16 is None else bf16, on_disk=on_disk,
     )  # fmt: skip
-    print(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))
+    say(json.dumps(result, indent=1) if as_json else influence_tables(result, folder))

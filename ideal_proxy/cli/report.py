@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ideal_proxy.cli.options import Json, RunFolder
+from ideal_proxy.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -40,19 +41,19 @@ def report(
         path = (out or run_folder(run)) / "report.md"
         text = mixture_card(load_run(run))
         atomic_write_text(path, text)
-        print(json.dumps({"markdown": str(path), "text": text}) if as_json else f"card     {path}")
+        say(json.dumps({"markdown": str(path), "text": text}) if as_json else f"card     {path}")
         return
     reporter = Reporter(quiet=quiet or as_json)
     reporter.note("report: numbers, figures and the page of a search take half a minute or so")
     with reporter.work("report", 1.0) as progress:
         written = write_report(run_folder(run), out, progress=progress, pdf=pdf)
     if as_json:
-        print(written.numbers.read_text(encoding="utf-8"), end="")
+        say(written.numbers.read_text(encoding="utf-8"), end="")
         return
-    print(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
-    print(f"numbers  {written.numbers}")
+    say(f"page     {written.page} ({written.page.stat().st_size / 1024:,.0f} KB, opens without network)")
+    say(f"numbers  {written.numbers}")
     kinds = "SVG, PNG and PDF" if pdf else "SVG and PNG"
-    print(f"figures  {len(written.figures)} {kinds} files in {written.figures[0].parent}")
+    say(f"figures  {len(written.figures)} {kinds} files in {written.figures[0].parent}")
 
 
 def price(
@@ -80,9 +81,9 @@ def price(
         else:
             found.append(price_by_gradients(loaded, source, **told))
     for one in found if not as_json else ():
-        print(paragraph(f"{one.sentence()}."))
+        say(paragraph(f"{one.sentence()}."))
     if as_json:
-        print(json.dumps([one.to_dict() for one in found], indent=1))
+        say(json.dumps([one.to_dict() for one in found], indent=1))
 
 
 def compare(
@@ -95,7 +96,7 @@ def compare(
     from ideal_proxy.report import comparison_tables, comparison_values
 
     runs = load_run(first), load_run(second)
-    print(json.dumps(comparison_values(*runs), indent=1) if as_json else comparison_tables(*runs))
+    say(json.dumps(comparison_values(*runs), indent=1) if as_json else comparison_tables(*runs))
 
 
 def what_if(
@@ -121,4 +122,4 @@ def what_if(
 
     loaded = load_run(run)
     answer = ask(loaded, read_settings(changes or [], loaded.domains), start=start, keep_total=keep_total)
-    print(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))
+    say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, Track, open_mixture
+from ideal_proxy.terminal import say
 
 TARGETS = (
     "trl", "llamafactory", "ms-swift", "axolotl", "open-instruct", "megatron-bridge", "automodel", "verl", "skyrl",
@@ -123,7 +124,7 @@ def scale_up(
     )
     result = run(loaded, wanted, folder, reporter, folder=beside)
     if not as_json:
-        print(scale_up_tables(result, str(folder)))
+        say(scale_up_tables(result, str(folder)))
     if push_to_hub is not None and os.environ.get("RANK", "0") == "0":
         from ideal_proxy.export import licences_of, model_card, push
 
@@ -132,7 +133,7 @@ def scale_up(
         result["hub"] = push(trained, push_to_hub, "model", card, public=public)
         reporter.note(f"uploaded: {result['hub']}")
     if as_json:
-        print(json.dumps(result, indent=1))
+        say(json.dumps(result, indent=1))
 
 
 def transfer(
@@ -179,9 +180,9 @@ def transfer(
     carried = carry(loaded, mode, total_rows, reporter, data=moved, law=law, folder=folder)
     save_mixture(out, carried)
     if as_json:
-        print(carried.model_dump_json(indent=1, exclude={"law"}))
+        say(carried.model_dump_json(indent=1, exclude={"law"}))
         return
-    print(transfer_tables(loaded, carried) + f"\n\nMixture file: {out}")
+    say(transfer_tables(loaded, carried) + f"\n\nMixture file: {out}")
 
 
 def export(
@@ -216,4 +217,4 @@ def export(
         loaded, to, out, model=model, context=context, learning_rate=learning_rate, text=text, strict=strict,
         folder=folder,
     )  # fmt: skip
-    print(json.dumps(report.to_dict() | report.counts(), indent=1) if as_json else export_table(report))
+    say(json.dumps(report.to_dict() | report.counts(), indent=1) if as_json else export_table(report))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ideal_proxy.cli.options import Json
+from ideal_proxy.terminal import say
 
 Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote, or the run directory of a search.")]
 
@@ -72,8 +73,8 @@ def fit(
     )
     document = with_explored(model, joined.ratios.to_numpy(dtype=float))
     atomic_write_json(out, document)
-    print(json.dumps({"fit": str(out), "diagnostics": document["diagnostics"]}) if as_json else fit_table(model))
-    print(f"{len(joined.ratios)} runs, {len(domains)} domains, {len(names)} metrics: {out}", file=sys.stderr)
+    say(json.dumps({"fit": str(out), "diagnostics": document["diagnostics"]}) if as_json else fit_table(model))
+    say(f"{len(joined.ratios)} runs, {len(domains)} domains, {len(names)} metrics: {out}", file=sys.stderr)
 
 
 def predict(
@@ -94,9 +95,9 @@ def predict(
     text = without_formulas(frame).to_csv(index=False)
     if out is not None:
         atomic_write_text(out, text)
-        print(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)
+        say(f"{len(frame)} mixtures predicted: {out}", file=sys.stderr)
     if as_json or out is None:
-        print(frame.to_json(orient="records", indent=1) + "\n" if as_json else text, end="")
+        say(frame.to_json(orient="records", indent=1) + "\n" if as_json else text, end="")
 
 
 def optimize(
@@ -152,7 +153,7 @@ def optimize(
             given[:], short = by_short_names(given, known)
             taken |= short
     for name, full in taken.items():
-        print(f"note: {name} is taken for {full}", file=sys.stderr)
+        say(f"note: {name} is taken for {full}", file=sys.stderr)
     options = {
         "budget": budget, "budget_unit": budget_unit, "lower": lower, "upper": upper, "pinned": pinned,
         "repeat_cap": max_repeat, "must_not_drop": must_not_drop, "trust_region": trust_region, "groups": group,
@@ -172,13 +173,13 @@ def optimize(
     )  # fmt: skip
     optimum, volumes = optimise_table(model, goal, limits, seed=seed)
     save_mixture(out, table_mixture(out.stem, model, optimum, volumes))
-    print(json.dumps(optimum.to_dict(), indent=1) if as_json else optimum_table(optimum, volumes))
+    say(json.dumps(optimum.to_dict(), indent=1) if as_json else optimum_table(optimum, volumes))
     if pareto is not None:
         first, colon, second = pareto.partition(":")
         if not colon:
             raise UsageError(f"--pareto is {pareto!r}; write two groups of capabilities, as a,b:c")
-        print("\n" + front_table(model, limits, first.split(","), second.split(",")))
-    print(f"mixture file: {out}", file=sys.stderr)
+        say("\n" + front_table(model, limits, first.split(","), second.split(",")))
+    say(f"mixture file: {out}", file=sys.stderr)
 
 
 def _fit_file(place: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import atomic_write_arrays
+from ideal_proxy.store import NO_ARRAYS, atomic_write_arrays
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ class ResponseMatrix:
             return ResponseMatrix(
                 header["method"], tuple(header["domains"]), tuple(header["capabilities"]), cost=cost, **arrays
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (*NO_ARRAYS, RecursionError) as error:
             raise UserError(f"{path} does not hold responses ({error}); compute them again") from error
 
 

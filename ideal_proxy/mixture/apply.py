@@ -331,6 +331,14 @@ def _manifest(job: _Job, identity: str, files: list[dict[str, Any]], as_is: bool
     }
 
 
+def _sha256(path: Path) -> str:
+    """Hash a file; one that is gone has no hash."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _finished(job: _Job, identity: str) -> Applied | None:
     """Return what the folder holds if it is this very mixture; refuse a folder with other content."""
     folder = job.folder
@@ -346,16 +354,20 @@ def _finished(job: _Job, identity: str) -> Applied | None:
     if not content:
         return None
     if job.manifest in content:
+        changed: list[str] = []
         with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError, OSError):
             manifest = read_json(folder / job.manifest)
             files = manifest["files"]
             same = (manifest["identity"], _asked(manifest)) == (identity, job.row_format)
-            if (
-                same
-                and [f["name"] for f in files] == job.names
-                and all((folder / f["name"]).stat().st_size == f["bytes"] for f in files)
-            ):
-                return _applied(job, manifest, already_there=True)
+            if same and [f["name"] for f in files] == job.names:
+                changed = [f["name"] for f in files if _sha256(folder / f["name"]) != f["sha256"]]
+                if not changed:
+                    return _applied(job, manifest, already_there=True)
+        if changed:
+            raise UserError(
+                f"{folder / changed[0]} is not what was written: it is damaged or was edited; remove {folder} and run "
+                "the same command again, or choose another --out"
+            )
     elif job.spool.is_dir() and all(ROW_FILE.fullmatch(name) for name in content):
         for name in content:  # a run that was stopped before its manifest
             (folder / name).unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
 from ideal_proxy.pipeline.rate import is_json
 from ideal_proxy.sections import CostConfig
 from ideal_proxy.store import (
-    LOCK_FILES,
     atomic_write_json,
     atomic_write_text,
+    is_complete,
+    marked_as,
     provenance,
+    strangers,
 )
 
 
@@ -25,7 +26,7 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     """Take a run directory for this configuration, or refuse one that holds another run."""
     path, planned = folder / "config.yaml", folder / "dry-run"
     text = dump_config(config)
-    kept = {*LOCK_FILES, planned.name, BAD_ROWS, REUSED, "frozen"}
+    kept = {planned.name, BAD_ROWS, REUSED, "frozen"}
     if planned.exists():  # a plan alone may be replaced by another one
         before = load_config(path) if path.exists() else None
         if before is not None and identity(before) == identity(config) and still_true(folder):
@@ -39,20 +40,21 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     if not dry_run:
         planned.unlink(missing_ok=True)
     if path.exists():
+        if is_complete(folder) and marked_as(path, text.encode()):  # of this very run file: made anew where damaged
+            atomic_write_text(path, text)
         if identity(load_config(path)) != identity(config):
             raise UserError(
                 f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
             )
         if not is_json(folder / "provenance.json"):
-            atomic_write_json(folder / "provenance.json", provenance())
+            atomic_write_json(folder / "provenance.json", provenance(), seal=True)
         return
-    strangers = [name for name in sorted(os.listdir(folder)) if name not in kept and not name.endswith(".part")]
-    if strangers:
-        raise UserError(f"{folder} is not empty ({strangers[0]}) and holds no search; choose another --out")
+    if found := strangers(folder, kept):
+        raise UserError(f"{folder} is not empty ({found[0]}) and holds no search; choose another --out")
     if dry_run:
         atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
     atomic_write_text(path, text)  # first, so that a search killed here is known as one
-    atomic_write_json(folder / "provenance.json", provenance())
+    atomic_write_json(folder / "provenance.json", provenance(), seal=True)
 
 
 def identity(config: SearchConfig) -> SearchConfig:
@@ -72,6 +74,6 @@ def identity(config: SearchConfig) -> SearchConfig:
     }
     swarm = config.swarm.model_copy(update={"max_hours": None, **places})
     verify = config.verify.model_copy(update={"max_pairs": 0})  # may be asked of a finished one
-    proxy = config.proxy.model_copy(update={"timeout_seconds": None})
+    proxy = config.proxy.model_copy(update={"timeout_seconds": None, "folder": None})
     free = {"swarm": swarm, "proxy": proxy, "capabilities": capabilities, "cost": CostConfig(), "verify": verify}
     return config.model_copy(update={**free, "tracker": None, "rounds": 1})

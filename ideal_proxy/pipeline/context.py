@@ -111,9 +111,8 @@ def make_context(
         atomic_write_bytes(folder / WARM_WEIGHTS, (heritage.folder / WARM_WEIGHTS).read_bytes())
     references = [prepared.reference_rows(j, half) for j, half in names]
     context = prepare_context(context, domains=pools, references=references, reserved=reserved if scratch else ())
-    if not (folder.parent / RECORD).is_file():
-        record = record_of(
-            context.domains, pools, reserved, context.available, plan.fraction, context.references, references
-        )
-        save_record(folder.parent / RECORD, record)
+    record = record_of(
+        context.domains, pools, reserved, context.available, plan.fraction, context.references, references
+    )
+    save_record(folder.parent / RECORD, record)
     return context

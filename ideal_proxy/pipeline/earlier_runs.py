@@ -27,11 +27,15 @@ from ideal_proxy.pipeline.row_record import RECORD, RowRecord, find_record, load
 from ideal_proxy.pipeline.stage import LOWER
 from ideal_proxy.store import (
     MIXTURE,
+    NO_ARRAYS,
     atomic_write_bytes,
     atomic_write_json,
+    damaged_file,
     is_complete,
+    is_whole,
     mark_complete,
     read_json,
+    refuse_damaged,
     run_folder,
 )
 from ideal_proxy.swarm import JUDGED, MODEL, WARM_RUN, WARM_WEIGHTS, ZERO_RUN, Run, load_result
@@ -125,7 +129,10 @@ def read_packages(place: Path) -> list[Package]:
         _of_search(str(run), place, find_record(place), list(_finished(place)), proxies | {"size": place.name})
         for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists()
     ]  # fmt: skip
-    full = [load_package(place) for place in sorted(run.glob(f"{FULL_SIZE}/*")) if is_complete(place)]
+    kept = [place for place in sorted(run.glob(f"{FULL_SIZE}/*")) if is_complete(place)]
+    for place in (run, *kept):
+        refuse_damaged(place)
+    full = [load_package(place) for place in kept]
     judged: dict[str, list[Any]] = {}
     for r in found:
         if r.spec.role == JUDGED:
@@ -170,7 +177,7 @@ def inherited_from(place: Path) -> Inherited:
 def take_over(places: Sequence[str], folder: Path) -> tuple[Inherited, list[Package]]:
     """Copy what a search needs of earlier ones into its own folder, once, and read it from there."""
     target = folder / REUSED
-    if not is_complete(target):
+    if not is_whole(target):
         shutil.rmtree(target, ignore_errors=True)
         first = run_folder(Path(places[0]))
         inherited = inherited_from(first)
@@ -217,9 +224,12 @@ def load_package(folder: Path) -> Package:
     """Read one earlier search."""
     told = read_json(folder / "runs.json")
     runs = tuple(EarlierRun(**(entry | {"rows": tuple(entry["rows"])})) for entry in told["runs"])
-    with np.load(folder / "losses.npz", allow_pickle=False) as found:
-        arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens")}
-        before = found["before"] if "before" in found else np.full(len(found["keys"]), np.nan)
+    try:
+        with np.load(folder / "losses.npz", allow_pickle=False) as found:
+            arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens")}
+            before = found["before"] if "before" in found else np.full(len(found["keys"]), np.nan)
+    except NO_ARRAYS as error:
+        raise UserError(f"{folder / 'losses.npz'} is damaged ({error}); restore it, or search anew") from error
     return Package(
         name=told["name"], record=load_record(folder / RECORD), runs=runs, before=before,
         proxies=told.get("proxies", {}), **arrays,
@@ -273,6 +283,10 @@ def _finished(run: Path) -> Iterator[Run]:
     """Read the runs of a directory that are complete, in the order of their names."""
     for folder in sorted((run / "runs").iterdir()):
         if is_complete(folder):
+            if (
+                damaged_file(folder) != folder / MODEL or (folder / MODEL).exists()
+            ):  # weights may have been cleared away
+                refuse_damaged(folder)
             yield load_result(run, folder.name)
 
 

@@ -26,6 +26,7 @@ from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.reuse import Reuse
 from ideal_proxy.pipeline.rounds import ON_EDGE
+from ideal_proxy.pipeline.row_record import RECORD
 from ideal_proxy.pipeline.verdict import PairedScores, Verdict, ratio_bounds, score_bounds, sentence
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
@@ -33,6 +34,8 @@ from ideal_proxy.response import directions, told_trusts
 from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete
 from ideal_proxy.terminal import duration, money
 
+DECIDING = ("runs.parquet", "fit.json", "fit_losses.json", "mixture.json", "result.json", "provenance.json", RECORD,
+            "config.yaml")  # fmt: skip
 MANY_STEPS = 0.1  # a difference of steps that may make a gain by itself
 
 
@@ -71,7 +74,7 @@ def write_outcome(
         atomic_write_json(folder / "fit_losses.json", law)
     save_mixture(folder / "mixture.json", mixture_of(laboratory, proposal, verdict, result, law))
     atomic_write_json(folder / "result.json", result)
-    mark_complete(folder, ("runs.parquet", "fit.json", "fit_losses.json", "mixture.json", "result.json"))
+    mark_complete(folder, DECIDING)
     return result
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig, dump_config
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
+from ideal_proxy.mixture import load_mixture
 from ideal_proxy.pipeline.claim import claim
 from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
@@ -44,11 +45,13 @@ from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.response import Yardstick
 from ideal_proxy.store import (
     MARKER,
+    MIXTURE,
     atomic_write_json,
     atomic_write_text,
     damaged_file,
     is_complete,
     lock,
+    mark_again,
     read_json,
 )
 from ideal_proxy.terminal import Reporter, count_text, program
@@ -104,8 +107,15 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
     with lock(folder):
         config = inherited_config(config, folder)
         claim(config, folder)
-        if is_complete(folder) and (path := _damaged(folder)) is not None:
-            reporter.note(f"{path} is damaged; it and the result are made anew from the finished runs")
+        damaged = _damaged(folder) if is_complete(folder) else None
+        if damaged == folder / "config.yaml":  # edited, and asks for the same search: perhaps for more of it
+            atomic_write_text(damaged, dump_config(config))
+            mark_again(damaged)
+            damaged = _damaged(folder)
+        if damaged is not None and folder / "prepared" in damaged.parents:
+            _refuse_other_rows(folder, _begin(config, folder, reporter)[0])
+        elif damaged is not None:
+            reporter.note(f"{damaged} is damaged; it and the result are made anew from the finished runs")
             for name in ("result.json", MARKER):
                 (folder / name).unlink(missing_ok=True)
         if (folder / "result.json").exists():
@@ -113,6 +123,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             if more := _asked_more(result, config):
                 reporter.note(f"{folder} is finished; going on with {more}")
                 (folder / MARKER).unlink(missing_ok=True)
+                atomic_write_json(folder / "result.json", result, seal=True)
                 (folder / "result.json").rename(folder / f"result-{len(_earlier(folder)) + 1}.json")
                 atomic_write_text(folder / "config.yaml", dump_config(config))
                 _drop_report(folder, reporter)
@@ -170,7 +181,19 @@ def _damaged(folder: Path) -> Path | None:
     """Return a file of a finished search, or of one of its runs, that is no longer what was written."""
     runs = [*folder.glob("runs/*"), *folder.glob("lower/*/runs/*")]  # of a ladder's sizes below the last too
     places = [folder, *sorted(run for run in runs if is_complete(run))]
+    places += [folder / "prepared"] if (folder / "prepared").is_dir() else []
     return next((path for place in places if (path := damaged_file(place)) is not None), None)
+
+
+def _refuse_other_rows(folder: Path, prepared: Prepared) -> None:
+    """Refuse data prepared anew for a finished search that are not those of its mixture."""
+    before = {domain.name: domain.fingerprint for domain in load_mixture(folder / MIXTURE).domains}
+    if changed := [facts.name for facts in prepared.facts if before.get(facts.name) != facts.fingerprint]:
+        (prepared.folder / MARKER).unlink()
+        raise UserError(
+            f"the rows of {', '.join(changed)} are no longer those of the search in {folder}, whose prepared data are "
+            "damaged; put the rows back and run the same command again (its mixture.json is whole)"
+        )
 
 
 def _drop_report(folder: Path, reporter: Reporter) -> None:

@@ -23,7 +23,7 @@ from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, EvidenceKind
 from ideal_proxy.sections import SIZES
-from ideal_proxy.store import is_complete, read_json, run_folder
+from ideal_proxy.store import is_whole, read_json, run_folder
 from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
 from ideal_proxy.terminal import count_text
 
@@ -230,7 +230,7 @@ def inherited_config(config: SearchConfig, folder: Path) -> SearchConfig:
     if not config.reuse:
         return config
     kept = folder / REUSED / "inherited.json"
-    if is_complete(kept.parent):
+    if is_whole(kept.parent):
         found = Inherited(**read_json(kept))
     else:
         for place in config.reuse:

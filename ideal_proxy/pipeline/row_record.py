@@ -6,12 +6,12 @@ gone and the domains have other names.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ideal_proxy.data import KEY_VERSION, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order
-from ideal_proxy.store import atomic_write_bytes, read_json
+from ideal_proxy.store import NO_ARRAYS, atomic_write_bytes, read_json
 
 Keys = NDArray[np.uint64]
 
@@ -98,7 +98,10 @@ def _keys(sets: Sequence[TokenRows]) -> tuple[Keys, ...]:
 
 
 def save_record(path: Path, record: RowRecord) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record, whole or not at all; one that stands as it should, or is of an earlier version, stays."""
+    with contextlib.suppress(UserError):
+        if path.is_file() and load_record(path).key_version != record.key_version:
+            return
     arrays: dict[str, Any] = {
         "domains": np.array(record.domains), "available": np.array(record.available, dtype=np.int64),
         "fraction": np.array(record.fraction), "references": np.array(record.references),
@@ -108,6 +111,9 @@ def save_record(path: Path, record: RowRecord) -> None:
         arrays |= {f"{name}_{i}": keys for i, keys in enumerate(getattr(record, name))}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == buffer.getvalue():
+            return
     atomic_write_bytes(path, buffer.getvalue())
 
 
@@ -125,7 +131,7 @@ def load_record(path: Path) -> RowRecord:
                 fraction=float(found["fraction"]), references=tuple(map(str, found["references"])),
                 key_version=int(found["key_version"]), **sets,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except NO_ARRAYS as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or search anew") from error
 
 

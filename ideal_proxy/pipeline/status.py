@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,7 +36,9 @@ def read_status(run: Path) -> dict[str, Any]:
             raise UserError(f"{run} holds no search; give the run directory of `ideal-proxy search --out`")
         return _status(run, "empty", {}, [], f"{program()} search MIX.YAML --out {run}")
     runs = finished_runs(run)
-    record = read_json(run / STATUS) if (run / STATUS).exists() else {}
+    record: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # nothing rests on it; a search that goes on writes it anew
+        record = read_json(run / STATUS)
     again = f"{program()} search {run / 'config.yaml'} --out {run}"
     if (run / "result.json").exists():
         return _status(run, "finished", record, runs, f"{program()} show {run}")

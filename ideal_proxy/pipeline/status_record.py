@@ -103,7 +103,7 @@ class StatusRecord:
 
     def _write(self) -> None:
         self._written = self._state["updated"] = time.time()
-        atomic_write_json(self._path, self._state)
+        atomic_write_json(self._path, self._state, seal=True)
 
 
 def _spent(path: Path) -> float:

@@ -6,8 +6,6 @@ Legend: N rows of a set, S optimiser steps.
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.batching import BATCH_ROWS, Batch, Ints, Loss, step_bounds
 from ideal_proxy.errors import UserError
-from ideal_proxy.store import atomic_write_arrays
+from ideal_proxy.store import NO_ARRAYS, atomic_write_arrays
 
 RATES = {  # peak learning rates worth trying, rising, by the size of a scratch proxy
     "0.1M": (3e-3, 6e-3, 1.2e-2),
@@ -130,7 +128,7 @@ def read_row_losses(path: Path, names: Sequence[str]) -> dict[str, RowLosses]:
             if "names" in arrays and arrays["names"].tolist() != list(names):
                 raise UserError(f"{path} holds other capabilities than {', '.join(names)}; choose another --out")
             return {name: RowLosses(arrays[f"loss_sum_{n}"], arrays[f"tokens_{n}"]) for n, name in enumerate(names)}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_ARRAYS as error:
         raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from error
 
 

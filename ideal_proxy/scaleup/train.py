@@ -37,7 +37,7 @@ from ideal_proxy.scaleup.source import (
     tokenize_mixture,
 )
 from ideal_proxy.scaleup.transfer import usable_law
-from ideal_proxy.store import LOCK_FILES, atomic_write_json, lock, provenance, read_json
+from ideal_proxy.store import atomic_write_json, lock, provenance, read_either, strangers
 from ideal_proxy.terminal import Reporter
 
 SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's
@@ -239,7 +239,7 @@ def _check(wanted: ScaleUp, mixture: MixtureFile) -> None:
 
 def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSettings, reporter: Reporter) -> RunSettings:
     """Write what was chosen once; a resumed scale-up takes it up and refuses other options."""
-    path = out / OPTIONS
+    path, copy = out / OPTIONS, out / "options.copy.json"
     asked = {
         "mixture": {
             "name": mixture.name,
@@ -251,12 +251,13 @@ def _freeze(out: Path, mixture: MixtureFile, wanted: ScaleUp, settings: RunSetti
     }
     asked = json.loads(json.dumps(asked))  # as it is read back
     if not path.exists():
-        if any(entry.name not in LOCK_FILES for entry in out.iterdir()) and not (out / "runs").exists():
+        if strangers(out, [copy.name]) and not (out / "runs").exists():
             raise UsageError(f"{out} is not empty and holds no scale-up; choose another --out")
         if _main():
-            atomic_write_json(path, {**asked, "settings": asdict(settings)}, seal=True)
+            for place in (copy, path):
+                atomic_write_json(place, {**asked, "settings": asdict(settings)}, seal=True)
         return settings
-    frozen = read_json(path)
+    frozen = read_either(path, copy)
     if not wanted.resume and _main():
         raise UsageError(f"{out} holds a scale-up already; --resume goes on with it, or choose another --out")
     for part in ("mixture", "wanted"):

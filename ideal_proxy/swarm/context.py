@@ -6,6 +6,7 @@ Legend: D domains, N rows of a set.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -181,8 +182,11 @@ def prepare_context(
     }
     settings = json.loads(json.dumps(settings))
     target = context.folder / SETTINGS
+    sound = False
     if target.is_file():
-        before = read_json(target)
+        with contextlib.suppress(UserError):  # damaged: all that it told of is made anew
+            before, sound = read_json(target), True
+    if sound:
         before["train"] = dataclasses.asdict(TrainSettings(**before["train"]))  # earlier versions said less
         if before != settings:
             raise UserError(
@@ -191,9 +195,9 @@ def prepare_context(
     for part, sets in (("domains", domains), ("references", references), ("reserved", reserved)):
         for index, rows in enumerate(sets):
             place = context.folder / part / f"{index:04d}"
-            if not (target.is_file() and _is_sound(place)):
+            if not (sound and _is_sound(place)):
                 rows.save(place)
-    atomic_write_json(target, settings)
+    atomic_write_json(target, settings, seal=True)
     return context
 
 

@@ -16,18 +16,22 @@ from ideal_proxy.config import load_config
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.apply import apply_mixture
-from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.pipeline.outer_loop import _damaged
 from ideal_proxy.pipeline.plan import read_plan
 from ideal_proxy.pipeline.result_file import load_result
+from ideal_proxy.pipeline.row_record import RowRecord, load_record, save_record
 from ideal_proxy.scaleup.run import _last_checkpoint
 from ideal_proxy.store import (
+    HOLDER,
     MARKER,
     atomic_write_json,
     copy_checked,
     damaged_file,
     is_complete,
     is_whole,
+    lock,
+    lock_holder,
     mark_complete,
     read_json,
 )
@@ -155,6 +159,25 @@ def test_apply_killed_while_it_wrote_the_manifest(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "train.jsonl"]
 
 
+def test_rows_that_were_written_are_read_again_before_they_are_taken_as_there(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", ({"instruction": f"i {n}", "output": f"o {n}"} for n in range(9)))
+    marks = source_fingerprint(row_keys(list(read_rows(rows))))
+    domain = DomainVolume(
+        name="a", source=rows, fingerprint=marks, available=9, rows=14, base_rows=9, tokens=140, repeat=14 / 9
+    )
+    mixture, out = MixtureFile(domains=[domain]), tmp_path / "out"
+    apply_mixture(mixture, out)
+    assert apply_mixture(mixture, out).already_there
+    content = bytearray((out / "train.jsonl").read_bytes())
+    content[30] ^= 1
+    (out / "train.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.jsonl is not what was written"):
+        apply_mixture(mixture, out)
+    (out / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl is not what was written"):
+        apply_mixture(mixture, out)
+
+
 def test_a_run_file_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [
@@ -249,6 +272,61 @@ def test_a_sealed_file_and_a_plan_with_its_copy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="another version"):  # the folder made without training has no whole plan
         read_plan(tmp_path / "plan.json")
     assert read_json(tmp_path / "plan.json") == plan
+
+
+def test_a_scale_up_killed_at_its_first_file_goes_on_and_its_options_have_a_copy(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", ({"instruction": f"i {n}", "output": f"o {n}"} for n in range(40)))
+    marks = source_fingerprint(row_keys(list(read_rows(rows))))
+    domain = DomainVolume(
+        name="a", source=rows, fingerprint=marks, available=40, rows=40, base_rows=40, tokens=400, repeat=1.0
+    )
+    capability = CapabilityResult(name="a", source=rows)
+    save_mixture(tmp_path / "m.json", MixtureFile(domains=[domain], capabilities=[capability]))
+    command = ("scale-up", str(tmp_path / "m.json"), "--model", "scratch:0.1M", "--evaluations", "0")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".options.json.1.part").write_text('{"mixture"')
+    assert run(*command, "--out", str(out)).returncode == 0
+    sound = (out / "options.json").read_bytes()
+    for damage in (b"", sound.replace(b'"fraction": 1.0', b'"fraction": 0.5')):
+        assert damage != sound
+        (out / "options.json").write_bytes(damage)
+        assert run(*command, "--resume", "--out", str(out)).returncode == 0
+        assert (out / "options.json").read_bytes() == sound
+
+
+def test_a_damaged_name_of_who_holds_a_folder_is_nobody(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        sound = (tmp_path / HOLDER).read_bytes()
+    for at in range(len(sound)):
+        (tmp_path / HOLDER).write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
+        assert lock_holder(tmp_path) is None
+    with lock(tmp_path):
+        assert lock_holder(tmp_path) == sound.decode().partition("\n")[0]
+
+
+def test_no_flipped_bit_of_arrays_is_a_traceback(tmp_path: Path) -> None:
+    """Checksums of zip notice what is changed in the arrays, not what is changed in its own tables."""
+    keys = [np.arange(n, dtype=np.uint64) * 7 for n in (3, 2)]
+    record = RowRecord(
+        domains=("a",), pools=(keys[0],), reserved=(keys[1],), available=(3,), fraction=0.5, references=("search-0",),
+        reference_keys=(keys[1],), reference_groups=(keys[1],),
+    )  # fmt: skip
+    path = tmp_path / "rows.npz"
+    save_record(path, record)
+    sound, refused = path.read_bytes(), 0
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
+        try:
+            found = load_record(path)
+        except UserError:
+            refused += 1
+        else:
+            assert (found.domains, found.available, found.fraction) == (record.domains, record.available, 0.5), at
+            assert np.array_equal(found.pools[0], keys[0]), at
+    assert refused > len(sound) / 2
+    save_record(path, record)
+    assert path.read_bytes() == sound
 
 
 def test_a_copy_that_is_no_longer_its_source_is_made_anew(tmp_path: Path) -> None:

@@ -71,6 +71,31 @@ def test_names_stay_names(name: str, tmp_path: Path) -> None:
     assert not Path("/abs").exists()
 
 
+@pytest.mark.parametrize(
+    "name", [*ACTING, "x<\u2215script><script>alert(1)<\u2215script>", "q\"uo'te {{7*7}}", "=cmd|calc", "n" * 250]
+)
+def test_a_run_directory_of_any_name_is_shown_and_acts_upon_nothing(name: str, tmp_path: Path) -> None:
+    """Its name reaches the terminal, the page, JSON, the card and what is written for a trainer."""
+    place = tmp_path / "in" / name
+    shutil.copytree(finished_folder(), place)
+    place = place.relative_to(tmp_path)
+    commands: list[list[str]] = [
+        ["status", str(place)],
+        ["show", str(place)],
+        ["what-if", str(place), "--set", "coding=2100"],
+    ]
+    commands += [[*command, "--json"] for command in commands] + [["report", str(place), "--markdown"]]
+    for command in commands:
+        done = run(*command, cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+        for text in (done.stdout, done.stderr):
+            assert harmless(text) == text, command
+        if "--json" in command:
+            assert json.loads(done.stdout)
+    assert "<script>alert" not in (tmp_path / place / "report.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
 def test_rows_cannot_act_upon_the_terminal(tmp_path: Path) -> None:
     rows = [
         {"instruction": f"\x1b[2J{n}", "output": f"\u202eo {n}\x9b1m", "\x1b[31mkey": "x", "meta": "y"}

@@ -138,7 +138,7 @@ def test_a_clock_that_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         os.utime(path, (ahead, ahead))
     with store.lock(tmp_path):
         assert store.lock_holder(tmp_path)
-    (tmp_path / store.HOLDER).write_text("process 1 on elsewhere")
+    (tmp_path / store.HOLDER).write_text(store._signed("process 1 on elsewhere"))
     os.utime(tmp_path / store.HOLDER, (ahead, ahead))  # another machine's, touched tomorrow: it is not waited for
     with store.lock(tmp_path):
         pass

@@ -17,6 +17,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_run, search
 from ideal_proxy.pipeline.price import calibrated
 from ideal_proxy.pipeline.row_record import load_record
+from ideal_proxy.store import mark_again
 
 NAMES = ("strings", "formats", "facts")
 
@@ -248,10 +249,26 @@ def test_other_data_are_refused(home, tmp_path):
     assert "no run directory; give the folder" in answer.stderr
 
 
+@pytest.mark.parametrize("name", ["rows.npz", "runs/*/metrics.json", "config.yaml"])
+def test_an_earlier_search_that_is_damaged_is_not_reused(name, home, tmp_path):
+    shutil.copytree(home / "old", tmp_path / "old")
+    path = sorted((tmp_path / "old").glob(name))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2])
+    (tmp_path / "mix.yaml").write_text(dump_config(parse_config(raw)))
+    command = ("search", "mix.yaml", "--dry-run", "--out", "x", "--reuse", str(tmp_path / "old"))
+    answer = run(*command, cwd=tmp_path)
+    assert answer.returncode in {1, 2}
+    assert name.split("/")[-1] in answer.stderr
+
+
 def test_a_run_of_an_earlier_version_is_read(home, tmp_path):
     """Earlier versions wrote no row record: the token arrays say the same."""
     shutil.copytree(home / "old", tmp_path / "old")
     (tmp_path / "old" / "rows.npz").unlink()
+    mark_again(tmp_path / "old" / "config.yaml")
     raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2])
     plan = search_plan(raw, home, tmp_path / "old")
     assert any(line.startswith("strings, formats, facts: the same rows") for line in plan)

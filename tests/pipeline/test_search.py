@@ -14,15 +14,17 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from accelerate import tracking
-from builders import environment, run, search_command, start, without_times, write_small_search
+from builders import environment, run, search_command, small_search, start, without_times, write_small_search
 
 from ideal_proxy.config import dump_config, load_config, parse_config
+from ideal_proxy.errors import UserError
+from ideal_proxy.pipeline.claim import claim
 from ideal_proxy.pipeline.finished import load_run, search
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.run_table import roles_when_trained
 from ideal_proxy.pipeline.stage import runs_by_stage
 from ideal_proxy.pipeline.status import finished_runs, read_status
-from ideal_proxy.store import lock_holder
+from ideal_proxy.store import lock, lock_holder, mark_again
 from ideal_proxy.terminal import Reporter
 
 
@@ -197,6 +199,101 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_pa
     done = start("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert without_times(folder / "killed" / "mixture.json") == without_times(finished_run / "mixture.json")
+
+
+def bend(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_flipped_bytes_of_what_a_finished_search_rests_on_are_noticed_and_mended(finished, tmp_path):
+    folder, _ = finished
+    out, before = tmp_path / "run", without_times(folder / "run" / "mixture.json")
+    shutil.copytree(folder / "run", out)
+    shutil.copy(folder / "mix.yaml", tmp_path)
+    again = ("search", "mix.yaml", "--out", "run")
+    for name in ("config.yaml", "rows.npz", "provenance.json"):
+        sound = (out / name).read_bytes()
+        bend(out / name)
+        answer = run("show", "run", cwd=tmp_path)
+        assert (answer.returncode, f"run/{name} is damaged" in answer.stderr) == (1, True), name
+        if name == "config.yaml":  # nothing need be made anew for it
+            assert "made anew" not in run(*again, cwd=tmp_path).stderr
+            assert (out / name).read_bytes() == sound
+    bend(out / "prepared" / "domain-1" / "ids.npy")
+    answer = run(*again, cwd=tmp_path)  # both at once, and what was prepared
+    assert "run/rows.npz is damaged" in answer.stderr or "provenance.json is damaged" in answer.stderr
+    assert "ids.npy is damaged; prepared is made anew" in answer.stderr
+    assert without_times(out / "mixture.json") == before
+    assert (out / "rows.npz").read_bytes() == (folder / "run" / "rows.npz").read_bytes()
+    bend(out / "prepared" / "search-0" / "ids.npy")
+    bend(out / "status.json")  # nothing rests on it
+    result = (out / "result.json").read_bytes()
+    assert "ids.npy is damaged; prepared is made anew" in run(*again, cwd=tmp_path).stderr
+    assert run("status", "run", cwd=tmp_path).returncode == 0
+    assert (out / "result.json").read_bytes() == result, "shown, not made anew"
+    for name in ("ids.npy", "meta.json"):
+        assert (out / "prepared/search-0" / name).read_bytes() == (folder / "run/prepared/search-0" / name).read_bytes()
+
+
+def test_prepared_data_are_not_made_anew_from_other_rows(finished, tmp_path):
+    folder, _ = finished
+    out = tmp_path / "run"
+    shutil.copytree(folder / "run", out)
+    mixture = json.loads((out / "mixture.json").read_text())
+    mixture["domains"][1]["fingerprint"] = "0" * 64
+    (out / "mixture.json").write_text(json.dumps(mixture))
+    mark_again(out / "mixture.json")
+    shutil.copy(folder / "mix.yaml", tmp_path)
+    bend(out / "prepared" / "facts.json")
+    for _ in range(2):
+        answer = run("search", "mix.yaml", "--out", "run", cwd=tmp_path)
+        assert answer.returncode == 1
+        assert "the rows of formats are no longer those of the search" in answer.stderr
+
+
+def test_an_edited_run_file_in_a_finished_search_is_taken_where_it_asks_for_the_same(finished, tmp_path):
+    folder, _ = finished
+    out = tmp_path / "run"
+    shutil.copytree(folder / "run", out)
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text(text.replace("max_pairs: 3", "max_pairs: 3  # or 5?"))
+    answer = run("search", str(out / "config.yaml"), "--out", str(out))
+    assert (answer.returncode, "made anew" in answer.stderr) == (0, False)
+    assert run("show", str(out)).returncode == 0
+    (out / "config.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
+    answer = run("search", str(folder / "mix.yaml"), "--out", str(out))
+    assert answer.returncode == 0
+    assert (out / "config.yaml").read_text() == text, "put back: mix.yaml is what it was made of"
+
+
+LADDER = {"proxy": {"vocabulary": 300, "context": 48}, "swarm": {"sizes": ["0.1M", "1M"], "runs": [8, 5]}}
+OWN = {"proxy": {"command": "train {run}", "model": "somebody/model", "fraction": 0.2, "timeout_seconds": 60}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        (LADDER, {**LADDER, "swarm": {"sizes": ["0.1M", "3M"], "runs": [8, 5]}}, True),
+        (LADDER, {**LADDER, "swarm": {"sizes": ["0.1M", "1M"], "runs": [9, 5]}}, True),
+        (LADDER, {"swarm": {"runs": 5}}, True),
+        (LADDER, {**LADDER, "swarm": {**LADDER["swarm"], "workers": 3, "max_hours": 2}}, False),
+        (OWN, {"proxy": {**OWN["proxy"], "command": "train --faster {run}"}}, True),
+        (OWN, {"proxy": {"model": "somebody/model", "fraction": 0.2}}, True),
+        (OWN, {"proxy": {**OWN["proxy"], "timeout_seconds": 90}}, False),
+    ],
+)
+def test_a_ladder_or_a_trainer_that_changed_is_another_search(before, after, refused, tmp_path):
+    first, second = (parse_config(small_search(**{"proxy": {}, "swarm": {}, **changes})) for changes in (before, after))
+    with lock(tmp_path / "run"):
+        claim(first, tmp_path / "run")
+        (tmp_path / "run" / "runs").mkdir()
+        if not refused:
+            return claim(second, tmp_path / "run")
+        with pytest.raises(UserError, match=r"config\.yaml differs"):
+            claim(second, tmp_path / "run")
+    return None
 
 
 def test_changed_data_is_refused_on_resume(tmp_path):

@@ -102,6 +102,12 @@ def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
     results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "run", QUIET)]
     interrupted(tmp_path / "run", tmp_path / "killed", 16)
+    weights = sorted((tmp_path / "killed" / "runs").glob("[!w]*/model.safetensors"))
+    assert len(weights) > 1
+    for path in weights[:2]:  # of anchors, which imitations are made of
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        path.write_bytes(content)
     results.append(run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "killed", QUIET))
     assert without_times(tmp_path / "run" / "mixture.json") == without_times(tmp_path / "killed" / "mixture.json")
     result = results[0]
