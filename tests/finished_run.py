@@ -38,21 +38,22 @@ def true_losses(volumes: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def folder() -> Path:
-    """Write the run directory once a session."""
+def folder(runs: int = 14, fitted: int | None = None) -> Path:
+    """Write the run directory once a session, of so many runs beside base; the law may be fitted to the first alone."""
     path = Path(tempfile.mkdtemp(prefix="finished-run-"))
     rng = np.random.default_rng(0)
-    design = np.vstack([BASE, BASE, BASE * np.exp(rng.uniform(-1.2, 1.2, (14, 3)))])
-    seeds = np.arange(16) % 2
+    design = np.vstack([BASE, BASE, BASE * np.exp(rng.uniform(-1.2, 1.2, (runs, len(BASE))))])
+    seeds = np.arange(len(design)) % 2
     names = {"rows": DOMAINS, "loss": CAPABILITIES}
-    losses = true_losses(design) + NOISE * rng.standard_normal((16, 2))
+    losses = true_losses(design) + NOISE * rng.standard_normal((len(design), len(CAPABILITIES)))
     model = ResponseModel(available=AVAILABLE, base=BASE, process="never", harm="never", n_starts=1, n_draws=32)
-    model.fit(pd.DataFrame(design, columns=names["rows"]), pd.DataFrame(losses, columns=names["loss"]), seed_id=seeds)
+    told = (pd.DataFrame(v, columns=names[n]).head(fitted) for v, n in ((design, "rows"), (losses, "loss")))
+    model.fit(*told, seed_id=seeds[:fitted])
     check = np.vstack([np.stack([BASE, PROPOSAL])] * 3)
-    checked = true_losses(check) + NOISE * rng.standard_normal((6, 2))
+    checked = true_losses(check) + NOISE * rng.standard_normal((6, len(CAPABILITIES)))
     table = pd.concat(
         [
-            _table("warm", np.zeros((1, 3)), np.array([[3.0, 3.0]]), [0], ids="w"),
+            _table("warm", np.zeros((1, len(BASE))), np.full((1, len(CAPABILITIES)), 3.0), [0], ids="w"),
             _table("design", design, losses, seeds, ids="d"),
             _table("verify", check, checked, [10_000, 10_000, 10_001, 10_001, 10_002, 10_002], ids="v"),
         ],

@@ -3,8 +3,9 @@
     python benchmarks/faults/load.py
 
 `status` reads a run directory with 2,000 finished runs of 200 domains and 50 capabilities; `fit` is the response law
-alone (no forms, one start, 8 draws) on as many runs; `queue` hands 1,000 runs to 64 simulated workers, of which one in
-ten is lost on the way. CPU seconds of one core, which a busy machine does not change much.
+alone (no forms, one start, 8 draws) on as many runs; `report` writes numbers, figures and page of such a search, its
+law fitted to 300 of the runs; `queue` hands 1,000 runs to 64 simulated workers, of which one in ten is lost on the
+way. CPU seconds of all cores, which a busy machine does not change much.
 """
 
 from __future__ import annotations
@@ -70,6 +71,35 @@ def fit(_: Path) -> str:
     return f"{CAPABILITIES} capabilities"
 
 
+def report(folder: Path) -> str:
+    """Write the page of a finished search of that size."""
+    import finished_run
+
+    from ideal_proxy.pipeline.finished import load_run
+    from ideal_proxy.report import write_report
+
+    rng = np.random.default_rng(0)
+    finished_run.DOMAINS = [f"domain {d:03}" for d in range(DOMAINS)]
+    finished_run.CAPABILITIES = [f"capability {j:02}" for j in range(CAPABILITIES)]
+    finished_run.AVAILABLE = rng.integers(500, 20_000, DOMAINS).astype(float)
+    finished_run.BASE = 0.5 * finished_run.AVAILABLE
+    finished_run.PROPOSAL = np.rint(finished_run.BASE * np.exp(rng.uniform(-1, 1, DOMAINS)))
+    finished_run.TOKENS = rng.uniform(10, 300, DOMAINS)
+    finished_run.CONFIG |= {
+        "domains": [{"name": name, "path": f"/data/{n}.jsonl"} for n, name in enumerate(finished_run.DOMAINS)],
+        "capabilities": [{"name": name, "path": f"/data/r{n}"} for n, name in enumerate(finished_run.CAPABILITIES)],
+    }
+    weight = np.abs(rng.normal(size=(CAPABILITIES, DOMAINS))) * (rng.random((CAPABILITIES, DOMAINS)) < 0.1) + 0.02
+    finished_run.true_losses = lambda volumes: 0.5 + 2.5 / (1 + np.sqrt(np.atleast_2d(volumes) / 1000.0) @ weight.T)
+    run = finished_run.folder(RUNS, fitted=300)
+    loaded = load_run(run)
+    began = time.process_time()
+    written = write_report(run, folder)
+    assert len(loaded.runs) > RUNS
+    spent = time.process_time() - began
+    return f"page of {written.page.stat().st_size >> 10:,} KiB in {spent:.1f} CPU s; the rest made the search"
+
+
 def queue(folder: Path) -> str:
     """Hand 1,000 runs to 64 workers, and lose some of them."""
     import pytest
@@ -102,7 +132,7 @@ def measured(name: str, work: Callable[[Path], str], folder: Path) -> dict[str, 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=["status", "queue", "fit"])
+    parser.add_argument("--parts", nargs="+", default=["status", "queue", "fit", "report"])
     options = parser.parse_args()
     kept = RESULT.with_suffix(".json")
     found = {entry["part"]: entry for entry in json.loads(kept.read_text())} if kept.exists() else {}
@@ -112,7 +142,7 @@ def main() -> None:
             write_runs(folder / "run")
             found["status"] = measured("status", status, folder / "run")
             print(json.dumps(found["status"]), flush=True)
-        for name, work in (("queue", queue), ("fit", fit)):
+        for name, work in (("queue", queue), ("fit", fit), ("report", report)):
             if name in options.parts:
                 found[name] = measured(name, work, folder)
                 print(json.dumps(found[name]), flush=True)

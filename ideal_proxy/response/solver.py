@@ -9,7 +9,9 @@ compare the two.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.response.law import Array
 
+MOST_CORES = 8  # each holds a part's Jacobian
 HUBER = 2.0
 """Residuals beyond this many noise standard deviations count linearly."""
 
@@ -65,26 +68,22 @@ def solve(
     B, P = start_BP.shape
     together = max(1, chunk // (target_BR.shape[1] * P))
     if together < B:
-        parts = []
-        for first in range(0, B, together):
-            k = slice(first, min(first + together, B))
-            part = Prior(prior.mean_BP[k], prior.precision_BPP[k], prior.nonnegative_P, prior.fixed_BP[k])
 
-            def shifted(theta: Array, which: NDArray[np.intp], first: int = first) -> tuple[Array, Array]:
+        def part(first: int) -> Solution:
+            k = slice(first, min(first + together, B))
+            own = Prior(prior.mean_BP[k], prior.precision_BPP[k], prior.nonnegative_P, prior.fixed_BP[k])
+
+            def shifted(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
                 return model(theta, which + first)
 
-            parts.append(
-                solve(
-                    shifted,
-                    target_BR[k],
-                    weight_BR[k],
-                    part,
-                    start_BP[k],
-                    iterations=iterations,
-                    tolerance=tolerance,
-                    chunk=chunk,
-                )
-            )
+            return solve(
+                shifted, target_BR[k], weight_BR[k], own, start_BP[k], iterations=iterations, tolerance=tolerance,
+                chunk=chunk,
+            )  # fmt: skip
+
+        # Parts know nothing of each other, so their numbers are the same however many cores share them.
+        with ThreadPoolExecutor(min(MOST_CORES, os.cpu_count() or 1)) as cores:
+            parts = list(cores.map(part, range(0, B, together)))
         return Solution(
             np.concatenate([p.theta_BP for p in parts]),
             np.concatenate([p.cost_B for p in parts]),
