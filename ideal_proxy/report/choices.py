@@ -3,6 +3,7 @@
 First optima of random weightings of the capabilities: they span what can be had. Then optima of the search's own
 objective under limits that lie between those, as a user's wishes do. All descend together, a step of Adam in
 log-volume at a time, put back inside the linear limits after each. Protection is left out, for the sliders set it.
+Where there are few optima, for with few domains many wishes have the same one, mixtures between them fill the page up.
 
 Legend: N optima, D domains, J capabilities, M linear limits, S mixtures to start from.
 """
@@ -19,7 +20,9 @@ from ideal_proxy.response import Combination, ResponseModel, Yardstick, combine
 
 WEIGHTINGS, WISHES = 300, 900
 LEAST = 500
-"""Fewer distinct mixtures than that (few domains, few rows): four times as many wishes, once."""
+"""Fewer distinct optima than that: mixtures between them join, those nearest the front of what can be had."""
+BETWEEN = 6000
+"""Mixtures between optima that are looked at then."""
 WISHED = 0.4
 """How likely another capability has a limit too."""
 STEPS = 80
@@ -50,22 +53,35 @@ def optima(
     span = _descend(surface, limits, weighting, start)
     known = surface(span)[0]
     share = np.full(J, 1.0 / J) if kind == "worst" else combine(np.eye(J), kind, weights)
-    best, mixtures = known[(known @ share).argmin()], span
-    for count in (WISHES, 4 * WISHES):
-        part, (one, other) = rng.random((count, 1)), rng.integers(len(known), size=(2, count))
-        between = part * known[one] + (1 - part) * known[other]
-        wish = np.where(rng.random((count, J)) < WISHED, between, np.inf)
-        # One limit of each binds: it lies between the least that can be had and what the best objective leaves.
-        each, bound = np.arange(count), rng.integers(J, size=count)
-        wish[each, bound] = (known.min(axis=0) + rng.random((count, J)) * (best - known.min(axis=0)))[each, bound]
-        wish[0] = np.inf
-        wishes = _Tasks(np.broadcast_to(share, (count, J)), wish, worst=kind == "worst")
-        mixtures = np.vstack([mixtures, _descend(surface, limits, wishes, np.vstack([start, span]))])
-        whole = np.rint(mixtures)
-        found = np.unique(whole[limits.missed(whole) <= MISSED], axis=0)
-        if len(found) >= LEAST:
-            break
-    return found
+    best = known[(known @ share).argmin()]
+    part, (one, other) = rng.random((WISHES, 1)), rng.integers(len(known), size=(2, WISHES))
+    between = part * known[one] + (1 - part) * known[other]
+    wish = np.where(rng.random((WISHES, J)) < WISHED, between, np.inf)
+    # One limit of each binds: it lies between the least that can be had and what the best objective leaves.
+    each, bound = np.arange(WISHES), rng.integers(J, size=WISHES)
+    wish[each, bound] = (known.min(axis=0) + rng.random((WISHES, J)) * (best - known.min(axis=0)))[each, bound]
+    wish[0] = np.inf
+    wishes = _Tasks(np.broadcast_to(share, (WISHES, J)), wish, worst=kind == "worst")
+    found = limits.whole(np.vstack([span, _descend(surface, limits, wishes, np.vstack([start, span]))]))
+    more = LEAST - len(found)
+    return np.vstack([found, _between(surface, limits, found, start, rng)[:more]]) if more > 0 and len(found) else found
+
+
+def _between(surface: _Relative, limits: _Limits, found: Array, start: Array, rng: np.random.Generator) -> Array:
+    """Mix optima with each other and with mixtures of the search; first what no optimum beats by much everywhere."""
+    ends = np.log(np.vstack([found, start]) + surface.eta)
+    one, other, part = (
+        rng.integers(len(found), size=BETWEEN),
+        rng.integers(len(ends), size=BETWEEN),
+        rng.random(BETWEEN),
+    )
+    mixed = limits.whole(limits.inside(np.exp(ends[one] + part[:, None] * (ends[other] - ends[one])) - surface.eta))
+    mixed = mixed[~(mixed[:, None] == found).all(axis=2).any(axis=1)]
+    ratio, known = surface(mixed)[0], surface(found)[0]
+    behind = np.full((len(mixed), len(found)), np.inf)  # by how much the other is better in every capability
+    for j in range(ratio.shape[1]):
+        behind = np.minimum(behind, ratio[:, j, None] - known[:, j])
+    return np.asarray(mixed[behind.max(axis=1, initial=-np.inf).argsort(kind="stable")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +151,11 @@ class _Limits:
         size = np.array([max(float(abs(atom.weights) @ base), 1e-300) for atom in rows])
         self.rows_MD = np.array([atom.weights for atom in rows]).reshape(len(rows), len(base)) / size[:, None]
         self.least, self.most = (np.array([getattr(a, end) for a in rows]) / size for end in ("lower", "upper"))
+
+    def whole(self, v_ND: Array) -> Array:
+        """Round mixtures to rows, and keep each once that is inside still."""
+        rows = np.rint(v_ND)
+        return np.unique(rows[self.missed(rows) <= MISSED], axis=0)
 
     def missed(self, v_ND: Array) -> Array:
         """How far each mixture is outside, as a part of what base has."""

@@ -272,3 +272,40 @@ def test_without_an_explorer_the_page_is_whole(run, text):
     assert "explorer-data" not in plain
     assert "<script>" not in plain
     assert finished_run.CONFIG["name"].split()[0] in plain
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_few_domains_have_500_mixtures_near_the_front_to_choose_among(count):
+    """Optima of three domains are few and the same; what joins them is nearer the front than mixtures are by chance."""
+    rng = np.random.default_rng(count)
+    base = np.linspace(2000.0, 500.0, count)
+    design = base * np.exp(rng.uniform(-1.2, 1.2, (20, count)))
+    likes = np.eye(2, count) + 0.1
+    losses = 1.0 + 2.0 / (1.0 + np.sqrt(design / 1000.0) @ likes.T) + 0.01 * rng.standard_normal((20, 2))
+    model = ResponseModel(available=2 * base, base=base, process="never", harm="never", n_starts=1, n_draws=8)
+    model.fit(design, losses)
+    domains = Domains(
+        names=tuple("abcde"[:count]), base=base, available=2 * base, tokens_per_row=np.full(count, 10.0)
+    )  # fmt: skip
+    problem = Problem(domains=domains, capabilities=("x", "y"))
+    constraints = Constraints.from_options({"budget": "keep", "trust_region": 1.0}, problem)
+    stick = Yardstick.of_losses(2)
+    rows = optima(model, constraints, stick, design)
+    assert len(np.unique(rows, axis=0)) == len(rows) >= 500
+    assert (rows == np.rint(rows)).all()
+    for atom in constraints.atoms():
+        slack = 1.001 * np.abs(atom.weights).max() + 1e-3 * np.abs(atom.weights) @ base
+        assert (rows @ atom.weights >= atom.lower - slack).all(), atom.label
+        assert (rows @ atom.weights <= atom.upper + slack).all(), atom.label
+    at_base = model.value_and_gradient(base)[0]
+    chance = base * np.exp(rng.uniform(-1.0, 1.0, (300, count)))
+    chance *= base.sum() / chance.sum(axis=1, keepdims=True)
+    ratio, other = (stick.relative(model.values_and_gradients(v)[0], at_base) for v in (rows, chance))
+    behind = [np.median((each[:, None] - ratio).min(axis=2).max(axis=1)) for each in (ratio, other)]
+    assert behind[0] < behind[1] / 3
+
+
+def test_the_page_of_three_domains_holds_500_mixtures_in_under_2_mb(data, text):
+    assert len(data["domains"]) == 3
+    assert data["choices"] >= 500
+    assert len(text.encode()) < 2_000_000

@@ -290,7 +290,7 @@ function start(data) {
     at("caution").hidden = !at("caution").textContent;
     const axes = [Number(at("across").value), Number(at("up").value)];
     front = drawFront(at("front"), data, axes, found.ratios.map(ratio => ratio[0]), k => {
-      take(data.choices[k].volumes, "Optimum taken.");
+      take(data.choices[k].volumes, "Mixture taken.");
     });
     at("copied").hidden = true;
   }
@@ -329,8 +329,8 @@ function start(data) {
     volumes = found.volumes.map(Math.round);
     show();
     at("found").textContent = found.missed > 1e-9
-      ? `None of ${data.choices.length} optima is within all limits; this one misses them least, by ${(100 * found.missed).toFixed(1)} points.`
-      : `${found.fitting} of ${data.choices.length} optima are within the limits; this one has the best objective.`;
+      ? `None of ${data.choices.length} mixtures is within all limits; this one misses them least, by ${(100 * found.missed).toFixed(1)} points.`
+      : `${found.fitting} of ${data.choices.length} mixtures are within the limits; this one has the best objective.`;
   }
   for (const j of all) {
     const slider = at(`limit-${j}`), settle = () => take(volumes, at("found").textContent);
