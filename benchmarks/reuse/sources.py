@@ -95,15 +95,39 @@ def record(laboratory: Any, origin: dict[str, Any], write: Any) -> None:
     })  # fmt: skip
 
 
+def record_finished(place: Path) -> None:
+    """Write down the runs that are finished, of a swarm that was stopped."""
+    from ideal_proxy.pipeline.context import reference
+    from ideal_proxy.store import atomic_write_json, is_complete
+    from ideal_proxy.swarm import load_result
+
+    found = json.loads(OUT.read_text())
+    every = [
+        load_result(place / "run", folder.name) for folder in (place / "run" / "runs").iterdir() if is_complete(folder)
+    ]
+    done = {run.spec.id: run for run in every if run.spec.role == "design"}
+    done = {name: done.pop(name) for name in found["ids"] if name in done} | dict(sorted(done.items()))
+    names = [reference(j, "search") for j in range(len(found["capabilities"]))]
+    atomic_write_json(OUT, found | {
+        "ids": list(done), "volumes": [list(run.spec.volumes) for run in done.values()],
+        "losses": [[run.losses[name].mean for name in names] for run in done.values()],
+        "seeds": [run.spec.seed for run in done.values()],
+    })  # fmt: skip
+    print(f"{len(done)} runs")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--finished", action="store_true", help="record what a stopped call finished")
     parser.add_argument("--out", type=Path, default=Path("runs/reuse_sources"))
     parser.add_argument("--fraction", type=float, default=0.12)
     parser.add_argument("--runs", type=int, default=RUNS, help="0: only the sources left out")
     options = parser.parse_args()
     if not SFT5.exists():
         parser.error(f"{SFT5} is missing")
+    if options.finished:
+        record_finished(options.out)
     if options.train:
         train(options.out, options.fraction, options.runs)
 

@@ -23,6 +23,7 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.mixture import load_mixture
 from ideal_proxy.pipeline.claim import claim
+from ideal_proxy.pipeline.earlier_runs import FULL_SIZE
 from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
@@ -129,6 +130,9 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 _drop_report(folder, reporter)
             else:
                 reporter.note(f"{folder} is finished; showing its result")
+                if any(is_complete(place) for place in folder.glob(f"{FULL_SIZE}/*")):
+                    again = f"{program()} search RUN_FILE --reuse {folder} --out ANOTHER_FOLDER"
+                    reporter.note(f"full-size runs of its mixture came since; a search that begins with them: {again}")
                 return result
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)

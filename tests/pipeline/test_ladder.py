@@ -97,3 +97,18 @@ def test_a_ladder_is_written_as_it_was_read(tmp_path):
     old = yaml.safe_load(dump_config(parse_config(small_search())))
     old["verify"]["larger_size"] = None  # as earlier versions wrote it
     assert parse_config(old) == parse_config(small_search())
+
+
+def test_a_ladder_goes_on_from_an_earlier_one(finished, tmp_path):
+    """`--reuse` and `sizes` together: earlier runs of both sizes, new ones of both, each as what they are."""
+    more = ladder(swarm={"sizes": ["0.1M", "1M"], "runs": [4, 4], "workers": 1})
+    found = search(more, tmp_path / "next", reuse=[finished.folder])
+    earlier = f"0.1M proxies of {finished.folder}"
+    assert {name: kind["runs"] for name, kind in found.model.fidelity_.items()} == {earlier: 8, "0.1M proxies": 4}
+    assert {entry["runs"] for entry in found.result["reuse"]["runs"]} >= {8}
+    origins = found.runs[found.runs["role"] == "reused"]["from"].value_counts()
+    assert (origins[earlier], origins["0.1M proxies"], origins[str(finished.folder)]) == (8, 4, 5 + 4)
+    assert (found.runs["role"] == "design").sum() == 4
+    assert not set(found.runs.query("role == 'design'")["run"]) & set(finished.runs["run"]), "nothing is trained twice"
+    assert found.result["ladder"]["lower"] == {"0.1M proxies": 4}
+    assert len(found.result["reuse"]["trust"]) == len(found.result["ladder"]["trust"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 from ideal_proxy.config import load_config
 from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Limits
-from ideal_proxy.optimizer import Constraints, Limit, Objective, Problem
-from ideal_proxy.pipeline.rounds import LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
-from ideal_proxy.response import Yardstick
+from ideal_proxy.optimizer import Constraints, Limit, Objective, Problem, optimize
+from ideal_proxy.pipeline.rounds import DRAWS, LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
+from ideal_proxy.response import ResponseModel, Yardstick
 from tests.builders import config_of, run
 
 CENTRES = np.array([[90.0, 110.0], [120.0, 80.0], [100.0, 100.0], [100.0, 100.0]])
@@ -126,3 +127,25 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(whole: Path, tmp_pat
     again = run("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
     assert "showing its result" in again.stderr
     assert len(list((folder / "runs").iterdir())) == runs
+
+
+def test_rounds_stop_where_more_runs_would_gain_nothing() -> None:
+    """A flat response stops after few runs, a steep one that few runs tell goes on, and stops when many told it."""
+    base, centre = np.array([150.0, 50.0]), np.array([60.0, 140.0])
+
+    def outlook(steep: float, count: int, noise: float) -> Outlook:
+        rng = np.random.default_rng(3)
+        v = base * np.exp(rng.uniform(-1.5, 1.5, (count, 2)))
+        x = v / centre
+        losses = 1.0 + steep * np.stack([(1.0 + x[:, 0]) ** -0.5, (1.0 + 2.0 * x[:, 1]) ** -0.5], axis=1)
+        losses *= np.exp(noise * rng.standard_normal(losses.shape))
+        model = ResponseModel(base=base, n_starts=1, n_draws=DRAWS).fit(v, losses)
+        limits = replace(constraints(base), trust_region=1.5)
+        found = optimize(model, Objective(), limits, n_starts=1)
+        return look_ahead(model, Objective(), limits, Yardstick.of_losses(2), found.volumes)
+
+    flat, steep, told = outlook(0.0, 8, 0.001), outlook(2.0, 8, 0.03), outlook(2.0, 60, 0.001)
+    assert why_again(optimum(), flat) is None
+    assert why_again(optimum(), steep) is not None
+    assert steep.regret > 4 * told.regret
+    assert why_again(optimum(), told) is None

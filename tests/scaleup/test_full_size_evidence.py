@@ -20,6 +20,7 @@ from ideal_proxy.terminal import Reporter
 def test_a_full_size_run_begins_the_next_search(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole / "run", folder)
+    shutil.copy(whole / "mix.yaml", tmp_path)
     found = load_run(folder)
     assert found.adopted
     mixture = load_mixture(folder / "mixture.json")
@@ -43,6 +44,8 @@ def test_a_full_size_run_begins_the_next_search(whole, tmp_path):
     page = run("report", str(folder))
     assert page.returncode == 0, page.stderr
     assert "Predicted against observed at full size" in (folder / "report.html").read_text()
+    shown = run("search", "mix.yaml", "--out", str(folder), cwd=tmp_path)
+    assert f"search RUN_FILE --reuse {folder} --out ANOTHER_FOLDER" in " ".join(shown.stderr.split())
     settings = small_search(proxy=WHOLE["proxy"], swarm={"workers": 1}, protect="none")
     again = search(settings, tmp_path / "next", reuse=[folder])
     kind = "full-size runs of scratch:0.1M"
