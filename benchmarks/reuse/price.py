@@ -30,15 +30,21 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from sources import BASE, OUT, without  # noqa: E402
 
-REPEATS, LITTLE = 400, 0.01
+REPEATS, LITTLE, ROWS = 400, 0.01, 32
 
 
 def gradients(place: Path, found: dict[str, Any], seed: int) -> np.ndarray:
     """Change of log loss by one row of each source and of the one left out, (D, 2, J, D + 1): values and errors."""
-    from ideal_proxy.pipeline.price import _by_gradients
+    import functools
+
+    from ideal_proxy import gradients as room
+    from ideal_proxy.pipeline import price
     from ideal_proxy.swarm import load_context, load_result
     from ideal_proxy.terminal import Reporter
 
+    # A smaller sample than the product's (400 rows of a set, 512 for the curvature): a proxy saw 48 rows of a set.
+    price.SCALE_ROWS = ROWS
+    room.InfluenceSettings = functools.partial(room.InfluenceSettings, factor_rows=6 * ROWS, shards=4)
     context = load_context(place / "run" / "swarm")
     run: Any = SimpleNamespace(
         folder=place / "run", domains=found["domains"], capabilities=found["capabilities"],
@@ -51,7 +57,7 @@ def gradients(place: Path, found: dict[str, Any], seed: int) -> np.ndarray:
             at = [r for r in np.flatnonzero(volumes[:, d] == 0) if found["seeds"][r] == seed]
             rows = context.domain_rows()[d]
             proxy = load_result(run.folder, found["ids"][at[0]])
-            both = _by_gradients(run, proxy, rows.select(np.arange(min(len(rows), 60))), Reporter(quiet=True), d)
+            both = price._by_gradients(run, proxy, rows.select(np.arange(min(len(rows), 60))), Reporter(quiet=True), d)
             path.parent.mkdir(exist_ok=True)
             np.save(path, np.array(both))
             print(name, flush=True)
