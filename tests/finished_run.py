@@ -150,16 +150,13 @@ def _facts() -> dict[str, Any]:
 
 
 def _table(role: str, volumes: np.ndarray, losses: np.ndarray, seeds: Any, *, ids: str) -> pd.DataFrame:
-    frame = pd.DataFrame({"run": [f"{ids}{k}" for k in range(len(volumes))], "role": role, "seed": seeds})
-    frame["learning_rate"] = 0.006
-    for i, name in enumerate(DOMAINS):
-        frame[f"rows/{name}"] = volumes[:, i]
-    for j, name in enumerate(CAPABILITIES):
-        frame[f"search_loss/{name}"] = losses[:, j]
-    for name, value in (("rows", 100), ("tokens", 1000), ("supervised_tokens", 400), ("steps", 10), ("flops", 3e8),
-                        ("seconds", 10.0)):  # fmt: skip
-        frame[name] = value
-    return frame
+    names = [f"{ids}{k}" for k in range(len(volumes))]
+    return pd.DataFrame(
+        {"run": names, "role": role, "seed": seeds, "learning_rate": 0.006}
+        | {f"rows/{name}": volumes[:, i] for i, name in enumerate(DOMAINS)}
+        | {f"search_loss/{name}": losses[:, j] for j, name in enumerate(CAPABILITIES)}
+        | {"rows": 100, "tokens": 1000, "supervised_tokens": 400, "steps": 10, "flops": 3e8, "seconds": 10.0}
+    )
 
 
 def _write(path: Path, value: Any) -> None:

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="work in this folder and keep it")
     parser.add_argument("--record", action="store_true", help="write the result to run.json and run.md")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         result = compare(args.run, args.python, args.keep or Path(scratch))
     print(json.dumps(result, indent=1))
     if args.record:

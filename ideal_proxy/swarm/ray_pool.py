@@ -32,6 +32,8 @@ NOTICE_SECONDS = 30.0
 HOPELESS_SECONDS = 600.0
 """For so long there may be no node that could hold a worker at all, as when a cluster is still growing."""
 UNREADY_DEATHS = 3
+STARTS, START_SECONDS = 3, 5.0
+"""How often a cluster that does not come up is tried, and how long between."""
 
 
 @dataclass(slots=True, eq=False)
@@ -242,15 +244,36 @@ def connect(address: str) -> Any:
     try:
         if host:  # Ray itself would wait for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _begin(ray, address)
     except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
         raise UserError(
-            f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with `ray start --head` on "
+            f"no Ray cluster answers at {address} ({why}); start one with `ray start --head` on "
             "this machine and `ray start --address HOST:PORT` on the others, or use --engine local"
         ) from error
     if ours not in {None, signal.SIG_DFL} and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ours)  # Ray puts one of its own, which would end a search without its checkpoints
     return ray
+
+
+def _begin(ray: Any, address: str) -> None:
+    """Connect, or start a head; one that does not come up in time on a busy machine is tried again."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError):
+            raise
+        except Exception as error:  # Ray's own word for a head or a node that is not up in time
+            ray.shutdown()
+            if not left:
+                raise UserError(
+                    f"Ray did not come up at {address} in {STARTS} tries ({str(error).partition(chr(10))[0]}); this "
+                    "machine may be too busy or its memory full: try again later, give Ray more time "
+                    "(RAY_raylet_start_wait_time_s=200), or use --engine local"
+                ) from error
+            time.sleep(START_SECONDS)
+        else:
+            return
 
 
 def cluster_workers(threads: int, gpus: float) -> int:

@@ -38,3 +38,16 @@ def test_security_names_tests_that_exist() -> None:
             assert all(name in files for name in named), line
             for part in re.findall(r"`(\w+)`", line.split("|")[2]):
                 assert any(part in files[name] for name in named), part
+
+
+def test_reliability_names_tests_that_exist() -> None:
+    """In its tables `room/test_file.py::part` names a test by part of its name; `::part` alone is of that file."""
+    found, text = 0, ""
+    for word in re.findall(r"`((?:[\w/]+\.py)?(?:::\w+)?)`", (ROOT / "docs" / "reliability.md").read_text()):
+        place, _, part = word.partition("::")
+        if place.endswith(".py") and "test_" in place:
+            text = next(path.read_text() for path in TESTS.rglob("test_*.py") if str(path).endswith(place))
+        if part:
+            found += 1
+            assert re.search(rf"def test_\w*{part}", text), word
+    assert found > 30

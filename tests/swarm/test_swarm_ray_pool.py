@@ -101,6 +101,26 @@ def test_a_full_disk_of_a_node_ends_the_search_and_names_it(ray, tmp_path, monke
         refuse(tmp_path)
 
 
+@pytest.mark.parametrize("fails", [2, 3])
+def test_a_head_that_does_not_come_up_is_tried_again(fails, ray, monkeypatch):
+    tried, waited = [], []
+
+    def init(**options):
+        tried.append(options["address"])
+        if len(tried) <= fails:
+            raise Exception("The current node timed out during startup.\nmore")  # what Ray raises
+
+    ray.init, ray.shutdown, ray.is_initialized = init, lambda: None, lambda: False
+    monkeypatch.setattr(ray_pool, "time", SimpleNamespace(sleep=waited.append))
+    if fails == 2:
+        assert ray_pool.connect("local") is ray
+    else:
+        with pytest.raises(UserError, match=r"did not come up at local in 3 tries \(The current node .* startup\.\);"):
+            ray_pool.connect("local")
+    assert tried == ["local"] * 3
+    assert waited == [ray_pool.START_SECONDS] * 2
+
+
 def test_no_node_with_room_is_told(ray, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no node of the Ray cluster has the 1 CPU and 1 GPU of a worker; add one"):
         refuse(tmp_path, gpus=1.0)

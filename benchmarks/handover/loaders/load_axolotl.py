@@ -10,11 +10,18 @@ from axolotl.common.datasets import load_datasets
 from axolotl.loaders import load_tokenizer
 from common import arguments, count, tell
 
-folder, model = arguments()
-cfg = load_cfg(str(folder / "axolotl.yaml"))
-rows = load_datasets(cfg=cfg).train_dataset
-assert cfg.num_epochs == 1
-tell(
-    count(((row["input_ids"], row["labels"]) for row in rows), load_tokenizer(cfg)),
-    axolotl=version("axolotl"), transformers=transformers.__version__,
-)  # fmt: skip
+
+def main() -> None:
+    """A function of its own: processes that a library spawns import this file too, and must not begin again."""
+    folder, _ = arguments()
+    cfg = load_cfg(str(folder / "axolotl.yaml"))
+    rows = load_datasets(cfg=cfg).train_dataset
+    assert cfg.num_epochs == 1
+    tell(
+        count(((row["input_ids"], row["labels"]) for row in rows), load_tokenizer(cfg)),
+        axolotl=version("axolotl"), transformers=transformers.__version__,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
