@@ -56,8 +56,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
                 file.write("{broken\n")
         domains.append({"name": name, "path": str(folder / f"{name}.jsonl"), "base": 60})
     config = parse_config(small_search(
-        domains=domains, proxy={"model": str(model), "context": 64, "fraction": 1.0, "batch_rows": 16},
-        swarm={"runs": 4, "workers": 1},
+        domains=domains, swarm={"runs": 4, "workers": 1},
+        proxy={"model": str(model), "context": 64, "fraction": 1.0, "batch_rows": 16, "learning_rate": 3e-3},
     ))  # fmt: skip
     (folder / "mix.yaml").write_text(dump_config(config))
     told: list[str] = []

@@ -28,6 +28,7 @@ def settings(folder, domains, capabilities, **changes):
         "domains": [{"name": name, "path": str(folder / f"{file}.jsonl")} for name, file in domains.items()],
         "capabilities": [{"name": name, "path": f"demo:{name}?rows=60&split=reference"} for name in capabilities],
         "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4},
+        "swarm": {"workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2},
         "rounds": 1,
         "protect": "none",
@@ -52,7 +53,7 @@ def home(tmp_path_factory):
         write_rows(folder / f"{name}.jsonl", rows)
         write_rows(folder / f"{name}_half.jsonl", rows[:150])
         write_rows(folder / f"{name}_rest.jsonl", rows[150:])
-    first = settings(folder, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], swarm={"runs": 7})
+    first = settings(folder, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], swarm={"runs": 7, "workers": 1})
     search(first, folder / "old")
     return folder
 
@@ -217,7 +218,7 @@ def test_other_proxies_are_refused_by_name(home, change, told, tmp_path):
 def test_proxies_of_another_size_are_evidence_of_another_kind(home):
     """And a φ of their own; the warm start is trained anew on the same rows, the rate is the dial's."""
     proxy = {"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.1}
-    raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], proxy=proxy, swarm={"runs": 4})
+    raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], proxy=proxy, swarm={"runs": 4, "workers": 1})
     before = state(home / "old")
     found = search(raw, home / "larger", reuse=[home / "old"])
     assert state(home / "old") == before

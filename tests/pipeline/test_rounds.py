@@ -108,7 +108,7 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(whole: Path, tmp_pat
     assert "is finished; showing its result" in shown.stderr
     assert not list(folder.glob("result-*.json"))
     (folder / "report.html").write_text("of the first result")
-    more = run("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    more = run("search", "mix.yaml", "--out", "run", "--rounds", "2", "--workers", "1", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "is finished; going on with up to 2 rounds" in more.stderr
     assert "the report of the earlier result was taken away" in more.stderr
@@ -124,7 +124,7 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(whole: Path, tmp_pat
     assert (after["check"]["opening"], after["verdict"]["level"]) == (1, 0.975)
     assert "the verify rows were opened before (1 time)" in more.stderr
     runs = len(list((folder / "runs").iterdir()))
-    again = run("search", "mix.yaml", "--out", "run", "--rounds", "2", cwd=tmp_path)
+    again = run("search", "mix.yaml", "--out", "run", "--rounds", "2", "--workers", "1", cwd=tmp_path)
     assert "showing its result" in again.stderr
     assert len(list((folder / "runs").iterdir())) == runs
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from accelerate import tracking
-from builders import environment, run, search_command, small_search, start, without_times, write_small_search
+from builders import environment, run, search_command, small_search, without_times, write_small_search
 
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.errors import UserError
@@ -184,7 +184,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_pa
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGSTOP)  # it goes no further while it is looked at
         watched = read_status(folder / "killed")
-        again = start("search", "mix.yaml", "--out", "killed", cwd=folder)
+        again = run("search", "mix.yaml", "--out", "killed", cwd=folder)
         assert (again.returncode, process.poll()) == (1, None)
         assert f"is in use by process {process.pid} on" in again.stderr
         os.killpg(process.pid, signal.SIGKILL)
@@ -196,7 +196,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_pa
         stopped = read_status(folder / "killed")
         assert (stopped["state"], stopped["ended"]) == ("stopped", None)
     assert not (folder / "killed" / "mixture.json").exists()
-    done = start("search", "mix.yaml", "--out", "killed", cwd=folder)
+    done = run("search", "mix.yaml", "--out", "killed", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert without_times(folder / "killed" / "mixture.json") == without_times(finished_run / "mixture.json")
 
