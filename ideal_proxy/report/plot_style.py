@@ -15,6 +15,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
@@ -195,7 +198,7 @@ def svg_text(figure: Figure) -> str:
     """Render a figure as SVG with text that stays text; equal figures give equal bytes."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ideal-proxy"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, buffer.getvalue())
 
 
@@ -206,8 +209,10 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 def png_bytes(figure: Figure) -> bytes:
     """Render a figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    buffer, before = io.BytesIO(), figure.dpi
+    figure.dpi = PNG_DPI
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    figure.dpi = before
     return buffer.getvalue()
 
 
@@ -215,7 +220,7 @@ def pdf_bytes(figure: Figure) -> bytes:
     """Render a figure as PDF with text that stays text."""
     buffer = io.BytesIO()
     with mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+        FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None})
     return buffer.getvalue()
 
 

@@ -47,26 +47,26 @@ def test_both_sizes_are_in_the_fit_and_the_larger_is_checked(finished):
     assert predicted == pytest.approx(finished.losses(design), rel=0.1)
 
 
-def test_stopped_on_either_size_it_ends_with_the_same_numbers(finished, tmp_path):
-    def stop_after(count):
-        seen = []
+def test_stopped_on_the_lower_size_it_ends_with_the_same_numbers(finished, tmp_path):
+    """And its status names the stage, stopped as well as running."""
+    folder = interrupted(finished.folder, tmp_path / "run", finished.result["ladder"]["cost"]["runs"] - 1)
+    seen = []
 
-        def listen(event):
-            if event["event"] == "run finished":
-                seen.append(event)
-                if len(seen) == count:
-                    raise KeyboardInterrupt
+    def stop(event):
+        if event["event"] == "run finished":
+            raise KeyboardInterrupt
 
-        return listen
+    def look(event):
+        if event["event"] == "run finished":
+            seen.append(read_status(folder))
 
-    folder = interrupted(finished.folder, tmp_path / "run", finished.result["ladder"]["cost"]["runs"] - 2)
-    for count, stage in ((1, "lower sizes"), (3, "round 1: swarm")):
-        with pytest.raises(KeyboardInterrupt):
-            search(ladder(), folder, on_event=stop_after(count))
-        status = read_status(folder)
-        assert (status["state"], status["stage"]) == ("stopped", stage)
-        assert status["seconds_left"] > 0
-    search(ladder(), folder)
+    with pytest.raises(KeyboardInterrupt):
+        search(ladder(), folder, on_event=stop)
+    seen.append(read_status(folder))
+    search(ladder(), folder, on_event=look)
+    for number, state, stage in ((0, "stopped", "lower sizes"), (3, "running", "round 1: swarm")):
+        assert (seen[number]["state"], seen[number]["stage"]) == (state, stage)
+        assert seen[number]["seconds_left"] > 0
     assert without_times(folder / "mixture.json") == without_times(finished.folder / "mixture.json")
 
 
