@@ -239,7 +239,7 @@ def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: P
     files = []
     for out in ("run", "killed"):
         if out == "killed":
-            interrupted(tmp_path / "run", tmp_path / "killed", 4)
+            interrupted(tmp_path / "run", tmp_path / "killed", 6)
         result = run_search(load_config(tmp_path / "mix.yaml"), tmp_path / out, QUIET)
         mixture = json.loads((tmp_path / out / "mixture.json").read_text(encoding="utf-8"))
         files.append({key: value for key, value in mixture.items() if key not in ("created", "provenance")})

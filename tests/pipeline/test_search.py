@@ -168,7 +168,9 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_pa
     folder, _ = finished
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "mix.yaml").write_text((folder / "run" / "config.yaml").read_text())
+    kept = (folder / "run" / "config.yaml").read_text()
+    (mine / "mix.yaml").write_text(kept.replace("workers: 2", "workers: 1"))  # which changes no number
+    assert "workers: 2" in kept
     finished_run, folder = folder / "run", mine
     runs = folder / "killed" / "runs"
     rng = random.Random(5)
