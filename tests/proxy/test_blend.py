@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from builders import make_context, make_rows, run_swarm, spec
+from builders import make_context, make_rows, spec
 from pretrained_folder import CONTEXT, pretrained_folder
 
 from ideal_proxy.errors import UserError
@@ -17,7 +17,7 @@ from ideal_proxy.proxy.model import build_proxy, evaluate
 from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm
 from ideal_proxy.proxy.training import save_weights
 from ideal_proxy.swarm.context import MODEL
-from ideal_proxy.swarm.scheduler import warm_spec
+from ideal_proxy.swarm.scheduler import Swarm, warm_spec
 
 
 def shaken(model, seed, path):
@@ -77,12 +77,12 @@ def test_an_imitation_is_its_anchor_at_the_ends_and_near_a_training_halfway(tmp_
         dataclasses.replace(spec(name, rows, learning_rate=2e-3), save_model=True)
         for name, rows in (("twos", (200, 40)), ("fives", (40, 200)))
     ]
-    run_swarm([warm_spec(context, 0)], context, tmp_path)
-    trained = run_swarm([*ends, spec("between", (120, 120), learning_rate=2e-3)], context, tmp_path).results
     shares = {"end": (("fives", 1.0),), "halfway": (("twos", 0.5), ("fives", 0.5))}
-    found = run_swarm(
-        [spec(name, (120, 120), role="imitated", blend=blend) for name, blend in shares.items()], context, tmp_path
-    ).results
+    blends = [spec(name, (120, 120), role="imitated", blend=blend) for name, blend in shares.items()]
+    with Swarm(context, tmp_path, workers=1) as swarm:
+        swarm.run([warm_spec(context, 0)])
+        trained = swarm.run([*ends, spec("between", (120, 120), learning_rate=2e-3)]).results
+        found = swarm.run(blends).results
     assert found["end"].metrics["steps"] == 0
     losses = {
         name: np.array([run.losses[reference].mean for reference in context.references])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_next_call_goes_on(alone: Path, tmp_pa
         if event.kind == "step" and event.run == "few-fives":
             raise KeyboardInterrupt
 
-    run_swarm([warm_spec(context, 0)], context, tmp_path, workers=1)
+    shutil.copytree(alone / "runs" / "warm", tmp_path / "runs" / "warm")
     with pytest.raises(KeyboardInterrupt):
         run_swarm([SPECS[1]], context, tmp_path, workers=1, on_event=interrupt)
     assert (tmp_path / "runs" / "few-fives" / "checkpoint.safetensors").is_file()
