@@ -34,7 +34,8 @@ from ideal_proxy.pipeline import plan as planning
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.pipeline.outer_loop import run_search
-from ideal_proxy.pipeline.plan import CPU_MICRO_BATCH, describe_plan, read_plan
+from ideal_proxy.pipeline.plan import read_plan
+from ideal_proxy.pipeline.plan_cost import CPU_MICRO_BATCH, describe_plan
 from ideal_proxy.proxy.cost import worker_bytes
 from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, provenance
 from ideal_proxy.swarm.context import load_result

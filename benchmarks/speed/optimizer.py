@@ -31,7 +31,8 @@ from optimizer_oracles import brute_force, cvxpy_optimum
 from ideal_proxy.domains import Domains
 from ideal_proxy.optimizer.constraints import Constraints, Problem
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses
-from ideal_proxy.optimizer.optimum import Optimum, optimize
+from ideal_proxy.optimizer.optimum import optimize
+from ideal_proxy.optimizer.result import Optimum
 
 RESULTS = Path(__file__).parent
 LAWS = 5

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ideal_proxy.config import parse_config
 from ideal_proxy.data.context import Context
 from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
-from ideal_proxy.pipeline.plan import PROXY_ROWS, Plan, describe_plan
+from ideal_proxy.pipeline.plan import PROXY_ROWS
+from ideal_proxy.pipeline.plan_cost import Plan, describe_plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.proxy import RATES
 from ideal_proxy.proxy.cost import Products, count_products

@@ -11,6 +11,6 @@ from .near_optimal import leeway as leeway
 from .near_optimal import nearest_base as nearest_base
 from .objective import Objective as Objective
 from .objective import ResponseSurface as ResponseSurface
-from .optimum import Optimum as Optimum
 from .optimum import optimize as optimize
+from .result import Optimum as Optimum
 from .rounding import round_volumes as round_volumes

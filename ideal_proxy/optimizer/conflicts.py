@@ -23,11 +23,7 @@ FEASIBLE = 1e-7
 
 
 class InfeasibleError(UserError):
-    """No mixture satisfies the constraints.
-
-    Attributes:
-        conflict: the names of an irreducible set: without any one of them the others can be satisfied.
-    """
+    """No mixture satisfies the constraints."""
 
     def __init__(self, message: str, conflict: Sequence[str]) -> None:
         super().__init__(message)
@@ -36,19 +32,12 @@ class InfeasibleError(UserError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NonlinearAtom:
-    """One nonlinear constraint `function(v) <= 0` under the name that the user knows.
+    """One nonlinear constraint `function(v) <= 0` under the name that the user knows."""
 
-    Attributes:
-        kind: of limit.
-        label: what the user sees.
-        function: value and gradient (D,).
-        convex: whether it is certified convex.
-    """
-
-    kind: Limit
-    label: str
-    function: ScalarFunction
-    convex: bool
+    kind: Limit  # of limit
+    label: str  # what the user sees
+    function: ScalarFunction  # value and gradient (D,)
+    convex: bool  # whether it is certified convex
 
 
 def box(atoms: Sequence[Atom], size: int) -> tuple[FloatArray, FloatArray]:

@@ -64,25 +64,16 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Atom:
-    """One linear constraint, `lower <= weights · v <= upper`, under the name that the user knows.
+    """One linear constraint, `lower <= weights · v <= upper`, under the name that the user knows."""
 
-    Attributes:
-        kind: of limit.
-        label: what the user sees.
-        weights: (D,).
-        lower: -inf where there is none.
-        upper: inf where there is none.
-        index: the domain, where the constraint is a bound on one volume and `weights` is its unit vector.
-        unit: for the message that says by how much it is missed.
-    """
-
-    kind: Limit
-    label: str
-    weights: FloatArray
-    lower: float
-    upper: float
+    kind: Limit  # of limit
+    label: str  # what the user sees
+    weights: FloatArray  # (D,)
+    lower: float  # -inf where there is none
+    upper: float  # inf where there is none
+    # the domain, where the constraint is a bound on one volume and `weights` is its unit vector
     index: int | None = None
-    unit: str = "rows"
+    unit: str = "rows"  # for the message that says by how much it is missed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

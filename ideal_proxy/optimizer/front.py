@@ -16,7 +16,8 @@ from ideal_proxy.errors import UsageError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom
 from ideal_proxy.optimizer.constraints import Constraints, Limit
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses, ResponseSurface, weighted_function
-from ideal_proxy.optimizer.optimum import Optimum, at_most, prepare, run
+from ideal_proxy.optimizer.optimum import at_most, prepare, run
+from ideal_proxy.optimizer.result import Optimum
 
 _SAME = 1e-7
 _TIE = 1e-6

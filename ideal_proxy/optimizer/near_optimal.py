@@ -12,8 +12,9 @@ import numpy as np
 from ideal_proxy.domains import FloatArray
 from ideal_proxy.optimizer.constraints import Constraints, ScalarFunction, VectorFunction
 from ideal_proxy.optimizer.objective import Objective, ResponseSurface, kl_from_base
-from ideal_proxy.optimizer.optimum import Optimum, optimize, prepare
+from ideal_proxy.optimizer.optimum import optimize, prepare
 from ideal_proxy.optimizer.program import KKT_TOLERANCE, Program, solve
+from ideal_proxy.optimizer.result import Optimum
 
 NEAR = 1e-6
 """Nats from base below which a mixture is base."""
@@ -31,21 +32,13 @@ FREE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Leeway:
-    """How far single volumes may move, the others moving with them as is best, before the objective tells.
+    """How far single volumes may move, the others moving with them as is best, before the objective tells."""
 
-    Attributes:
-        lower: (D,) smallest volumes.
-        upper: (D,) largest volumes.
-        slack: what the objective may lose by it.
-        open: domains whose volume does not matter within the limits.
-        unsettled: domains that the proposal moves although their volume at base is as good.
-    """
-
-    lower: FloatArray
-    upper: FloatArray
-    slack: float
-    open: tuple[str, ...]
-    unsettled: tuple[str, ...]
+    lower: FloatArray  # (D,) smallest volumes
+    upper: FloatArray  # (D,) largest volumes
+    slack: float  # what the objective may lose by it
+    open: tuple[str, ...]  # domains whose volume does not matter within the limits
+    unsettled: tuple[str, ...]  # domains that the proposal moves although their volume at base is as good
 
 
 def nearest_base(model: ResponseSurface, objective: Objective, constraints: Constraints, best: Optimum) -> Optimum:

@@ -32,29 +32,17 @@ _RESTARTS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A program over volumes (module docstring).
+    """A program over volumes (module docstring)."""
 
-    Attributes:
-        scale: typical size of each volume (D,), positive; residuals are measured in v / scale.
-        lower: (D,), finite.
-        upper: (D,), finite.
-        rows: linear constraints (M, D).
-        row_lower: (M,), -inf where there is none.
-        row_upper: (M,), inf where there is none.
-        smooth: value and gradient (D,), or None for zero.
-        pieces: values (K,) and gradients (K, D), or None for no maximum.
-        inequalities: values (C,) and gradients (C, D), or None for none.
-    """
-
-    scale: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    rows: FloatArray
-    row_lower: FloatArray
-    row_upper: FloatArray
-    smooth: ScalarFunction | None = None
-    pieces: VectorFunction | None = None
-    inequalities: VectorFunction | None = None
+    scale: FloatArray  # typical size of each volume (D,), positive; residuals are measured in v / scale
+    lower: FloatArray  # (D,), finite
+    upper: FloatArray  # (D,), finite
+    rows: FloatArray  # linear constraints (M, D)
+    row_lower: FloatArray  # (M,), -inf where there is none
+    row_upper: FloatArray  # (M,), inf where there is none
+    smooth: ScalarFunction | None = None  # value and gradient (D,), or None for zero
+    pieces: VectorFunction | None = None  # values (K,) and gradients (K, D), or None for no maximum
+    inequalities: VectorFunction | None = None  # values (C,) and gradients (C, D), or None for none
 
     def evaluate(self, volumes: FloatArray) -> Evaluation:
         """Evaluate every function once, in scaled volumes x = v / scale."""
@@ -74,23 +62,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Values and gradients of a program at one point, gradients with respect to v / scale.
+    """Values and gradients of a program at one point, gradients with respect to v / scale."""
 
-    Attributes:
-        f: smooth part.
-        df: (D,).
-        r: pieces (K,).
-        dr: (K, D).
-        g: inequalities (C,).
-        dg: (C, D).
-    """
-
-    f: float
-    df: FloatArray
-    r: FloatArray
-    dr: FloatArray
-    g: FloatArray
-    dg: FloatArray
+    f: float  # smooth part
+    df: FloatArray  # (D,)
+    r: FloatArray  # pieces (K,)
+    dr: FloatArray  # (K, D)
+    g: FloatArray  # inequalities (C,)
+    dg: FloatArray  # (C, D)
 
     @property
     def objective(self) -> float:
@@ -100,40 +79,24 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Certificate:
-    """How far a point is from optimal, from its derivatives alone.
+    """How far a point is from optimal, from its derivatives alone."""
 
-    Attributes:
-        residual: largest of stationarity, complementarity and violation, in objective units per unit of v / scale.
-        violation: largest violation: of bounds and rows in v / scale, of inequalities in their own unit.
-        gap: for a convex program, objective minus this is a lower bound on the optimum (weak duality).
-        reduced: gradient of the Lagrangian without the bounds' multipliers (D,), per v / scale.
-        row_multipliers: (M,), positive where the upper side pushes.
-        piece_multipliers: (K,), not negative, sum one.
-        inequality_multipliers: (C,), not negative.
-    """
-
-    residual: float
-    violation: float
-    gap: float
-    reduced: FloatArray
-    row_multipliers: FloatArray
-    piece_multipliers: FloatArray
-    inequality_multipliers: FloatArray
+    residual: float  # largest of stationarity, complementarity and violation, in objective units per unit of v / scale
+    violation: float  # largest violation: of bounds and rows in v / scale, of inequalities in their own unit
+    gap: float  # for a convex program, objective minus this is a lower bound on the optimum (weak duality)
+    reduced: FloatArray  # gradient of the Lagrangian without the bounds' multipliers (D,), per v / scale
+    row_multipliers: FloatArray  # (M,), positive where the upper side pushes
+    piece_multipliers: FloatArray  # (K,), not negative, sum one
+    inequality_multipliers: FloatArray  # (C,), not negative
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """A local solution.
+    """A local solution."""
 
-    Attributes:
-        volumes: (D,).
-        objective: the value there.
-        certificate: its proof.
-    """
-
-    volumes: FloatArray
-    objective: float
-    certificate: Certificate
+    volumes: FloatArray  # (D,)
+    objective: float  # the value there
+    certificate: Certificate  # its proof
 
 
 def certify(program: Program, volumes: FloatArray) -> Certificate:

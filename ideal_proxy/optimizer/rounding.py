@@ -19,24 +19,10 @@ _ROUNDING = 1e-6
 
 
 def round_volumes(volumes: FloatArray, constraints: Constraints, step: int = 1) -> IntArray:
-    """Round an optimum to whole rows that satisfy the linear constraints.
-
-    A total in rows is kept exactly. A total in tokens is never exceeded, and is missed by less than one row's tokens
-    where some domain still has room. Bounds and caps hold. Groups hold where whole rows allow it, else to within one
-    row. What a row more or less does to `must_not_drop` and KL is below the fit's resolution and not checked again.
-
-    Args:
-        volumes: (D,) rows that satisfy the constraints.
-        constraints: what must hold.
-        step: multiples of so many rows; a total is then missed by less than a step, and a volume that has no multiple
-            between its bounds stays as it is.
-
-    Returns:
-        Rows (D,).
-
-    Raises:
-        ValueError: the volumes are shares.
-    """
+    """Round an optimum to whole rows that satisfy the linear constraints."""
+    # A total in rows is kept exactly. A total in tokens is never exceeded, and is missed by less than one row's tokens
+    # where some domain still has room. Bounds and caps hold. Groups hold where whole rows allow it, else to within one
+    # row. What a row more or less does to `must_not_drop` and KL is below the fit's resolution and not checked again.
     if constraints.domains.unit == "share":
         raise ValueError("shares have no rows to round to; multiply them with a number of rows first")
     v = np.asarray(volumes, dtype=np.float64)

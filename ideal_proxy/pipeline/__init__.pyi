@@ -14,7 +14,7 @@ from .mend import mend as mend
 from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search
 from .override import override as override
-from .plan import proxies_of as proxies_of
+from .plan_cost import proxies_of as proxies_of
 from .price import names_of_sources as names_of_sources
 from .price import price_by_gradients as price_by_gradients
 from .price import price_by_runs as price_by_runs

@@ -20,7 +20,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.hooks import Tracker
 from ideal_proxy.pipeline.context import cluster, make_context, reference
 from ideal_proxy.pipeline.live import Watcher
-from ideal_proxy.pipeline.plan import Plan, gradient_method
+from ideal_proxy.pipeline.plan_cost import Plan, gradient_method
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.reuse import Reuse
 from ideal_proxy.pipeline.row_record import Heritage

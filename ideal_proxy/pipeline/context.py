@@ -10,7 +10,7 @@ from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.machine import micro_batch_tokens
-from ideal_proxy.pipeline.plan import Plan
+from ideal_proxy.pipeline.plan_cost import Plan
 from ideal_proxy.pipeline.prepare import Prepared, reserved_rows
 from ideal_proxy.pipeline.row_record import RECORD, Heritage, record_of, save_record
 from ideal_proxy.proxy import TrainSettings

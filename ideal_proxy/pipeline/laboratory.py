@@ -23,7 +23,7 @@ from ideal_proxy.pipeline.context import reference
 from ideal_proxy.pipeline.design import make_design, make_later_design, spread_mixtures
 from ideal_proxy.pipeline.evidence import Evidence, refuse_poor_metrics, told_kinds, with_imitated
 from ideal_proxy.pipeline.next_runs import fit_known, least_known, with_reused
-from ideal_proxy.pipeline.plan import SWEEP_MIXTURES
+from ideal_proxy.pipeline.plan_cost import SWEEP_MIXTURES
 from ideal_proxy.pipeline.reuse import ReusedRuns
 from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage

@@ -10,7 +10,7 @@ import numpy as np
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan import Plan, proxies_of, scaled_rate, settings_of
+from ideal_proxy.pipeline.plan_cost import Plan, proxies_of, scaled_rate, settings_of
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.reuse import ReusedRuns

@@ -21,7 +21,7 @@ from ideal_proxy.pipeline.frozen import replayed
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.mixture_of_search import domain_volumes, mixture_of
-from ideal_proxy.pipeline.plan import Plan, proxies_of
+from ideal_proxy.pipeline.plan_cost import Plan, proxies_of
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import Proposal, gradient_note, leeway_of
 from ideal_proxy.pipeline.reuse import Reuse

@@ -30,7 +30,8 @@ from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.ladder import climb
 from ideal_proxy.pipeline.live import BEST
 from ideal_proxy.pipeline.outcome import write_outcome
-from ideal_proxy.pipeline.plan import Plan, check_gradients, describe_plan, make_plan
+from ideal_proxy.pipeline.plan import check_gradients, make_plan
+from ideal_proxy.pipeline.plan_cost import Plan, describe_plan
 from ideal_proxy.pipeline.prepare import Prepared, prepare
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
 from ideal_proxy.pipeline.rate import choose_rate

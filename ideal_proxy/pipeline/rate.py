@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan import MOST_EXTENSIONS
+from ideal_proxy.pipeline.plan_cost import MOST_EXTENSIONS
 from ideal_proxy.store import atomic_write_json, read_json
 from ideal_proxy.terminal import Reporter
 

@@ -18,7 +18,8 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.changes import Change, compare_domains, data_changed, move_runs
 from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inherited_from, proxies_told, take_over
-from ideal_proxy.pipeline.plan import Wanted, scaled_rate
+from ideal_proxy.pipeline.plan import Wanted
+from ideal_proxy.pipeline.plan_cost import scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, EvidenceKind

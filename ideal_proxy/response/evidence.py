@@ -30,6 +30,7 @@ from sklearn.base import clone
 
 from ideal_proxy.response.bends import SHIFT, Bends
 from ideal_proxy.response.choice import LEAST_RUNS
+from ideal_proxy.response.kinds import EvidenceKind
 from ideal_proxy.response.law import Array
 from ideal_proxy.response.model import ResponseModel
 
@@ -47,67 +48,18 @@ WIDER = 1.4
 """Level and slope take up a part of a kind's own error before it is measured (set on surfaces of two families)."""
 
 
-@dataclass(frozen=True, slots=True)
-class EvidenceKind:
-    """What is believed of a kind before runs are seen.
-
-    Attributes:
-        factor: s.
-        spread: of s.
-        same_level: whether its losses are the target's own, not only their changes.
-        most: what all its runs together count at most, in runs of the target; above 0 for a kind that must prove itself
-            by runs of the target at its own mixtures and seeds.
-        error: which share of the changes that it shows are its own alone.
-    """
-
-    factor: float
-    spread: float
-    same_level: bool
-    most: float = 0.0
-    error: float = 0.0
-
-    def __str__(self) -> str:
-        """Say what is expected of s."""
-        return f"{self.factor:g} ± {self.spread:g}"
-
-
-CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
-# What 0.84M proxies of sft5 predicted came out 0.69 and 0.72 as large at 10.4M: s is about 1.4. Of RegMix's 13 losses
-# at 1M and 60M, 256 mixtures each, s is 0.70 to 1.37, the median 0.87 (`benchmarks/target/ladder.md`).
-SMALLER_SIZE = EvidenceKind(1.2, 0.4, same_level=False, error=0.25)
-LARGER_SIZE = EvidenceKind(0.85, 0.3, same_level=False, error=0.25)
-OTHER_SIZE = EvidenceKind(1.0, 0.35, same_level=False, error=0.25)
-"""Where nothing says which of the two is the larger one: another rank of LoRA, another share of the rows."""
-
-
-def imitated(anchors: int) -> EvidenceKind:
-    """Describe mixtures imitated by interpolation: they share their anchors' noise, so they count as those at most."""
-    return EvidenceKind(1.0, 0.1, same_level=False, most=float(anchors))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """What a kind turned out to be worth.
+    """What a kind turned out to be worth."""
 
-    Attributes:
-        factor: s.
-        spread: what is left of not knowing it.
-        weight: of one of its runs beside one of the target's, 0 to 1.
-        learned: whether runs of both kinds said so; else it is the prior.
-        runs: of the kind.
-        explained: share of the target's changes that the kind foretells, by capability; NaN where not learned.
-        error: share of the changes it shows that is its own alone.
-        same_level: as the kind's.
-    """
-
-    factor: float
-    spread: float
-    weight: float
-    learned: bool
-    runs: int
-    explained: tuple[float, ...]
-    error: float = 0.0
-    same_level: bool = True
+    factor: float  # s
+    spread: float  # what is left of not knowing it
+    weight: float  # of one of its runs beside one of the target's, 0 to 1
+    learned: bool  # whether runs of both kinds said so; else it is the prior
+    runs: int  # of the kind
+    explained: tuple[float, ...]  # share of the target's changes that the kind foretells, by capability
+    error: float = 0.0  # share of the changes it shows that is its own alone
+    same_level: bool = True  # as the kind's
 
     def sentence(self, name: str, target: str, capabilities: Sequence[str]) -> str:
         """Say it."""
@@ -136,20 +88,7 @@ def fit_kinds(
     before: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Trust]:
-    """Fit a model to runs of several kinds: "" is the target's own.
-
-    Args:
-        model: not fitted yet; it is fitted in place.
-        V: (N, D) volumes.
-        L: (N, J) losses above 0, NaN where a run has none.
-        kind_of: (N,) the kind of each run.
-        kinds: what is believed of each kind but "".
-        before: (J,) losses before any row, of the kinds whose level is another than the target's.
-        **options: of `ResponseModel.fit`; arrays of N are cut to the runs that a fit sees.
-
-    Returns:
-        dict: what each kind turned out to be worth.
-    """
+    """Fit a model to runs of several kinds: "" is the target's own."""
     place = np.array(kind_of, dtype=object)
     own = place == ""
     found = {}

@@ -19,7 +19,8 @@ from ideal_proxy.optimizer.conflicts import InfeasibleError
 from ideal_proxy.optimizer.constraints import Constraints, Problem, explored_region
 from ideal_proxy.optimizer.front import pareto
 from ideal_proxy.optimizer.objective import Objective, RelativeLosses, kl_excess, kl_from_base
-from ideal_proxy.optimizer.optimum import Message, optimize
+from ideal_proxy.optimizer.optimum import optimize
+from ideal_proxy.optimizer.result import Message
 from ideal_proxy.optimizer.rounding import round_volumes
 from ideal_proxy.response.model import ResponseModel
 

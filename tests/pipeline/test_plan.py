@@ -17,7 +17,8 @@ from ideal_proxy.pipeline import machine
 from ideal_proxy.pipeline import plan as planning
 from ideal_proxy.pipeline.encoding import scratch_products
 from ideal_proxy.pipeline.machine import Measured
-from ideal_proxy.pipeline.plan import describe_plan, largest_fraction, make_plan, read_plan
+from ideal_proxy.pipeline.plan import largest_fraction, make_plan, read_plan
+from ideal_proxy.pipeline.plan_cost import describe_plan
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.proposal import check_constraints, make_constraints, make_problem
 from ideal_proxy.proxy.cost import Elsewhere, Products

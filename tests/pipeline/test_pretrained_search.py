@@ -23,7 +23,8 @@ from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.outer_loop import run_search
-from ideal_proxy.pipeline.plan import FULL_RATES, LORA_RATES, gradient_method, sweep_rates, workers_that_fit
+from ideal_proxy.pipeline.plan import workers_that_fit
+from ideal_proxy.pipeline.plan_cost import FULL_RATES, LORA_RATES, gradient_method, sweep_rates
 from ideal_proxy.pipeline.prepare import prepare
 from ideal_proxy.proxy import model as models
 from ideal_proxy.proxy import training

@@ -16,7 +16,7 @@ from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError
 from ideal_proxy.gradients.records import ResponseMatrix
 from ideal_proxy.pipeline.override import override
-from ideal_proxy.pipeline.plan import gradient_method
+from ideal_proxy.pipeline.plan_cost import gradient_method
 
 CAPABILITIES = ("strings", "formats")
 SEARCH = ["search", "mix.yaml", "--gradients", "implicit", "--out"]

@@ -91,7 +91,7 @@ def test_memory_follows_weights_and_micro_batch():
 
 
 def test_the_micro_batch_of_the_estimate_is_the_one_in_use():
-    from ideal_proxy.pipeline.plan import CPU_MICRO_BATCH
+    from ideal_proxy.pipeline.plan_cost import CPU_MICRO_BATCH
 
     assert MICRO_BATCH_TOKENS["cpu"] == CPU_MICRO_BATCH
 

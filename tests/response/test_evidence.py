@@ -6,15 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ideal_proxy.response.evidence import (
-    CHANGED_DATA,
-    LARGER_SIZE,
-    OTHER_SIZE,
-    SMALLER_SIZE,
-    fit_kinds,
-    imitated,
-    told_trusts,
-)
+from ideal_proxy.response.evidence import fit_kinds, told_trusts
+from ideal_proxy.response.kinds import CHANGED_DATA, LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, imitated
 from ideal_proxy.response.model import ResponseModel
 
 BASE = np.array([400.0, 250.0, 300.0, 200.0])

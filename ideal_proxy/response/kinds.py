@@ -1,0 +1,40 @@
+"""What is believed of a kind of evidence before its runs are seen: other data, other sizes, imitations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceKind:
+    """What is believed of a kind before runs are seen."""
+
+    factor: float  # s
+    spread: float  # of s
+    same_level: bool  # whether its losses are the target's own, not only their changes
+    most: float = 0.0  # what all its runs together count at most, in runs of the target
+    error: float = 0.0  # which share of the changes that it shows are its own alone
+
+    def __str__(self) -> str:
+        """Say what is expected of s."""
+        return f"{self.factor:g} ± {self.spread:g}"
+
+
+CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
+
+
+# What 0.84M proxies of sft5 predicted came out 0.69 and 0.72 as large at 10.4M: s is about 1.4. Of RegMix's 13 losses
+# at 1M and 60M, 256 mixtures each, s is 0.70 to 1.37, the median 0.87 (`benchmarks/target/ladder.md`).
+SMALLER_SIZE = EvidenceKind(1.2, 0.4, same_level=False, error=0.25)
+
+
+LARGER_SIZE = EvidenceKind(0.85, 0.3, same_level=False, error=0.25)
+
+
+# Where nothing says which of the two is the larger one: another rank of LoRA, another share of the rows.
+OTHER_SIZE = EvidenceKind(1.0, 0.35, same_level=False, error=0.25)
+
+
+def imitated(anchors: int) -> EvidenceKind:
+    """Describe mixtures imitated by interpolation: they share their anchors' noise, so they count as those at most."""
+    return EvidenceKind(1.0, 0.1, same_level=False, most=float(anchors))
