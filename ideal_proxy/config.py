@@ -64,7 +64,7 @@ class SearchConfig(Section):
     max_bad: int | None = Field(
         default=None, ge=0, description="most of them in a source; default: the larger of 10 rows and 1 %"
     )
-    rounds: int = Field(default=3, ge=1, le=10)
+    rounds: int = Field(default=6, ge=1, le=10)
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
         default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
     )

@@ -4,8 +4,8 @@
 
 A search without training: a surface (`benchmarks/surfaces.py`), runs laid out as a search does, fit, optimum, and its
 prediction against base; further rounds as a search takes them, each of n + 1 runs for n domains. At most one round (24
-runs; 39 where domains are poisoned) and at most three (the first of 3(n + 1) runs: what a user gets). Noise of a
-run: 0.6 % and 3 %. A row a search is appended to `campaign.jsonl`; what stands there is not done again.
+runs; 39 where domains are poisoned) and at most six (the first of 3(n + 1) runs: what a user gets). Noise of a run:
+0.6 % and 3 %. A row a search is appended to `campaign.jsonl`; what stands there is not done again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 NOISES = (0.006, 0.03)
 PAIRS = 3
-ROUNDS = (1, 3)
+ROUNDS = (1, 6)
 FIRST = 24  # runs of a search of one round
 
 
@@ -41,11 +41,11 @@ def look_for(surface: Any, observe: Callable[..., np.ndarray], seed: int, rounds
     from ideal_proxy.optimizer import Objective, explored_region, nearest_base, optimize
     from ideal_proxy.pipeline.design import make_later_design
     from ideal_proxy.pipeline.rounds import look_ahead, why_again
-    from ideal_proxy.response import Yardstick
+    from ideal_proxy.response import Yardstick, compare
     from ideal_proxy.response.model import ResponseModel
 
     base, limits, objective = surface.base, surface.constraints(), Objective()
-    first = 3 * (surface.domains + 1)
+    first, promised = 3 * (surface.domains + 1), [-np.inf]
     v, seeds = surface.design(first if rounds > 1 or surface.family == "poisoned" else FIRST, 4 if rounds > 1 else 1)
     losses = observe(v, seeds)
     for number in range(1, rounds + 1):
@@ -55,7 +55,8 @@ def look_for(surface: Any, observe: Callable[..., np.ndarray], seed: int, rounds
         if number == rounds:
             break
         outlook = look_ahead(model, objective, constraints, Yardstick.of_losses(surface.capabilities), best.volumes)
-        if why_again(best, outlook) is None:
+        promised.append(compare(model, best.volumes, base, pairs=PAIRS, chosen=True).gain.value)
+        if why_again(best, outlook, promised[-1] - promised[-2]) is None:
             break
         new, fresh = make_later_design(
             best.volumes, base, outlook.points, seeds=[2 * number, 2 * number + 1], count=surface.domains + 1,

@@ -314,7 +314,8 @@ def _rounds(
         reporter.fact(BEST, f"{gain.value:+.1%} [{gain.lower:+.1%}, {gain.upper:+.1%}] predicted, round {number + 1}")
         objective, proposed = make_objective(config, proposal.yardstick), proposal.rows.astype(float)
         outlook = look_ahead(proposal.model, objective, proposal.constraints, proposal.yardstick, proposed)
-        again = why_again(proposal.optimum, outlook)
+        before = proposals[-2].predicted.gain.value if number else -np.inf
+        again = why_again(proposal.optimum, outlook, gain.value - before)
         if number + 1 == plan.rounds:
             if again is not None:
                 reporter.note(f"all {count_text(plan.rounds, 'round')} used, though {again}; --rounds allows more")

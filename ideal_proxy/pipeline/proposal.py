@@ -34,7 +34,7 @@ from ideal_proxy.optimizer import (
 from ideal_proxy.pipeline.evidence import Evidence
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.verdict import Known
-from ideal_proxy.response import Prediction, ResponseModel, Yardstick, combine, compare
+from ideal_proxy.response import Prediction, ResponseModel, Yardstick, combine, compare, spread_of_mean
 
 Array = NDArray[np.float64]
 
@@ -294,7 +294,7 @@ def _noise_of_check(
     unit = stick.divisor(model.value_and_gradient(constraints.domains.base)[0])
     run_J = np.asarray(model.residual_scale_, dtype=float) / np.abs(unit)
     share_J = objective.weight_vector(constraints.problem)
-    return float(np.sqrt(((share_J * run_J) ** 2).sum() * 2.0 / pairs))
+    return spread_of_mean(share_J * run_J * np.sqrt(2.0 / pairs), model.correlation_)
 
 
 def leeway_of(config: SearchConfig, proposal: Proposal, pairs: int) -> Leeway:

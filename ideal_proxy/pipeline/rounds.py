@@ -61,9 +61,9 @@ def look_ahead(
     return Outlook(float(lost.mean()), chosen[order[lost[order] > 0]])
 
 
-def why_again(optimum: Optimum, outlook: Outlook) -> str | None:
-    """Say why another round is worth it, None where it is not."""
-    if Limit.TRUST_REGION in optimum.binding:
+def why_again(optimum: Optimum, outlook: Outlook, gained: float = np.inf) -> str | None:
+    """Say why another round is worth it, None where it is not; `gained`: what the last one added to the promise."""
+    if Limit.TRUST_REGION in optimum.binding and gained >= LEAST:
         return ON_EDGE
     if outlook.hoped >= LEAST:
         return f"knowing the response better may gain {outlook.hoped:.1%} more"

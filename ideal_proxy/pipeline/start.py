@@ -195,7 +195,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         "  # lora_rank: 16     # left out, every weight is trained",
         "  # context: 1024     # tokens of a row; left out, what 95 % of the rows of each source need",
         "",
-        "rounds: 3",
+        "rounds: 6             # at most; each is run only while it promises more than it costs",
         "seed: 0",
         "",
     ]

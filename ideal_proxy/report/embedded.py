@@ -17,7 +17,6 @@ from scipy.stats import norm
 from ideal_proxy.report.curves import Array
 from ideal_proxy.response import (
     LEVEL,
-    NOISES,
     ON_LAW,
     SHIFT,
     Combination,
@@ -25,6 +24,7 @@ from ideal_proxy.response import (
     Yardstick,
     combine,
     directions,
+    worst_noise,
 )
 
 DRAW_BYTES = 500_000
@@ -45,7 +45,7 @@ def comparison(
 ) -> dict[str, Any]:
     """Give everything that `compare` of any mixture with base is computed from."""
     J = len(model.theta_)
-    stick = yardstick or Yardstick.of_losses(J)
+    stick, together_JJ = yardstick or Yardstick.of_losses(J), model.correlation_
     return {
         "model": _surface(model),
         "base": base.tolist(),
@@ -54,7 +54,8 @@ def comparison(
         "z": float(norm.ppf(0.5 + LEVEL / 2)),
         "run": (np.asarray(model.residual_scale_, dtype=float) * np.sqrt(2 / pairs)).tolist(),
         "weights": None if kind == "worst" else combine(np.eye(J), kind, weights).tolist(),
-        "noise": doubles(np.random.default_rng(0).standard_normal((NOISES, J))) if kind == "worst" else None,
+        "together": together_JJ.tolist(),
+        "noise": doubles(worst_noise(together_JJ)) if kind == "worst" else None,
     }
 
 

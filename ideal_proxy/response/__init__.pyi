@@ -19,12 +19,13 @@ from .law import Volumes as Volumes
 from .law import evaluate as evaluate
 from .model import ResponseModel as ResponseModel
 from .prediction import LEVEL as LEVEL
-from .prediction import NOISES as NOISES
 from .prediction import Bound as Bound
 from .prediction import Combination as Combination
 from .prediction import Prediction as Prediction
 from .prediction import combine as combine
 from .prediction import compare as compare
+from .prediction import spread_of_mean as spread_of_mean
+from .prediction import worst_noise as worst_noise
 from .relative import Array as Array
 from .relative import Kind as Kind
 from .relative import Yardstick as Yardstick

@@ -120,6 +120,7 @@ def dump(model: Any) -> dict[str, Any]:
         "diagnostics": [_plain(asdict(d)) for d in model.diagnostics_],
         "sign_": _plain(model.sign_),
         "bends_": bends.to_json(model.bends_),
+        "correlation_": _plain(model.correlation_),
         **state,
     }
 
@@ -142,6 +143,7 @@ def load(model: Any, document: dict[str, Any]) -> None:
     J = len(model.theta_)
     model.kinds_ = (model.kind,) * J if isinstance(model.kind, str) else tuple(model.kind)
     model.sign_ = np.broadcast_to(np.array(document["sign_"], dtype=float), (J,)).copy()
+    model.correlation_ = np.array(document.get("correlation_", np.eye(J)), dtype=float)  # an earlier version has none
     if document["named"]:
         model.feature_names_in_ = np.array(document["domain_names_"], dtype=object)
     v = document["volumes"]

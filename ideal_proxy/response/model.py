@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
@@ -167,6 +168,7 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         self._choose(data, fit, law, fold_R)
         self._draw(data, fit, rng)
         self.at_base_ = self._seen_at_base(data, fit)
+        self.correlation_ = self._missed_together(data, fit)
         self.diagnostics_ = diagnose(self, data, fit)
         if retired:
             self.n_features_in_ -= retired
@@ -305,6 +307,17 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         seen_J = (here_JR * (data.y_JR - fit.seed_effect_JS[:, data.seed_R])).sum(axis=1) / here_JR.sum(axis=1)
         runs = int((here_JR > 0).sum(axis=1).min())
         return {"runs": runs, "values": (self.sign_ * (self.location_ + self.scale_ * seen_J)).tolist()}
+
+    def _missed_together(self, data: LawData, fit: LawFit) -> Array:
+        """Correlation over runs of what the fit leaves, (J, J), shrunk by Ledoit and Wolf."""
+        x, y, law = forms.seen(data, fit)
+        left_JR = np.where(data.weight_JR > 0, y - self._blend(law, x), 0.0)
+        size_J = np.sqrt((left_JR**2).mean(axis=1))
+        if left_JR.shape[1] < choice.LEAST_RUNS or len(size_J) == 1 or not (size_J > 0).all():
+            return np.eye(len(size_J))
+        shrunk_JJ = ledoit_wolf((left_JR / size_J[:, None]).T, assume_centered=True)[0]
+        own_J = np.sqrt(np.diag(shrunk_JJ))
+        return np.asarray(shrunk_JJ / np.outer(own_J, own_J))
 
     def _set_convexity(self) -> None:
         self.is_convex_ = (self.weights_[:, LAW] == 1.0) & ~self.harm_

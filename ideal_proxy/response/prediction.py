@@ -1,10 +1,11 @@
 """The one place that compares two mixtures: what a fitted response predicts of one against another, with intervals.
 
 One rule for every interval: the posterior draws of the ratio, and beside them the noise of the runs that would show it,
-for the mean over some pairs of runs that share a seed. The gain of
-a mixture that was chosen by the prediction is less than predicted: it is multiplied by what runs left out showed of
-predicted changes, put right by what base's own runs show, and shrunk to none by how well it is known
-(`benchmarks/verdict/campaign.py`). Ratios of single capabilities are the fit's own.
+for the mean over some pairs of runs that share a seed. A run that is good at one thing is often good at others: what
+capabilities miss together (`correlation_`) counts in the objective. The gain of a mixture that was chosen by the
+prediction is less than predicted: it is multiplied by what runs left out showed of predicted changes, put right by what
+base's own runs show, and shrunk to none by how well it is known (`benchmarks/verdict/campaign.py`). Ratios of single
+capabilities are the fit's own.
 
 Legend: D domains, J capabilities, S posterior draws.
 """
@@ -87,16 +88,18 @@ def compare(
     ratio_J = stick.relative(here_J, there_J)
     draws_SJ = stick.relative(*(surface.draws_value_and_gradient(v)[0] for v in (mixture, other)))
     run_J = np.asarray(surface.residual_scale_, dtype=float) / np.abs(stick.divisor(there_J)) * np.sqrt(2 / pairs)
+    together_JJ = np.asarray(getattr(surface, "correlation_", np.eye(len(here_J))))
     if np.array_equal(mixture, other):  # a run and itself share all noise
         run_J = np.zeros_like(run_J)
     z = float(norm.ppf(0.5 + level / 2))
     half_J = z * np.hypot(draws_SJ.std(axis=0), run_J)
     if kind == "worst":
-        noise_KJ = np.random.default_rng(0).standard_normal((NOISES, len(ratio_J))) * run_J
+        noise_KJ = worst_noise(together_JJ) * run_J
         noise, known = 0.0, float(combine(draws_SJ[:, None, :] + noise_KJ, kind).std())
     else:
         share_J = _share(len(ratio_J), kind, weights)
-        noise, known = float(np.sqrt(((share_J * run_J) ** 2).sum())), float((draws_SJ @ share_J).std())
+        noise = spread_of_mean(share_J * run_J, together_JJ)
+        known = float((draws_SJ @ share_J).std()) * _inflation(share_J * draws_SJ.std(axis=0), together_JJ)
     gain = 1 - float(combine(ratio_J, kind, weights))
     if chosen and gain > 0:
         at_base, missed, doubt = getattr(surface, "at_base_", None), 0.0, 0.0
@@ -111,6 +114,25 @@ def compare(
         gain=Bound(gain, gain - half, gain + half),
         other=there_J,
     )
+
+
+def spread_of_mean(spread_J: Array, together_JJ: Array) -> float:
+    """Standard deviation of a sum whose terms have these, and this correlation."""
+    return float(np.sqrt(np.maximum(spread_J @ together_JJ @ spread_J, 0.0)))
+
+
+def worst_noise(together_JJ: Array) -> Array:
+    """Noise of runs of unit deviation with this correlation, (NOISES, J)."""
+    values, vectors = np.linalg.eigh(together_JJ)
+    root_JJ = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    drawn_KJ: Array = np.random.default_rng(0).standard_normal((NOISES, len(together_JJ)))
+    return np.asarray(drawn_KJ @ root_JJ)
+
+
+def _inflation(spread_J: Array, together_JJ: Array) -> float:
+    """How much farther a sum spreads than by draws that take every capability alone: they answer to the same runs."""
+    alone = float(np.sqrt((spread_J**2).sum()))
+    return spread_of_mean(spread_J, together_JJ) / alone if alone > 0 else 1.0
 
 
 def _shrunk(gain: float, known: float) -> float:

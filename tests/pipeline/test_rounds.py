@@ -77,6 +77,8 @@ def test_a_round_that_promises_nothing_is_not_run() -> None:
     assert why_again(optimum(), little) is None
     edge = why_again(optimum(Limit.TRUST_REGION), little)
     assert edge == "the proposal sits on the edge of what the swarm explored"
+    assert why_again(optimum(Limit.TRUST_REGION), little, gained=2 * LEAST) == edge
+    assert why_again(optimum(Limit.TRUST_REGION), little, gained=0.5 * LEAST) is None, "the last round brought nothing"
 
 
 def result(opening: int, seeds: int, rows: list[int], rounds: int, looks: list[int]) -> dict[str, Any]:

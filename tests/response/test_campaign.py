@@ -22,9 +22,9 @@ def test_what_is_promised_is_there(family: str, monkeypatch: pytest.MonkeyPatch)
     campaign = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(campaign)
     for noise in campaign.NOISES:
-        found = [campaign.search(family, noise, seed, 3) for seed in range(20)]
+        found = [campaign.search(family, noise, seed, 6) for seed in range(20)]
         for seed, row in enumerate(found):  # what the campaign would append; -s shows it
-            named = {"family": family, "noise": noise, "seed": seed, "rounds": 3, **row}
+            named = {"family": family, "noise": noise, "seed": seed, "rounds": 6, **row}
             sys.stdout.write(json.dumps(named, default=float) + "\n")
         missed = np.array([f["predicted"] - f["true"] for f in found])
         assert abs(missed.mean()) < 0.1 + 2.6 * missed.std() / len(missed) ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.prediction import combine, compare
 from ideal_proxy.response.relative import Yardstick
 
@@ -47,6 +49,31 @@ def test_values_by_hand_and_a_mixture_is_never_better_than_itself():
     assert found.other.tolist() == [2.0, 1.0, 4.0]
     same = compare(surface(noise=(1, 1, 1)), OTHER, OTHER, pairs=3)
     assert (same.gain.value, same.gain.lower, same.gain.upper) == (0, 0, 0)
+
+
+def test_what_runs_miss_together_widens_the_mean_and_no_single_capability():
+    alone, together = surface((0.1, 0.1, 0.1), (0.2, 0.1, 0.4)), surface((0.1, 0.1, 0.1), (0.2, 0.1, 0.4))
+    together.correlation_ = np.ones((3, 3))  # type: ignore[attr-defined]
+    a, b = (compare(s, MIXTURE, OTHER, pairs=3) for s in (alone, together))
+    assert [x.lower for x in a.ratios] == [x.lower for x in b.ratios]
+    run, draws = np.array([0.1, 0.1, 0.1]) * np.sqrt(2 / 3), RATIO * 0.1
+    assert b.gain.upper - b.gain.value == pytest.approx(Z * np.hypot(run.sum(), draws.sum()) / 3, rel=0.02)
+    assert a.gain.upper - a.gain.value == pytest.approx(Z * np.sqrt((run**2).sum() + (draws**2).sum()) / 3, rel=0.02)
+    both = [compare(s, MIXTURE, OTHER, pairs=3, kind="worst").gain for s in (alone, together)]
+    assert both[0].value == both[1].value
+
+
+def test_a_fit_measures_what_runs_miss_together_and_keeps_it():
+    rng = np.random.default_rng(3)
+    volumes = 100.0 * np.exp(rng.uniform(-1, 1, (40, 3)))
+    law = 2.0 + 1.5 / (1 + np.sqrt(volumes / 100) @ (0.3 + np.eye(3)).T)
+    for share in (0.0, 0.9):
+        noise = np.sqrt(1 - share) * rng.standard_normal((40, 3)) + np.sqrt(share) * rng.standard_normal((40, 1))
+        model = ResponseModel(base=np.full(3, 100.0), process="never").fit(volumes, law * np.exp(0.01 * noise))
+        off = model.correlation_[np.triu_indices(3, 1)]
+        assert np.abs(off - share).max() < 0.25
+        again = ResponseModel.from_json(json.dumps(model.to_json()))
+        assert np.array_equal(again.correlation_, model.correlation_)
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 12])

@@ -138,6 +138,12 @@ function ratiosOf(data, volumes) {
   return predict(data.model, volumes, false).point.map((value, j) => relative(data, j, value, data.there.point[j]));
 }
 
+/* Standard deviation of a sum whose terms have these, and the correlation of what runs leave. */
+function spreadOfMean(data, spreads) {
+  return Math.sqrt(Math.max(0, spreads.reduce((sum, a, i) =>
+    sum + a * spreads.reduce((inner, b, j) => inner + data.together[i][j] * b, 0), 0)));
+}
+
 /* Ratios of the capabilities and the objective's gain, each as [value, lower, upper]. */
 function compare(data, volumes) {
   const here = predict(data.model, volumes, true), J = here.point.length, S = data.model.draws;
@@ -150,7 +156,9 @@ function compare(data, volumes) {
   let known, noise = 0;
   if (data.weights) {
     known = spread([...Array(S).keys()].map(s => objective(data, draws.map(values => values[s]))));
-    noise = Math.sqrt(run.reduce((sum, sd, j) => sum + (data.weights[j] * sd) ** 2, 0));
+    const drawn = draws.map((values, j) => data.weights[j] * spread(values)), alone = Math.hypot(...drawn);
+    if (alone > 0) known *= spreadOfMean(data, drawn) / alone;
+    noise = spreadOfMean(data, run.map((sd, j) => data.weights[j] * sd));
   } else {
     const worst = [];
     for (let s = 0; s < S; s++) for (let k = 0; k < data.noise.length; k += J) {
