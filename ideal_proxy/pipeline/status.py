@@ -40,11 +40,18 @@ def read_status(run: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError):  # nothing rests on it; a search that goes on writes it anew
         record = read_json(run / STATUS)
     again = f"{program()} search {run / 'config.yaml'} --out {run}"
+    holder = lock_holder(run)
     if (run / "result.json").exists():
-        return _status(run, "finished", record, runs, f"{program()} show {run}")
-    if (holder := lock_holder(run)) is not None:
-        return _status(run, "running", record, runs, f"{program()} status {run}", holder=holder)
-    return _status(run, "stopped" if record or runs else "planned", record, runs, again)
+        state, then, holder = "finished", f"{program()} show {run}", None
+    elif holder is not None:
+        state, then = "running", f"{program()} status {run}"
+    else:
+        state, then = "stopped" if record or runs else "planned", again
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        found = _status(run, state, record, runs, then, holder)
+        status_text(found, run)  # a record that holds anything else than a search wrote is none
+        return found
+    return _status(run, state, {}, runs, then, holder)
 
 
 def finished_runs(run: Path) -> list[dict[str, Any]]:

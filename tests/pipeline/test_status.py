@@ -138,6 +138,25 @@ def test_gradients_and_a_ladder_count_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {}, {"stage": "swarm"}, {"began": 1, "updated": [], "spent_before": 0}, {"working": []},
+        {"began": 1, "updated": 2, "spent_before": 0, "working": {"x": {}}},
+        {"began": 1e308, "updated": -1e308, "spent_before": 1e308, "plan": [{"runs": 1}]},
+        {"began": 1, "updated": 2, "spent_before": 0, "failed": {"a": 3}},
+    ],
+)  # fmt: skip
+def test_a_record_of_anything_is_none(record, tmp_path):
+    """Found by fuzzing."""
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    (tmp_path / "runs").mkdir()
+    atomic_write_json(tmp_path / "status.json", record)
+    found = read_status(tmp_path)
+    assert (found["holder"], found["complete"], found["working"], found["failed"]) == (None, {}, [], [])
+    assert "Go on: " in status_text(found, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("written", "shown", "stage"),
     [
         ("round 2: check", "round 2: check", (Stage.CHECK, 2)),
