@@ -1,4 +1,4 @@
-"""Run directories: atomic writes, a marker written last, one lock, provenance.
+"""Run directories: atomic writes, a marker written last, one lock.
 
 A run directory is the only state of a search. Everything in it is either complete (its marker stands) or can be
 thrown away, so a killed search starts again from it and ends with the same numbers.
@@ -9,28 +9,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
-import functools
 import io
 import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import xxhash
 from filelock import FileLock, Timeout
 
-from ideal_proxy import __version__
 from ideal_proxy.errors import UsageError, UserError
 
 MARKER = "complete"
@@ -51,7 +45,6 @@ NO_ARRAYS = (
 )  # fmt: skip
 """What numpy and zipfile raise of a damaged .npz file."""
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
-PACKAGES = ("ideal-proxy", "torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn", "accelerate")
 
 
 @contextlib.contextmanager
@@ -381,55 +374,3 @@ def lock_holder(folder: str | Path) -> str | None:
     finally:
         if taken is not None:
             taken.release()
-
-
-def provenance() -> dict[str, Any]:
-    """Say what produced a result: versions, source revision, machine, command, time."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(Path(part).name if n == 0 else part for n, part in enumerate(sys.argv)),
-        "versions": dict(_versions()),
-        "git": _git_revision(),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-        },
-    }
-
-
-@functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    """Return the versions that this process runs with, by package."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    versions.setdefault("ideal-proxy", __version__)
-    return tuple(versions.items())
-
-
-@functools.cache
-def _git_revision() -> str | None:
-    """Return the checkout's revision, with `-dirty` where it has changes, or None outside one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
-@functools.cache
-def _processor() -> str:
-    """Return the processor's name as the machine tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -24,6 +24,7 @@ GROUND = [
     "metric_section",
     "sections",
     "config",
+    "provenance",
     "store",
     "terminal",
     "hooks",

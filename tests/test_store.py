@@ -15,6 +15,7 @@ import pytest
 
 from ideal_proxy import store
 from ideal_proxy.errors import UserError
+from ideal_proxy.provenance import provenance
 
 
 def test_json_round_trip_and_refusal_of_nan(tmp_path):
@@ -140,6 +141,6 @@ def test_looking_does_not_disturb_and_two_looks_do_not_meet(tmp_path):
 
 
 def test_provenance_names_versions_and_machine():
-    value = store.provenance()
+    value = provenance()
     assert {"torch", "numpy", "ideal-proxy", "python"} <= set(value["versions"])
     assert value["machine"]["cores"] >= 1

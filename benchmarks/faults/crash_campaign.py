@@ -284,7 +284,8 @@ def undisturbed(work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Go on until there are so many cases."""
-    from ideal_proxy.store import atomic_write_text, provenance
+    from ideal_proxy.provenance import provenance
+    from ideal_proxy.store import atomic_write_text
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/crash_campaign"))

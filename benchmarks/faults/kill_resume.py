@@ -20,7 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance
+from ideal_proxy.provenance import provenance
+from ideal_proxy.store import atomic_write_json, atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent

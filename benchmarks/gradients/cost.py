@@ -25,9 +25,10 @@ import torch
 from problem import prepare
 
 from ideal_proxy.gradients.influence import InfluenceSettings, mixture_factors, responses
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.training import train
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.store import atomic_write_json
 
 
 def factor_bytes(factors: Any) -> int:

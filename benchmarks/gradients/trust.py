@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ideal_proxy.provenance import provenance
 from ideal_proxy.response.gradient_rows import Responses
 from ideal_proxy.response.law import DELTA
 from ideal_proxy.response.model import ResponseModel
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.store import atomic_write_json
 
 Array = NDArray[np.float64]
 DOMAINS, CAPABILITIES, NOISE, SCALE = 6, 3, 0.005, 7.0

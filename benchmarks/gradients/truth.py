@@ -28,7 +28,8 @@ from scipy.stats import pearsonr, spearmanr
 from ideal_proxy.gradients.finite import finite_responses
 from ideal_proxy.gradients.influence import InfluenceSettings
 from ideal_proxy.gradients.records import ResponseMatrix
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.provenance import provenance
+from ideal_proxy.store import atomic_write_json
 
 Array = NDArray[np.float64]
 METHODS = ["first-order", "product ekfac", "implicit kfac 0.01"]

@@ -28,9 +28,10 @@ from truth import judge, mean_of, random_mixtures, reliability
 
 from ideal_proxy.gradients.influence import InfluenceSettings
 from ideal_proxy.mixture.draws import apportion
+from ideal_proxy.provenance import provenance
 from ideal_proxy.response.gradient_rows import Responses
 from ideal_proxy.response.model import ResponseModel
-from ideal_proxy.store import atomic_write_json, is_complete, provenance
+from ideal_proxy.store import atomic_write_json, is_complete
 
 Array = NDArray[np.float64]
 

@@ -33,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ideal_proxy.pipeline.design import make_design
 from ideal_proxy.pipeline.sequential import planned_looks
 from ideal_proxy.pipeline.verdict import IMPROVES, PairedLosses, judge
+from ideal_proxy.provenance import provenance
 from ideal_proxy.response.model import ResponseModel
-from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance
+from ideal_proxy.store import atomic_write_json, atomic_write_text
 
 RESULTS = Path(__file__).parent
 DOMAINS = CAPABILITIES = 5

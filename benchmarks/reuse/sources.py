@@ -67,7 +67,8 @@ def without(base: np.ndarray, lengths: np.ndarray, source: int) -> np.ndarray:
 def train(place: Path, fraction: float, runs: int) -> None:
     from ideal_proxy.config import parse_config
     from ideal_proxy.pipeline.outer_loop import open_laboratory
-    from ideal_proxy.store import atomic_write_json, provenance
+    from ideal_proxy.provenance import provenance
+    from ideal_proxy.store import atomic_write_json
     from ideal_proxy.terminal import Reporter
 
     config = parse_config(run_file(place.resolve() / "data", fraction))

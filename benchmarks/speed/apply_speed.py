@@ -197,7 +197,7 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    from ideal_proxy.store import provenance
+    from ideal_proxy.provenance import provenance
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_000_000], help="rows that apply writes")

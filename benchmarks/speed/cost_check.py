@@ -36,8 +36,9 @@ from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.plan import read_plan
 from ideal_proxy.pipeline.plan_cost import CPU_MICRO_BATCH, describe_plan
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy.cost import worker_bytes
-from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, provenance
+from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete
 from ideal_proxy.swarm.context import load_result
 from ideal_proxy.swarm.scheduler import SwarmOutcome
 from ideal_proxy.swarm.worker import Worker

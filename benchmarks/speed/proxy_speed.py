@@ -36,11 +36,12 @@ from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokenizing import tokenize_rows
 from ideal_proxy.data.tokens import IGNORED, TokenRows
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import model as models
 from ideal_proxy.proxy import training
 from ideal_proxy.proxy.attention import row_layout
 from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, collate_across, micro_batches, proxy_shape
-from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance, read_json
+from ideal_proxy.store import atomic_write_json, atomic_write_text, read_json
 
 SFT5 = Path(__file__).resolve().parents[3] / "shared" / "data" / "sft5"
 DOMAINS = ("mathematics", "coding", "reasoning", "instruction", "trust")

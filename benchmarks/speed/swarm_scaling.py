@@ -28,8 +28,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy.records import TrainSettings
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.store import atomic_write_json
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, prepare_context
 from ideal_proxy.swarm.scheduler import Swarm, SwarmEvent
 

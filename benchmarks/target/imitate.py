@@ -25,9 +25,10 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.pipeline.evidence import IMITATIONS
 from ideal_proxy.pipeline.outer_loop import open_laboratory
 from ideal_proxy.pipeline.proposal import fit_response
+from ideal_proxy.provenance import provenance
 from ideal_proxy.response import told_trusts
 from ideal_proxy.sections import ProxyConfig
-from ideal_proxy.store import atomic_write_json, atomic_write_text, provenance
+from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Reporter
 
 HERE = Path(__file__).parent

@@ -18,9 +18,10 @@ from imitate import rank
 from scipy.optimize import nnls
 
 from ideal_proxy.config import load_config
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import blend_weights, evaluate, load_weights
 from ideal_proxy.response import ResponseModel
-from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, provenance, read_json
+from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, read_json
 from ideal_proxy.swarm import MODEL, WARM_RUN, build_model, load_context, load_result
 
 HERE = Path(__file__).parent

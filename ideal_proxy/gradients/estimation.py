@@ -54,8 +54,9 @@ from ideal_proxy.mixture import (
     search_verify_split,
     with_shares,
 )
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import peak_memory
-from ideal_proxy.store import atomic_write_json, provenance
+from ideal_proxy.store import atomic_write_json
 from ideal_proxy.terminal import Reporter
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
-from ideal_proxy.store import atomic_write_json, move, provenance, read_json
+from ideal_proxy.provenance import provenance
+from ideal_proxy.store import atomic_write_json, move, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "ideal-proxy/rows/1"

@@ -11,15 +11,9 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
 from ideal_proxy.pipeline.rate import is_json
+from ideal_proxy.provenance import provenance
 from ideal_proxy.sections import CostConfig
-from ideal_proxy.store import (
-    atomic_write_json,
-    atomic_write_text,
-    is_complete,
-    marked_as,
-    provenance,
-    strangers,
-)
+from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, marked_as, strangers
 
 
 def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:

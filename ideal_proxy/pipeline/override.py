@@ -9,9 +9,7 @@ from typing import Any
 from ideal_proxy.config import SearchConfig, parse_config
 from ideal_proxy.errors import UsageError
 from ideal_proxy.proxy import budget_hours
-from ideal_proxy.store import (
-    run_folder,
-)
+from ideal_proxy.store import run_folder
 
 
 def override(

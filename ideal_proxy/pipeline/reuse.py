@@ -39,41 +39,25 @@ POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the o
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReusedRuns:
-    """Earlier runs as evidence of a new search.
+    """Earlier runs as evidence of a new search."""
 
-    Attributes:
-        ids: R ids, which no run of the new search has.
-        origin: the run directory of each, (R,).
-        volumes: full-size rows of the new domains, (R, D).
-        retired: K names.
-        retired_volumes: (R, K) rows of domains that are no more.
-        retired_available: (K,) rows that they had.
-        losses: (R, J) nats on the new search rows; NaN where a run was not judged on them.
-        seeds: (R,).
-        labels: (R,) equal for runs of one mixture.
-        weights: (R,) files; "" where there is none.
-        tokens: (R,) trained on, by the search that made them.
-        seconds: (R,) that took.
-        kind_of: (R,) their origin where the data changed since or their proxies have another size, else "".
-        sizes: of the kinds that are proxies of another size, the losses before any SFT row, (J,) nats.
-        kinds: what is believed of those.
-    """
-
-    ids: tuple[str, ...]
-    origin: tuple[str, ...]
-    volumes: Array
-    retired: tuple[str, ...]
-    retired_volumes: Array
-    retired_available: Array
-    losses: Array
-    seeds: NDArray[np.int64]
-    labels: tuple[str, ...]
-    weights: tuple[str, ...]
-    tokens: NDArray[np.int64]
-    seconds: Array
+    ids: tuple[str, ...]  # R ids, which no run of the new search has
+    origin: tuple[str, ...]  # the run directory of each, (R,)
+    volumes: Array  # full-size rows of the new domains, (R, D)
+    retired: tuple[str, ...]  # K names
+    retired_volumes: Array  # (R, K) rows of domains that are no more
+    retired_available: Array  # (K,) rows that they had
+    losses: Array  # (R, J) nats on the new search rows; NaN where a run was not judged on them
+    seeds: NDArray[np.int64]  # (R,)
+    labels: tuple[str, ...]  # (R,) equal for runs of one mixture
+    weights: tuple[str, ...]  # (R,) files; "" where there is none
+    tokens: NDArray[np.int64]  # (R,) trained on, by the search that made them
+    seconds: Array  # (R,) that took
+    # (R,) their origin where the data changed since or their proxies have another size, else ""
     kind_of: tuple[str, ...]
+    # of the kinds that are proxies of another size, the losses before any SFT row, (J,) nats
     sizes: Mapping[str, Array] = field(default_factory=dict)
-    kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)
+    kinds: Mapping[str, EvidenceKind] = field(default_factory=dict)  # what is believed of those
 
     def to_judge(self) -> list[int]:
         """Number the runs that were not judged on all of the new reference rows, and whose weights are there."""
@@ -130,33 +114,19 @@ class ReusedRuns:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reuse:
-    """What a search makes of earlier ones.
+    """What a search makes of earlier ones."""
 
-    Attributes:
-        inherited: what it takes over.
-        packages: the earlier searches.
-        runs: their runs as evidence.
-        changes: of the domains, against the first of them.
-        kept: for each package the share of the rows that its runs drew that belongs to a new domain.
-        known: for each capability how many runs were judged on its rows before.
-        judged: runs to judge by their weights.
-        needed: new runs of the first round.
-        fresh: proxies of the first round of a search without reuse.
-        notes: what else to know.
-        warms: whether scratch proxies of this size need a warm start of their own.
-    """
-
-    inherited: Inherited
-    packages: tuple[Package, ...]
-    runs: ReusedRuns
-    changes: tuple[Change, ...]
-    kept: tuple[float, ...]
-    known: tuple[int, ...]
-    judged: int
-    needed: int
-    fresh: int
-    notes: tuple[str, ...] = ()
-    warms: bool = False
+    inherited: Inherited  # what it takes over
+    packages: tuple[Package, ...]  # the earlier searches
+    runs: ReusedRuns  # their runs as evidence
+    changes: tuple[Change, ...]  # of the domains, against the first of them
+    kept: tuple[float, ...]  # for each package the share of the rows that its runs drew that belongs to a new domain
+    known: tuple[int, ...]  # for each capability how many runs were judged on its rows before
+    judged: int  # runs to judge by their weights
+    needed: int  # new runs of the first round
+    fresh: int  # proxies of the first round of a search without reuse
+    notes: tuple[str, ...] = ()  # what else to know
+    warms: bool = False  # whether scratch proxies of this size need a warm start of their own
 
     @property
     def wanted(self) -> Wanted:

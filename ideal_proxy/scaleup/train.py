@@ -19,6 +19,7 @@ from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import IMPROVES, MixtureFile
+from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import TrainSettings, pick_device
 from ideal_proxy.scaleup.evidence import keep_as_evidence
 from ideal_proxy.scaleup.guard import guard, skipped
@@ -37,7 +38,7 @@ from ideal_proxy.scaleup.source import (
     tokenize_mixture,
 )
 from ideal_proxy.scaleup.transfer import usable_law
-from ideal_proxy.store import atomic_write_json, lock, provenance, read_either, strangers
+from ideal_proxy.store import atomic_write_json, lock, read_either, strangers
 from ideal_proxy.terminal import Reporter
 
 SEED_STEP = 100_003  # between the seeds of repeated runs; far from the swarm's, which count up from the search's

@@ -29,8 +29,9 @@ from ideal_proxy.optimizer import (
     pareto,
     round_volumes,
 )
+from ideal_proxy.provenance import provenance
 from ideal_proxy.response import ResponseModel
-from ideal_proxy.store import provenance, read_json
+from ideal_proxy.store import read_json
 from ideal_proxy.tables.columns import without_prefix
 from ideal_proxy.tables.reading import read_available
 from ideal_proxy.tables.sheet import read_cells, to_numbers

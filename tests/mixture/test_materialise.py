@@ -256,7 +256,7 @@ sys.path.insert(0, sys.argv[1])
 from ideal_proxy.mixture import order, row_table
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture import DomainVolume, MixtureFile
-from ideal_proxy.store import provenance
+from ideal_proxy.provenance import provenance
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
