@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -42,6 +42,7 @@ def test_a_table_that_fits_is_as_it_always_was(monkeypatch: pytest.MonkeyPatch) 
     assert terminal.table("", ("name", "rows"), []) == "name  rows"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a machine full of other work
 @given(
     st.lists(st.lists(st.integers(0, 10**12), min_size=5, max_size=5), min_size=1, max_size=4),
     st.integers(30, 90),

@@ -236,7 +236,7 @@ def _refuse_missing(source: Pretrained) -> None:
             or (place.parent != Path() and place.parent.is_dir())
         ):
             raise UsageError(f"the model {source.name}: there is no such folder; give a folder or a hub id")
-    elif source.gguf is None and not (place / "config.json").exists():
+    elif source.gguf is None and not any((place / f).exists() for f in ("config.json", "tokenizer_config.json")):
         raise UsageError(
             f"the folder {source.name} holds no model (no config.json); give one that save_pretrained or hf download "
             "wrote, or a hub id"

@@ -31,6 +31,9 @@ from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, sett
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
 
+MOST_PANELS = 1_000
+"""Of more domains times capabilities each figure has the domains that a capability answers to most, and no others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -99,8 +102,9 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     keep = keep_weights(run)
     observed = (run.volumes(run.at_size()), run.values(run.at_size()))
     shown = shown_domains(run)
+    every = len(run.domains) * len(run.capabilities) <= MOST_PANELS
     for j, capability in enumerate(run.capabilities):
-        for name, domains, on_page in _panel_groups(run.domains, shown[capability]):
+        for name, domains, on_page in _panel_groups(run.domains, shown[capability])[: None if every else 1]:
             which = "every domain" if len(domains) == len(run.domains) else "the domains it answers to most"
             which = which if on_page else "further domains"
             figure = plots.figure_responses(

@@ -18,6 +18,7 @@ from ideal_proxy.limits import Limits
 from ideal_proxy.optimizer import Constraints, Limit, Objective, Problem, optimize
 from ideal_proxy.pipeline.rounds import DRAWS, LEARNED, LEAST, Outlook, look_ahead, next_opening, why_again
 from ideal_proxy.response import ResponseModel, Yardstick
+from ideal_proxy.store import read_json
 from tests.builders import config_of, run
 
 CENTRES = np.array([[90.0, 110.0], [120.0, 80.0], [100.0, 100.0], [100.0, 100.0]])
@@ -116,7 +117,7 @@ def test_a_finished_search_goes_on_when_more_is_asked_of_it(whole: Path, tmp_pat
     assert "the report of the earlier result was taken away" in more.stderr
     assert not (folder / "report.html").exists(), "it would stand beside another result"
     after = json.loads((folder / "result.json").read_text())
-    assert json.loads((folder / "result-1.json").read_text()) == before
+    assert read_json(folder / "result-1.json") == before
     assert load_config(folder / "config.yaml").rounds == 2
     if after["cost"]["rounds"] == 1:  # one was enough: the same answer, and nothing was looked at again
         assert "no further round" in more.stderr

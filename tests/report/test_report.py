@@ -363,3 +363,15 @@ def test_public_names_are_few_and_documented():
         assert getattr(ideal_proxy, name).__doc__
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         ideal_proxy.nothing_of_the_kind  # noqa: B018
+
+
+def test_of_very_many_panels_only_those_of_the_page_are_drawn(run, monkeypatch):
+    monkeypatch.setattr("ideal_proxy.report.numbers.PANELS", len(CAPABILITIES))  # one domain each on the page
+    names = {}
+    for most in (len(DOMAINS) * len(CAPABILITIES), 1):
+        monkeypatch.setattr(report, "MOST_PANELS", most)
+        names[most] = [name for name, *_ in report.figures(run, None) if name.startswith("response-")]
+    few = names[1]
+    assert len(few) == len(CAPABILITIES)
+    assert sum(name.endswith("-more-1") for name in names[6]) == len(CAPABILITIES)
+    assert set(few) < set(names[6])

@@ -59,7 +59,7 @@ def local(folder: Path, worker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_killed_worker_and_a_lost_node_cost_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-    report = cluster(tmp_path, "losses", COUNT, 600)
+    report = cluster(tmp_path, "losses", COUNT, 1500)
     check_losses(tmp_path, report, local(tmp_path, COUNT, monkeypatch), COUNT)
     # Every step was done once, but for those after the killed worker's last checkpoint and those that a lost node had
     # not sent home.
@@ -100,7 +100,7 @@ def same_losses(folder: Path, one: str, two: str) -> bool:
 @pytest.mark.slow
 def test_ctrl_c_and_a_killed_driver_leave_what_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-    report = cluster(tmp_path, "stops", COUNT, 600)
+    report = cluster(tmp_path, "stops", COUNT, 1500)
     assert report["checkpoint"]  # it came home from its node
     assert not report["left_by_stop"]  # and the nodes keep nothing
     assert report["orphan_ended"]
