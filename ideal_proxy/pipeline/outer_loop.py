@@ -29,6 +29,7 @@ from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.ladder import climb
 from ideal_proxy.pipeline.live import BEST
+from ideal_proxy.pipeline.opening import OPENING_SHARE, judge_pairs, verify_seeds
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import check_gradients, make_plan
 from ideal_proxy.pipeline.plan_cost import Plan, describe_plan
@@ -39,12 +40,10 @@ from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.reuse import Reuse, inherited_config, make_reuse, open_heritage
 from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.row_record import Heritage
-from ideal_proxy.pipeline.sequential import LEVEL
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
-from ideal_proxy.pipeline.verdict import IMPROVES, Known, PairedLosses, PairedScores, Verdict, judge, nothing_to_check
+from ideal_proxy.pipeline.verdict import IMPROVES, Verdict, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
-from ideal_proxy.response import Yardstick
 from ideal_proxy.store import (
     MARKER,
     MIXTURE,
@@ -60,8 +59,6 @@ from ideal_proxy.terminal import Reporter, count_text, program
 
 Array = NDArray[np.float64]
 
-VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
-OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 SHRINK = 0.5  # a later round explores this share of the first round's spread
 
 
@@ -387,34 +384,6 @@ def _check(
         reporter.fact(BEST, f"{verdict.gain.value:+.1%} after {look} pairs of fresh runs; not decided yet")
     assert verdict is not None
     return verdict
-
-
-def verify_seeds(opening: int, pairs: int) -> list[int]:
-    """Number the fresh seeds of a check's pairs."""
-    return [VERIFY_SEED + 100 * opening + k for k in range(pairs)]
-
-
-def judge_pairs(
-    config: SearchConfig,
-    plan: Plan,
-    pairs: Sequence[PairedLosses | PairedScores],
-    yardstick: Yardstick,
-    known: Known,
-    opening: int = 0,
-) -> Verdict:
-    """Apply the run file's objective and tolerances to paired runs."""
-    return judge(
-        pairs,
-        yardstick=yardstick,
-        kind=config.objective.kind,
-        weights=[capability.weight for capability in config.capabilities],
-        tolerances=[config.limits.protect.get(name) for name in config.capability_names],
-        must_not_drop=[capability.must_not_drop for capability in config.capabilities],
-        min_gain=config.objective.min_gain,
-        looks=plan.looks,
-        known=known,
-        level=1 - (1 - LEVEL) * OPENING_SHARE**opening,
-    )
 
 
 def _append(path: Path, text: str) -> None:

@@ -234,14 +234,11 @@ def _refuse_other_proxies(config: SearchConfig, place: str) -> None:
     pairs += [(key, getattr(before, key), getattr(config, key)) for key in ("loss", "batch")]
     for key, old, new in pairs:
         if old != new:
+            was, now = ("none" if value is None else str(value).strip() for value in (old, new))
             raise UserError(
-                f"--reuse {place}: its {key} is {_shown(old)} and this run file's {_shown(new)}, so the losses of its "
+                f"--reuse {place}: its {key} is {was} and this run file's {now}, so the losses of its "
                 f"runs cannot stand beside new ones; give {key} as there, or search without --reuse"
             )
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value).strip()
 
 
 def open_heritage(config: SearchConfig, folder: Path) -> tuple[Inherited, list[Package], Heritage] | None:
