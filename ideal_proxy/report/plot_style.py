@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
@@ -36,6 +37,8 @@ THEME = {
 FONT = 9.0
 LONGEST_NAME = 26
 PNG_DPI = 150
+PRINTED = {"pdf": (175.0, 8.0, 1.0), "column.pdf": (85.0, 7.0, 0.8)}  # millimetres, points of its type, share of height
+FEW_TEXTS = 24  # in a plot; more are a table of numbers
 OFTEN = 4
 
 
@@ -182,7 +185,9 @@ def caption(ax: Axes, *, x: str = "", y: str = "", title: str = "") -> None:
 
 def legend(target: Axes | Figure, handles: Sequence[Any] | None = None, **options: Any) -> None:
     """Add a legend in the house type."""
-    options = {"frameon": False, "fontsize": FONT - 0.5, "labelcolor": INK} | options
+    options = {
+        "frameon": False, "fontsize": FONT - 0.5, "labelcolor": INK, "columnspacing": 1.2, "handletextpad": 0.5,
+    } | options  # fmt: skip
     if handles is not None:
         options["handles"] = list(handles)
     target.legend(**options)
@@ -221,12 +226,33 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pdf_bytes(figure: Figure) -> bytes:
-    """Render a figure as PDF with text that stays text."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"pdf.fonttype": 42}):
-        _canvas(FigureCanvasPdf, figure).print_pdf(buffer, metadata={"CreationDate": None})
-    return buffer.getvalue()
+def _needs_width(figure: Figure) -> bool:
+    """Whether a column is too narrow: for several panels, a table of numbers or a long key beside the plot."""
+    first = figure.axes[0]
+    key = first.get_legend()
+    return bool(len(figure.axes) > 1 or first.images or len(first.texts) > FEW_TEXTS or (
+        key is not None and len(key.get_texts()) > 4
+    ))  # fmt: skip
+
+
+def pdf_files(figure: Figure) -> dict[str, bytes]:
+    """Lay a figure out anew for paper, and render it as PDF with text that stays text: by suffix, see PRINTED."""
+    written = [(text, text.get_fontsize()) for text in figure.findobj(Text)]
+    width, height = figure.get_size_inches()
+    files = {}
+    for suffix, (millimetres, points, share) in PRINTED.items():
+        if suffix != "pdf" and _needs_width(figure):
+            continue
+        for text, size in written:
+            text.set_fontsize(size * points / FONT)
+        figure.set_size_inches(min(millimetres / 25.4, width), share * height)
+        figure.set_layout_engine("constrained")
+        settle(figure)
+        buffer = io.BytesIO()
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            _canvas(FigureCanvasPdf, figure).print_pdf(buffer, metadata={"CreationDate": None})
+        files[suffix] = buffer.getvalue()
+    return files
 
 
 def inline_svg(text: str, name: str, title: str) -> str:

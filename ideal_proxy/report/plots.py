@@ -88,7 +88,7 @@ def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
     marks = [
         Line2D([], [], label="one pair", **ONE),
         Patch(color=NOISE, alpha=0.35, label="within noise"),
-        Line2D([], [], color=MUTED, linestyle=":", label=f"smallest gain that counts ({least:.1%})"),
+        Line2D([], [], color=MUTED, linestyle=":", label=f"least that counts ({least:.1%})"),
     ]
     legend(ax, marks, **ABOVE, ncols=3)
     return ax
@@ -129,13 +129,14 @@ def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") 
         at, limit = (np.array(part, dtype=float) for part in zip(*near, strict=True))
         ax.vlines(limit, at - 0.42, at + 0.42, color=INK, linewidth=1.3, label="rows available")
         longest = max(longest, limit.max())
+    away = 0.012 if what == "rows" else 0.04  # the other panels are narrow
     for place, entry, most in zip(places, entries, [*limits, *[0.0] * len(entries)], strict=False):
         change = "new" if entry["change"] is None else f"{entry['change']:+.0%}"
         more = f" ({change})" if what == "rows" else ""
         for shift, value, colour, note in ((0.2, entry[after], INK, more), (-0.18, entry[before], MUTED, "")):
             # a label that would stand on the tick of the rows there are stands behind it
             start = most if value <= most < value + 0.2 * longest else value
-            ax.text(start + 0.012 * longest, place + shift, _volume(value, what) + note, va="center",
+            ax.text(start + away * longest, place + shift, _volume(value, what) + note, va="center",
                     fontsize=FONT - 1, color=colour, bbox=CLEAR)  # fmt: skip
     ax.set_xlim(0, (1.2 if what == "rows" else 1.3) * longest)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if what == "share" else volume_text(v))

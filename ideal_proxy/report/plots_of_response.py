@@ -142,7 +142,7 @@ def figure_responses(
     key = response_key(
         proposal=proposal is not None, runs=runs is not None, repeats=model.volumes_.available is not None
     )
-    legend(figure, key, loc="outside lower center", ncols=3 if across < 4 else 5)
+    legend(figure, key, loc="outside lower center", ncols=3)
     return figure
 
 

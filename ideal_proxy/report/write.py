@@ -27,7 +27,7 @@ from ideal_proxy.report.numbers import (
     shown_domains,
 )
 from ideal_proxy.report.page import Picture, escape, page
-from ideal_proxy.report.plot_style import inline_svg, pdf_bytes, png_bytes, settle, svg_text
+from ideal_proxy.report.plot_style import inline_svg, pdf_files, png_bytes, settle, svg_text
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
 
@@ -59,7 +59,7 @@ def write_report(
         run: the search, or its run directory.
         out: folder to write to; default the run directory.
         progress: told the share that is done and what comes next.
-        pdf: write every figure as PDF too.
+        pdf: write every figure as PDF too, 175 mm wide, and plots of one panel as `NAME.column.pdf`, 85 mm wide.
 
     Returns:
         Report: the files.
@@ -89,7 +89,7 @@ def write_report(
 
 def _rendered(figure: Figure, svg: str, *, pdf: bool) -> dict[str, bytes]:
     files = {"svg": svg.encode(), "png": png_bytes(figure)}
-    return files | ({"pdf": pdf_bytes(figure)} if pdf else {})
+    return files | (pdf_files(figure) if pdf else {})
 
 
 def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, str, Figure, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -12,8 +13,8 @@ from markdown_it import MarkdownIt
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.report.card import comparison_tables, mixture_card
-from ideal_proxy.report.plot_style import pdf_bytes
-from ideal_proxy.report.plots import plot_volumes
+from ideal_proxy.report.plot_style import pdf_files
+from ideal_proxy.report.plots import figure_volumes, plot_volumes
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,13 @@ def test_the_commands(run, other, tmp_path, capsys):
 
 
 def test_figures_as_pdf_keep_their_text(run):
-    content = pdf_bytes(plot_volumes(run).figure)
-    assert content.startswith(b"%PDF-")
-    assert b"/Type /Font" in content
-    assert content == pdf_bytes(plot_volumes(run).figure)
+    files = pdf_files(plot_volumes(run).figure)
+    assert files == pdf_files(plot_volumes(run).figure)
+    for suffix, millimetres in (("pdf", 175), ("column.pdf", 85)):
+        content = files[suffix]
+        assert content.startswith(b"%PDF-")
+        assert b"/Type /Font" in content
+        box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", content)
+        assert box is not None
+        assert float(box[1]) == pytest.approx(millimetres / 25.4 * 72, abs=0.1)
+    assert list(pdf_files(figure_volumes(run))) == ["pdf"], "three panels do not fit into a column"
