@@ -82,7 +82,7 @@ def plot_verdict(run: SearchRun, ax: Axes | None = None) -> Axes:
     ax.plot(each, np.full(len(each), 0.28), **ONE)
     interval(ax, 0, _bound(gain), **OBSERVED)
     interval(ax, 1, _bound(predicted), **PREDICTED)
-    rows_of_names(ax, ["verified on fresh runs", "predicted"], 60)
+    rows_of_names(ax, ["verified", "predicted"], 60)
     percent_axis(ax)
     caption(ax, x="relative gain in the objective against base")
     marks = [
