@@ -155,7 +155,8 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
             f"{result['noise']['run']:.2%} of {_unit(result)}, of a seed: {result['noise']['seed']:.2%}."
         ),
         paragraph(
-            f"Optimum: {result['optimum']['scope']}; limits reached: {'; '.join(result['optimum']['active']) or 'none'}."
+            f"Optimum: {result['optimum']['scope']}; "
+            f"limits reached: {'; '.join(result['optimum']['active']) or 'none'}."
         ),
         *([paragraph(f"{result['gradients']['note']}.")] if result.get("gradients") else []),
         *([paragraph(f"{result['imitated']['text']}.")] if result.get("imitated") else []),

@@ -211,7 +211,7 @@ def what_if_tables(answer: WhatIf) -> str:
             "corrected for having been selected, and what it verifies is measured on other rows: small changes may "
             "differ in sign."
         ),
-        f"Tokens: {answer.tokens:,} ({answer.tokens / answer.base_tokens - 1:+.1%} against base).",
+        f"Tokens: {answer.tokens:,} ({signed(answer.tokens / answer.base_tokens - 1, '.1%')} against base).",
         *([paragraph("A score's change is its difference from base over its scale, worse is positive.")]
           if any(c.kind != "loss" for c in answer.capabilities) else []),
         *(paragraph(f"Caution: {text}.") for text in answer.cautions),
