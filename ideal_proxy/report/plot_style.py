@@ -237,7 +237,7 @@ def _needs_width(figure: Figure) -> bool:
 
 def pdf_files(figure: Figure) -> dict[str, bytes]:
     """Lay a figure out anew for paper, and render it as PDF with text that stays text: by suffix, see PRINTED."""
-    written = [(text, text.get_fontsize()) for text in figure.findobj(Text)]
+    written = [(text, float(text.get_fontsize())) for text in figure.findobj(Text)]
     width, height = figure.get_size_inches()
     files = {}
     for suffix, (millimetres, points, share) in PRINTED.items():
