@@ -109,6 +109,5 @@ def test_a_ladder_goes_on_from_an_earlier_one(finished, tmp_path):
     origins = found.runs[found.runs["role"] == "reused"]["from"].value_counts()
     assert (origins[earlier], origins["0.1M proxies"], origins[str(finished.folder)]) == (8, 4, 5 + 4)
     assert (found.runs["role"] == "design").sum() == 4
-    assert not set(found.runs.query("role == 'design'")["run"]) & set(finished.runs["run"]), "nothing is trained twice"
     assert found.result["ladder"]["lower"] == {"0.1M proxies": 4}
     assert len(found.result["reuse"]["trust"]) == len(found.result["ladder"]["trust"]) == 1
