@@ -157,7 +157,7 @@ def test_init_without_references_says_what_to_do(folder):
         (lambda d: (d / "data/math/train.jsonl").unlink(), "train.jsonl", 1),
         (lambda d: _edit(d, "base: 60", "base: 600"), "max_repeat", 1),
         (lambda d: _edit(d, "base: 60", "base: 60\n    min: 50\n    max: 10"), "min (50 rows) is above max", 1),
-        (lambda d: _edit(d, "rounds: 3", "round: 2"), "did you mean 'rounds'?", 2),
+        (lambda d: _edit(d, "rounds: 6", "round: 2"), "did you mean 'rounds'?", 2),
         (_tight_budget, "budget", 1),
         (lambda d: _edit(d, "groups: []", "groups: ['code <= 10%', 'math <= 20%']"), "code <= 10", 1),
         (lambda d: _edit(d, "groups: []", "groups: ['cod <= 10%']"), 'did you mean "code"?', 2),
