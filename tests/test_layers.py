@@ -162,6 +162,13 @@ def test_no_public_name_is_listed_in_vain():
     assert not unused - {("cli", "app")}
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_name_of_a_door_is_that_of_a_file_behind_it(room):
+    files_here = {path.stem for path in (PACKAGE / room).glob("*.py")}
+    files_shown = {"report": {"plots"}, "cli": {"app"}}.get(room, set())
+    assert door(room) & files_here <= files_shown, "who imports the file gets it for the name"
+
+
 def test_notebooks_come_in_by_the_doors():
     taken = notebook_imports()
     assert taken

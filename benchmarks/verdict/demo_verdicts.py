@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from ideal_proxy.data.demo import demo_config
 from ideal_proxy.pipeline.outer_loop import run_search
-from ideal_proxy.pipeline.override import override
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.provenance import provenance
 from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Reporter

@@ -10,10 +10,10 @@ from .findings import folded as folded
 from .finished import SearchRun as SearchRun
 from .finished import load_run as load_run
 from .finished import search as search
-from .mend import mend as mend
+from .mending import mend as mend
 from .outer_loop import plan_search as plan_search
 from .outer_loop import run_search as run_search
-from .override import override as override
+from .overrides import override as override
 from .plan_cost import proxies_of as proxies_of
 from .price import names_of_sources as names_of_sources
 from .price import price_by_gradients as price_by_gradients

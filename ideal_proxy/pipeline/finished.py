@@ -258,7 +258,7 @@ def search(
     from ideal_proxy.config import parse_config
     from ideal_proxy.data import demo_config
     from ideal_proxy.pipeline.outer_loop import run_search
-    from ideal_proxy.pipeline.override import override
+    from ideal_proxy.pipeline.overrides import override
     from ideal_proxy.terminal import Reporter as Speaker
 
     if config is None:

@@ -14,7 +14,7 @@ from ideal_proxy.config import SearchConfig, parse_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.machine import free_bytes
 from ideal_proxy.pipeline.outer_loop import plan_search
-from ideal_proxy.pipeline.override import override
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.pipeline.plan_cost import FILL
 from ideal_proxy.sections import SIZES
 from ideal_proxy.terminal import Reporter, duration, paragraph, sentence, table

@@ -13,7 +13,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline import check as check_module
 from ideal_proxy.pipeline.check import RowSample, check_sources, health_tables, survey
 from ideal_proxy.pipeline.findings import Finding, finding_lines, folded, leak_text, tell
-from ideal_proxy.pipeline.mend import mend
+from ideal_proxy.pipeline.mending import mend
 from ideal_proxy.pipeline.prepare import prepare
 from ideal_proxy.terminal import Reporter
 

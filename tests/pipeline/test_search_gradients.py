@@ -15,7 +15,7 @@ from builders import SMALL, run, without_times, write_small_search
 from ideal_proxy.config import parse_config
 from ideal_proxy.errors import UsageError
 from ideal_proxy.gradients.records import ResponseMatrix
-from ideal_proxy.pipeline.override import override
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.pipeline.plan_cost import gradient_method
 
 CAPABILITIES = ("strings", "formats")

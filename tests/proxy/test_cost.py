@@ -14,7 +14,7 @@ import torch
 from builders import config_of
 
 from ideal_proxy.errors import UsageError
-from ideal_proxy.pipeline.override import override
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.proxy.cost import Products, budget_hours, cost_of, count_products, worker_bytes
 from ideal_proxy.proxy.model import MICRO_BATCH_TOKENS, build_proxy, proxy_shape
 from ideal_proxy.sections import CostConfig

@@ -19,7 +19,7 @@ from builders import ROOT, TESTS, make_context, spec, write_rows
 from ideal_proxy.config import parse_config
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.pipeline.override import override
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.proxy.metric import MetricSpec, export_model, measure, parse_score
 from ideal_proxy.proxy.model import build_proxy
 from ideal_proxy.proxy.process import ProgramStopped
