@@ -11,8 +11,6 @@ from ideal_proxy.batching import Section
 
 # Settings of a metric that is a task of lm-eval, and of one that is a score of our own.
 HARNESS = ("lm_eval", "shots", "limit", "tasks", "value", "cluster", "higher_is_better")
-
-
 BUILT_IN = (
     "score", "limit", "cluster", "marks", "where", "extract", "check", "samples", "temperature", "max_new_tokens",
 )  # fmt: skip

@@ -11,8 +11,6 @@ from ideal_proxy.pipeline.verdict import Known, PairedLosses, PairedScores, Verd
 from ideal_proxy.response import Yardstick
 
 VERIFY_SEED = 10_000  # fresh seeds start here; the swarm's are below
-
-
 OPENING_SHARE = 0.5  # of the level: each further opening of the verify rows has half of the one before
 
 

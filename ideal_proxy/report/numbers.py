@@ -32,17 +32,9 @@ from ideal_proxy.report.text import SAYS, ladder_text, reuse_text, two_answers, 
 from ideal_proxy.response import compare, directions
 
 PANELS = 100  # response curves on the page; the others are in figures/
-
-
 MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
-
-
 PANEL_MARKS = 60  # what a panel weighs besides its runs
-
-
 PARETO_POINTS = 9
-
-
 DIGITS = 7
 
 

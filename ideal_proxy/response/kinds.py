@@ -26,8 +26,6 @@ CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
 # What 0.84M proxies of sft5 predicted came out 0.69 and 0.72 as large at 10.4M: s is about 1.4. Of RegMix's 13 losses
 # at 1M and 60M, 256 mixtures each, s is 0.70 to 1.37, the median 0.87 (`benchmarks/target/ladder.md`).
 SMALLER_SIZE = EvidenceKind(1.2, 0.4, same_level=False, error=0.25)
-
-
 LARGER_SIZE = EvidenceKind(0.85, 0.3, same_level=False, error=0.25)
 
 

@@ -131,7 +131,7 @@ def worst_noise(together_JJ: Array) -> Array:
 
 def _inflation(spread_J: Array, together_JJ: Array) -> float:
     """How much farther a sum spreads than by draws that take every capability alone: they answer to the same runs."""
-    alone = float(np.sqrt((spread_J**2).sum()))
+    alone = float(np.linalg.norm(spread_J))
     return spread_of_mean(spread_J, together_JJ) / alone if alone > 0 else 1.0
 
 

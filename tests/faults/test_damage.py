@@ -142,13 +142,17 @@ def test_killed_between_the_first_two_files_of_a_run(tmp_path: Path) -> None:
         half.unlink()
 
 
-def test_apply_killed_while_it_wrote_the_manifest(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "a.jsonl", ({"instruction": f"i {n}", "output": f"o {n}"} for n in range(9)))
+def mixture_of_nine_rows(folder: Path) -> MixtureFile:
+    rows = write_rows(folder / "a.jsonl", ({"instruction": f"i {n}", "output": f"o {n}"} for n in range(9)))
     marks = source_fingerprint(row_keys(list(read_rows(rows))))
     domain = DomainVolume(
         name="a", source=rows, fingerprint=marks, available=9, rows=14, base_rows=9, tokens=140, repeat=14 / 9
     )
-    mixture, out = MixtureFile(domains=[domain]), tmp_path / "out"
+    return MixtureFile(domains=[domain])
+
+
+def test_apply_killed_while_it_wrote_the_manifest(tmp_path: Path) -> None:
+    mixture, out = mixture_of_nine_rows(tmp_path), tmp_path / "out"
     sound = apply_mixture(mixture, out).sha256
     content = (out / "manifest.json").read_bytes()
     (out / "manifest.json").unlink()
@@ -160,12 +164,7 @@ def test_apply_killed_while_it_wrote_the_manifest(tmp_path: Path) -> None:
 
 
 def test_rows_that_were_written_are_read_again_before_they_are_taken_as_there(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "a.jsonl", ({"instruction": f"i {n}", "output": f"o {n}"} for n in range(9)))
-    marks = source_fingerprint(row_keys(list(read_rows(rows))))
-    domain = DomainVolume(
-        name="a", source=rows, fingerprint=marks, available=9, rows=14, base_rows=9, tokens=140, repeat=14 / 9
-    )
-    mixture, out = MixtureFile(domains=[domain]), tmp_path / "out"
+    mixture, out = mixture_of_nine_rows(tmp_path), tmp_path / "out"
     apply_mixture(mixture, out)
     assert apply_mixture(mixture, out).already_there
     content = bytearray((out / "train.jsonl").read_bytes())
