@@ -13,6 +13,7 @@ from ideal_proxy.domains import FloatArray
 from ideal_proxy.optimizer.constraints import Limit, Problem
 
 REPORT_CONFIDENCE = 0.9
+SETTLED = 1e-5  # a slope of the objective so small is none
 
 
 class Message(StrEnum):
@@ -77,6 +78,12 @@ class Optimum:
         if self.message in {Message.GLOBAL, Message.GLOBAL_BASE}:
             return "global optimum"
         return f"best of {self.starts} start{'s' if self.starts != 1 else ''}"
+
+    @property
+    def settled(self) -> str:
+        """`scope`, with how nearly nothing better is left near it."""
+        near = "nothing better near it" if self.kkt_residual < SETTLED else "something a little better may lie near it"
+        return f"{self.scope}, {near} (slope {self.kkt_residual:.0e})"
 
     @property
     def predicted_gain(self) -> float:

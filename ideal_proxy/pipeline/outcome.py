@@ -165,7 +165,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         "steps": steps,
         "capabilities": capabilities,
         "noise": dict(zip(("run", "seed"), proposal.noise, strict=True)),
-        "optimum": {"scope": proposal.scope, "active": list(proposal.optimum.active)},
+        "optimum": {"scope": proposal.optimum.settled, "active": list(proposal.optimum.active)},
         "warnings": [
             *(text for text in leaks if NO_JUDGE in text),  # the verdict itself is in doubt
             *objective_notes(

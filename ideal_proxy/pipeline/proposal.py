@@ -39,7 +39,6 @@ from ideal_proxy.response import Prediction, ResponseModel, Yardstick, combine, 
 Array = NDArray[np.float64]
 
 SAME = 0.01  # volumes so near are one answer
-SETTLED = 1e-5  # a slope of the objective so small is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +70,6 @@ class Proposal:
         """Full-size rows of each domain, shape (D,)."""
         assert self.optimum.rows is not None
         return self.optimum.rows
-
-    @property
-    def scope(self) -> str:
-        """`global optimum` or `best of k starts`, with how nearly nothing better is left near it."""
-        left = self.optimum.kkt_residual
-        near = "nothing better near it" if left < SETTLED else "something a little better may lie near it"
-        return f"{self.optimum.scope}, {near} (slope {left:.0e})"
 
     @property
     def noise(self) -> tuple[float, float]:

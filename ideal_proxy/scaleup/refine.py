@@ -237,7 +237,7 @@ class Refiner:
         active: tuple[str, ...] = ()
         try:
             found = optimize(surface, objective, constraints, random_state=seed, starts=[start])
-            how = f"{found.scope}, slope left {found.kkt_residual:.0e}"
+            how = found.settled
             rows = round_volumes(found.volumes, constraints)
             active = found.active
         except UserError as error:  # the limits cannot be met this close to the parent: it stands

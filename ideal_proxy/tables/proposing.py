@@ -240,7 +240,7 @@ def optimum_table(optimum: Optimum, volumes: Array) -> str:
         "",
         table("Predicted (optimistic: it was selected)", ("capability", "base", "optimum", relative), capabilities),
         "",
-        paragraph(f"{optimum.scope}, slope left {optimum.kkt_residual:.1e}"),
+        paragraph(optimum.settled),
         paragraph(f"active: {active}"),
     ])  # fmt: skip
 
