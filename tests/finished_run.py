@@ -145,8 +145,11 @@ def _facts() -> dict[str, Any]:
          "search_rows": 201, "verify_rows": 199, "supervised_tokens": 2000, "truncated": 0}
         for j, name in enumerate(CAPABILITIES)
     ]  # fmt: skip
-    health = {"duplicates": ["coding and _facts share 12 equal rows"], "stamps": {}}
-    return {"domains": domains, "capabilities": capabilities, "health": health, "vocabulary": 320, "template": {}}
+    health = {"duplicates": ["coding and _facts share 12 equal rows"], "leaks": [], "few": [], "stamps": {}}
+    return {
+        "domains": domains, "capabilities": capabilities, "health": health, "vocabulary": 320, "template": {},
+        "context": {"tokens": 512, "reason": "by the run file"}, "base_model": {},
+    }  # fmt: skip
 
 
 def _table(role: str, volumes: np.ndarray, losses: np.ndarray, seeds: Any, *, ids: str) -> pd.DataFrame:

@@ -23,10 +23,9 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.plan import read_plan
-from ideal_proxy.pipeline.row_record import RECORD, RowRecord, find_record, load_record, save_record
+from ideal_proxy.pipeline.row_record import RECORD, RowRecord, load_record, save_record
 from ideal_proxy.pipeline.stage import LOWER
 from ideal_proxy.store import (
-    MIXTURE,
     NO_ARRAYS,
     atomic_write_bytes,
     atomic_write_json,
@@ -109,9 +108,9 @@ class Inherited:
     dtype: str  # of the products
     warm: str  # SHA-256 of the warm start's weights; "" for pretrained proxies
     seeds_of: int  # how many times fresh seeds were taken for a check before, so that the next ones are fresh too
-    size: str | None = None  # of its scratch proxies; "" for pretrained ones; None where an earlier version did not say
-    lora_rank: int | None = None  # of its pretrained proxies
-    asked_fraction: float | None = None  # φ in its run file; None where the plan chose
+    size: str  # of its scratch proxies; "" for pretrained ones
+    lora_rank: int | None  # of its pretrained proxies
+    asked_fraction: float | None  # φ in its run file; None where the plan chose
 
 
 def read_packages(place: Path) -> list[Package]:
@@ -122,11 +121,11 @@ def read_packages(place: Path) -> list[Package]:
     if not (run / "rate.json").exists():
         raise UserError(f"--reuse {place}: that search has trained no mixture yet, so there is nothing to reuse")
     _refuse_other_keys(run)
-    record, proxies = find_record(run), proxies_told(load_config(run / "config.yaml"))
+    record, proxies = load_record(run / RECORD), proxies_told(load_config(run / "config.yaml"))
     found = list(_finished(run))
     own_package = _of_search(str(run), run, record, found, proxies)
     lower = [
-        _of_search(str(run), place, find_record(place), list(_finished(place)), proxies | {"size": place.name})
+        _of_search(str(run), place, load_record(place / RECORD), list(_finished(place)), proxies | {"size": place.name})
         for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists()
     ]  # fmt: skip
     kept = [place for place in sorted(run.glob(f"{FULL_SIZE}/*")) if is_complete(place)]
@@ -163,11 +162,11 @@ def inherited_from(place: Path) -> Inherited:
     facts = read_json(run / "prepared" / "facts.json")
     warm = run / "runs" / WARM_RUN / MODEL
     results = [read_json(path) for path in (run / "result.json", *run.glob("result-*.json")) if path.exists()]
-    checks = [int(result["check"]["seeds_of"]) for result in results if result.get("check")]
+    checks = [int(result["check"]["seeds_of"]) for result in results]
     return Inherited(
         run=str(run), seed=config.seed, fraction=plan.fraction,
         learning_rate=float(read_json(run / "rate.json")["learning_rate"]),
-        context=int(facts.get("context", {}).get("tokens") or config.proxy.context or 512),
+        context=int(facts["context"]["tokens"]),
         dtype=plan.dtype, warm=hashlib.sha256(warm.read_bytes()).hexdigest() if warm.exists() else "",
         seeds_of=max(checks, default=-1) + 1, size=config.proxy.size or "", lora_rank=config.proxy.lora_rank,
         asked_fraction=config.proxy.fraction,
@@ -226,14 +225,10 @@ def load_package(folder: Path) -> Package:
     runs = tuple(EarlierRun(**(entry | {"rows": tuple(entry["rows"])})) for entry in told["runs"])
     try:
         with np.load(folder / "losses.npz", allow_pickle=False) as found:
-            arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens")}
-            before = found["before"] if "before" in found else np.full(len(found["keys"]), np.nan)
+            arrays = {name: found[name] for name in ("keys", "loss_sum", "tokens", "before")}
     except NO_ARRAYS as error:
         raise UserError(f"{folder / 'losses.npz'} is damaged ({error}); restore it, or search anew") from error
-    return Package(
-        name=told["name"], record=load_record(folder / RECORD), runs=runs, before=before,
-        proxies=told.get("proxies", {}), **arrays,
-    )  # fmt: skip
+    return Package(name=told["name"], record=load_record(folder / RECORD), runs=runs, proxies=told["proxies"], **arrays)
 
 
 def make_package(
@@ -283,9 +278,8 @@ def _finished(run: Path) -> Iterator[Run]:
     """Read the runs of a directory that are complete, in the order of their names."""
     for folder in sorted((run / "runs").iterdir()):
         if is_complete(folder):
-            if (
-                damaged_file(folder) != folder / MODEL or (folder / MODEL).exists()
-            ):  # weights may have been cleared away
+            cleared = damaged_file(folder) == folder / MODEL and not (folder / MODEL).exists()
+            if not cleared:  # weights may go, nothing else
                 refuse_damaged(folder)
             yield load_result(run, folder.name)
 
@@ -301,13 +295,9 @@ def _earlier(run: Run) -> EarlierRun:
 
 def _refuse_other_keys(run: Path) -> None:
     """Refuse a run whose row keys are of another version: equal rows would not be known as equal."""
-    version = KEY_VERSION
-    if (run / RECORD).is_file():
-        version = load_record(run / RECORD).key_version
-    elif (run / MIXTURE).is_file():
-        version = int(read_json(run / MIXTURE).get("key_version", 1))
+    version = load_record(run / RECORD).key_version
     if version != KEY_VERSION:
-        wrote = read_json(run / "provenance.json").get("versions", {}).get("ideal-proxy", "an earlier version")
+        wrote = read_json(run / "provenance.json")["versions"]["ideal-proxy"]
         raise UserError(
             f"--reuse {run}: written by ideal-proxy {wrote}, whose row keys (version {version}) are not today's "
             f"({KEY_VERSION}), so its rows cannot be told; search anew"

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.gradients import plain_lists, unresolved
-from ideal_proxy.mixture import (
-    save_mixture,
-)
+from ideal_proxy.mixture import save_mixture
 from ideal_proxy.optimizer import Limit
 from ideal_proxy.pipeline.evidence import IMITATIONS
 from ideal_proxy.pipeline.findings import NO_JUDGE
@@ -137,7 +135,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         entry["adds"] = float(share)
         if np.isfinite(before):
             entry["base_against_start"] = float(base_search / before)
-    leaks = prepared.health.get("leaks", prepared.health["duplicates"])  # earlier versions kept them in one list
+    leaks = prepared.health["leaks"]
     text = sentence(
         verdict, prepared.capability_names, min_gain=config.objective.min_gain, judged=_judged_by(config),
         price=_price_of_pairs(config, plan, laboratory, verdict),
@@ -178,7 +176,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             *_cautions(steps, proposal),
             *proposal.notes,
             *(text for text in leaks if NO_JUDGE not in text),
-            *prepared.health.get("few", []),
+            *prepared.health["few"],
             *laboratory.failures(),
             *_changed_scripts(laboratory),
         ],

@@ -244,9 +244,7 @@ def _begin(
 
 def _asked_more(result: dict[str, Any], config: SearchConfig) -> str | None:
     """Say what a run file asks of a finished search that it did not do."""
-    done = result.get("check")
-    if done is None:  # of an earlier version
-        return None
+    done = result["check"]
     if config.rounds > done["rounds"]:
         return f"up to {config.rounds} rounds"
     if config.verify.max_pairs > done["max_pairs"]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.config import SearchConfig, load_config, range_of
+from ideal_proxy.config import SearchConfig, range_of
 from ideal_proxy.data import (
     CUT_SHARE,
     ChatTemplate,
@@ -370,23 +370,17 @@ def still_true(run: Path) -> bool:
 
 
 def _as_json(prepared: Prepared) -> dict[str, Any]:
-    value = {entry.name: getattr(prepared, entry.name) for entry in fields(prepared) if entry.init}
+    value = asdict(prepared)
     del value["folder"]
-    value = {"domains": [asdict(facts) for facts in value.pop("facts")]} | value
-    value["context"] = asdict(prepared.context)
-    return value | {"capabilities": [asdict(facts) for facts in value["capabilities"]]}
+    return value | {"domains": value.pop("facts")}  # `Domains` are made of these
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Read what an earlier command prepared; what versions before wrote nothing of is empty."""
+    """Read what an earlier command prepared."""
     value = read_json(folder / "facts.json")
-    rest = {entry.name for entry in fields(Prepared) if entry.init} - {"folder", "facts", "capabilities", "context"}
-    if "context" not in value:  # of an earlier version, whose run file always says it
-        value["context"] = {"tokens": load_config(folder.parent / "config.yaml").proxy.context or 512}
-    return Prepared(
-        folder=folder,
-        facts=tuple(DomainFacts(**entry) for entry in value["domains"]),
-        capabilities=tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
-        context=Context(**value["context"]),
-        **{name: value.get(name, {}) for name in rest},
-    )
+    return Prepared(**value | {
+        "folder": folder,
+        "facts": tuple(DomainFacts(**entry) for entry in value.pop("domains")),
+        "capabilities": tuple(CapabilityFacts(**entry) for entry in value["capabilities"]),
+        "context": Context(**value["context"]),
+    })  # fmt: skip

@@ -15,10 +15,7 @@ def load_result(run: Path) -> dict[str, Any]:
     if path.exists():
         refuse_damaged(run)
         result: dict[str, Any] = read_json(path)
-        result.setdefault("leeway", {"slack": float("nan"), "open": [], "unsettled": []})  # of an earlier version
         try:
-            for domain in result["domains"]:
-                domain.setdefault("moves", domain.get("bootstrap"))
             str(result["verdict"]["sentence"])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(

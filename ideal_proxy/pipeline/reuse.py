@@ -214,7 +214,7 @@ def inherited_config(config: SearchConfig, folder: Path) -> SearchConfig:
         raise UserError(f"--reuse: {judged[0]} is judged by a metric, and earlier runs cannot be judged by it anew")
     asked, size = config.proxy, config.proxy.size or ""
     rate: float | None = found.learning_rate
-    other = found.size is not None and (size != found.size or asked.lora_rank != found.lora_rank)
+    other = size != found.size or asked.lora_rank != found.lora_rank
     if other:
         usual = scaled_rate(found.learning_rate, found.size, size) if size and found.size else None
         rate = asked.learning_rate or usual
@@ -291,7 +291,7 @@ def make_reuse(
             *(f"{kind}: expected to show {belief} of every change" for kind, belief in runs.kinds.items()),
             *_poor_tokenizer(prepared, changes, fresh),
         ),
-        warms=bool(config.proxy.size) and inherited.size not in (None, config.proxy.size),
+        warms=bool(config.proxy.size) and inherited.size != config.proxy.size,
     )  # fmt: skip
 
 
@@ -300,7 +300,7 @@ def _other_proxies(package: Package, config: SearchConfig) -> str:
     told, own = package.proxies, proxies_told(config)
     if "full" in told:
         return f"full-size runs of {told['full']}"
-    if told and told != own:
+    if told != own:
         what = told.get("size") or f"{told.get('model')} (LoRA {told.get('lora_rank', 'none')})"
         return f"{what} proxies of {package.name}"
     if config.proxy.fraction and abs(package.record.fraction / config.proxy.fraction - 1.0) > SAME_FRACTION:

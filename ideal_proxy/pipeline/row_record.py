@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ideal_proxy.data import KEY_VERSION, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import domain_order
-from ideal_proxy.store import NO_ARRAYS, atomic_write_bytes, read_json
+from ideal_proxy.store import NO_ARRAYS, atomic_write_bytes
 
 Keys = NDArray[np.uint64]
 
@@ -68,11 +68,11 @@ class Heritage:
     reserved: Keys  # keys of the rows that they were trained on, which no mixture may draw
     search: Keys  # split groups of reference rows that a search has seen
     verify: Keys  # split groups of those that only a check saw
-    size: str | None = None  # of the scratch proxies that the warm start is of; None where that was not said
+    size: str  # of the scratch proxies that the warm start is of; "" for pretrained ones
 
     def warm_of(self, size: str) -> str:
         """The warm start that proxies of a size take over; "" where they make one of their own."""
-        return self.warm if self.size in (None, size) else ""
+        return self.warm if self.size == size else ""
 
     def search_rows(self, groups: Keys, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Mark the search half of some reference rows: rows that were split before stay where they were."""
@@ -98,10 +98,7 @@ def _keys(sets: Sequence[TokenRows]) -> tuple[Keys, ...]:
 
 
 def save_record(path: Path, record: RowRecord) -> None:
-    """Write a record, whole or not at all; one that stands as it should, or is of an earlier version, stays."""
-    with contextlib.suppress(UserError):
-        if path.is_file() and load_record(path).key_version != record.key_version:
-            return
+    """Write a record, whole or not at all; one that stands as it should stays."""
     arrays: dict[str, Any] = {
         "domains": np.array(record.domains), "available": np.array(record.available, dtype=np.int64),
         "fraction": np.array(record.fraction), "references": np.array(record.references),
@@ -133,21 +130,3 @@ def load_record(path: Path) -> RowRecord:
             )  # fmt: skip
     except NO_ARRAYS as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or search anew") from error
-
-
-def find_record(run: Path) -> RowRecord:
-    """Read the record of a run directory; of an earlier version, which has none, from its token arrays."""
-    if (run / RECORD).is_file():
-        return load_record(run / RECORD)
-    swarm = run / "swarm"
-    settings = read_json(swarm / "settings.json")
-
-    def rows(part: str, count: int) -> list[TokenRows]:
-        return [TokenRows.load(swarm / part / f"{i:04d}") for i in range(count)]
-
-    count = len(settings["domains"])
-    return record_of(
-        settings["domains"], rows("domains", count), rows("reserved", count) if settings["warm"] else [],
-        settings["available"], float(read_json(run / "plan.json")["fraction"]), settings["references"],
-        rows("references", len(settings["references"])),
-    )  # fmt: skip

@@ -35,8 +35,7 @@ def run_table(
                     line[f"{half}_loss/{name}"] = losses.mean
                 if (score := result.scores.get(reference(j, half))) is not None:
                     line[f"{half}_score/{name}"] = score
-        line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
-        line["flops"] = result.metrics.get("flops", np.nan)  # runs of earlier versions have no count
+        line |= {key: result.metrics[key] for key in ("rows", "tokens", "supervised_tokens", "steps", "flops")}
         line["seconds"] = result.seconds
         if with_metrics:
             line["metric_seconds"] = result.metrics.get("metric_seconds", 0.0)

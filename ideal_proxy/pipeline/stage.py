@@ -67,10 +67,9 @@ def stage_text(stage: Stage, number: int | None = None) -> str:
 
 
 def stage_at(record: Mapping[str, Any]) -> tuple[Stage | None, int | None]:
-    """Read stage and round from a status file; earlier versions wrote one text, `round 1: swarm`."""
-    number, _, name = str(record["stage"]).removeprefix("round ").rpartition(": ")
+    """Read stage and round from a status file."""
     try:
-        return Stage(name), record.get("round") or (int(number) if number else None)
+        return Stage(record["stage"]), record["round"]
     except ValueError:  # a stage of another version: shown as it stands
         return None, None
 

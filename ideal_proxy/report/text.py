@@ -131,11 +131,9 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         "",
         table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "as good"), domains),
         paragraph(_unsure(result)),
-        *(
-            [paragraph(steps_text(result["steps"])), "", shares_table("What each domain is of it", result["domains"])]
-            if "steps" in result  # searches of earlier versions did not say
-            else []
-        ),
+        paragraph(steps_text(result["steps"])),
+        "",
+        shares_table("What each domain is of it", result["domains"]),
         "",
         table(
             "Reference loss against base, on fresh runs and unseen rows",

@@ -9,47 +9,21 @@ import numpy as np
 
 from ideal_proxy.response import bends
 from ideal_proxy.response.diagnosis import Diagnosis
-from ideal_proxy.response.forms import FORMS
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.law import Volumes
 from ideal_proxy.response.process import Kernel, Process, restore
 
-FORMAT, FIRST_FORMAT = "ideal-proxy/fit/2", "ideal-proxy/fit/1"
+FORMAT = "ideal-proxy/fit/2"
 ARRAYS = (
-    "theta_",
-    "bounds_",
-    "covariance_",
-    "theta_draws_",
-    "weights_",
-    "centre_",
-    "known_",
-    "known_draws_",
-    "widening_",
-    "noise_",
-    "seed_sd_",
-    "location_",
-    "scale_",
-    "residual_scale_",
-    "seed_scale_",
-    "held_out_",
-    "log_rho_error_",
+    "theta_", "bounds_", "covariance_", "theta_draws_", "weights_", "centre_", "known_", "known_draws_", "widening_",
+    "noise_", "seed_sd_", "location_", "scale_", "residual_scale_", "seed_scale_", "held_out_", "log_rho_error_",
     "response_scale_",
-)
+)  # fmt: skip
 FLAGS = ("harm_", "is_convex_", "repeat_identified_")
 PLAIN = (
-    "process_seed_",
-    "n_features_in_",
-    "target_names_",
-    "domain_names_",
-    "trust_",
-    "fidelity_",
-    "own_",
-    "gain_slope_",
+    "process_seed_", "n_features_in_", "target_names_", "domain_names_", "trust_", "fidelity_", "own_", "gain_slope_",
     "at_base_",
-)
-
-
-LATER = {"own_": None, "gain_slope_": 1.0, "at_base_": None}  # a fit of an earlier version has none
+)  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
@@ -83,28 +57,6 @@ def _restored(d: dict[str, Any]) -> Process:
     return restore(kernel, float(d["noise_ratio"]), float(d["variance"]), x, weight, target, d["centre"], d["floor"])
 
 
-def _of_first_format(document: dict[str, Any]) -> dict[str, Any]:
-    """Turn a fit of the first format, which had three forms, into one of today's."""
-    weights = np.array(document["weights_"], dtype=float)
-    forms: dict[str, dict[str, Any]] = {"2": {}, "4": {}}
-    for place, column, key in (("2", 1, "rest"), ("4", 2, "alone")):
-        for j, process in enumerate(document[key]):
-            if weights[j, column]:
-                centre = document["centre_"][j] if key == "alone" else 0.0
-                forms[place][str(j)] = process | {
-                    "shape": "matern", "feature": "root" if process["root"] else "x", "shift": 0.0, "floor": None,
-                    "features_centre": [0.0] * len(process["x"][0]), "centre": centre,
-                    "target": [t + centre for t in process["target"]],
-                }  # fmt: skip
-    five = np.zeros((len(weights), len(FORMS)))
-    five[:, [0, 2, 4]] = weights
-    known = np.ones((len(document["theta_draws_"]), len(weights)))
-    return {
-        **document, "weights_": five.tolist(), "forms": forms,
-        "known_": known[0].tolist(), "known_draws_": known.tolist(),
-    }  # fmt: skip
-
-
 def dump(model: Any) -> dict[str, Any]:
     """Write a fitted model as JSON values."""
     state = {name: _plain(getattr(model, name)) for name in (*ARRAYS, *FLAGS, *PLAIN)}
@@ -127,23 +79,20 @@ def dump(model: Any) -> dict[str, Any]:
 
 def load(model: Any, document: dict[str, Any]) -> None:
     """Fill a new model from what :func:`dump` wrote."""
-    if document.get("format") == FIRST_FORMAT:
-        document = _of_first_format(document)
-    elif document.get("format") != FORMAT:
+    if document.get("format") != FORMAT:
         raise BadInput(f"The fit says format {document.get('format')!r} and {FORMAT!r} is needed: fit again.")
     for name in ARRAYS:
         setattr(model, name, np.array(document[name], dtype=float))
     for name in FLAGS:
         setattr(model, name, np.array(document[name], dtype=bool))
     for name in PLAIN:
-        value = document.get(name, LATER[name]) if name in LATER else document[name]
-        setattr(model, name, float("inf") if value == "inf" else value)
-    model.bends_ = bends.from_json(document.get("bends_"))
+        setattr(model, name, float("inf") if document[name] == "inf" else document[name])
+    model.bends_ = bends.from_json(document["bends_"])
     model._one_dimensional_ = document["one_dimensional"]
     J = len(model.theta_)
     model.kinds_ = (model.kind,) * J if isinstance(model.kind, str) else tuple(model.kind)
     model.sign_ = np.broadcast_to(np.array(document["sign_"], dtype=float), (J,)).copy()
-    model.correlation_ = np.array(document.get("correlation_", np.eye(J)), dtype=float)  # an earlier version has none
+    model.correlation_ = np.array(document["correlation_"], dtype=float)
     if document["named"]:
         model.feature_names_in_ = np.array(document["domain_names_"], dtype=object)
     v = document["volumes"]

@@ -1,6 +1,5 @@
 from .command_runs import ROWS as ROWS
 from .command_runs import do_command as do_command
-from .command_runs import judged as judged
 from .command_runs import place_rows as place_rows
 from .command_runs import save_lines as save_lines
 from .command_runs import trainer_of as trainer_of
@@ -39,4 +38,5 @@ from .slurm_pool import SlurmPool as SlurmPool
 from .slurm_pool import need_slurm as need_slurm
 from .worker import Worker as Worker
 from .worker import build_model as build_model
+from .worker import judged as judged
 from .worker import main as main

@@ -318,23 +318,6 @@ def do_command(
     return losses, metrics | {"evaluate_seconds": time.monotonic() - began}, model
 
 
-def judged(model: Any, context: SwarmContext, references: Mapping[str, TokenRows]) -> dict[str, RowLosses]:
-    """Judge a model on reference sets."""
-    import torch
-
-    from ideal_proxy.proxy import evaluate
-
-    train = context.train
-    autocast = torch.bfloat16 if train.dtype == "bfloat16" else None
-    losses = {
-        name: evaluate(model, rows, batch_tokens=train.micro_batch_tokens, autocast=autocast)
-        for name, rows in references.items()
-    }
-    if not all(np.isfinite(value.loss_sum).all() for value in losses.values()):
-        raise UserError("a reference loss is not finite; choose a smaller learning rate")
-    return losses
-
-
 def no_results(trainer: TrainerCommand) -> UserError:
     """Say that a trainer left nothing to judge."""
     where = " or ".join("{run}/" + name for name in WHERE_MODELS_LIE)

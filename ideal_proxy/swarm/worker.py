@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +35,7 @@ from ideal_proxy.proxy import (
     blend_weights,
     build_proxy,
     count_products,
+    evaluate,
     load_weights,
     resolve_device,
     run_flops,
@@ -42,7 +44,6 @@ from ideal_proxy.proxy import (
     warm_start,
 )
 from ideal_proxy.store import is_complete
-from ideal_proxy.swarm.command_runs import WORK, do_command, judged
 from ideal_proxy.swarm.context import (
     IMITATED,
     JUDGED,
@@ -147,6 +148,8 @@ class Worker:
 
     def _by_command(self, folder: Path, spec: RunSpec) -> None:
         """Let the user's trainer make a run, and complete it."""
+        from ideal_proxy.swarm.command_runs import WORK, do_command  # loads the exports, which no other run needs
+
         try:
             losses, metrics, model = do_command(
                 self.context, folder, spec, self.device, judge=self._losses, should_stop=self.stop.is_set
@@ -214,6 +217,19 @@ class Worker:
             else:
                 tasks.put(message)
         os._exit(0)
+
+
+def judged(model: Any, context: SwarmContext, references: Mapping[str, TokenRows]) -> dict[str, RowLosses]:
+    """Judge a model on reference sets."""
+    train = context.train
+    autocast = torch.bfloat16 if train.dtype == "bfloat16" else None
+    losses = {
+        name: evaluate(model, rows, batch_tokens=train.micro_batch_tokens, autocast=autocast)
+        for name, rows in references.items()
+    }
+    if not all(np.isfinite(value.loss_sum).all() for value in losses.values()):
+        raise UserError("a reference loss is not finite; choose a smaller learning rate")
+    return losses
 
 
 def build_model(context: SwarmContext, *, parts: int = 1) -> Any:

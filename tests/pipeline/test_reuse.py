@@ -17,7 +17,6 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_run, search
 from ideal_proxy.pipeline.price import calibrated
 from ideal_proxy.pipeline.row_record import load_record
-from ideal_proxy.store import mark_again
 
 NAMES = ("strings", "formats", "facts")
 
@@ -263,17 +262,6 @@ def test_an_earlier_search_that_is_damaged_is_not_reused(name, home, tmp_path):
     answer = run(*command, cwd=tmp_path)
     assert answer.returncode in {1, 2}
     assert name.split("/")[-1] in answer.stderr
-
-
-def test_a_run_of_an_earlier_version_is_read(home, tmp_path):
-    """Earlier versions wrote no row record: the token arrays say the same."""
-    shutil.copytree(home / "old", tmp_path / "old")
-    (tmp_path / "old" / "rows.npz").unlink()
-    mark_again(tmp_path / "old" / "config.yaml")
-    raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2])
-    plan = search_plan(raw, home, tmp_path / "old")
-    assert any(line.startswith("strings, formats, facts: the same rows") for line in plan)
-    assert load_run(home / "old").result["verdict"]  # the other stays as it is
 
 
 def priced(home, *more):
