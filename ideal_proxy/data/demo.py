@@ -170,15 +170,7 @@ REFERENCE_ROWS = 500
 
 
 def demo_config(seed: int = 0, *, null: bool = False) -> SearchConfig:
-    """Return the run file of the embedded default.
-
-    Args:
-        seed: seed of the data and of the search.
-        null: five random splits of one stream of rows instead, where no mixture is better.
-
-    Returns:
-        SearchConfig: ready for `search`.
-    """
+    """Return the run file of the embedded default; `null` splits one stream of rows, where no mixture is better."""
     domains: list[dict[str, Any]]
     if null:
         names = [f"split_{letter}" for letter in "abcde"]

@@ -79,20 +79,8 @@ class SourceInfo:
 def read_rows(
     source: str | Path, *, format: str = "auto", on_bad_rows: OnBadRows = "drop", max_bad: int | None = None
 ) -> Iterator[Row]:
-    """Read the rows of a source in a fixed order; files are streamed.
-
-    Args:
-        source: file, glob, folder, `hf:NAME[:CONFIG][?split=SPLIT]` or `demo:NAME?seed=S&rows=N`.
-        format: alpaca, chat, prompt, `columns:` with a JSON mapping, or auto to look.
-        on_bad_rows: drop leaves out and counts rows that cannot be read, refuse stops at the first.
-        max_bad: most rows that may be dropped; None is the larger of 10 rows and 1 %, below 0 no limit.
-
-    Yields:
-        Row: every row that has an answer.
-
-    Raises:
-        UserError: the source is missing, empty, broken, holds too many bad rows, or none in a known format.
-    """
+    """Read the rows of a source that have an answer, in a fixed order; files are streamed."""
+    # `max_bad` is the most rows that may be dropped: None is the larger of 10 rows and 1 %, below 0 there is no limit.
     for _, row in SourceReader(source, format=format, on_bad_rows=on_bad_rows, max_bad=max_bad):
         yield row
 

@@ -204,18 +204,7 @@ class ChatTemplate:
 
 
 def make_template(tokenizer: Any, plain: bool | None = None) -> ChatTemplate:
-    """Choose and test the template of a tokenizer.
-
-    Args:
-        tokenizer: a fast transformers tokenizer.
-        plain: True for the plain template, False for the tokenizer's own, None for its own where it has one.
-
-    Returns:
-        ChatTemplate: tried on known conversations.
-
-    Raises:
-        UserError: the tokenizer has no template of its own, gives no character positions, or no mask can be found.
-    """
+    """Choose the template of a fast tokenizer (`plain` None: its own where it has one) and try it on conversations."""
     name = tokenizer_name(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(

@@ -13,18 +13,7 @@ LONGEST_WORD = 512  # letters; training takes more than linear time in a word's 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """Train a byte-level BPE tokenizer with the plain template's special tokens; equal texts give an equal tokenizer.
-
-    Args:
-        texts: training texts.
-        vocab_size: tokens wanted, at least 261 (256 bytes and the special ones); fewer come out of little text.
-
-    Returns:
-        PreTrainedTokenizerFast: with `<|pad|>`, `<|end|>` as end of text, and the plain chat template.
-
-    Raises:
-        UserError: the vocabulary is too small.
-    """
+    """Train a byte-level BPE tokenizer with the plain template; equal texts give an equal one."""
     least = 256 + len(PLAIN_SPECIALS)
     if vocab_size < least:
         raise UserError(f"the vocabulary is {vocab_size}; it must be at least {least} (256 bytes and special tokens)")

@@ -28,20 +28,7 @@ REFUSED_SHARE = 0.1  # of the rows, by the template; more is no accident
 def tokenize_rows(
     rows: Iterable[Row], template: ChatTemplate, context: int | None = None, cache_dir: str | Path | None = None
 ) -> TokenRows:
-    """Tokenise rows, cut what does not fit (see `TokenRows.cut`), and keep the result.
-
-    Args:
-        rows: the rows.
-        template: how messages become tokens.
-        context: most tokens of a row, at least 2; None cuts nothing.
-        cache_dir: folder of the token cache, keyed by content, tokenizer, template and context; None for no cache.
-
-    Returns:
-        TokenRows: from the cache (memory-mapped) where it has them; a damaged entry is made anew.
-
-    Raises:
-        UserError: the context is too small, or a row's roles are refused by the template.
-    """
+    """Tokenise rows, cut what does not fit (see `TokenRows.cut`), and keep the result where a folder is given."""
     if context is not None and context < 2:
         raise UserError(f"the context is {context} tokens; it must be at least 2")
     rows = list(rows)

@@ -35,34 +35,22 @@ IGNORED = -100  # label of a position that carries no loss, as PyTorch's cross-e
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Tokenised rows laid end to end, without padding.
+    """Tokenised rows laid end to end, without padding."""
 
-    Attributes:
-        ids: (T,) int32 token ids.
-        supervised: (T,) bool, True where the token carries loss; never a row's first token, which nothing predicts.
-        offsets: (N+1,) int64; row n is ids[offsets[n]:offsets[n+1]].
-        keys: (N,) uint64 row keys.
-        source_index: (N,) int64 index of the row in its source.
-        truncated: rows that lost tokens because they did not fit.
-        dropped: rows left out because no token of theirs carries loss.
-        answers_cut: of the truncated, rows that lost tokens of an answer.
-        refused: rows left out because the chat template refuses them.
-        supervised_cut: tokens that carried loss and did not fit, those of dropped rows included.
-        told: what the chat template made of rows, each to be read after "N rows:", with their number.
-        groups: (N,) uint64, equal for rows of equal prompt, which every split keeps together; None is the keys.
-    """
-
-    ids: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]  # (T,) int32 token ids
+    # (T,) bool, True where the token carries loss; never a row's first token, which nothing predicts
     supervised: npt.NDArray[np.bool_]
-    offsets: Ints
-    keys: npt.NDArray[np.uint64]
-    source_index: Ints
-    truncated: int = 0
-    dropped: int = 0
-    answers_cut: int = 0
-    refused: int = 0
-    supervised_cut: int = 0
+    offsets: Ints  # (N+1,) int64; row n is ids[offsets[n]:offsets[n+1]]
+    keys: npt.NDArray[np.uint64]  # (N,) uint64 row keys
+    source_index: Ints  # (N,) int64 index of the row in its source
+    truncated: int = 0  # rows that lost tokens because they did not fit
+    dropped: int = 0  # rows left out because no token of theirs carries loss
+    answers_cut: int = 0  # of the truncated, rows that lost tokens of an answer
+    refused: int = 0  # rows left out because the chat template refuses them
+    supervised_cut: int = 0  # tokens that carried loss and did not fit, those of dropped rows included
+    # what the chat template made of rows, each to be read after "N rows:", with their number
     told: dict[str, int] = field(default_factory=dict)
+    # (N,) uint64, equal for rows of equal prompt, which every split keeps together; None is the keys
     groups: npt.NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
@@ -95,14 +83,7 @@ class TokenRows:
         return counts
 
     def select(self, indices: npt.ArrayLike) -> TokenRows:
-        """Take some rows, in the order given; a row may be taken twice.
-
-        Args:
-            indices: (n,) row numbers, or (N,) bool.
-
-        Returns:
-            TokenRows: copies; the counts of truncated and dropped rows stay those of the whole.
-        """
+        """Take some rows by number, one perhaps twice, or by a mask (N,); counts of truncated and dropped rows stay."""
         chosen = _row_numbers(indices, len(self))
         at, offsets = _gather(self.offsets, chosen)
         return replace(
@@ -116,18 +97,9 @@ class TokenRows:
         )
 
     def cut(self, context: int, bos: int | None) -> TokenRows:
-        """Cut the rows that do not fit, and leave out those that keep no token with loss.
-
-        A row loses prompt from the left (with an earlier answer that would lose its beginning); where the last answer
-        alone is too long it loses its end.
-
-        Args:
-            context: most tokens of a row.
-            bos: token that opens a row and is kept, None where none does.
-
-        Returns:
-            TokenRows: the same object where every row fits.
-        """
+        """Cut the rows that do not fit, and leave out those that keep no token with loss; `bos` is kept."""
+        # A row loses prompt from the left (with an earlier answer that would lose its beginning); where the last answer
+        # alone is too long it loses its end.
         long = np.flatnonzero(self.lengths > context)
         if not len(long):
             return self
@@ -161,14 +133,7 @@ class TokenRows:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the arrays as a folder of .npy files; it appears whole or not at all.
-
-        Args:
-            path: the folder; one that is there is replaced.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written.
-        """
+        """Write the arrays as a folder of .npy files; whole or not at all, in the place of one that is there."""
         path = Path(path)
         part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
         try:
@@ -199,18 +164,7 @@ class TokenRows:
 
     @staticmethod
     def load(path: str | Path, mmap: bool = True) -> TokenRows:
-        """Read what `save` wrote and check it.
-
-        Args:
-            path: the folder.
-            mmap: map the files instead of reading them into memory.
-
-        Returns:
-            TokenRows: the rows.
-
-        Raises:
-            UserError: it is missing or does not hold what was written.
-        """
+        """Read what `save` wrote, mapped or into memory, and refuse what does not hold what was written."""
         path = Path(path)
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -255,10 +209,7 @@ def collate(token_rows: TokenRows, indices: npt.ArrayLike) -> Batch:
 def kept_tokens(
     ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
 ) -> tuple[Ints, bool]:
-    """Return the positions of a row that fit, and whether others do not.
-
-    Cut is from the left, never into the last answer; then that answer's end.
-    """
+    """Return the positions of a row that fit, and whether others do not: cut is from the left, then the last answer."""
     last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else len(mask)  # what follows teaches nothing
     if last <= context:
         return np.arange(last), False

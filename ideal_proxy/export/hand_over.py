@@ -52,27 +52,10 @@ def export_mixture(
     strict: bool = False,
     folder: Path | None = None,
 ) -> ExportReport:
-    """Write a mixture for another trainer.
-
-    Args:
-        mixture: the mixture file.
-        target: a key of `TARGETS`.
-        out: output folder; new or empty.
-        model: folder or hub id of the model to train; its tokenizer counts, and writes tokens where the target reads
-            them.
-        context: most tokens of a row; default the search's.
-        learning_rate: peak rate; default the search's where it trained this model, else 2e-5.
-        text: write turns even where the target reads tokens.
-        strict: refuse where the target would lose tokens with loss.
-        folder: the mixture file's folder, which relative sources start from.
-
-    Returns:
-        ExportReport: files and the counts that the target will draw.
-
-    Raises:
-        UsageError: an unknown target, an empty mixture, or options that do not go together.
-        UserError: data changed, tokens would be lost under strict, the folder is not empty, or the disk is full.
-    """
+    """Write a mixture for another trainer, a key of `TARGETS`; say the counts that it will draw."""
+    # `model` is to be trained: its tokenizer counts, and writes tokens unless `text`. `context` and `learning_rate` are
+    # the search's by default (2e-5 for another model). `strict` refuses lost tokens; relative sources start from
+    # `folder`.
     if target not in TARGETS:
         raise UsageError(f"--to is {target!r}; it must be one of {', '.join(TARGETS)}")
     if strict and model is None:

@@ -25,27 +25,10 @@ def finite_responses(
     supervised_tokens: npt.ArrayLike | None = None,
     tokens_per_run: int = 0,
 ) -> ResponseMatrix:
-    """Responses by symmetric re-runs with common random numbers: R with rows added, M at a fixed total.
-
-    Each derivative is (L(+h) − L(−h)) / 2h in log volume, error O(h²); its standard error is over seeds. Cost: 4D + 2
-    trainings a seed.
-
-    Args:
-        run: trains a proxy for each (volumes (D,) rows, seed), in any order, and gives reference losses (runs, J).
-        domains: D names.
-        capabilities: J names.
-        volumes: (D,) where to differentiate, rows; a domain without rows has responses 0.
-        seeds: training seeds; the mean over them is reported.
-        step: h, in log volume.
-        supervised_tokens: (D,) of the mixture, for w; shares of rows by default.
-        tokens_per_run: tokens of one training, for the cost.
-
-    Returns:
-        M, R and τ, measured independently of each other, so that R = M + τ qᵀ is a check.
-
-    Raises:
-        UserError: the step is not positive, or there is no seed.
-    """
+    """Responses by symmetric re-runs with common random numbers: R with rows added, M at a fixed total."""
+    # Each derivative is (L(+h) − L(−h)) / 2h in log volume, h the step, error O(h²); its standard error is over seeds.
+    # M, R and τ are measured independently of each other, so that R = M + τ qᵀ is a check. Cost: 4D + 2 trainings a
+    # seed. `run` trains a proxy for each (volumes (D,) rows, seed), in any order, and gives reference losses (runs, J).
     started = time.monotonic()
     if not step > 0 or not len(seeds):
         raise UserError(f"the step is {step} with {len(seeds)} seeds; give a positive step and at least one seed")

@@ -51,36 +51,21 @@ from ideal_proxy.proxy import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfluenceSettings:
-    """How responses are estimated from one model.
+    """How responses are estimated from one model."""
 
-    Attributes:
-        damping: of the inverse, relative to each layer's mean eigenvalue.
-        factors: "ekfac" or "kfac".
-        fisher: "sampled" labels (true Fisher) or "empirical".
-        select: shell patterns of module paths to use; all layers by default.
-        factor_rows: rows of the mixture that the curvature is estimated from.
-        gradient_rows: most rows of a domain or a capability whose gradients are taken; None for all.
-        shards: shards of rows for the jackknife.
-        batch_tokens: most tokens of a micro-batch.
-        memory_bytes: most bytes of curvature accumulators, and of kept reference gradients, each.
-        seed: of sampled labels and of which rows are taken.
-        folder: where factors and gradients lie instead of in memory.
-        autocast: bfloat16 for the products, None for the weights' precision.
-        loss: of the training: over a step's supervised tokens, or its rows. References count tokens always.
-    """
-
-    damping: float = DAMPING
-    factors: Method = "ekfac"
-    fisher: FisherKind = "sampled"
-    select: tuple[str, ...] | None = None
-    factor_rows: int = 512
-    gradient_rows: int | None = 400
-    shards: int = 8
-    batch_tokens: int = 2048
-    memory_bytes: int = 8 << 30
-    seed: int = 0
-    folder: Path | None = None
-    autocast: torch.dtype | None = None
+    damping: float = DAMPING  # of the inverse, relative to each layer's mean eigenvalue
+    factors: Method = "ekfac"  # "ekfac" or "kfac"
+    fisher: FisherKind = "sampled"  # "sampled" labels (true Fisher) or "empirical"
+    select: tuple[str, ...] | None = None  # shell patterns of module paths to use; all layers by default
+    factor_rows: int = 512  # rows of the mixture that the curvature is estimated from
+    gradient_rows: int | None = 400  # most rows of a domain or a capability whose gradients are taken; None for all
+    shards: int = 8  # shards of rows for the jackknife
+    batch_tokens: int = 2048  # most tokens of a micro-batch
+    memory_bytes: int = 8 << 30  # most bytes of curvature accumulators, and of kept reference gradients, each
+    seed: int = 0  # of sampled labels and of which rows are taken
+    folder: Path | None = None  # where factors and gradients lie instead of in memory
+    autocast: torch.dtype | None = None  # bfloat16 for the products, None for the weights' precision
+    # of the training: over a step's supervised tokens, or its rows. References count tokens always
     loss: Loss = "token"
 
     def within(self, trainings: float, training_rows: int, sources: int) -> InfluenceSettings:
@@ -258,30 +243,13 @@ def responses(
     supervised_tokens: npt.ArrayLike | None = None,
     operator: KroneckerOperator | None = None,
 ) -> ResponseMatrix:
-    """Mixing responses of all capabilities to all domains from one model, in one pass over their rows.
-
-    Cost: one gradient of the domains' and the capabilities' rows, plus two gradients of `factor_rows` rows for EK-FAC.
-    The reference rows are gone through twice only where their shards' gradients do not fit in `memory_bytes`. Memory
-    beside the model: J + D gradients and the factors, all of it on disk where a folder is given. Standard errors are a
-    delete-one jackknife over shards of domain and reference rows with the curvature held fixed. Under torch.distributed
-    each process takes its share of the rows and all get the same answer.
-
-    Args:
-        model: the model, fine-tuned on the mixture; used in evaluation mode.
-        domains: rows the mixture draws from, by domain.
-        references: reference rows, by capability.
-        volumes: (D,) rows of each domain in the mixture.
-        method: "implicit" or "first-order".
-        settings: how; defaults are stated there.
-        supervised_tokens: (D,) of the mixture actually drawn; by default volumes times the rows' mean.
-        operator: a matrix in the inverse's place: the inverse of factors computed before, or another one.
-
-    Returns:
-        M with standard errors, up to a positive factor.
-
-    Raises:
-        UserError: an unknown method, a source without rows, or volumes that fit no domain.
-    """
+    """Mixing responses of all capabilities to all domains from one model, in one pass over their rows."""
+    # Cost: one gradient of the domains' and the capabilities' rows, plus two gradients of `factor_rows` rows for EK-
+    # FAC. The reference rows are gone through twice only where their shards' gradients do not fit in `memory_bytes`.
+    # Memory beside the model: J + D gradients and the factors, all of it on disk where a folder is given. Standard
+    # errors are a delete-one jackknife over shards of domain and reference rows with the curvature held fixed. Under
+    # torch.distributed each process takes its share of the rows and all get the same answer. `volumes` are (D,) rows;
+    # `operator` stands in the inverse's place.
     started = time.monotonic()
     settings = settings or InfluenceSettings()
     if method not in ("implicit", "first-order"):

@@ -245,10 +245,8 @@ def _rows_of(role: str, tokens: int, output: LabelledLogits) -> Tensor:
 
 
 def _active(gradients: Tensor, rows: Tensor) -> Tensor:
-    """Return which tokens a loss reaches: not padding, and a gradient above rounding beside its row's largest.
-
-    Some gradients are 0 only up to rounding (a query that sees one token), so a plain `!= 0` would be chance.
-    """
+    """Return which tokens a loss reaches: not padding, and a gradient above rounding beside its row's largest."""
+    # Some gradients are 0 only up to rounding (a query that sees one token), so a plain `!= 0` would be chance.
     rounding = {torch.float64: 1e-10, torch.float32: 1e-5}.get(gradients.dtype, 0.0)
     size = torch.maximum(gradients.amax(-1), -gradients.amin(-1)).masked_fill(rows < 0, 0)
     place = rows.clamp(min=0)

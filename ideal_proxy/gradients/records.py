@@ -41,34 +41,21 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class ResponseMatrix:
-    """How each capability's reference loss answers to each domain's volume, R = M + τ qᵀ.
+    """How each capability's reference loss answers to each domain's volume, R = M + τ qᵀ."""
 
-    Attributes:
-        method: "implicit", "first-order", "unrolled" or "finite".
-        domains: D names.
-        capabilities: J names.
-        M: (J, D) mixing response ∂L_j/∂log w_i at a fixed number of steps; its rows sum to 0. Known up to a positive
-            factor a capability for "implicit" and "first-order".
-        se: (J, D) standard error of M; NaN where there is nothing to estimate it from.
-        q: (D,) share of the mixture's rows.
-        w: (D,) share of the mixture's supervised tokens.
-        cost: what it took.
-        R: (J, D) response ∂L_j/∂log v_i, where τ is known or R was measured.
-        tau: (J,) ∂L_j/∂log N at fixed shares, where known.
-        se_R: (J, D) standard error of R, where R was measured.
-    """
-
-    method: str
-    domains: tuple[str, ...]
-    capabilities: tuple[str, ...]
+    method: str  # "implicit", "first-order", "unrolled" or "finite"
+    domains: tuple[str, ...]  # D names
+    capabilities: tuple[str, ...]  # J names
+    # (J, D) mixing response ∂L_j/∂log w_i at a fixed number of steps; its rows sum to 0. Known up to a positive factor
+    # a capability for "implicit" and "first-order"
     M: Floats
-    se: Floats
-    q: Floats
-    w: Floats
-    cost: Cost
-    R: Floats | None = None
-    tau: Floats | None = None
-    se_R: Floats | None = None
+    se: Floats  # (J, D) standard error of M; NaN where there is nothing to estimate it from
+    q: Floats  # (D,) share of the mixture's rows
+    w: Floats  # (D,) share of the mixture's supervised tokens
+    cost: Cost  # what it took
+    R: Floats | None = None  # (J, D) response ∂L_j/∂log v_i, where τ is known or R was measured
+    tau: Floats | None = None  # (J,) ∂L_j/∂log N at fixed shares, where known
+    se_R: Floats | None = None  # (J, D) standard error of R, where R was measured
 
     def __post_init__(self) -> None:
         shape = (len(self.capabilities), len(self.domains))
@@ -114,18 +101,9 @@ class ResponseMatrix:
 
 
 def mean_over_seeds(parts: Sequence[ResponseMatrix], capabilities: Sequence[str] | None = None) -> ResponseMatrix:
-    """Average responses of proxies that differ in their seed.
-
-    The seeds judge on much the same rows, so the errors by shards of rows are not divided by √S; the spread over seeds
-    is, and joins them.
-
-    Args:
-        parts: S matrices of the same method, domains and capabilities.
-        capabilities: other J names to give.
-
-    Returns:
-        Mean M, its standard error, and the cost of all.
-    """
+    """Average responses of proxies that differ in their seed; the capabilities may get other names."""
+    # The seeds judge on much the same rows, so the errors by shards of rows are not divided by √S; the spread over
+    # seeds is, and joins them.
     first, M = parts[0], np.array([part.M for part in parts])
     variance = np.mean([np.square(part.se) for part in parts], axis=0)
     if len(parts) > 1:

@@ -186,29 +186,12 @@ def unrolled_responses(
     shards: int = 8,
     batch_tokens: int = 2048,
 ) -> ResponseMatrix:
-    """Mixing responses through a whole training from given weights, which it repeats.
-
-    Cost: two trainings, and one double-backward product for each capability and step: about 3 + 2J trainings by
-    weights, 3 + 3J by rows. Memory: about 7√T·P numbers and the graph of one micro-batch. Standard errors come from the
-    shards of training rows, which are differentiated apart at no cost; the error of the reference rows themselves is
-    not in them.
-
-    Args:
-        model: the proxy before its training on the mixture; ends with the trained weights.
-        order: domain (R,) and row (R,) of each row in turn, as `proxy.train` takes them.
-        domains: rows, by domain.
-        references: reference rows, by capability.
-        settings: the training's.
-        of: "rows", what more rows of a domain do, or "weights", the exact derivative by weights of the rows' losses.
-        shards: of each domain's rows, by hash order.
-        batch_tokens: most tokens of a micro-batch.
-
-    Returns:
-        M with standard errors, for this training (its seed's noise is not in them either).
-
-    Raises:
-        UserError: no row to train on, or bfloat16, in which nothing exact can be had.
-    """
+    """Mixing responses through a whole training from given weights, which it repeats; the model ends trained."""
+    # Cost: two trainings, and one double-backward product for each capability and step: about 3 + 2J trainings by
+    # weights, 3 + 3J by rows. Memory: about 7√T·P numbers and the graph of one micro-batch. Standard errors come from
+    # the shards of training rows, which are differentiated apart at no cost; the error of the reference rows themselves
+    # is not in them, nor the seed's noise. `order` is domain (R,) and row (R,); `of` rows is what more rows of a domain
+    # do, of weights the exact derivative by weights of the rows' losses.
     started = time.monotonic()
     domain_R, row_R = (np.asarray(part, dtype=np.int64) for part in order)
     if not len(row_R):

@@ -31,19 +31,7 @@ GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def apportion(weights: npt.ArrayLike, total: int) -> Ints:
-    """Share a total among domains in whole rows by largest remainder, in exact arithmetic.
-
-    Args:
-        weights: (D,) not negative, in any unit.
-        total: rows to share.
-
-    Returns:
-        array (D,) int64: rows; they sum to the total, each within one row of its exact quota; of equal remainders the
-        first domain is served first.
-
-    Raises:
-        UserError: a weight is negative or not finite, or all are zero and there is something to share.
-    """
+    """Share a total among domains in whole rows by largest remainder, exactly; of equals the first gains."""
     values = [float(weight) for weight in np.asarray(weights, dtype=np.float64).ravel()]
     if total < 0:
         raise UserError(f"the total to share is {total}; it cannot be negative")
@@ -66,16 +54,7 @@ def apportion(weights: npt.ArrayLike, total: int) -> Ints:
 
 
 def domain_order(seed: int, domain: str, keys: npt.ArrayLike) -> Ints:
-    """Return the domain's one permutation for a seed; it depends on the rows' content, not on where they stand.
-
-    Args:
-        seed: the mixture's seed.
-        domain: name of the domain.
-        keys: (N,) uint64 row keys in source order; equal keys are told apart by their occurrence.
-
-    Returns:
-        array (N,) int64: row indices. Without some rows, the others keep their relative order.
-    """
+    """Return the domain's one permutation (N,) for a seed; without some rows the others keep their order."""
     keys_N = _as_keys(keys)
     occurrence = _occurrence(keys_N)
     hashes = order_hashes(seed, domain, keys_N, occurrence)
@@ -88,18 +67,7 @@ def order_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys) -> Keys:
 
 
 def draw(order: npt.ArrayLike, rows: int) -> tuple[Ints, Ints]:
-    """Take the first rows of a permutation, going round again for repeats; a smaller draw is a prefix of a larger one.
-
-    Args:
-        order: (N,) row indices.
-        rows: how many to take.
-
-    Returns:
-        tuple: row indices (rows,) int64 and the pass of each (rows,) int64, 0 for the first time round.
-
-    Raises:
-        UserError: rows are wanted of a domain that has none, or fewer than 0.
-    """
+    """Take the first rows of a permutation, going round for repeats: row indices and the pass of each, from 0."""
     order_N = np.asarray(order, dtype=np.int64)
     if rows < 0:
         raise UserError(f"{rows} rows are wanted; a volume cannot be negative")
@@ -121,20 +89,9 @@ def training_order(
     names: Sequence[str],
     drawn: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]],
 ) -> tuple[Ints, Ints]:
-    """Order the drawn rows for training by a stable key of (seed, domain, row, pass).
-
-    Args:
-        seed: the mixture's seed.
-        names: D names.
-        drawn: for every domain its row keys (N,) uint64, row indices drawn (n,) and their passes (n,).
-
-    Returns:
-        tuple: domain numbers (R,) int64 and row indices (R,) int64. A smaller mixture's order is a subsequence of a
-        larger one's, and the order of the domains does not matter.
-
-    Raises:
-        UserError: names and draws differ in number.
-    """
+    """Order drawn rows by a stable key of (seed, domain, row, pass): domain numbers (R,) and row indices (R,)."""
+    # `drawn` holds for every domain its row keys (N,), row indices drawn (n,) and their passes (n,). A smaller
+    # mixture's order is a subsequence of a larger one's, and the order of the domains does not matter.
     if len(names) != len(drawn):
         raise UserError(f"{len(names)} domain names but {len(drawn)} draws; give one draw for every domain")
     columns: list[tuple[Keys, Ints, Keys, Keys, Keys, Ints]] = []
@@ -159,21 +116,8 @@ def training_hashes(seed: int, domain: str, keys: Keys, occurrence: Keys, passes
 
 
 def reserve_mask(keys: npt.ArrayLike, fraction: float, salt: str | int = "warm") -> Bools:
-    """Mark the rows of the hash-reserved slice; equal rows are in or out together.
-
-    A domain of few rows whose slice would be empty gives its first row by hash, where there is another one beside it.
-
-    Args:
-        keys: (N,) uint64 row keys.
-        fraction: share of the rows to reserve, 0 to 1.
-        salt: names the slice; another salt gives an independent one.
-
-    Returns:
-        array (N,) bool: True where reserved. A larger fraction's slice contains a smaller one's.
-
-    Raises:
-        UserError: the fraction is outside 0 to 1.
-    """
+    """Mark the rows (N,) of the hash-reserved slice; equal rows are in or out together; larger slices hold smaller."""
+    # A domain of few rows whose slice would be empty gives its first row by hash, where there is another one beside it.
     if not 0 <= fraction <= 1:
         raise UserError(f"the reserved fraction is {fraction}; it must lie in 0 to 1")
     keys_N = _as_keys(keys)

@@ -67,17 +67,7 @@ def proxy_shape(size: str, vocab_size: int) -> ProxyShape:
 
 
 def build_proxy(size: str, vocab_size: int, context: int, seed: int) -> Any:
-    """Build a fresh proxy with tied embeddings and packed attention.
-
-    Args:
-        size: a key of `SIZES`.
-        vocab_size: V, tokens.
-        context: longest row, tokens.
-        seed: seed of the initial weights; torch's global random state is neither read nor changed.
-
-    Returns:
-        LlamaForCausalLM: float32, on the CPU, in training mode.
-    """
+    """Build a fresh proxy with tied embeddings and packed attention; torch's global random state is left alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = proxy_shape(size, vocab_size)
@@ -268,17 +258,7 @@ def evaluate(
     batch_tokens: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> RowLosses:
-    """Measure the loss of every row.
-
-    Args:
-        model: any transformers causal LM; its training mode is restored.
-        token_rows: N rows.
-        batch_tokens: tokens of a micro-batch; default by device.
-        autocast: bfloat16 to run the products in it; None runs in the weights' own precision.
-
-    Returns:
-        RowLosses: in the order of `token_rows`.
-    """
+    """Measure the loss of every row, in their order, by any transformers causal LM; its training mode is restored."""
     limit = tokens_at_once(batch_tokens, next(model.parameters()).device)
     count = len(token_rows)
     sums = np.zeros(count)

@@ -27,33 +27,20 @@ RATES = {  # peak learning rates worth trying, rising, by the size of a scratch 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """How a proxy is trained.
+    """How a proxy is trained."""
 
-    Attributes:
-        learning_rate: peak rate of AdamW.
-        batch_rows: rows of an optimiser step; unused where batch_tokens is given.
-        batch_tokens: tokens of an optimiser step; None counts rows.
-        loss: of a step: "token" is the mean over its supervised tokens, "row" the mean over its rows of each row's
-            mean.
-        warmup_fraction: share of the steps with a rising rate; the rest falls to zero by a cosine.
-        weight_decay: decoupled decay of the matrices (vectors are not decayed).
-        beta1: AdamW's decay of the mean gradient.
-        beta2: AdamW's decay of the mean square gradient.
-        grad_clip: largest norm of a step's gradient.
-        dtype: "float32" or "bfloat16": precision of the products; weights and optimiser stay in float32.
-        micro_batch_tokens: tokens of a micro-batch; default by device. It moves rounding only, never the step's loss.
-    """
-
-    learning_rate: float = 1e-3
-    batch_rows: int = BATCH_ROWS
-    batch_tokens: int | None = None
+    learning_rate: float = 1e-3  # peak rate of AdamW
+    batch_rows: int = BATCH_ROWS  # rows of an optimiser step; unused where batch_tokens is given
+    batch_tokens: int | None = None  # tokens of an optimiser step; None counts rows
+    # of a step: "token" is the mean over its supervised tokens, "row" the mean over its rows of each row's mean
     loss: Loss = "token"
-    warmup_fraction: float = 0.05
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.98
-    grad_clip: float = 1.0
-    dtype: str = "float32"
+    warmup_fraction: float = 0.05  # share of the steps with a rising rate; the rest falls to zero by a cosine
+    weight_decay: float = 0.01  # decoupled decay of the matrices (vectors are not decayed)
+    beta1: float = 0.9  # AdamW's decay of the mean gradient
+    beta2: float = 0.98  # AdamW's decay of the mean square gradient
+    grad_clip: float = 1.0  # largest norm of a step's gradient
+    dtype: str = "float32"  # "float32" or "bfloat16": precision of the products; weights and optimiser stay in float32
+    # tokens of a micro-batch; default by device. It moves rounding only, never the step's loss
     micro_batch_tokens: int | None = None
 
     def bounds(self, lengths_R: Ints) -> Ints:
@@ -68,40 +55,24 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainLog:
-    """What a finished training did.
+    """What a finished training did."""
 
-    Attributes:
-        losses: (S,) the loss of each step's rows, before the step, nats.
-        learning_rates: (S,) rate of each step.
-        rows: rows trained on, repeats counted.
-        tokens: their tokens.
-        supervised_tokens: their labelled tokens.
-        token_pairs: pairs of tokens of one row, Σ of squared lengths.
-        seconds: wall time of the steps done by this process.
-        steps_resumed: steps taken over from a checkpoint.
-    """
-
-    losses: NDArray[np.float64]
-    learning_rates: NDArray[np.float64]
-    rows: int
-    tokens: int
-    supervised_tokens: int
-    token_pairs: int
-    seconds: float
-    steps_resumed: int
+    losses: NDArray[np.float64]  # (S,) the loss of each step's rows, before the step, nats
+    learning_rates: NDArray[np.float64]  # (S,) rate of each step
+    rows: int  # rows trained on, repeats counted
+    tokens: int  # their tokens
+    supervised_tokens: int  # their labelled tokens
+    token_pairs: int  # pairs of tokens of one row, Σ of squared lengths
+    seconds: float  # wall time of the steps done by this process
+    steps_resumed: int  # steps taken over from a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class RowLosses:
-    """Losses of a set of rows, row by row, so that any statistic can be formed later.
+    """Losses of a set of rows, row by row, so that any statistic can be formed later."""
 
-    Attributes:
-        loss_sum: (N,) float64, nats summed over the row's supervised tokens.
-        tokens: (N,) int64, supervised tokens of the row.
-    """
-
-    loss_sum: NDArray[np.float64]
-    tokens: NDArray[np.int64]
+    loss_sum: NDArray[np.float64]  # (N,) float64, nats summed over the row's supervised tokens
+    tokens: NDArray[np.int64]  # (N,) int64, supervised tokens of the row
 
     def select(self, rows: NDArray[np.bool_]) -> RowLosses:
         """Take some of the rows."""

@@ -46,31 +46,11 @@ def train(
     on_step: Callable[[int, int, Tensor], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainLog:
-    """Train a model in place on rows in a given order.
-
-    The order and the rows' lengths decide which rows share a step (`TrainSettings.bounds`), and its loss is taken over
-    all of them, however they are split into micro-batches. With a checkpoint folder, an interrupted training goes on
-    from its last checkpoint and ends with the same bits.
-
-    Args:
-        model: the model, on its device.
-        order: domain (R,) and row index (R,) of each row in turn, as `mixture.training_order` gives them.
-        token_rows: one set of rows a domain.
-        settings: optimiser and batches.
-        every_token: plain language-model loss on every token.
-        checkpoint_dir: folder for the checkpoint; None keeps none.
-        checkpoint_seconds: time between checkpoints; 0 writes one after every step.
-        on_step: called with (steps done, steps in all, loss) after each step is queued; reading the loss (nats)
-            waits for the device.
-        should_stop: asked after each step; True saves a checkpoint and ends the training.
-
-    Returns:
-        TrainLog: the losses of all steps, those before a resume included.
-
-    Raises:
-        UserError: the order is empty or a loss is not finite.
-        TrainingStopped: should_stop said so.
-    """
+    """Train a model in place on rows in a given order; with a checkpoint folder it goes on to the same bits."""
+    # The order (domain (R,) and row (R,)) and the rows' lengths decide which rows share a step
+    # (`TrainSettings.bounds`), and its loss is taken over all of them, however they are split into micro-batches.
+    # `on_step` hears (steps done, steps in all, loss in nats; reading it waits for the device), `should_stop` is asked
+    # after each step.
     domain_R, row_R = (np.asarray(part, dtype=np.int64) for part in order)
     if not len(domain_R):
         raise UserError("a proxy run has no row to train on; give at least one domain a volume above 0")

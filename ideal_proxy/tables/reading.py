@@ -50,20 +50,9 @@ class Joined:
 
 
 def read_ratios(path: str | Path, domains: Sequence[str] = (), *, unit: str | None = None) -> Table:
-    """Read a table of mixtures: one row a run, one column a domain.
-
-    Args:
-        path: a CSV file.
-        domains: the columns that are domains; where not given, those that sum to 1 or 100 in every run, and in a
-            table of volumes all that no tracker writes.
-        unit: "rows" where sums say nothing.
-
-    Returns:
-        The table; the prefix ``train_`` is stripped, percentages are shares.
-
-    Raises:
-        UserError: not a table of mixtures.
-    """
+    """Read a table of mixtures as shares or volumes: one row a run, one column a domain."""
+    # Where domains are not given: the columns that sum to 1 or 100 in every run, in a table of volumes all that no
+    # tracker writes. `unit` is "rows" where sums say nothing.
     sheet = read_sheet(path)
     columns, total = domain_columns(sheet, domains, unit)
     table = _table(sheet, columns, "domain", "train_")
@@ -88,18 +77,7 @@ def read_ratios(path: str | Path, domains: Sequence[str] = (), *, unit: str | No
 
 
 def read_metrics(path: str | Path, metrics: Sequence[str] = ()) -> Table:
-    """Read a table of losses or scores: one row a run, one column a metric; empty cells are allowed.
-
-    Args:
-        path: a CSV file.
-        metrics: the columns that are metrics; where not given, all of numbers that no tracker writes.
-
-    Returns:
-        The table; the prefix ``metric/`` is stripped.
-
-    Raises:
-        UserError: not a table of metrics.
-    """
+    """Read a table of losses or scores: one row a run, one column a metric; empty cells are allowed."""
     sheet = read_sheet(path)
     columns = metric_columns(sheet)
     if metrics:
@@ -152,19 +130,7 @@ def read_runs(path: str | Path, domains: Sequence[str], metrics: Sequence[str]) 
 
 
 def join_tables(ratios: Table, metrics: Table, *, partial: bool = False) -> Joined:
-    """Join mixtures and metrics on the run id, as text, never on the order of rows.
-
-    Args:
-        ratios: the mixtures.
-        metrics: the metrics.
-        partial: go on with the runs that are in both tables.
-
-    Returns:
-        The runs, in the order of the ratios.
-
-    Raises:
-        UserError: runs that are in one table only.
-    """
+    """Join mixtures and metrics on the run id, as text, in the order of the ratios; `partial` takes shared runs."""
     common = [str(name) for name in ratios.names if name in metrics.names]
     if common and ratios.names.columns[0] != metrics.names.columns[0]:
         ratios, metrics = (_named_by(table, common[0]) for table in (ratios, metrics))
