@@ -66,7 +66,7 @@ class SearchConfig(Section):
     )
     rounds: int = Field(default=6, ge=1, le=10)
     gradients: Literal["auto", "implicit", "unrolled", "none"] = Field(
-        default="none", description="responses of the trained proxies that enter the fit; auto: where they may earn"
+        default="auto", description="responses of the trained proxies that enter the fit; auto: where runs are few"
     )
     tracker: str | None = Field(
         default=None, description="package.module:function that is told how the search goes on; or wandb, mlflow, ..."

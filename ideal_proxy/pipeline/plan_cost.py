@@ -120,6 +120,8 @@ def gradient_method(config: SearchConfig, plan: Plan) -> tuple[str, str]:
         return ("" if config.gradients == "none" else config.gradients), ""
     if config.has_metrics:
         return "", "auto: gradients are derivatives of losses, and a capability is judged by a metric"
+    if config.proxy.command is not None:
+        return "", "auto: your own trainer trains the proxies, and their weights are not known here"
     few, runs = len(config.domains) + 1, plan.runs
     if runs > few:
         return "", f"auto: {runs} runs are more than n + 1 = {few} for n domains, where gradients add little to losses"
