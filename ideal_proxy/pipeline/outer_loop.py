@@ -149,7 +149,9 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             ) as laboratory,
         ):
             if laboratory.gradients or plan.runs <= len(config.domains) + 1:
-                reporter.note(f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why or 'by the run file'})")
+                reporter.note(
+                    f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why or 'by the run file'})"
+                )
             check_constraints(config, prepared, laboratory.first_volumes())
             if plan.lower:
                 climb(config, prepared, plan, laboratory, heritage)
