@@ -69,10 +69,10 @@ def held_out_law(data: LawData, fit: LawFit, fold_R: np.ndarray, *, harm: bool) 
         out = out_KR[k]
         stack = slice(k * J, (k + 1) * J)
         covariance = np.linalg.inv(solution.hessian_BPP[stack])
-        e = evaluate(solution.theta_BP[stack], data.bounds_J2, data.volumes, u_RD, by_theta=True)
-        assert e.by_theta_JRP is not None
-        every[k], mean[:, out] = e.loss_JR, e.loss_JR[:, out]
-        by = e.by_theta_JRP[:, out]
+        theta = solution.theta_BP[stack]
+        every[k] = evaluate(theta, data.bounds_J2, data.volumes, u_RD).loss_JR
+        mean[:, out] = every[k][:, out]
+        by = evaluate(theta, data.bounds_J2, data.volumes, u_RD[out]).by_theta()
         variance[:, out] = np.einsum("jrp,jrp->jr", np.matmul(by, covariance), by)
     return HeldOutLaw(mean, variance, every)
 

@@ -54,15 +54,6 @@ class Volumes:
         return np.asarray(np.divide(u_RD, total, out=np.zeros_like(u_RD), where=total > 0))
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The law at some mixtures: its values and whichever derivatives were asked for."""
-
-    loss_JR: Array  # (J, R) values
-    by_theta_JRP: Array | None  # (J, R, P) derivative by θ, or None
-    by_u_JRD: Array | None  # (J, R, D) derivative by the effective volumes, or None
-
-
 def sigmoid(t: Array) -> Array:
     """Squash to (0, 1) without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * t))
@@ -83,55 +74,82 @@ def unpack(theta_JP: Array, bounds_J2: Array, domains: int) -> dict[str, Array]:
     }
 
 
-def evaluate(
-    theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_RD: Array, *, by_theta: bool = False, by_u: bool = False
-) -> Evaluation:
-    """Evaluate the law of every capability at every mixture."""
-    J, (R, D) = len(theta_JP), u_RD.shape
-    with_harm = theta_JP.shape[1] > FIRST_A + D
-    p = unpack(theta_JP, bounds_J2, D)
-    gamma = p["gamma"][:, None]
-    x = u_RD / volumes.scale + DELTA
-    log_x = np.log(x)
-    power_JRD = np.exp(p["gamma"][:, None, None] * log_x)
-    delta_power = np.exp(gamma * np.log(DELTA))
-    s = 1.0 + np.einsum("jrd,jd->jr", power_JRD, p["a"]) - (p["a"].sum(axis=1, keepdims=True) * delta_power)
-    log_s = np.log(np.maximum(s, 1e-300))
-    alpha = p["alpha"][:, None]
-    span = np.exp(theta_JP[:, SPAN])[:, None]
-    fallen = np.exp(-alpha * log_s)
-    loss = p["E"][:, None] + span * fallen
-    harm_RD = volumes.harm_features(u_RD) if with_harm else None
-    if harm_RD is not None:
-        loss = loss + p["b"] @ harm_RD.T
-    slope = -alpha * span * fallen / s  # ∂L/∂s
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The law at some mixtures: its values, and its derivatives where they are asked for."""
 
-    theta_JRP = None
-    if by_theta:
-        theta_JRP = np.empty((J, R, theta_JP.shape[1]))
-        f = sigmoid(theta_JP[:, FLOOR])
-        theta_JRP[:, :, FLOOR] = ((bounds_J2[:, 1] - bounds_J2[:, 0]) * f * (1.0 - f))[:, None]
-        theta_JRP[:, :, SPAN] = span * fallen
-        theta_JRP[:, :, ALPHA] = -span * fallen * alpha * log_s
-        s_by_gamma = np.einsum("jrd,rd,jd->jr", power_JRD, log_x, p["a"], optimize=True)
-        s_by_gamma -= p["a"].sum(axis=1, keepdims=True) * delta_power * np.log(DELTA)
-        theta_JRP[:, :, GAMMA] = slope * s_by_gamma * gamma * (1.0 - gamma)
-        part = theta_JRP[:, :, FIRST_A : FIRST_A + D]
+    theta_JP: Array
+    bounds_J2: Array
+    volumes: Volumes
+    u_RD: Array
+    natural: dict[str, Array]  # the parameters by name
+    log_x_RD: Array
+    power_JRD: Array
+    s_JR: Array
+    loss_JR: Array  # (J, R) values
+
+    def by_theta(self, which: NDArray[np.intp] | slice = slice(None), factor_JR: Array | float = 1.0) -> Array:
+        """Differentiate by θ, (J, R, P), for some of the capabilities, each run times a factor."""
+        theta, power_JRD, (R, D) = self.theta_JP[which], self.power_JRD[which], self.u_RD.shape
+        slope, fallen, log_s = self._slope(which)
+        slope, fallen = slope * factor_JR, fallen * factor_JR
+        alpha, gamma, a = (self.natural[name][which][:, None] for name in ("alpha", "gamma", "a"))
+        delta_power = np.exp(gamma * np.log(DELTA))
+        out = np.empty((len(theta), R, theta.shape[1]))
+        f = sigmoid(theta[:, FLOOR])
+        span = self.bounds_J2[which, 1] - self.bounds_J2[which, 0]
+        out[:, :, FLOOR] = (span * f * (1.0 - f))[:, None] * factor_JR
+        out[:, :, SPAN] = fallen
+        out[:, :, ALPHA] = -fallen * alpha * log_s
+        part = out[:, :, FIRST_A : FIRST_A + D]
         np.subtract(power_JRD, delta_power[:, :, None], out=part)
-        part *= p["a"][:, None, :]
+        part *= a
+        s_by_gamma = np.einsum("jrd,rd->jr", part, self.log_x_RD)  # a times x^γ log x − δ^γ log δ, summed
+        s_by_gamma += delta_power * (a[:, 0] @ (self.log_x_RD - np.log(DELTA)).T)
+        out[:, :, GAMMA] = slope * s_by_gamma * gamma * (1.0 - gamma)
         part *= slope[:, :, None]
-        if harm_RD is not None:
-            theta_JRP[:, :, FIRST_A + D :] = harm_RD
+        if theta.shape[1] > FIRST_A + D:
+            out[:, :, FIRST_A + D :] = self.volumes.harm_features(self.u_RD) * np.reshape(
+                factor_JR, (*np.shape(factor_JR), 1)
+            )
+        return out
 
-    u_JRD = None
-    if by_u:
-        u_JRD = slope[:, :, None] * p["a"][:, None, :] * gamma[:, :, None] * power_JRD / (x * volumes.scale)
-        if harm_RD is not None:
-            total = volumes.kappa + u_RD.sum(axis=1)
+    def by_u(self) -> Array:
+        """Differentiate by the effective volumes, (J, R, D)."""
+        slope = self._slope(slice(None))[0]
+        gamma, a, b = (self.natural[name] for name in ("gamma", "a", "b"))
+        x = self.u_RD / self.volumes.scale + DELTA
+        out = slope[:, :, None] * a[:, None] * gamma[:, None, None] * self.power_JRD / (x * self.volumes.scale)
+        if self.theta_JP.shape[1] > FIRST_A + self.u_RD.shape[1]:
+            total = self.volumes.kappa + self.u_RD.sum(axis=1)
             inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-            weighted_JR = p["b"] @ harm_RD.T
-            u_JRD = u_JRD + (p["b"][:, None, :] - weighted_JR[:, :, None]) * inverse[None, :, None]
-    return Evaluation(loss, theta_JRP, u_JRD)
+            weighted_JR = b @ self.volumes.harm_features(self.u_RD).T
+            out = out + (b[:, None, :] - weighted_JR[:, :, None]) * inverse[None, :, None]
+        return np.asarray(out)
+
+    def _slope(self, which: NDArray[np.intp] | slice) -> tuple[Array, Array, Array]:
+        """Give ∂L/∂s, what is left of Z − E, and log s, each (J, R)."""
+        s, alpha = self.s_JR[which], self.natural["alpha"][which][:, None]
+        log_s = np.log(np.maximum(s, 1e-300))
+        span = np.exp(self.theta_JP[which, SPAN])[:, None]
+        fallen = np.exp(-alpha * log_s)
+        return -alpha * span * fallen / s, span * fallen, log_s
+
+
+def evaluate(theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_RD: Array) -> Evaluation:
+    """Evaluate the law of every capability at every mixture."""
+    D = u_RD.shape[1]
+    p = unpack(theta_JP, bounds_J2, D)
+    log_x = np.log(u_RD / volumes.scale + DELTA)
+    power_JRD = p["gamma"][:, None, None] * log_x
+    np.exp(power_JRD, out=power_JRD)
+    delta_power = np.exp(p["gamma"][:, None] * np.log(DELTA))
+    s = 1.0 + np.matmul(power_JRD, p["a"][:, :, None])[:, :, 0] - (p["a"].sum(axis=1, keepdims=True) * delta_power)
+    fallen = np.exp(-p["alpha"][:, None] * np.log(np.maximum(s, 1e-300)))
+    loss = p["E"][:, None] + np.exp(theta_JP[:, SPAN])[:, None] * fallen
+    if theta_JP.shape[1] > FIRST_A + D:
+        loss = loss + p["b"] @ volumes.harm_features(u_RD).T
+    return Evaluation(theta_JP, bounds_J2, volumes, u_RD, p, log_x, power_JRD, s, loss)
 
 
 def slopes(theta_JP: Array, bounds_J2: Array, volumes: Volumes, u_D: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.response.gradient_rows import GradientRows, Scale, along, pattern, scale_spread
 from ideal_proxy.response.law import ALPHA, FIRST_A, FLOOR, GAMMA, SPAN, Array, Volumes, evaluate
-from ideal_proxy.response.solver import Prior, Solution, huber, solve
+from ideal_proxy.response.solver import LARGE, Jacobian, Prior, Solution, huber, solve
 
 ALPHA_PRIOR = 0.25, 0.7
 """Median of α and the spread of log α."""
@@ -39,6 +39,9 @@ RHO_PRIOR = 5.0, 0.7
 """Median of ρ (Muennighoff et al. 2023 find a half-life of about 15 epochs in pretraining, SFT overfits sooner)."""
 DRAW_STEPS = 12
 """Steps from the fit to a posterior draw."""
+LARGE_STEPS, LARGE_ROUNDS = 10, 2
+"""Most steps of a solution where runs × parameters pass `LARGE`, and rounds more: the noise, not known before, decides
+where the optimum lies, and steps at a wrong one are lost."""
 CHUNK = 2_000_000
 """Entries of a Jacobian held at once."""
 
@@ -132,6 +135,8 @@ def solve_law(
     offset_JR: Array,
     iterations: int,
     rng: np.random.Generator | None = None,
+    *,
+    exact: bool = True,
 ) -> Solution:
     """Solve a stack of law fits over the same runs."""
     u_RD = data.volumes.effective(data.v_RD)[0]
@@ -151,16 +156,22 @@ def solve_law(
         measured = np.column_stack([rows.measured_JD.any(axis=1) for rows in data.gradients])
         weight = np.column_stack([weight, measured[member_B] / len(data.gradients)])
 
-    def model(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
+    def model(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Jacobian]:
         bounds = data.bounds_J2[member_B[which]]
-        e = evaluate(theta, bounds, data.volumes, u_RD, by_theta=True)
-        assert e.by_theta_JRP is not None
-        values, jacobian = e.loss_JR / sd[which], e.by_theta_JRP
-        jacobian /= sd[which][:, :, None]
+        e = evaluate(theta, bounds, data.volumes, u_RD)
+        values = e.loss_JR / sd[which]
         if data.scale is not None:
             size, size_by = along(theta, bounds, data.volumes, data.gradients, member_B[which])
             values = np.concatenate([values, size / spread_B1[which]], axis=1)
-            jacobian = np.concatenate([jacobian, size_by / spread_B1[which][:, :, None]], axis=1)
+
+        def jacobian(part: NDArray[np.intp] | slice, factor: Array) -> Array:
+            runs = sd.shape[1]
+            by_theta = e.by_theta(part, factor[:, :runs] / sd[which[part]])
+            if data.scale is None:
+                return by_theta
+            size_factor = factor[:, runs:] / spread_B1[which[part]]
+            return np.concatenate([by_theta, size_by[part] * size_factor[:, :, None]], axis=1)
+
         return values, jacobian
 
     mean = prior.mean_BP[member_B]
@@ -169,7 +180,11 @@ def solve_law(
         root = np.linalg.inv(np.linalg.cholesky(prior.precision_BPP)).transpose(0, 2, 1)[member_B]
         mean = mean + np.matmul(root, rng.standard_normal((*mean.shape, 1)))[:, :, 0] * ~prior.nonnegative_P
     stacked = Prior(mean, prior.precision_BPP[member_B], prior.nonnegative_P, prior.fixed_BP[member_B])
-    return solve(model, target, weight, stacked, start_BP, iterations=iterations, tolerance=1e-5, chunk=CHUNK)
+    if target.shape[1] * start_BP.shape[1] > LARGE:
+        iterations = min(iterations, LARGE_STEPS)
+    return solve(
+        model, target, weight, stacked, start_BP, iterations=iterations, tolerance=1e-5, chunk=CHUNK, exact=exact
+    )
 
 
 def fit_law(
@@ -184,14 +199,16 @@ def fit_law(
     seeds = int(data.seed_R.max()) + 1
     effect = np.zeros((J, seeds)) if warm is None else warm.seed_effect_JS
     seed_sd = np.zeros(J)
+    rounds += LARGE_ROUNDS * (R * P > LARGE)
     if warm is None:
         start = np.repeat(prior.mean_BP[:, None], starts, axis=1)
         start[:, 1:] += rng.normal(0.0, 0.7, (J, starts - 1, P))
         start[:, :, FIRST_A + D : FIRST_A + 2 * D] = np.abs(start[:, :, FIRST_A + D : FIRST_A + 2 * D])
         member = np.repeat(np.arange(J), starts)
         solution = solve_law(
-            data, prior, member, data.weight_JR[member], start.reshape(-1, P), noise[member], effect[:, data.seed_R], 60
-        )
+            data, prior, member, data.weight_JR[member], start.reshape(-1, P), noise[member], effect[:, data.seed_R], 60,
+            exact=False,
+        )  # fmt: skip
         best = solution.cost_B.reshape(J, starts).argmin(axis=1)
         theta = solution.theta_BP.reshape(J, starts, P)[np.arange(J), best]
     else:
@@ -267,22 +284,20 @@ def _seed_effects(residual_JR: Array, data: LawData, noise_J: Array, seeds: int)
 def _update_rho(data: LawData, solution: Solution, noise_J: Array) -> tuple[Array, Array]:
     """Take one Gauss–Newton step in log ρ with every capability's θ eliminated (a Schur complement)."""
     u, _, u_by_rho = data.volumes.effective(data.v_RD)
-    e = evaluate(solution.theta_BP, data.bounds_J2, data.volumes, u, by_theta=True, by_u=True)
-    assert e.by_theta_JRP is not None
-    assert e.by_u_JRD is not None
-    R = len(data.v_RD)
-    weight = huber(solution.residual_BR[:, :R], data.weight_JR)[1]
-    root = np.sqrt(weight)[:, :, None] / noise_J[:, None, None]
-    by_rho = e.by_u_JRD * u_by_rho * root
-    by_theta = e.by_theta_JRP * root
-    residual = solution.residual_BR[:, :R] * np.sqrt(weight)
-    cross = np.einsum("jrd,jrp->jdp", by_rho, by_theta) * (1.0 - _held(solution))[:, None, :]
-    eliminated = np.linalg.solve(solution.hessian_BPP, cross.transpose(0, 2, 1))
+    (R, D), (J, P) = u.shape, solution.theta_BP.shape
+    held, weight = _held(solution), huber(solution.residual_BR[:, :R], data.weight_JR)[1]
+    root, residual = np.sqrt(weight) / noise_J[:, None], solution.residual_BR[:, :R] * np.sqrt(weight)
     away = np.log(data.volumes.rho / RHO_PRIOR[0])
-    hessian = (np.einsum("jrd,jre->de", by_rho, by_rho) - np.einsum("jdp,jpe->de", cross, eliminated)) + np.eye(
-        len(away)
-    ) / RHO_PRIOR[1] ** 2
-    gradient = np.einsum("jrd,jr->d", by_rho, residual) + away / RHO_PRIOR[1] ** 2
+    hessian, gradient = np.eye(D) / RHO_PRIOR[1] ** 2, away / RHO_PRIOR[1] ** 2
+    together = max(1, CHUNK // (R * P))
+    for j in (slice(first, first + together) for first in range(0, J, together)):
+        e = evaluate(solution.theta_BP[j], data.bounds_J2[j], data.volumes, u)
+        by_rho = e.by_u() * u_by_rho * root[j, :, None]
+        across = by_rho.transpose(0, 2, 1)
+        cross = np.matmul(across, e.by_theta(factor_JR=root[j])) * (1.0 - held[j, None])
+        eliminated = np.linalg.solve(solution.hessian_BPP[j], cross.transpose(0, 2, 1))
+        hessian = hessian + (np.matmul(across, by_rho) - np.matmul(cross, eliminated)).sum(axis=0)
+        gradient = gradient + np.matmul(residual[j, None], by_rho).sum(axis=(0, 1))
     step = np.clip(-np.linalg.solve(hessian, gradient), -1.0, 1.0)
     return np.asarray(data.volumes.rho * np.exp(step)), np.sqrt(np.diag(np.linalg.inv(hessian)))
 
@@ -318,6 +333,7 @@ def posterior_draws(
             fit.seed_effect_JS[:, data.seed_R],
             DRAW_STEPS,
             rng,
+            exact=False,
         )
         groups.append(solution.theta_BP.reshape(-1, *fit.theta_JP.shape))
     return np.concatenate(groups)

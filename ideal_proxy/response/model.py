@@ -405,15 +405,14 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         """
         _, u = self._volumes(V)
         level = 0.9 if return_interval is True else float(return_interval)
-        evaluation = evaluate(self.theta_, self.bounds_, self.volumes_, u, by_theta=level > 0)
+        evaluation = evaluate(self.theta_, self.bounds_, self.volumes_, u)
         x = u / self.volumes_.scale
         mean = self._original(self._blend(evaluation.loss_JR, x))
         if level <= 0:
             return mean[:, 0] if self._one_dimensional_ else mean
         if not 0.0 < level < 1.0:
             raise BadInput(f"return_interval is {return_interval!r}: give a level between 0 and 1, such as 0.9.")
-        by = evaluation.by_theta_JRP
-        assert by is not None
+        by = evaluation.by_theta()
         law = np.einsum("jrp,jrp->jr", np.matmul(by, self.covariance_), by)
         variance = (self.weights_ @ ON_LAW)[:, None] * law
         for c, j, process in self._used():
@@ -467,10 +466,9 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
     def values_and_gradients(self, v_ND: Array) -> tuple[Array, Array]:
         """Predict at many mixtures at once, (N, J), with the derivatives by volume, (N, J, D)."""
         u, du_dv, _ = self.volumes_.effective(self._with_retired(v_ND))
-        e = evaluate(self.theta_, self.bounds_, self.volumes_, u, by_u=True)
-        assert e.by_u_JRD is not None
+        e = evaluate(self.theta_, self.bounds_, self.volumes_, u)
         law = self.weights_ @ ON_LAW
-        y, by = law[:, None] * e.loss_JR, law[:, None, None] * e.by_u_JRD
+        y, by = law[:, None] * e.loss_JR, law[:, None, None] * e.by_u()
         for c, j, process in self._used():
             value, by_x = process.many(u / self.volumes_.scale)
             y[j] += self.weights_[j, c] * value
@@ -500,14 +498,13 @@ class ResponseModel(RegressorMixin, MultiOutputMixin, BaseEstimator):
         count = len(v)
         u, du_dv, _ = self.volumes_.effective(self._with_retired(v[None]))
         S, J, P = theta_SJP.shape
-        e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u, by_u=True)
-        assert e.by_u_JRD is not None
+        e = evaluate(theta_SJP.reshape(S * J, P), np.tile(self.bounds_, (S, 1)), self.volumes_, u)
         weights_SJC, known_SJ = (
             (self.weight_draws_, self.known_draws_) if drawn else (self.weights_[None], self.known_[None])
         )
         law_SJ = weights_SJC @ ON_LAW
         y = law_SJ * e.loss_JR.reshape(S, J)
-        by = law_SJ[:, :, None] * e.by_u_JRD.reshape(S, J, -1)
+        by = law_SJ[:, :, None] * e.by_u().reshape(S, J, -1)
         x = u[0] / self.volumes_.scale
         for c, j, process in self._used():
             value, by_x = process.at(x, self.process_draws_[c, j] if drawn else process.beta_R[None])

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,14 @@ from numpy.typing import NDArray
 from ideal_proxy.response.law import Array
 
 MOST_CORES = 8  # each holds a part's Jacobian
+LARGE = 100_000
+"""Above so many residuals × parameters steps are found with a Hessian of single precision."""
 HUBER = 2.0
 """Residuals beyond this many noise standard deviations count linearly."""
+
+
+Jacobian: TypeAlias = Callable[[NDArray[np.intp] | slice, Array], Array]
+"""Gives the Jacobian (B, R, P) of some of the problems that a model was asked about, its rows times a factor (B, R)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ def huber(residual: Array, weight: Array) -> tuple[Array, Array]:
 
 
 def solve(
-    model: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]],
+    model: Callable[[Array, NDArray[np.intp]], tuple[Array, Jacobian]],
     target_BR: Array,
     weight_BR: Array,
     prior: Prior,
@@ -62,6 +69,7 @@ def solve(
     *,
     iterations: int = 60,
     tolerance: float = 1e-6,
+    exact: bool = True,
     chunk: int = 2_000_000,
 ) -> Solution:
     """Minimise Σ_r w_r huber(f_r(θ) − t_r) + ½ (θ − μ)ᵀ Λ (θ − μ) for every problem."""
@@ -73,12 +81,12 @@ def solve(
             k = slice(first, min(first + together, B))
             own = Prior(prior.mean_BP[k], prior.precision_BPP[k], prior.nonnegative_P, prior.fixed_BP[k])
 
-            def shifted(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
+            def shifted(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Jacobian]:
                 return model(theta, which + first)
 
             return solve(
                 shifted, target_BR[k], weight_BR[k], own, start_BP[k], iterations=iterations, tolerance=tolerance,
-                chunk=chunk,
+                chunk=chunk, exact=exact,
             )  # fmt: skip
 
         # Parts know nothing of each other, so their numbers are the same however many cores share them.
@@ -100,21 +108,30 @@ def solve(
     gradient = np.zeros((B, P))
     residual = np.zeros(target_BR.shape)
     eye = np.eye(P)
+    rough = target_BR.shape[1] * P > LARGE
 
-    def state(values: Array, which: NDArray[np.intp]) -> tuple[Array, Array, Array, Array]:
+    def move(values: Array, which: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Take the values that lower the cost, and find the derivatives there."""
         fitted, jacobian = model(values, which)
         r = np.where(weight_BR[which] > 0, fitted - target_BR[which], 0.0)
         loss, w = huber(r, weight_BR[which])
         away = values - prior.mean_BP[which]
-        pulled = np.einsum("bpq,bq->bp", prior.precision_BPP[which], away)
+        pulled = np.matmul(prior.precision_BPP[which], away[:, :, None])[:, :, 0]
         total = loss.sum(axis=1) + 0.5 * (away * pulled).sum(axis=1)
-        weighted = jacobian * w[:, :, None]
-        H = np.matmul(weighted.transpose(0, 2, 1), jacobian) + prior.precision_BPP[which]
-        g = np.einsum("brp,br->bp", weighted, r) + pulled
-        residual_ok = np.where(np.isfinite(total), total, np.inf)
-        return residual_ok, H, g, r
+        total = np.where(np.isfinite(total), total, np.inf)
+        better = total < cost[which]
+        part: NDArray[np.intp] | slice = slice(None) if better.all() else np.flatnonzero(better)
+        if better.any():
+            took, root = which[part], np.sqrt(w[part])
+            J = jacobian(part, root)
+            gradient[took] = np.matmul((root * r[part])[:, None], J)[:, 0] + pulled[part]
+            if rough:
+                J = J.astype(np.float32)
+            hessian[took] = np.matmul(J.transpose(0, 2, 1), J) + prior.precision_BPP[took]
+            theta[took], cost[took], residual[took] = values[part], total[part], r[part]
+        return np.asarray(better)
 
-    cost[:], hessian[:], gradient[:], residual[:] = state(theta, active)
+    move(theta, active)
     for _ in range(iterations):
         if not len(active):
             break
@@ -130,20 +147,12 @@ def solve(
         trial = theta[active] + step
         trial = np.where(prior.nonnegative_P[None, :], np.maximum(trial, 0.0), trial)
         moved = trial - theta[active]
-        promised = -(gradient[active] * moved).sum(axis=1) - 0.5 * np.einsum(
-            "bp,bpq,bq->b", moved, hessian[active], moved
-        )
-        new_cost, new_H, new_g, new_r = state(trial, active)
-        better = new_cost < cost[active]
+        curved = np.matmul(hessian[active], moved[:, :, None])[:, :, 0]
+        promised = -((gradient[active] + 0.5 * curved) * moved).sum(axis=1)
+        before = cost[active]
+        better = move(trial, active)
         took = active[better]
-        theta[took], cost_before = trial[better], cost[took]
-        gained = cost_before - new_cost[better]
-        cost[took], hessian[took], gradient[took], residual[took] = (
-            new_cost[better],
-            new_H[better],
-            new_g[better],
-            new_r[better],
-        )
+        gained = (before - cost[active])[better]
         damping[took] = np.maximum(damping[took] * 0.2, 1e-9)
         damping[active[~better]] *= 6.0
         small = promised < tolerance * (1.0 + cost[active])
@@ -151,6 +160,11 @@ def solve(
         finished = small | (damping[active] > 1e9)
         done[active[finished]] = True
         active = active[~finished]
+    if rough and exact:
+        for b in np.arange(B):  # one at a time: what is returned is exact
+            fitted, jacobian = model(theta[b : b + 1], np.array([b]))
+            J = jacobian(slice(None), np.sqrt(huber(residual[b : b + 1], weight_BR[b : b + 1])[1]))[0]
+            hessian[b] = J.T @ J + prior.precision_BPP[b]
     held = prior.fixed_BP | (prior.nonnegative_P[None, :] & (theta <= 0.0) & (gradient > 0.0))
     free = ~held
     hessian = hessian * (free[:, :, None] & free[:, None, :]) + eye * held[:, :, None]

@@ -61,9 +61,8 @@ class SizeSurface:
 
     def _at(self, theta: Array, bounds: Array, v: Array) -> tuple[Array, Array]:
         u, du_dv, _ = self.volumes.effective(np.asarray(v, dtype=float)[None])
-        found = evaluate(theta, bounds, self.volumes, u, by_u=True)
-        assert found.by_u_JRD is not None
-        return found.loss_JR[:, 0], found.by_u_JRD[:, 0] * du_dv
+        found = evaluate(theta, bounds, self.volumes, u)
+        return found.loss_JR[:, 0], found.by_u()[:, 0] * du_dv
 
 
 class SizeLaw:
@@ -139,9 +138,8 @@ class SizeLaw:
             loss = np.empty(len(u_RD))
             slope = np.empty((len(u_RD), P))
             for scale, rows in groups:
-                found = evaluate(theta_RP[scale : scale + 1], bounds, self.volumes_, u_RD[rows], by_theta=True)
-                assert found.by_theta_JRP is not None
-                loss[rows], slope[rows] = found.loss_JR[0], found.by_theta_JRP[0]
+                found = evaluate(theta_RP[scale : scale + 1], bounds, self.volumes_, u_RD[rows])
+                loss[rows], slope[rows] = found.loss_JR[0], found.by_theta()[0]
             return loss, slope
 
         _, inverse = np.unique(z_RK, axis=0, return_inverse=True)

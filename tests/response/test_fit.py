@@ -13,6 +13,7 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from ideal_proxy.response import solver
 from ideal_proxy.response.gradient_rows import Responses
 from ideal_proxy.response.inputs import BadInput
 from ideal_proxy.response.law import DELTA
@@ -57,7 +58,9 @@ def test_scikit_learn_contract(estimator, check) -> None:
     check(estimator)
 
 
-def test_solver_agrees_with_scipy() -> None:
+@pytest.mark.parametrize("large", [100_000, 0])  # above it steps are found in single precision
+def test_solver_agrees_with_scipy(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "LARGE", large)
     rng = np.random.default_rng(0)
     t = np.linspace(0.0, 2.0, 30)
     y = np.stack([2.0 * np.exp(-k * t) + rng.normal(0.0, 0.05, 30) for k in (0.5, 1.5)]) / 0.05
@@ -65,7 +68,8 @@ def test_solver_agrees_with_scipy() -> None:
 
     def model(theta, which):
         e = np.exp(-theta[:, 1:] * t)
-        return theta[:, :1] * e / 0.05, np.stack([e, -theta[:, :1] * t * e], axis=2) / 0.05
+        by_theta = np.stack([e, -theta[:, :1] * t * e], axis=2) / 0.05
+        return theta[:, :1] * e / 0.05, lambda part, factor: by_theta[part] * factor[:, :, None]
 
     prior = Prior(np.ones((2, 2)), np.tile(np.eye(2) * 0.1, (2, 1, 1)), np.zeros(2, bool), np.zeros((2, 2), bool))
     found = solve(model, y, np.ones((2, 30)), prior, np.ones((2, 2)), tolerance=1e-12, chunk=60)
@@ -79,6 +83,9 @@ def test_solver_agrees_with_scipy() -> None:
         oracle = least_squares(residual, np.ones(2), xtol=1e-14, ftol=1e-14, gtol=1e-14)
         np.testing.assert_allclose(found.theta_BP[k], oracle.x, rtol=1e-4)
         assert found.cost_B[k] == pytest.approx(oracle.cost, rel=1e-6)
+        root = np.sqrt(huber(found.residual_BR[k : k + 1], np.ones((1, 30)))[1])
+        J = model(found.theta_BP[k : k + 1], [0])[1](slice(None), root)[0]
+        np.testing.assert_allclose(found.hessian_BPP[k], J.T @ J + 0.1 * np.eye(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", [0, 41, 99])
