@@ -109,9 +109,7 @@ class Evaluation:
         out[:, :, GAMMA] = slope * s_by_gamma * gamma * (1.0 - gamma)
         part *= slope[:, :, None]
         if theta.shape[1] > FIRST_A + D:
-            out[:, :, FIRST_A + D :] = self.volumes.harm_features(self.u_RD) * np.reshape(
-                factor_JR, (*np.shape(factor_JR), 1)
-            )
+            out[:, :, FIRST_A + D :] = self.volumes.harm_features(self.u_RD) * np.asarray(factor_JR)[..., None]
         return out
 
     def by_u(self) -> Array:

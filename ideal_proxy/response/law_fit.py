@@ -206,8 +206,8 @@ def fit_law(
         start[:, :, FIRST_A + D : FIRST_A + 2 * D] = np.abs(start[:, :, FIRST_A + D : FIRST_A + 2 * D])
         member = np.repeat(np.arange(J), starts)
         solution = solve_law(
-            data, prior, member, data.weight_JR[member], start.reshape(-1, P), noise[member], effect[:, data.seed_R], 60,
-            exact=False,
+            data, prior, member, data.weight_JR[member], start.reshape(-1, P), noise[member], effect[:, data.seed_R],
+            60, exact=False,
         )  # fmt: skip
         best = solution.cost_B.reshape(J, starts).argmin(axis=1)
         theta = solution.theta_BP.reshape(J, starts, P)[np.arange(J), best]

@@ -162,8 +162,9 @@ def solve(
         active = active[~finished]
     if rough and exact:
         for b in np.arange(B):  # one at a time: what is returned is exact
-            fitted, jacobian = model(theta[b : b + 1], np.array([b]))
-            J = jacobian(slice(None), np.sqrt(huber(residual[b : b + 1], weight_BR[b : b + 1])[1]))[0]
+            J = model(theta[b : b + 1], np.array([b]))[1](
+                slice(None), np.sqrt(huber(residual[b : b + 1], weight_BR[b : b + 1])[1])
+            )[0]
             hessian[b] = J.T @ J + prior.precision_BPP[b]
     held = prior.fixed_BP | (prior.nonnegative_P[None, :] & (theta <= 0.0) & (gradient > 0.0))
     free = ~held
