@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import pytest
 
@@ -24,3 +25,15 @@ def run():
     from ideal_proxy.pipeline.finished import load_run
 
     return load_run(finished_run.folder())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers(request):
+    """Fork the workers of a search from a process that has their libraries, but where their start is what is tested."""
+    if request.path.parent.name in {"swarm", "faults"}:
+        yield
+        return
+    import forked_workers
+
+    with mock.patch("ideal_proxy.swarm.local.start_worker", forked_workers.start_worker):
+        yield
