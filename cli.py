@@ -116,7 +116,7 @@ def main():
     os.environ.pop("IDEAL_PROXY_BOOTSTRAPPED", None)
     if testing:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; more threads would get in their way
-        side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+        side_by_side = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
         command = [sys.executable, "-m", "pytest", *side_by_side, *sys.argv[2:]]
         sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
     sys.path.insert(0, str(ROOT))
