@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 from ideal_proxy.config import SearchConfig, dump_config, parse_config
-from ideal_proxy.data.tokens import TokenRows
+from ideal_proxy.data.tokens import Batch, TokenRows
 from ideal_proxy.mixture.apply import Applied
 from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
 from ideal_proxy.proxy.records import TrainSettings
@@ -195,6 +195,13 @@ def make_rows(count: int, step: int, seed: int) -> TokenRows:
         offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         keys=rng.integers(0, 2**63, count).astype(np.uint64), source_index=np.arange(count),
     )  # fmt: skip
+
+
+def collate(rows: TokenRows, chosen: Sequence[int]) -> Batch:
+    """Lay rows of one set end to end as the proxies are given them."""
+    from ideal_proxy.proxy.model import collate_across
+
+    return collate_across([rows], np.zeros(len(chosen), dtype=np.int64), np.asarray(chosen, dtype=np.int64))
 
 
 def make_context(folder: Path, **changes: Any) -> SwarmContext:

@@ -191,21 +191,6 @@ class Batch:
     rows: Ints  # (B,) int64 indices into the TokenRows
 
 
-def collate(token_rows: TokenRows, indices: npt.ArrayLike) -> Batch:
-    """Lay rows end to end with shifted labels."""
-    rows = _row_numbers(indices, len(token_rows))
-    at, starts = _gather(token_rows.offsets, rows)
-    ids = np.asarray(token_rows.ids[at], dtype=np.int64)
-    labels = np.full(len(ids), IGNORED, dtype=np.int64)
-    if len(ids):
-        target = np.asarray(token_rows.supervised[at], dtype=np.bool_).copy()
-        target[starts[:-1][starts[:-1] < len(ids)]] = False  # a row's first token has no predecessor
-        place = np.flatnonzero(target)
-        labels[place - 1] = ids[place]
-    position = np.arange(len(ids), dtype=np.int64) - np.repeat(starts[:-1], np.diff(starts))
-    return Batch(input_ids=ids, position_ids=position, labels=labels, starts=starts, rows=rows)
-
-
 def kept_tokens(
     ids: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_], context: int, bos: int | None
 ) -> tuple[Ints, bool]:

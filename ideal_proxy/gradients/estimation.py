@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ from ideal_proxy.mixture import (
     drawn_tokens,
     save_mixture,
     search_verify_split,
-    with_shares,
 )
 from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import peak_memory
@@ -308,19 +306,15 @@ def _result(
 
 def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping[str, Any]) -> MixtureFile:
     tokens, supervised = sources.drawn(step.rows, config.seed)
-    return MixtureFile(
-        name=config.name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        seed=config.seed,
-        loss=config.loss,
-        batch=config.batch,
-        epochs=config.base.epochs,
-        domains=with_shares([
+    fingerprints, judged = sources.fingerprints
+    return MixtureFile.of(
+        config,
+        [
             DomainVolume(
                 name=domain.name,
                 source=domain.path,
                 format=domain.format,
-                fingerprint=sources.fingerprints[0][i],
+                fingerprint=fingerprints[i],
                 available=int(sources.available[i]),
                 left_out=sources.left_out[i],
                 rows=int(step.rows[i]),
@@ -329,15 +323,10 @@ def _mixture(config: SearchConfig, sources: Sources, step: Step, result: Mapping
                 base_rows=int(sources.base[i]),
             )
             for i, domain in enumerate(config.domains)
-        ]),
+        ],
         capabilities=[
-            CapabilityResult(
-                name=capability.name,
-                source=capability.path,
-                format=capability.format,
-                fingerprint=sources.fingerprints[1][j],
-            )
-            for j, capability in enumerate(config.capabilities)
+            CapabilityResult(name=entry.name, source=entry.path, format=entry.format, fingerprint=judged[j])
+            for j, entry in enumerate(config.capabilities)
         ],
         constraints_active=list(step.active),
         provenance=provenance()

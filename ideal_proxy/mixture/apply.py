@@ -40,27 +40,16 @@ WRITTEN_AT_ONCE = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What `apply_mixture` wrote.
+    """What `apply_mixture` wrote."""
 
-    Attributes:
-        folder: the output folder.
-        files: the row files, in training order.
-        rows: rows written.
-        domain_rows: rows of every domain in the whole mixture.
-        sha256: of each row file.
-        already_there: nothing was written because the folder held exactly this.
-        manifest: name of the manifest.
-        row_format: how rows were written: as-is or chat.
-    """
-
-    folder: Path
-    files: tuple[Path, ...]
-    rows: int
-    domain_rows: dict[str, int]
-    sha256: tuple[str, ...]
-    already_there: bool = False
-    manifest: str = MANIFEST
-    row_format: RowFormat = "as-is"
+    folder: Path  # the output folder
+    files: tuple[Path, ...]  # the row files, in training order
+    rows: int  # rows written
+    domain_rows: dict[str, int]  # rows of every domain in the whole mixture
+    sha256: tuple[str, ...]  # of each row file
+    already_there: bool = False  # nothing was written because the folder held exactly this
+    manifest: str = MANIFEST  # name of the manifest
+    row_format: RowFormat = "as-is"  # how rows were written: as-is or chat
 
 
 @dataclass(frozen=True, slots=True)

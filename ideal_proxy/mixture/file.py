@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ideal_proxy.batching import Batch, Distinct, Loss
 from ideal_proxy.complaints import first_problem
+from ideal_proxy.config import SearchConfig
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
@@ -145,6 +147,14 @@ class MixtureFile(_Part):
     proxy_fraction: float | None = Field(default=None, gt=0, le=1)
     template: dict[str, Any] | None = None
     trust: dict[str, Any] | None = Field(default=None, description="in files of earlier versions: larger proxies")
+
+    @classmethod
+    def of(cls, config: SearchConfig, domains: Sequence[DomainVolume], **found: Any) -> MixtureFile:
+        """Begin with what a run file says, today; `found` is what was found out beside it."""
+        return cls(
+            name=config.name, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), seed=config.seed,
+            loss=config.loss, batch=config.batch, epochs=config.base.epochs, domains=with_shares(domains), **found,
+        )  # fmt: skip
 
     @property
     def over(self) -> Domains:

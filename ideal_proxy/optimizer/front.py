@@ -25,19 +25,13 @@ _TIE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ParetoFront:
-    """Mixtures of which none is better than another in both groups.
+    """Mixtures of which none is better than another in both groups."""
 
-    Attributes:
-        first: capabilities of the first group.
-        second: capabilities of the second group.
-        values: mean relative loss of both groups (K, 2), the first rising, the second falling; base is 1 (scores: 0).
-        optima: the K mixtures.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
+    first: tuple[str, ...]  # capabilities of the first group
+    second: tuple[str, ...]  # capabilities of the second group
+    # mean relative loss of both groups (K, 2), the first rising, the second falling; base is 1 (scores: 0)
     values: FloatArray
-    optima: tuple[Optimum, ...]
+    optima: tuple[Optimum, ...]  # the K mixtures
 
 
 def pareto(

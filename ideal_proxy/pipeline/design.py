@@ -45,7 +45,7 @@ def make_design(
     # noise of one run can be told apart), then new points with the seeds in turn.
     middle, low, high = (np.asarray(x, dtype=np.float64) for x in (centre, lower, upper))
     per_row = np.ones_like(middle) if weights is None else np.asarray(weights, dtype=np.float64)
-    _check(middle, low, high, per_row, seeds, spread, total)
+    _check(middle, low, high, per_row, spread, total)
     eta = ETA_FRACTION * middle.mean()
     z_low, z_high = box(middle, low, high, spread, eta)
     runs = 3 * (len(middle) + 1) if count is None else count
@@ -149,21 +149,13 @@ def to_total(volumes: Array, low: Array, high: Array, per_row: Array, total: flo
     return np.asarray(np.clip(positive * np.exp(right)[:, None], low, high), dtype=np.float64)
 
 
-def _check(
-    middle: Array, low: Array, high: Array, per_row: Array, seeds: Sequence[int], spread: float, total: float | None
-) -> None:
+def _check(middle: Array, low: Array, high: Array, per_row: Array, spread: float, total: float | None) -> None:
     """Refuse arguments that do not go together."""
-    if not (middle.shape == low.shape == high.shape == per_row.shape) or middle.ndim != 1 or not len(middle):
-        raise UsageError("the design needs one centre, lower bound, upper bound and weight for every domain")
     if not np.isfinite(middle).all() or (middle < 0).any() or middle.sum() <= 0:
         raise UsageError("the centre of a design must be rows of at least 0, above 0 for some domain")
     if (low < 0).any() or (low > high).any():
         at = int(np.flatnonzero((low < 0) | (low > high))[0])
         raise UsageError(f"domain {at + 1}: no volume lies between the bounds {low[at]:g} and {high[at]:g} rows")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError(f"a design needs one or more different seeds, got {list(seeds)}")
-    if not spread > 0:
-        raise UsageError(f"the spread of a design must be above 0, got {spread:g}")
     if total is None:
         return
     z_low, z_high = box(middle, low, high, spread, ETA_FRACTION * middle.mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class Measured:
     products: Products  # multiply-adds of its matrix products
     flops_per_second: float  # of one worker
     trainable_parameters: int | None = None  # those that training changes; None is all
+
+    def at(self, speed: float) -> Measured:
+        """Give it for a machine of another speed, in FLOPs a second."""
+        tokens = self.tokens_per_second * speed / self.flops_per_second
+        return replace(self, tokens_per_second=tokens, flops_per_second=speed)
 
 
 def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:

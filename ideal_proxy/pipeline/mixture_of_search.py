@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -57,14 +56,9 @@ def mixture_of(
     folder = laboratory.folder
     adopted = verdict.answer == IMPROVES
     provenance = read_json(folder / "provenance.json")
-    return MixtureFile(
-        name=config.name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        seed=config.seed,
-        loss=config.loss,
-        batch=config.batch,
-        epochs=config.base.epochs,
-        domains=domain_volumes(prepared, config.seed, proposal.rows if adopted else prepared.domains.base),
+    return MixtureFile.of(
+        config,
+        domain_volumes(prepared, config.seed, proposal.rows if adopted else prepared.domains.base),
         capabilities=[
             CapabilityResult(
                 name=capability.name,

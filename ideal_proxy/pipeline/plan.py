@@ -78,10 +78,7 @@ def make_plan(
     found = measure(config, prepared, device)
     if elsewhere is not None:
         workers = devices = elsewhere.devices
-        speed = elsewhere.flops_per_second
-        found = replace(
-            found, tokens_per_second=found.tokens_per_second * speed / found.flops_per_second, flops_per_second=speed
-        )
+        found = found.at(elsewhere.flops_per_second)
     size = len(prepared.facts)
     on_target = config.proxy.mode == "target" and wanted is None
     usual = default_runs(config, prepared) if on_target else 3 * (size + 1)
@@ -174,9 +171,7 @@ def _lower_sizes(
         settings = settings_of(config, size)
         seen = measure(settings, prepared, plan.device)
         if elsewhere is not None:
-            speed = elsewhere.flops_per_second
-            tokens = seen.tokens_per_second * speed / seen.flops_per_second
-            seen = replace(seen, tokens_per_second=tokens, flops_per_second=speed)
+            seen = seen.at(elsewhere.flops_per_second)
         rates = sweep_rates(settings)
         rate = settings.proxy.learning_rate
         found.append(LowerSize(

@@ -34,19 +34,12 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ResponseMatrix:
-    """Responses at one mixture: what one e-fold of each domain does to each capability.
+    """Responses at one mixture: what one e-fold of each domain does to each capability."""
 
-    Attributes:
-        values: ∂L_j/∂log v_i, (J, D), nats (scores: their unit).
-        errors: standard deviation over posterior draws, (J, D).
-        lower: 5 % quantile over posterior draws, (J, D).
-        upper: 95 % quantile, (J, D).
-    """
-
-    values: Array
-    errors: Array
-    lower: Array
-    upper: Array
+    values: Array  # ∂L_j/∂log v_i, (J, D), nats (scores: their unit)
+    errors: Array  # standard deviation over posterior draws, (J, D)
+    lower: Array  # 5 % quantile over posterior draws, (J, D)
+    upper: Array  # 95 % quantile, (J, D)
 
     @property
     def within_noise(self) -> NDArray[np.bool_]:

@@ -38,7 +38,10 @@ PARETO_POINTS = 9
 DIGITS = 7
 
 
-def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
+Front = tuple[ParetoFront, tuple[float, float]]  # with the proposal's place beside it
+
+
+def collect(run: SearchRun) -> tuple[dict[str, Any], Front | None]:
     """Collect every number that the page shows."""
     result, prepared = run.result, run.prepared
     gain = result["verdict"]["gain"]
@@ -84,7 +87,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], ParetoFront | None]:
         "imitated": result.get("imitated"),
         "fit": _fit(run),
         "held_out": _held_out(run),
-        "pareto": {"note": front_note} if front is None else _pareto(run, front),
+        "pareto": {"note": front_note} if front is None else _pareto(run, *front),
         "cost": {
             "stages": stages.to_dict(orient="records"),
             "runs": trained_runs(zip(stages["stage"], stages["runs"].tolist(), strict=True)),
@@ -225,7 +228,7 @@ def _held_out(run: SearchRun) -> dict[str, Any]:
     return {"summary": summary, "runs": table.to_dict(orient="records")}
 
 
-def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
+def _front(run: SearchRun) -> tuple[Front | None, str]:
     """Trace the front between those that the proposal helps and those that it costs most."""
     if len(run.capabilities) < 2:
         return None, "there is only one capability"
@@ -242,24 +245,16 @@ def _front(run: SearchRun) -> tuple[ParetoFront | None, str]:
         front = pareto(run.model, constraints, first, second, points=PARETO_POINTS, n_starts=2, scale=scale)
     except UserError as error:
         return None, str(error)
-    return front, ""
-
-
-def groups_at_proposal(run: SearchRun, front: ParetoFront) -> tuple[float, float]:
-    """Give what the proposal means for the two groups of a front."""
-    stick = run.yardstick
-    ratios = compare(run.model, run.proposal, run.base, pairs=run.config.verify.pairs, yardstick=stick).ratios
     shift = 0.0 if stick.is_loss.any() else 1.0  # a front of scores alone is told from 0
     value = {name: ratio.value - shift for name, ratio in zip(run.capabilities, ratios, strict=True)}
-    first, second = (float(np.mean([value[name] for name in group])) for group in (front.first, front.second))
-    return first, second
+    return (front, (float(np.mean([value[n] for n in first])), float(np.mean([value[n] for n in second])))), ""
 
 
-def _pareto(run: SearchRun, front: ParetoFront) -> dict[str, Any]:
+def _pareto(run: SearchRun, front: ParetoFront, place: tuple[float, float]) -> dict[str, Any]:
     return {
         "first": list(front.first),
         "second": list(front.second),
-        "proposal": list(groups_at_proposal(run, front)),
+        "proposal": list(place),
         "points": [
             {
                 "first": float(front.values[k, 0]),

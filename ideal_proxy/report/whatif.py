@@ -40,34 +40,21 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """The answer.
+    """The answer."""
 
-    Attributes:
-        rows: full-size rows asked about, by domain.
-        base: rows of the base mixture.
-        proposal: rows of the search's proposal.
-        repeat: passes over each domain.
-        tokens: tokens of the mixture.
-        base_tokens: tokens of the base mixture.
-        capabilities: predictions, J of them.
-        gain: relative gain in the objective against base, predicted.
-        proposal_gain: the same of the proposal.
-        beyond: how far outside of what was run, in half-widths of what was run (log-volumes); 0 inside. Intervals
-            are wider by so much.
-        cautions: why the prediction may be off, a sentence each.
-    """
-
-    rows: dict[str, int]
-    base: dict[str, int]
-    proposal: dict[str, int]
-    repeat: dict[str, float]
-    tokens: int
-    base_tokens: int
-    capabilities: tuple[Predicted, ...]
-    gain: Bound
-    proposal_gain: Bound
+    rows: dict[str, int]  # full-size rows asked about, by domain
+    base: dict[str, int]  # rows of the base mixture
+    proposal: dict[str, int]  # rows of the search's proposal
+    repeat: dict[str, float]  # passes over each domain
+    tokens: int  # tokens of the mixture
+    base_tokens: int  # tokens of the base mixture
+    capabilities: tuple[Predicted, ...]  # predictions, J of them
+    gain: Bound  # relative gain in the objective against base, predicted
+    proposal_gain: Bound  # the same of the proposal
+    # how far outside of what was run, in half-widths of what was run (log-volumes); 0 inside. Intervals are wider by so
+    # much
     beyond: float
-    cautions: tuple[str, ...]
+    cautions: tuple[str, ...]  # why the prediction may be off, a sentence each
 
     def to_dict(self) -> dict[str, Any]:
         """Write the answer for a file."""

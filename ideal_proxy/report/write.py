@@ -13,14 +13,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ideal_proxy.optimizer import ParetoFront
 from ideal_proxy.pipeline import SearchRun, load_run
 from ideal_proxy.report import plots
 from ideal_proxy.report.explorer import explorer
 from ideal_proxy.report.numbers import (
+    Front,
     collect,
     cost_stages,
-    groups_at_proposal,
     keep_weights,
     response_unit,
     responses_at_base,
@@ -37,17 +36,11 @@ MOST_PANELS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        page: the self-contained HTML page.
-        numbers: the JSON file with every number shown.
-        figures: SVG and PNG files, PDF where asked for.
-    """
-
-    page: Path
-    numbers: Path
-    figures: tuple[Path, ...]
+    page: Path  # the self-contained HTML page
+    numbers: Path  # the JSON file with every number shown
+    figures: tuple[Path, ...]  # SVG and PNG files, PDF where asked for
 
 
 def write_report(
@@ -92,7 +85,7 @@ def _rendered(figure: Figure, svg: str, *, pdf: bool) -> dict[str, bytes]:
     return files | (pdf_files(figure) if pdf else {})
 
 
-def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, str, Figure, bool]]:
+def figures(run: SearchRun, front: Front | None) -> Iterator[tuple[str, str, Figure, bool]]:
     """Draw every figure of the report."""
     model, base = run.model, run.base
     yield "verdict", "Gain, verified and predicted", _of(plots.plot_verdict(run)), True
@@ -123,21 +116,12 @@ def figures(run: SearchRun, front: ParetoFront | None) -> Iterator[tuple[str, st
     ):
         drawn = plots.plot_response_matrix(matrix, run.domains, run.capabilities, unit=response_unit(run))
         yield name, title, _of(drawn), True
-    yield (
-        "held-out",
-        "Predicted and observed losses of runs not fitted",
-        _of(plots.plot_predicted_observed(run.held_out())),
-        True,
-    )
+    drawn = plots.plot_predicted_observed(run.held_out())
+    yield "held-out", "Predicted and observed losses of runs not fitted", _of(drawn), True
     yield "movement", "How far volumes may move", _of(plots.plot_movement(run)), True
     if front is not None:
-        place = groups_at_proposal(run, front)
-        yield (
-            "pareto",
-            "What one group of capabilities costs the other",
-            _of(plots.plot_pareto(front, proposal=place)),
-            True,
-        )
+        drawn = plots.plot_pareto(front[0], proposal=front[1])
+        yield "pareto", "What one group of capabilities costs the other", _of(drawn), True
     yield "cost", "Tokens trained on, by stage", _of(plots.plot_cost(cost_stages(run))), True
 
 

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from builders import collate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from ideal_proxy.data.rows import Row, row_key
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokenizing import tokenize_rows
-from ideal_proxy.data.tokens import TokenRows, collate
+from ideal_proxy.data.tokens import TokenRows
 from ideal_proxy.errors import UserError
 
 
@@ -225,7 +226,7 @@ def random_rows(lengths: list[int], seed: int) -> TokenRows:
 @given(sizes, st.integers(0, 99), st.data())
 def test_batches_equal_a_loop_over_rows(lengths, seed, data):
     rows = random_rows(lengths, seed)
-    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=6))
+    chosen = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=6))
     batch = collate(rows, chosen)
     ids, position, labels, starts = [], [], [], [0]
     for n in chosen:

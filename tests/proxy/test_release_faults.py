@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from builders import collate
 from tiny_llama import NAMES, tiny_domains, tiny_llama, tiny_references
 from torch import Tensor, nn
 
@@ -14,7 +15,6 @@ from ideal_proxy.data.rows import Row
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokenizing import tokenize_rows
-from ideal_proxy.data.tokens import collate
 from ideal_proxy.gradients import influence
 from ideal_proxy.gradients.curvature import LabelledLogits
 from ideal_proxy.gradients.factors import KroneckerOperator

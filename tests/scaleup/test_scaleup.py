@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import board, environment, write_rows
+from builders import board, collate, environment, write_rows
 
 from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizing import tokenize_rows
-from ideal_proxy.data.tokens import collate
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.draws import domain_order
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
