@@ -34,22 +34,9 @@ from ideal_proxy.errors import UserError
 
 REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
 UNREAD = (
-    ".txt",
-    ".md",
-    ".feather",
-    ".orc",
-    ".avro",
-    ".xlsx",
-    ".zst",
-    ".zip",
-    ".tar",
-    ".tgz",
-    ".gz",
-    ".bz2",
-    ".xz",
-    ".pkl",
+    ".txt", ".md", ".feather", ".orc", ".avro", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".pkl",
     ".db",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +77,7 @@ def look(folder: Path) -> Layout:
         if deeper and not data_files(entry):
             entries.remove(entry)
     splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
-    if splits and not any(data_files(e) if e.is_dir() else _is_rows(e) for e in entries if e not in splits):
+    if splits and not any(data_files(e) if e.is_dir() else is_data(e) for e in entries if e not in splits):
         entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
     found: list[Found] = []
     unread: list[str] = []
@@ -118,7 +105,7 @@ def look(folder: Path) -> Layout:
                 unread.append(f"{entry.name}/")
             elif data_files(entry):
                 lonely.append((entry.name, entry))
-        elif _is_rows(entry):
+        elif is_data(entry):
             if _partner(entry) is None:
                 found.append(Found(_stem(entry), entry, _beside(_stem(entry), entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
@@ -128,7 +115,7 @@ def look(folder: Path) -> Layout:
     taken = {found_.reference for found_ in found}
     known = {domain.name for domain in found} | {name for name, _ in lonely}
     for entry in entries:
-        if entry.is_dir() or not _is_rows(entry) or entry in taken or (of := _partner(entry)) is None:
+        if entry.is_dir() or not is_data(entry) or entry in taken or (of := _partner(entry)) is None:
             continue
         owner = of.name if of.is_dir() else _stem(of)
         if owner in known:
@@ -309,10 +296,6 @@ def _last_word(path: Path) -> str | None:
 def _stem(path: Path) -> str:
     """Return a file's name without its suffix."""
     return next(path.name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
-
-
-def _is_rows(path: Path) -> bool:
-    return is_data(path)
 
 
 ABOUT = re.compile(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ideal_proxy.config import SearchConfig
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan_cost import Plan, proxies_of, scaled_rate, settings_of
-from ideal_proxy.pipeline.prepare import Prepared
+from ideal_proxy.pipeline.plan_cost import proxies_of, scaled_rate, settings_of
 from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.reuse import ReusedRuns
 from ideal_proxy.pipeline.row_record import Heritage
@@ -20,8 +18,9 @@ from ideal_proxy.response import SMALLER_SIZE
 from ideal_proxy.store import atomic_write_json
 
 
-def climb(config: SearchConfig, prepared: Prepared, plan: Plan, last: Laboratory, heritage: Heritage | None) -> None:
+def climb(last: Laboratory, heritage: Heritage | None) -> None:
     """Train the sizes below the last, and give them and their learning rate to its laboratory."""
+    config, prepared, plan = last.config, last.prepared, last.plan
     sizes, rate = config.swarm.sizes, None
     for lower in plan.lower:
         settings, own = settings_of(config, lower.size), plan.of_lower(lower)
@@ -33,7 +32,7 @@ def climb(config: SearchConfig, prepared: Prepared, plan: Plan, last: Laboratory
             path = folder / "rate.json"
             if rate is not None and not path.exists():
                 atomic_write_json(path, {"learning_rate": rate, "chosen": "scaled from the size below"}, seal=True)
-            rate = choose_rate(laboratory, path, last.reporter)
+            rate = choose_rate(laboratory, path)
             laboratory.explore(prepared.domains.base, config.swarm.spread, lower.runs, rate, 0)
             last.learn_from(_as_evidence(laboratory, lower.size), laboratory.cost())
         rate = scaled_rate(rate, lower.size, sizes[sizes.index(lower.size) + 1])

@@ -138,9 +138,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
         plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
         whole = describe_plan(config, prepared, plan)
         reporter.note(
-            f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} "
-            "of the volumes, "
-            f"about {whole['steps_per_run']} steps each on base, {plan.workers} side by side"
+            f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} of "
+            f"the volumes, about {whole['steps_per_run']} steps each on base, {plan.workers} side by side"
         )
         with (
             StatusRecord(folder, whole["stages"]) as record,
@@ -154,12 +153,12 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 )
             check_constraints(config, prepared, laboratory.first_volumes())
             if plan.lower:
-                climb(config, prepared, plan, laboratory, heritage)
+                climb(laboratory, heritage)
             laboratory.warm_start()
             laboratory.judge_reused()
-            rate = choose_rate(laboratory, folder / "rate.json", reporter)
+            rate = choose_rate(laboratory, folder / "rate.json")
             earlier = _earlier(folder)
-            proposals = _rounds(config, prepared, plan, laboratory, rate, reporter, tracker, earlier)
+            proposals = _rounds(laboratory, rate, tracker, earlier)
             opening, seeds_of = next_opening(earlier, proposals[-1].rows, plan.looks, len(proposals))
             if reuse and not earlier:  # fresh seeds: those of earlier checks are in the fit
                 seeds_of = reuse.inherited.seeds_of
@@ -168,7 +167,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                     f"the verify rows were opened before ({count_text(opening, 'time')}): this check has "
                     f"{OPENING_SHARE**opening:g} of the first one's level"
                 )
-            verdict = _check(config, plan, laboratory, proposals[-1], rate, reporter, opening, seeds_of)
+            verdict = _check(laboratory, proposals[-1], rate, opening, seeds_of)
             tracker.tell("verdict", **_told_verdict(verdict))
             record.stage(Stage.RESULT)
             reporter.doing(Stage.RESULT)
@@ -263,17 +262,9 @@ def _earlier(folder: Path) -> list[dict[str, Any]]:
     return [read_json(path) for path in paths]
 
 
-def _rounds(
-    config: SearchConfig,
-    prepared: Prepared,
-    plan: Plan,
-    laboratory: Laboratory,
-    rate: float,
-    reporter: Reporter,
-    tracker: Tracker,
-    earlier: Sequence[dict[str, Any]] = (),
-) -> list[Proposal]:
+def _rounds(laboratory: Laboratory, rate: float, tracker: Tracker, earlier: Sequence[dict[str, Any]]) -> list[Proposal]:
     """Search until the proposal lies inside what was explored, or rounds or budget are used; verify rows stay shut."""
+    config, prepared, plan, reporter = laboratory.config, laboratory.prepared, laboratory.plan, laboratory.reporter
     proposals: list[Proposal] = []
     centre, outlook = prepared.domains.base, None
     started = time.monotonic()
@@ -296,14 +287,11 @@ def _rounds(
             config, prepared, evidence, seed=config.seed,
             yardstick=proposals[0].yardstick if proposals else None,
         )  # fmt: skip
-        for line in proposal.notes:
+        told = [*proposal.notes, *told_kinds(proposal.loss_model, prepared.capability_names)]
+        told += filter(None, [laboratory.told_imitations(proposal.loss_model)])
+        told += [gradient_note(proposal.model, laboratory.gradients)] if evidence.gradients else []
+        for line in told:
             reporter.note(line)
-        for line in told_kinds(proposal.loss_model, prepared.capability_names):
-            reporter.note(line)
-        if told := laboratory.told_imitations(proposal.loss_model):
-            reporter.note(told)
-        if evidence.gradients:
-            reporter.note(gradient_note(proposal.model, laboratory.gradients))
         tracker.tell("round fitted", **_told_fit(number, proposal, prepared.domains.names))
         proposals.append(proposal)
         gain = proposal.predicted.gain
@@ -361,17 +349,9 @@ def _told_result(result: dict[str, Any]) -> dict[str, Any]:
     return {"sentence": result["verdict"]["sentence"], "rows": rows, "adopted": adopted}
 
 
-def _check(
-    config: SearchConfig,
-    plan: Plan,
-    laboratory: Laboratory,
-    proposal: Proposal,
-    rate: float,
-    reporter: Reporter,
-    opening: int,
-    seeds_of: int,
-) -> Verdict:
+def _check(laboratory: Laboratory, proposal: Proposal, rate: float, opening: int, seeds_of: int) -> Verdict:
     """Open the verify rows, once: train base and proposal on fresh seeds, first few, then more while it is worth it."""
+    config, plan, reporter = laboratory.config, laboratory.plan, laboratory.reporter
     if laboratory.is_base(proposal.rows):
         return nothing_to_check(len(config.capabilities))
     verdict: Verdict | None = None

@@ -8,15 +8,14 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan_cost import MOST_EXTENSIONS
 from ideal_proxy.store import atomic_write_json, read_json
-from ideal_proxy.terminal import Reporter
 
 RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
 
 
-def choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float:
+def choose_rate(laboratory: Laboratory, path: Path) -> float:
     """Choose one learning rate for the whole search by a short sweep; the smaller one where they are level."""
     if path.exists() and not is_json(path):
-        reporter.note(f"{path} is damaged; the rate is chosen again from the finished runs")
+        laboratory.reporter.note(f"{path} is damaged; the rate is chosen again from the finished runs")
         path.unlink()
     if path.exists():
         chosen = read_json(path)
@@ -38,18 +37,12 @@ def choose_rate(laboratory: Laboratory, path: Path, reporter: Reporter) -> float
             break
         scores = laboratory.sweep(rates)
     rate = min(r for r, score in scores.items() if score <= min(scores.values()) * (1 + RATE_TOLERANCE))
-    atomic_write_json(
-        path,
-        {
-            "learning_rate": rate,
-            "chosen": f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss",
-            "scores": {f"{r:g}": score for r, score in scores.items()},
-        },
-        seal=True,
-    )
+    why = f"smallest rate within {RATE_TOLERANCE:.1%} of the best mean relative reference loss"
+    told = {"learning_rate": rate, "chosen": why, "scores": {f"{r:g}": score for r, score in scores.items()}}
+    atomic_write_json(path, told, seal=True)
     edge = " (the edge of the sweep; give proxy.learning_rate to look further)" if rate == max(rates) else ""
     whose = f"{laboratory.lower} proxies" if laboratory.lower else "the whole search"
-    reporter.note(f"learning rate {rate:g} for {whose}{edge}")
+    laboratory.reporter.note(f"learning rate {rate:g} for {whose}{edge}")
     return rate
 
 

@@ -35,6 +35,8 @@ RUNS_FOR = {"added": 3, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  #
 SAME_FRACTION = 1e-3  # relative: so near fractions are one
 GROWN = 0.2  # of its old rows: a domain that grew by less is taken to be what it was
 POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the others
+# What `ReusedRuns` holds of every run.
+TEXTS, NUMBERS = ("ids", "origin", "labels", "weights", "kind_of"), ("volumes", "losses", "seeds", "tokens", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,29 +88,19 @@ class ReusedRuns:
     def told(self) -> ReusedRuns:
         """Leave out the runs that tell of no capability."""
         keep = np.flatnonzero(np.isfinite(self.losses).any(axis=1))
-        part: dict[str, Any] = {
-            name: tuple(getattr(self, name)[r] for r in keep)
-            for name in ("ids", "origin", "labels", "weights", "kind_of")
-        }
-        for name in ("volumes", "retired_volumes", "losses", "seeds", "tokens", "seconds"):
-            part[name] = getattr(self, name)[keep]
-        return replace(self, **part)
+        texts: dict[str, Any] = {name: tuple(getattr(self, name)[r] for r in keep) for name in TEXTS}
+        return replace(self, **texts, **{name: getattr(self, name)[keep] for name in (*NUMBERS, "retired_volumes")})
 
     def beside(self, others: ReusedRuns | None) -> ReusedRuns:
         """Put runs without retired domains after others."""
         if others is None:
             return self
         nothing = np.zeros((len(self.ids), len(others.retired)))
-        part: dict[str, Any] = {
-            name: (*getattr(others, name), *getattr(self, name))
-            for name in ("ids", "origin", "labels", "weights", "kind_of")
-        }
-        for name in ("volumes", "losses", "seeds", "tokens", "seconds"):
-            part[name] = np.concatenate([getattr(others, name), getattr(self, name)])
-        gone = np.concatenate([others.retired_volumes, nothing])
+        part: dict[str, Any] = {name: (*getattr(others, name), *getattr(self, name)) for name in TEXTS}
+        part |= {name: np.concatenate([getattr(others, name), getattr(self, name)]) for name in NUMBERS}
         return replace(
-            others, **part, retired_volumes=gone, sizes={**others.sizes, **self.sizes},
-            kinds={**others.kinds, **self.kinds},
+            others, **part, retired_volumes=np.concatenate([others.retired_volumes, nothing]),
+            sizes={**others.sizes, **self.sizes}, kinds={**others.kinds, **self.kinds},
         )  # fmt: skip
 
 

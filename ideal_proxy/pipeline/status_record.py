@@ -21,6 +21,7 @@ from ideal_proxy.swarm import SwarmEvent
 
 STATUS = "status.json"
 WRITE_SECONDS = 2.0  # between two writes of mere progress
+NONE_DONE: dict[str, Any] = {"runs_done": 0, "runs": 0, "fraction": 0.0, "seconds_left": None}  # when a stage begins
 
 
 class StatusRecord:
@@ -33,8 +34,7 @@ class StatusRecord:
         self._state: dict[str, Any] = {
             "process": f"{os.getpid()} on {platform.node()}", "began": now, "updated": now,
             "spent_before": _spent(self._path), "plan": list(plan), "stage": Stage.PREPARING, "round": None,
-            "runs_done": 0, "runs": 0,
-            "fraction": 0.0, "seconds_left": None, "working": {}, "retried": {}, "failed": {}, "ended": None,
+            "working": {}, "retried": {}, "failed": {}, "ended": None, **NONE_DONE,
         }  # fmt: skip
 
     def __enter__(self) -> StatusRecord:
@@ -66,15 +66,7 @@ class StatusRecord:
 
     def stage(self, stage: Stage, number: int | None = None) -> None:
         """Begin a stage, of a round counted from 1."""
-        self._state |= {
-            "stage": stage,
-            "round": number,
-            "runs_done": 0,
-            "runs": 0,
-            "fraction": 0.0,
-            "seconds_left": None,
-            "working": {},
-        }
+        self._state |= {"stage": stage, "round": number, "working": {}, **NONE_DONE}
         self._write()
 
     def event(self, event: SwarmEvent) -> None:
