@@ -62,9 +62,9 @@ tag. *Rows off* counts tagged rows that came more or less often than drawn. *Tol
 what the proxies train on.
 """
 FOOT = """
-ms-swift, verl and AutoModel put loss on the line break after an answer's end mark too, one token for each answer
-whose end is kept; verl, AutoModel and the `-text` runs cut rows that are too long in their own way. Streaming and
-`interleave` give turns. SkyRL was put into verl's environment, and what it imports of SkyRL-Gym was stood in for.
+ms-swift, verl, AutoModel and LLaMA-Factory's turns put loss on the line break after an answer's end mark too; they and
+`axolotl-text` cut rows that are too long in their own way. `counts.json` counts both. Streaming and `interleave` give
+turns. SkyRL was put into verl's environment, and what it imports of SkyRL-Gym was stood in for.
 
 Not run: **open-instruct** is in no package index. **Megatron-Bridge** 0.6.2 needs Python 3.12 and
 libraries of CUDA; put in without what it asks for, its builder does not import beside transformers 5: the names in

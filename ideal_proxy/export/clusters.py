@@ -92,7 +92,7 @@ def automodel(job: Job) -> ExportReport:
     write_yaml(job, "sft.yaml", settings)
     return report_of(
         job, "automodel", ["sft.yaml", "train.jsonl"], f"automodel {place}/sft.yaml", long="cut at the end",
-        notes=(*told.notes(), *untrained(told)),
+        notes=(*told.notes(), *untrained(told)), breaks=True, asks=True,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def verl(job: Job) -> ExportReport:
     notes = (f"verl leaves out the last, unfilled step: {left:,} rows of an epoch",) if left else ()
     report = report_of(
         job, "verl", ["sft.sh", "train.parquet"], f"bash {place}/sft.sh{say_model(terms, 'model.path=', '')}",
-        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes),
+        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes), breaks=True,
     )  # fmt: skip
     return replace(report, left_over=left)
 

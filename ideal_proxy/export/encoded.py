@@ -5,6 +5,7 @@ Legend: N rows of a domain, R drawn rows of all domains.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +18,10 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import MixtureFile, domain_order, draw, read_domain, training_order
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 # What a trainer does with a row that is too long. As the search: it loses prompt from the left before it loses answer.
-Long = Literal["as the search", "cut at the start", "cut at the end", "left out"]
+Long = Literal["as the search", "cut at the start", "cut at the end", "cut turn by turn", "left out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +48,35 @@ class Encoded:
     times: tuple[Ints, ...]  # for every domain, (N,) how often a row of the source is drawn
     order: tuple[Ints, Ints]  # domain and row of the source of every drawn row in training order, (R,) each
     bos: int | None  # token that opens a row and is kept when it is cut
+    blank: frozenset[int]  # tokens of white space alone, such as the line break after an answer's end mark
+    tail: int  # how many of them end a row, after its last answer; not among `whole`
+    # for every domain, (N,) tokens of the empty question that some trainers need before an answer that opens a row
+    asked: tuple[Ints, ...]
 
-    def counts(self, long: Long) -> list[Count]:
-        """Count what a target draws of every domain, by what it does with rows that are too long."""
+    def counts(self, long: Long, *, breaks: bool = False, asks: bool = False) -> list[Count]:
+        """Count what a target draws: with `breaks` it has loss on white space after answers, and `asks` before them."""
         found = []
-        for rows, places, times in zip(self.whole, self.places, self.times, strict=True):
+        for rows, places, times, asked in zip(self.whole, self.places, self.times, self.asked, strict=True):
             times_M = np.zeros(len(rows), dtype=np.int64)
             times_M[places[places >= 0]] = times[places >= 0]
-            lengths, supervised = _fitted(rows, self.context, long, self.bos)
+            whole, wanted = rows.lengths, rows.supervised_tokens
+            if long == "as the search":
+                lengths, supervised = _as_the_search(rows, self.context, self.bos)
+            else:
+                mask = _with_breaks(rows, self.blank) if breaks else rows.supervised.astype(bool)
+                tail = np.full(self.tail, breaks)
+                more = asked[rows.source_index] * asks
+                spans = zip(itertools.pairwise(rows.offsets), more, strict=True)
+                parts = [np.r_[np.zeros(n, dtype=bool), mask[i:j], tail] for (i, j), n in spans]
+                whole, wanted = whole + more + self.tail, np.array([part.sum() for part in parts], dtype=np.int64)
+                parts = [_fitted(part, self.context, long) for part in parts]
+                lengths = np.array([len(part) for part in parts], dtype=np.int64)
+                supervised = np.array([part.sum() for part in parts], dtype=np.int64)
             kept = supervised > 0
-            wanted = rows.supervised_tokens
             found.append(Count(
                 rows=int(times_M[kept].sum()),
                 dropped=int(times.sum() - times_M[kept].sum()),
-                cut=int(times_M[kept & (lengths < rows.lengths)].sum()),
+                cut=int(times_M[kept & (lengths < whole)].sum()),
                 tokens=int((times_M * lengths * kept).sum()),
                 supervised_tokens=int((times_M * supervised).sum()),
                 supervised_lost=int((times_M * (wanted - supervised)).sum()),
@@ -86,7 +103,8 @@ def encode(mixture: MixtureFile, sources: Mapping[str, str], model: str, context
     if context is None:
         raise UsageError("the mixture file names no context; add --context, the most tokens of a row")
     domains = [domain for domain in mixture.domains if domain.rows]
-    whole, places, times, parts = [], [], [], []
+    whole, places, times, parts, asked = [], [], [], [], []
+    tail, question = _ends(template.tokenizer)
     for domain in domains:
         rows = read_domain(domain, sources[domain.name], mixture.key_note)
         keys = row_keys(rows)
@@ -94,9 +112,38 @@ def encode(mixture: MixtureFile, sources: Mapping[str, str], model: str, context
         parts.append((keys, indices, passes))
         whole.append(tokenize_rows(rows, template))
         places.append(_places(whole[-1], len(rows)))
+        first = (next((t.role for t in row.messages if t.role != "system"), "") for row in rows)
+        asked.append(np.array([question if role == "assistant" else 0 for role in first], dtype=np.int64))
         times.append(np.bincount(indices, minlength=len(rows)).astype(np.int64))
     order = training_order(mixture.seed, [domain.name for domain in domains], parts)
-    return Encoded(model, context, tuple(whole), tuple(places), tuple(times), order, template.tokenizer.bos_token_id)
+    tokenizer = template.tokenizer
+    seen = np.unique(np.concatenate([np.unique(rows.ids) for rows in whole])) if whole else np.array([], dtype=int)
+    blank = frozenset(int(i) for i in seen if not tokenizer.decode([int(i)]).strip())
+    return Encoded(
+        model,
+        context,
+        tuple(whole),
+        tuple(places),
+        tuple(times),
+        order,
+        tokenizer.bos_token_id,
+        blank,
+        tail,
+        tuple(asked),
+    )
+
+
+def _ends(tokenizer: Any) -> tuple[int, int]:
+    """Tokens of white space that the template writes after a last answer's end mark; tokens of an empty question."""
+    asks, says = {"role": "user", "content": ""}, {"role": "assistant", "content": "b"}
+
+    def ids(*turns: dict[str, str]) -> list[int]:
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    one = ids(asks, says)
+    tail = next((n for n, i in enumerate(reversed(one)) if tokenizer.decode([i]).strip()), 0)
+    return tail, len(ids(asks, says, asks)) - len(one)
 
 
 def _template(model: str) -> ChatTemplate:
@@ -117,20 +164,53 @@ def _places(rows: TokenRows, count: int) -> Ints:
     return places
 
 
-def _fitted(rows: TokenRows, context: int, long: Long, bos: int | None) -> tuple[Ints, Ints]:
-    """Tokens, and tokens with loss, that are left of every row."""
+def _as_the_search(rows: TokenRows, context: int, bos: int | None) -> tuple[Ints, Ints]:
+    """Tokens, and tokens with loss, that are left of every row, (N,) each."""
     lengths, supervised = rows.lengths.copy(), rows.supervised_tokens
     over = np.flatnonzero(lengths > context)
-    if long == "left out":
-        lengths[over] = supervised[over] = 0
-    elif long != "as the search":
-        for n in over:
-            end = rows.offsets[n + 1] if long == "cut at the start" else rows.offsets[n] + context
-            lengths[n] = context
-            supervised[n] = rows.supervised[end - context : end].sum()
-    else:
-        cut = rows.select(over).cut(context, bos)
-        lengths[over] = supervised[over] = 0
-        kept = over[np.isin(rows.source_index[over], cut.source_index)]
-        lengths[kept], supervised[kept] = cut.lengths, cut.supervised_tokens
+    cut = rows.select(over).cut(context, bos)
+    lengths[over] = supervised[over] = 0
+    kept = over[np.isin(rows.source_index[over], cut.source_index)]
+    lengths[kept], supervised[kept] = cut.lengths, cut.supervised_tokens
     return lengths, supervised
+
+
+def _fitted(row: Bools, context: int, long: Long) -> Bools:
+    """What a target leaves of a row, which tokens of it carry loss."""
+    if len(row) <= context:
+        return row
+    if long == "cut turn by turn":
+        return _cut_by_turn(row, context)
+    if long == "cut at the start":
+        return np.concatenate([
+            [False],
+            row[len(row) - context + 1 :],
+        ])  # nothing stands before its first token to tell it from
+    return row[: 0 if long == "left out" else context]
+
+
+def _cut_by_turn(row: Bools, context: int) -> Bools:
+    """Cut as LLaMA-Factory 0.9.5 does (its `infer_seqlen`): turn by turn, in shares of what is left of the context."""
+    kept: list[Bools] = []
+    edges = np.flatnonzero(np.diff(row, prepend=False, append=False))  # answers begin and end there in turn
+    begin = 0
+    for answer, end in zip(edges[::2], edges[1::2], strict=True):
+        asked, said = answer - begin, end - answer
+        most = context if 2 * said < context else context - asked if 2 * asked < context else 0
+        said = min(said, most or int(context * said / (asked + said)))
+        asked = min(asked, max(context - said, 0))
+        kept.append(np.arange(asked + said) >= asked)
+        context -= int(asked + said)
+        begin = end
+        if context <= 0:
+            break
+    return np.concatenate(kept) if kept else row[:0]
+
+
+def _with_breaks(rows: TokenRows, blank: frozenset[int]) -> Bools:
+    """Where a target puts loss that trains on the white space after an answer too."""
+    mask = rows.supervised.astype(bool)
+    after = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
+    after = after[np.isin(rows.ids[after], list(blank)) & ~np.isin(after, rows.offsets)]
+    mask[after] = True
+    return mask

@@ -181,10 +181,18 @@ def line_of(row: dict[str, Any]) -> bytes:
 
 
 def report_of(
-    job: Job, target: str, files: list[str], use: str, *, long: Long = "as the search", notes: tuple[str, ...] = ()
+    job: Job,
+    target: str,
+    files: list[str],
+    use: str,
+    *,
+    long: Long = "as the search",
+    notes: tuple[str, ...] = (),
+    breaks: bool = False,
+    asks: bool = False,
 ) -> ExportReport:
     """Compose a writer's report."""
-    counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long)
+    counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long, breaks=breaks, asks=asks)
     draws = tuple(
         Draw(
             domain=d.name, available=d.available, wanted=d.rows, draws=d.rows if count is None else count.rows,

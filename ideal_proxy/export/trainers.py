@@ -48,10 +48,22 @@ def llamafactory(job: Job) -> ExportReport:
         }}  # fmt: skip
         (place / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         settings["dataset_dir"] = str(place)
-        files, long = ["train.jsonl", "dataset_info.json", "sft.yaml"], "left out" if terms.packed else "cut at the end"
+        files, long = (
+            ["train.jsonl", "dataset_info.json", "sft.yaml"],
+            "left out" if terms.packed else "cut turn by turn",
+        )
         notes = (*told.notes(), *untrained(told), "its template is parsed from the tokenizer's, or name one: template")
     write_yaml(job, "sft.yaml", settings)
-    return report_of(job, "llamafactory", files, f"llamafactory-cli train {place}/sft.yaml", long=long, notes=notes)
+    return report_of(
+        job,
+        "llamafactory",
+        files,
+        f"llamafactory-cli train {place}/sft.yaml",
+        long=long,
+        notes=notes,
+        breaks=long != "as the search",
+        asks=True,
+    )
 
 
 def ms_swift(job: Job) -> ExportReport:
@@ -67,7 +79,7 @@ def ms_swift(job: Job) -> ExportReport:
     write_script(job, "sft.sh", "swift sft", {"dataset": "train.jsonl", **settings, **flash}, model="model")
     return report_of(
         job, "ms-swift", ["sft.sh", "train.jsonl"], f"bash {job.folder.resolve()}/sft.sh{say_model(terms, '--model')}",
-        long="cut at the start", notes=told.notes(),
+        long="cut at the start", notes=told.notes(), breaks=True,
     )  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from scipy import stats
 from ideal_proxy.errors import shortened
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, PairedScores, judge, sentence
-from ideal_proxy.response import Combination, Yardstick, combine
+from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, Combination, EvidenceKind, Yardstick, combine
+from ideal_proxy.scaleup.model import ModelSpec
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.scores import ArmScores
+from ideal_proxy.sections import SIZES
 from ideal_proxy.terminal import duration, interval_text, paragraph, table
 from ideal_proxy.terminal import sentence as as_sentence
 
@@ -37,10 +39,12 @@ def compare(
     weights: Sequence[float] | None = None,
     min_gain: float = 0.005,
     scores: ArmScores | None = None,
+    step: EvidenceKind | None = None,
 ) -> dict[str, Any]:
-    """Compare what was observed with what was predicted."""
+    """Compare what was observed with what was predicted, `step` being what a model of this size shows of it."""
     names = [capability.name for capability in mixture.capabilities]
     entries = []
+    promised = predicted_ratios(mixture, step)
     for j, capability in enumerate(mixture.capabilities):
         rows = judged_rows(verify[j])
         before = [run.before[names[j]].select(rows).mean for run in runs]
@@ -57,11 +61,12 @@ def compare(
             base = [run.after[names[j]].select(rows).mean for run in base_runs]
             ratios = np.array(after) / np.array(base)
             entry |= {"base_after": float(np.mean(base)), "base_after_by_seed": base, "ratio": _interval(ratios)}
-        entry |= _promise(capability, entry.get("ratio"), entry["after"])
+        entry |= _promise(capability, promised[j], entry.get("ratio"), entry["after"])
         if scores is not None and j in scores.named:
             entry["metric"] = _scored(scores, j)
         entries.append(entry)
-    result: dict[str, Any] = {"capabilities": entries}
+    told = None if step is None else {"factor": step.factor, "spread": step.spread, "error": step.error}
+    result: dict[str, Any] = {"capabilities": entries, "step": told}
     inside = [entry["inside"] for entry in entries if entry["inside"] is not None]
     result["inside"] = {"count": sum(inside), "of": len(inside)}
     if base_runs:
@@ -102,27 +107,67 @@ def _interval(ratios: NDArray[np.float64]) -> dict[str, Any]:
     return {"value": value, "lower": value - half, "upper": value + half}
 
 
-def _promise(capability: CapabilityResult, ratio: dict[str, Any] | None, after: float) -> dict[str, Any]:
+def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
+    """Say how much of the proxies' changes a model is expected to show; None where the prediction is its own size's."""
+    proxy = mixture.provenance.get("proxy") or {}
+    size, model = proxy.get("size"), proxy.get("model")
+    if not (size or model) or (mixture.provenance.get("transfer") or {}).get("at_full_size"):
+        return None
+    if model is not None and str(model).rstrip("/").rsplit("/", 1)[-1] == spec.name.rstrip("/").rsplit("/", 1)[-1]:
+        return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
+    if size not in SIZES or spec.scratch not in SIZES:
+        return LARGER_SIZE
+    if size == spec.scratch:
+        return None
+    return LARGER_SIZE if SIZES.index(size) < SIZES.index(spec.scratch) else SMALLER_SIZE
+
+
+def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[dict[str, float | None] | None]:
+    """Predicted losses relative to base, a capability an entry, at the size that the step leads to.
+
+    Log changes are taken times its factor. Beside the fit's error stand the factor's own and what a capability does
+    alone, a share of the mean change of all.
+    """  # noqa: DOC201
+    known = [c if c.base_loss and c.predicted_loss else None for c in mixture.capabilities]
+    change = [np.log((c.predicted_loss or 1.0) / (c.base_loss or 1.0)) for c in known if c is not None]
+    alone = 0.0 if step is None or not change else step.error * float(np.sqrt(np.mean(np.square(change))))
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+
+    def ratios(c: CapabilityResult) -> dict[str, float | None]:
+        base = c.base_loss or 1.0
+        value, lower, upper = (
+            None if x is None else x / base for x in (c.predicted_loss, c.predicted_lower, c.predicted_upper)
+        )
+        if step is None or value is None:
+            return {"value": value, "lower": lower, "upper": upper}
+        middle = step.factor * np.log(value)
+        told: dict[str, float | None] = {"value": float(np.exp(middle)), "lower": None, "upper": None}
+        for side, sign, bound in (("lower", -1, lower), ("upper", 1, upper)):
+            if bound is not None and bound > 0:
+                fit = step.factor * np.log(bound / value) / z
+                wide = np.sqrt(fit**2 + (step.spread * np.log(value)) ** 2 + alone**2)
+                told[side] = float(np.exp(middle + sign * z * wide))
+        return told
+
+    return [None if c is None else ratios(c) for c in known]
+
+
+def _promise(
+    capability: CapabilityResult, promised: dict[str, float | None] | None, ratio: dict[str, Any] | None, after: float
+) -> dict[str, Any]:
     """Put the prediction, relative to base, beside what was seen; without base only absolute losses can be shown."""
-    base, predicted = capability.base_loss, capability.predicted_loss
-    promise: dict[str, Any] = {"predicted": None, "inside": None, "error": None}
-    if predicted is None:
+    promise: dict[str, Any] = {"predicted": promised, "inside": None, "error": None}
+    if capability.predicted_loss is None:
         return promise
-    promise["predicted_loss"] = predicted
-    if not base:
+    promise["predicted_loss"] = capability.predicted_loss
+    if promised is None or promised["value"] is None:
         return promise
-    low, high = capability.predicted_lower, capability.predicted_upper
-    promise["predicted"] = {
-        "value": predicted / base,
-        "lower": low / base if low is not None else None,
-        "upper": high / base if high is not None else None,
-    }
     if ratio is None:
-        promise["after_minus_predicted_loss"] = after - predicted
+        promise["after_minus_predicted_loss"] = after - capability.predicted_loss
         return promise
-    promise["error"] = ratio["value"] - predicted / base
-    if low is not None and high is not None:
-        promise["inside"] = bool(low / base <= ratio["value"] <= high / base)
+    promise["error"] = ratio["value"] - promised["value"]
+    if promised["lower"] is not None and promised["upper"] is not None:
+        promise["inside"] = bool(promised["lower"] <= ratio["value"] <= promised["upper"])
     return promise
 
 
@@ -202,6 +247,11 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
     ]
     if scored := [entry for entry in result["capabilities"] if "metric" in entry]:
         lines += [_score_table(scored, with_base=with_base), ""]
+    if step := result.get("step"):
+        lines.append(paragraph(
+            f"Predicted: the proxies' changes times {step['factor']:g} ± {step['spread']:g}, which models of another "
+            f"size were seen to show; besides, a capability may miss by {step['error']:.0%} of the mean change."
+        ))  # fmt: skip
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
     else:

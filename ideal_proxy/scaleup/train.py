@@ -25,7 +25,7 @@ from ideal_proxy.scaleup.evidence import keep_as_evidence
 from ideal_proxy.scaleup.guard import guard, skipped
 from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
 from ideal_proxy.scaleup.refine import Arm, Refiner, RefineSettings
-from ideal_proxy.scaleup.result import FORMAT, compare, judged_rows
+from ideal_proxy.scaleup.result import FORMAT, compare, judged_rows, size_step
 from ideal_proxy.scaleup.run import RunLosses, RunSettings, run_training
 from ideal_proxy.scaleup.scores import measure_arms, read_metrics
 from ideal_proxy.scaleup.source import (
@@ -160,8 +160,9 @@ def scale_up(
             trained = {name: (arm.runs, arm.folders) for name, arm in arms.items()}
             scores = measure_arms(metrics, mixture, data, trained, seeds, device, reporter)
         result = compare(
-            mixture, arms["mixture"].runs, base.runs if base else None, data.verify, scores=scores, **judged
-        )
+            mixture, arms["mixture"].runs, base.runs if base else None, data.verify, scores=scores,
+            step=size_step(mixture, wanted.spec), **judged,
+        )  # fmt: skip
         if base is not None and _main() and result["gain"]["answer"] == IMPROVES:
             result["guard"] = _look_at_answers(wanted, data, arms, template, device, reporter)
         if wanted.refine:

@@ -126,6 +126,7 @@ def transfer_mixture(
 ) -> MixtureFile:
     """Carry a mixture file to another total or to other available rows, predictions included."""
     domains = replace(mixture.over, tokens_per_row=tokens_per_row(mixture))
+    at_full_size = law is not None  # searches at several sizes say what this one shows
     full = domains.supply if full_available is None else np.asarray(full_available, dtype=float)
     if law is None and mixture.law is not None and (law := usable_law(mixture, full)) is None:
         raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
@@ -145,7 +146,7 @@ def transfer_mixture(
         reporter.note(f"{kept}; the volumes made of them rest on the law alone")
     history = {
         "mode": moved.mode, "from_rows": {d.name: d.rows for d in mixture.domains}, "total": int(moved.rows.sum()),
-        "notes": list(moved.notes),
+        "notes": list(moved.notes), "at_full_size": at_full_size,
     }  # fmt: skip
     return with_volumes(
         mixture, moved.rows, moved.base_rows, moved.predicted, available=full, provenance={"transfer": history}

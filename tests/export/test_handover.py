@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -54,6 +55,55 @@ def pieces(tokenizer: Any, turns: list[dict[str, str]]) -> tuple[list[int], list
     return ids[: -len(end)], loss[: -len(end)]
 
 
+def with_ends(tokenizer: Any, turns: list[dict[str, str]], breaks: bool, asks: bool) -> list[list[bool]]:
+    """Where loss lies, turn by turn, for a trainer that reads turns: the line break after an answer ends the row."""
+    end = len(tokenizer("\n")["input_ids"])
+    last = max(n for n, turn in enumerate(turns) if turn["role"] == "assistant")
+    turns = turns[: last + 1]
+    first = next(n for n, turn in enumerate(turns) if turn["role"] != "system")
+    if asks and turns[first]["role"] == "assistant":
+        turns.insert(first, {"role": "user", "content": ""})
+    marks = []
+    for turn in turns:
+        answer = turn["role"] == "assistant"
+        head = len(tokenizer(f"<|im_start|>{turn['role']}\n")["input_ids"])
+        body = len(tokenizer(f"{turn['content']}<|im_end|>")["input_ids"])
+        marks.append([False] * head + [answer] * body + [answer and breaks] * end)
+    return marks
+
+
+def at_the_end(marks: list[list[bool]]) -> list[bool]:
+    return list(itertools.chain(*marks))[:CONTEXT]
+
+
+def at_the_start(marks: list[list[bool]]) -> list[bool]:
+    whole = list(itertools.chain(*marks))
+    return whole if len(whole) <= CONTEXT else [False, *whole[-CONTEXT + 1 :]]
+
+
+def turn_by_turn(marks: list[list[bool]]) -> list[bool]:
+    """LLaMA-Factory 0.9.5: `infer_seqlen` pair by pair, of what is left."""
+    whole = list(itertools.chain(*marks))
+    if len(whole) <= CONTEXT:
+        return whole
+    kept: list[bool] = []
+    source = 0
+    for part in marks:
+        if not any(part):
+            source += len(part)
+            continue
+        target, left = sum(part), CONTEXT - len(kept)
+        source += len(part) - target  # what opens the answer
+        if left <= 0:
+            break
+        most = left if 2 * target < left else left - source if 2 * source < left else int(
+            left * (target / (source + target)))  # fmt: skip
+        new = min(most, target)
+        kept += [False] * min(max(left - new, 0), source) + [True] * new
+        source = 0
+    return kept
+
+
 def tag_of(text: str) -> str:
     (found,) = set(re.findall(r"\[\w+-\d+\]", text))
     return str(found)
@@ -91,17 +141,27 @@ def test_tokens_are_the_templates_and_loss_lies_on_answers(
 
 
 @pytest.mark.parametrize(
-    ("target", "text", "keep"),
+    ("target", "text", "keep", "breaks", "asks"),
     [
-        ("skyrl", True, lambda ids: ids[:CONTEXT]),
-        ("ms-swift", False, lambda ids: ids[-CONTEXT:]),
-        ("trl", True, lambda ids: ids[:CONTEXT]),
+        ("skyrl", True, at_the_end, False, False),
+        ("trl", True, at_the_end, False, False),
+        ("ms-swift", False, at_the_start, True, False),
+        ("verl", False, at_the_end, True, False),
+        ("automodel", False, at_the_end, True, True),
+        ("llamafactory", True, turn_by_turn, True, True),
     ],
 )
 def test_what_a_trainer_cuts_is_counted(
-    problem: tuple[str, MixtureFile], tokenizer: Any, tmp_path: Path, target: str, text: bool, keep: Any
+    problem: tuple[str, MixtureFile],
+    tokenizer: Any,
+    tmp_path: Path,
+    target: str,
+    text: bool,
+    keep: Any,
+    breaks: bool,
+    asks: bool,
 ) -> None:
-    """By the target's own rule, row by row, with the draw read from another export."""
+    """By the target's own rule, row by row, with the draw read from another export; trainers themselves agree."""
     model, mixture = problem
     report = export_mixture(mixture, target, tmp_path / "out", model=model, text=text)
     export_mixture(mixture, "jsonl", tmp_path / "rows")
@@ -109,10 +169,10 @@ def test_what_a_trainer_cuts_is_counted(
     for line in (tmp_path / "rows" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         turns = json.loads(line)["messages"]
         domain = tag_of(turns[0]["content"])[1:].split("-")[0]
-        ids, loss = pieces(tokenizer, turns)
-        kept = sum(keep(loss))
+        marks = with_ends(tokenizer, turns, breaks, asks)
+        kept, whole = sum(keep(marks)), list(itertools.chain(*marks))
         wanted[domain] += collections.Counter(
-            draws=kept > 0, supervised=kept, cut=kept > 0 and len(ids) > CONTEXT, lost=sum(loss) - kept
+            draws=kept > 0, supervised=kept, cut=kept > 0 and len(whole) > CONTEXT, lost=sum(whole) - kept
         )
     found = {
         d.domain: collections.Counter(

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.proxy.model import build_proxy, collate_across, label_losses
 from ideal_proxy.proxy.records import RowLosses, TrainSettings
 from ideal_proxy.proxy.training import train
+from ideal_proxy.response.kinds import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE
 from ideal_proxy.scaleup.model import ModelSpec, load_template
-from ideal_proxy.scaleup.result import compare, scale_up_tables
+from ideal_proxy.scaleup.result import compare, scale_up_tables, size_step
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.source import draw_rows, proxy_setting, read_domains, read_references, tokenize_mixture
 from ideal_proxy.scaleup.steps import StepSet, accumulate, check_sharded, deal
@@ -511,6 +513,22 @@ def fake(losses: list[float], tokens: int = 10, rows: int = 8) -> RunLosses:
     return RunLosses(found, found, {})
 
 
+def test_a_prediction_is_carried_to_another_size() -> None:
+    def step(model: str, proxy: dict[str, Any], lora: int | None = None, **more: Any) -> Any:
+        domains = [DomainVolume(name="a", source="x", fingerprint="0" * 64, available=1, rows=1)]
+        told = MixtureFile(domains=domains, provenance={"proxy": proxy, **more})
+        return size_step(told, ModelSpec(name=model, lora=lora))
+
+    assert step("scratch:10M", {"size": "1M"}) is step("org/large", {"size": "1M"}) is LARGER_SIZE
+    assert step("org/large", {"model": "org/small"}) is LARGER_SIZE
+    assert step("scratch:0.1M", {"size": "1M"}) is SMALLER_SIZE
+    assert step("org/large", {"model": "/disk/large", "lora_rank": 8}) is OTHER_SIZE, "LoRA's changes for all weights'"
+    assert step("org/large", {"model": "/disk/large", "lora_rank": 8}, lora=8) is None
+    assert step("scratch:1M", {"size": "1M"}) is None
+    assert step("scratch:1M", {}) is None, "somebody's table of runs may be of any size"
+    assert step("scratch:10M", {"size": "1M"}, transfer={"at_full_size": True}) is None
+
+
 def test_comparison_is_relative_to_base() -> None:
     mixture = MixtureFile(
         domains=[DomainVolume(name="a", source="x", fingerprint="0" * 64, available=1, rows=1)],
@@ -532,9 +550,19 @@ def test_comparison_is_relative_to_base() -> None:
     assert result["gain"]["value"] == pytest.approx(1 - (0.9 + 1.2) / 2)
     worst = compare(mixture, [fake([0.9, 0.6])], [fake([1.0, 0.5])], verify, kind="worst")
     assert worst["gain"]["value"] == pytest.approx(-0.2)
-    alone = compare(mixture, [fake([0.9, 0.6])], None, verify)
-    assert [entry["inside"] for entry in alone["capabilities"]] == [None, None]
-    assert "gain" not in alone
+    larger = compare(mixture, [fake([0.9, 0.6])], [fake([1.0, 0.5])], verify, step=LARGER_SIZE)
+    first, second = (entry["predicted"] for entry in larger["capabilities"])
+    change = np.log(0.9)
+    assert np.log(first["value"]) == pytest.approx(0.85 * change)
+    z, alone = 1.6448536, 0.25 * abs(change) / np.sqrt(2)  # of two capabilities one changes
+    fit = 0.85 * np.log(1.7 / 1.8) / z
+    wide = np.sqrt(fit**2 + (0.3 * change) ** 2 + alone**2)
+    assert np.log(first["lower"] / first["value"]) == pytest.approx(-z * wide, rel=1e-6)
+    assert np.log(second["upper"]) == pytest.approx(np.sqrt((0.85 * np.log(1.02)) ** 2 + (z * alone) ** 2), rel=1e-6)
+    assert larger["step"] == {"factor": 0.85, "spread": 0.3, "error": 0.25}
+    unpaired = compare(mixture, [fake([0.9, 0.6])], None, verify)
+    assert [entry["inside"] for entry in unpaired["capabilities"]] == [None, None]
+    assert "gain" not in unpaired
 
 
 def test_sharding_that_did_not_happen_is_an_error() -> None:
