@@ -83,8 +83,11 @@ def result(**changes: Any) -> dict[str, Any]:
     gain = float(1 - ratio.mean())
     around = {"value": gain, "lower": gain - 0.021, "upper": gain + 0.021}
     share, base_share = PROPOSAL * TOKENS, BASE * TOKENS
+    shares = {"rows": 0.3, "tokens": 0.3, "supervised_tokens": 0.3, "loss_weight": 0.3}
     return {
         "name": CONFIG["name"],
+        "steps": {"batch": "32 rows", "loss": "token", "base": 20, "proposal": 20, "change": 0.0, "may_differ": True},
+        "check": {"opening": 0, "seeds_of": 0, "looks": [3], "rounds": 1, "max_pairs": 3, "max_hours": None},
         "verdict": {
             "answer": "improves", "sentence": f"improves: the objective gains {gain:+.2%} over 3 pairs", "gain": around,
             "gains_by_seed": [gain - 0.01, gain, gain + 0.01], "pairs": 3, "pairs_needed": None, "row_noise": 0.003,
@@ -103,6 +106,7 @@ def result(**changes: Any) -> dict[str, Any]:
                 "base_tokens": int(base_share[i]),
                 "share": float(share[i] / share.sum()), "base_share": float(base_share[i] / base_share.sum()),
                 "repeat": float(PROPOSAL[i] / AVAILABLE[i]), "moves": [float(0.8 * PROPOSAL[i]), 1.3 * PROPOSAL[i]],
+                "base_shares": shares, "shares": shares,
             }
             for i, name in enumerate(DOMAINS)
         ],

@@ -162,11 +162,16 @@ def inherited_from(place: Path) -> Inherited:
     facts = read_json(run / "prepared" / "facts.json")
     warm = run / "runs" / WARM_RUN / MODEL
     results = [read_json(path) for path in (run / "result.json", *run.glob("result-*.json")) if path.exists()]
-    checks = [int(result["check"]["seeds_of"]) for result in results]
+    try:
+        checks, context = [int(result["check"]["seeds_of"]) for result in results], int(facts["context"]["tokens"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{run} was written by another version of ideal-proxy (it lacks {error}), and its runs cannot be reused"
+        ) from error
     return Inherited(
         run=str(run), seed=config.seed, fraction=plan.fraction,
         learning_rate=float(read_json(run / "rate.json")["learning_rate"]),
-        context=int(facts["context"]["tokens"]),
+        context=context,
         dtype=plan.dtype, warm=hashlib.sha256(warm.read_bytes()).hexdigest() if warm.exists() else "",
         seeds_of=max(checks, default=-1) + 1, size=config.proxy.size or "", lora_rank=config.proxy.lora_rank,
         asked_fraction=config.proxy.fraction,

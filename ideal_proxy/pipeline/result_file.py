@@ -16,11 +16,12 @@ def load_result(run: Path) -> dict[str, Any]:
         refuse_damaged(run)
         result: dict[str, Any] = read_json(path)
         try:
-            str(result["verdict"]["sentence"])
+            told = result["verdict"]["sentence"], result["steps"]["base"], result["check"]["seeds_of"]
+            str((told, [domain["moves"] for domain in result["domains"]]))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged or of another version (it lacks {error}); remove it and run the same search again: "
-                "finished runs are kept"
+                "finished runs are kept, or use the version that provenance.json names"
             ) from error
         return result
     if (run / "config.yaml").exists():

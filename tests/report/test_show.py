@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import finished_run
@@ -154,3 +155,17 @@ def test_no_change_has_no_sign():
     flat = result_screen(changed(coding=(0.99996, 0.9, 1.00004), tools=(1.00003, 0.99, 1.1)), RUN)
     assert "+0.0%" not in flat
     assert "-0.0%" not in flat
+
+
+def test_a_search_of_another_version_is_told_by_what_it_lacks(tmp_path):
+    for lacks in ("steps", "check"):
+        found = finished_run.result()
+        del found[lacks]
+        (tmp_path / "result.json").write_text(json.dumps(found))
+        with pytest.raises(UserError, match=rf"of another version \(it lacks '{lacks}'\)"):
+            load_result(tmp_path)
+    found = finished_run.result()
+    del found["domains"][1]["moves"]
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="'moves'"):
+        load_result(tmp_path)
