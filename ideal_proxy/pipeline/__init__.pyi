@@ -19,7 +19,6 @@ from .price import names_of_sources as names_of_sources
 from .price import price_by_gradients as price_by_gradients
 from .price import price_by_runs as price_by_runs
 from .proposal import make_constraints as make_constraints
-from .proposal import make_problem as make_problem
 from .result_file import load_result as load_result
 from .row_record import record_of as record_of
 from .run_table import roles_when_trained as roles_when_trained

@@ -5,7 +5,6 @@ Legend: R runs, D domains, J capabilities, S posterior draws.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,8 +94,7 @@ def fit_and_propose(
     if config.has_metrics:
         model, notes = fit_response(replace(evidence, gradients=()), prepared, seed, config.kinds)
     stick = yardstick or make_yardstick(config, model, loss_model, base)
-    problem = make_problem(prepared, config)
-    constraints = make_constraints(config, prepared, problem, evidence.volumes)
+    constraints = make_constraints(config, prepared, evidence.volumes)
     objective = make_objective(config, stick)
     optimum, free_optimum, notes_of_protection = _optima(model, objective, constraints, seed)
     if config.constraints.round > 1:
@@ -155,16 +153,11 @@ def gradient_note(model: ResponseModel, method: str) -> str:
                 f"was {np.sqrt(min(without)):.2f} times as large at best)"
             )
         return f"Gradients ({method}) were left out of the fit: {why}"
-    if not without:
-        return (
-            f"Gradients ({method}) entered the fit; too few runs to leave one out and check; each may miss by "
-            f"{model.trust_:g} times their size"
-        )
-    return (
-        f"Gradients ({method}) entered the fit: error of runs left out "
-        f"{np.sqrt(model.trust_errors_[model.trust_]):.2f} times that of losses alone; each may miss by "
-        f"{model.trust_:g} times their size"
-    )
+    how = "; too few runs to leave one out and check"
+    if without:
+        error = np.sqrt(model.trust_errors_[model.trust_])
+        how = f": error of runs left out {error:.2f} times that of losses alone"
+    return f"Gradients ({method}) entered the fit{how}; each may miss by {model.trust_:g} times their size"
 
 
 def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: ResponseModel, base: Array) -> Yardstick:
@@ -192,15 +185,6 @@ def make_yardstick(config: SearchConfig, model: ResponseModel, loss_model: Respo
     return Yardstick(config.kinds, scale)
 
 
-def make_problem(prepared: Prepared, config: SearchConfig | None = None) -> Problem:
-    """State the problem to the optimiser in full-size rows."""
-    return Problem(
-        domains=prepared.domains,
-        capabilities=tuple(prepared.capability_names),
-        kinds=config.kinds if config is not None else (),
-    )
-
-
 def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None = None) -> None:
     """Refuse, before anything is trained, limits that no mixture can meet."""
     free = [f.name for f in prepared.facts if f.upper > f.lower]
@@ -209,12 +193,13 @@ def check_constraints(config: SearchConfig, prepared: Prepared, explored: Array 
         moves = f"only {' and '.join(free)} can change, and the budget keeps " if free else "no domain can change"
         moves += ("", "the total", "tokens and rows both, for `steps: keep`")[kept if free else 0]
         raise UserError(f"there is nothing to search: {moves}; unpin a domain, or widen its min and max")
-    constraints = make_constraints(config, prepared, make_problem(prepared, config), explored)
+    constraints = make_constraints(config, prepared, explored)
     check_linear(constraints.atoms(), np.maximum(prepared.domains.base, 1.0))
 
 
-def make_constraints(config: SearchConfig, prepared: Prepared, problem: Problem, explored: Array | None) -> Constraints:
-    """Turn the run file's limits into the optimiser's."""
+def make_constraints(config: SearchConfig, prepared: Prepared, explored: Array | None) -> Constraints:
+    """State the problem to the optimiser in full-size rows, under the run file's limits."""
+    problem = Problem(domains=prepared.domains, capabilities=tuple(prepared.capability_names), kinds=config.kinds)
     trust: TrustRegion | None = config.constraints.trust_region
     if trust is None and explored is not None:
         trust = explored_region(explored, prepared.domains)
@@ -238,48 +223,31 @@ def _same_steps(config: SearchConfig, prepared: Prepared) -> Iterator[Comparison
 
 def make_objective(config: SearchConfig, yardstick: Yardstick | None = None) -> Objective:
     """Turn the run file's objective into the optimiser's."""
-    weights = {c.name: c.weight for c in config.capabilities} if config.objective.kind == "weighted" else None
+    asked, scales = config.objective, zip(config.capabilities, yardstick.scale if yardstick else (), strict=False)
     return Objective(
-        kind=config.objective.kind,
-        weights=weights,
-        upper_confidence=config.objective.upper_confidence,
-        kl_penalty=config.constraints.kl,
-        scale={
-            c.name: float(x)
-            for c, x in zip(config.capabilities, yardstick.scale if yardstick else (), strict=False)
-            if np.isfinite(x)
-        }
-        or None,
-    )
+        kind=asked.kind, upper_confidence=asked.upper_confidence, kl_penalty=config.constraints.kl,
+        weights={c.name: c.weight for c in config.capabilities} if asked.kind == "weighted" else None,
+        scale={c.name: float(x) for c, x in scales if np.isfinite(x)} or None,
+    )  # fmt: skip
 
 
 def fit_response(
-    evidence: Evidence,
-    prepared: Prepared,
-    seed: int,
-    kinds: Sequence[str] | None = None,
+    evidence: Evidence, prepared: Prepared, seed: int, kinds: Sequence[str] | None = None
 ) -> tuple[ResponseModel, tuple[str, ...]]:
     """Fit the response model of the losses, or with kinds of what judges; what it warns of becomes notes."""
     model = ResponseModel(
         unit="rows", available=prepared.domains.available, base=prepared.domains.base, random_state=seed,
         kind="loss" if kinds is None else list(kinds),
     )  # fmt: skip
-    with _silent():
-        evidence.fit(model, prepared)
-    warnings = (diagnosis.warning for diagnosis in model.diagnostics_)
-    return model, tuple(dict.fromkeys(text.rstrip(".") for text in warnings if text))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep a fit's warnings off the terminal; the search says them in its own words."""
-    logger = logging.getLogger("ideal_proxy.response")
+    logger = logging.getLogger("ideal_proxy.response")  # a fit's warnings are said in the search's own words
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        evidence.fit(model, prepared)
     finally:
         logger.setLevel(before)
+    warnings = (diagnosis.warning for diagnosis in model.diagnostics_)
+    return model, tuple(dict.fromkeys(text.rstrip(".") for text in warnings if text))
 
 
 def _noise_of_check(

@@ -15,7 +15,7 @@ from typing import Any
 import markupsafe
 import numpy as np
 
-from ideal_proxy.pipeline import SearchRun, make_constraints, make_problem
+from ideal_proxy.pipeline import SearchRun, make_constraints
 from ideal_proxy.report.choices import optima
 from ideal_proxy.report.curves import Array
 from ideal_proxy.report.embedded import LEAST_DRAWS, comparison, singles
@@ -69,8 +69,7 @@ def explorer(run: SearchRun) -> dict[str, Any] | None:
 
 def _choices(run: SearchRun, starts: Array) -> Array:
     """Optima under the run's linear limits, for the sliders set what may get worse; base and answers among them."""
-    problem = make_problem(run.prepared, run.config)
-    made = make_constraints(run.config, run.prepared, problem, run.volumes())
+    made = make_constraints(run.config, run.prepared, run.volumes())
     made = replace(made, limits=replace(made.limits, must_not_drop={}, protect={}))
     weights = np.array([c.weight for c in run.config.capabilities])
     found = optima(run.model, made, run.yardstick, starts, kind=run.config.objective.kind, weights=weights)

@@ -18,7 +18,6 @@ from ideal_proxy.pipeline import (
     Stage,
     few_references_text,
     make_constraints,
-    make_problem,
     roles_when_trained,
     runs_by_stage,
     table_cost,
@@ -239,8 +238,7 @@ def _front(run: SearchRun) -> tuple[Front | None, str]:
     if not second or len(second) == len(ratios):
         second = [run.capabilities[int(np.argmax([r.value for r in ratios]))]]
     first = [name for name in run.capabilities if name not in second]
-    problem = make_problem(run.prepared, run.config)
-    constraints = make_constraints(run.config, run.prepared, problem, run.volumes())
+    constraints = make_constraints(run.config, run.prepared, run.volumes())
     try:
         front = pareto(run.model, constraints, first, second, points=PARETO_POINTS, n_starts=2, scale=scale)
     except UserError as error:

@@ -20,7 +20,7 @@ from ideal_proxy.pipeline.machine import Measured
 from ideal_proxy.pipeline.plan import largest_fraction, make_plan, read_plan
 from ideal_proxy.pipeline.plan_cost import describe_plan
 from ideal_proxy.pipeline.prepare import Prepared
-from ideal_proxy.pipeline.proposal import check_constraints, make_constraints, make_problem
+from ideal_proxy.pipeline.proposal import check_constraints, make_constraints
 from ideal_proxy.proxy.cost import Elsewhere, Products
 from ideal_proxy.report.plan_text import plan_tables
 
@@ -110,8 +110,7 @@ def test_too_small_a_budget_says_what_is_needed(prepared, tmp_path):
 def test_kept_steps_and_a_kept_budget_both_hold(prepared, batch, unit):
     settings = config(batch=batch, budget={unit: "keep", "steps": "keep"})
     check_constraints(settings, prepared)
-    problem = make_problem(prepared, settings)
-    constraints = make_constraints(settings, prepared, problem, None)
+    constraints = make_constraints(settings, prepared, None)
     base, length = prepared.domains.base, prepared.domains.lengths
     move = np.cross(np.ones(3), length)  # keeps rows and tokens
     volumes = base + 0.3 * move / np.abs(move / base).max()
