@@ -124,8 +124,8 @@ def small_search(**changes: Any) -> dict[str, Any]:
             "size": "0.1M",
             "vocabulary": 300,
             "context": 48,
-            "fraction": 0.4,
-            "batch_rows": 32,
+            "fraction": 0.2,
+            "batch_rows": 16,
             "learning_rate": 0.006,
         },
         "swarm": {"runs": 8, "workers": 1},
@@ -253,7 +253,7 @@ def interrupted(finished: Path, folder: Path, complete: int) -> Path:
 
 
 WHOLE = {
-    "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4, "batch_rows": 32},
+    "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.2, "batch_rows": 16},
     "swarm": {"runs": 8, "workers": 2}, "verify": {"pairs": 3, "max_pairs": 3},
 }  # fmt: skip
 

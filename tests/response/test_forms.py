@@ -7,8 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from ideal_proxy.response.choice import _least, combine
-from ideal_proxy.response.forms import FAMILIES, FORMS, HeldOut
-from ideal_proxy.response.json_form import FIRST_FORMAT
+from ideal_proxy.response.forms import FAMILIES, HeldOut
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.process import Family, fit_processes
 
@@ -77,21 +76,3 @@ def test_interactions_are_found_and_cost_nothing_where_there_are_none() -> None:
             ratios.append(error / law)
     assert np.mean(ratio[0.1]) < 0.4
     assert np.mean(ratio[0.0]) < 1.15
-
-
-def test_a_fit_of_the_first_format_predicts_as_it_did() -> None:
-    rng = np.random.default_rng(3)
-    v = np.exp(rng.uniform(-1.0, 1.0, (30, 3)))
-    model = ResponseModel(n_draws=4).fit(v, surface(rng, v, 0.1)).alone("law with a process")
-    target = rng.standard_normal((3, 30))
-    root = fit_processes(v / model.volumes_.scale, target, np.ones_like(target), Family(("matern",), ("root",)))
-    model.processes_ = {FORMS.index("law with a process"): dict(enumerate(root))}
-    document = model.to_json()
-    old = {**document, "format": FIRST_FORMAT, "alone": [], "centre_": [0.3] * 3}
-    old["rest"] = [
-        {key: process[key] for key in ("length", "noise_ratio", "variance", "x", "weight", "target")} | {"root": True}
-        for process in old.pop("forms")[str(FORMS.index("law with a process"))].values()
-    ]
-    old["weights_"] = [[0.4, 0.6, 0.0]] * 3
-    model.weights_[:, [0, 2]] = 0.4, 0.6
-    np.testing.assert_allclose(ResponseModel.from_json(old).predict(v), model.predict(v), rtol=1e-8)
