@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from ideal_proxy.data.messages import Row
 from ideal_proxy.data.near_duplicates import NearDuplicateFinder
+
+Marks = NDArray[np.uint64]
+BLOCK = 1 << 20  # fingerprints looked up at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +95,20 @@ class DuplicateFinder:
 
     def report(self) -> DuplicateReport:
         """Say what was found."""
-        marks = {name: np.array(found, dtype=np.uint64) for name, found in self._whole.items()}
-        single = {name: np.unique(found) for name, found in marks.items()}
-        report = DuplicateReport({name: len(marks[name]) - len(single[name]) for name in marks})
+        marks = {name: np.frombuffer(found, dtype=np.uint64) for name, found in self._whole.items()}
+        for found in marks.values():
+            found.sort()  # in place, for a copy of the marks of fifty million rows is large
+        report = DuplicateReport({name: int((found[1:] == found[:-1]).sum()) for name, found in marks.items()})
         names = list(marks)
         for n, first in enumerate(names):
             for second in names[n + 1 :]:
-                if both := int(np.isin(marks[second], single[first]).sum()):
+                if both := sum(int(part.sum()) for part in _among(marks[second], marks[first])):
                     report.between[first, second] = both
         for reference, rows in self._references.items():
             report.references[reference] = len(rows)
             whole = np.array([whole for _, whole, _ in rows], dtype=np.uint64)
             for domain in names:
-                exact = np.flatnonzero(np.isin(whole, single[domain])).tolist()
+                exact = np.flatnonzero(np.concatenate([*_among(whole, marks[domain]), []])).tolist()
                 asked = [(where, prompt) for where, _, prompt in rows if prompt in self._places[domain]]
                 if exact:
                     report.leaks[reference, domain] = len(exact)
@@ -113,9 +118,13 @@ class DuplicateFinder:
                     report.prompt_leaks[reference, domain] = len(asked)
                     report.examples[reference, domain] = (asked[0][0], self._places[domain][asked[0][1]])
                 self._add_near(report, reference, domain, set(exact))
-        other = np.isin(np.array(self._others, dtype=np.uint64), np.array(self._thinking, dtype=np.uint64))
-        off = np.frombuffer(bytes(self._off), dtype=np.bool_)
-        return replace(report, two_minds=int(other.sum()), told_apart=bool(off[other].all()))
+        thinking = np.frombuffer(self._thinking, dtype=np.uint64)
+        thinking.sort()
+        both, apart, off = 0, True, np.frombuffer(self._off, dtype=np.bool_)
+        for n, twin in enumerate(_among(np.frombuffer(self._others, dtype=np.uint64), thinking)):
+            both += int(twin.sum())
+            apart = apart and bool(off[n * BLOCK : n * BLOCK + len(twin)][twin].all())
+        return replace(report, two_minds=both, told_apart=apart)
 
     def _add_near(self, report: DuplicateReport, reference: str, domain: str, exact: set[int]) -> None:
         """Add the near-duplicates of one reference set in one domain; equal rows are none."""
@@ -129,6 +138,14 @@ class DuplicateFinder:
             place = self._references[reference][n][0]
             report.near[reference, domain] = NearRows(len(found), (place, found[n].where), found[n].similarity)
             report.leaked.setdefault(reference, set()).update(found)
+
+
+def _among(values: Marks, ordered: Marks) -> Iterator[NDArray[np.bool_]]:
+    """Say of values, a block at a time, which are among others that are in order."""
+    for first in range(0, len(values), BLOCK):
+        part = values[first : first + BLOCK]
+        place = np.searchsorted(ordered, part)
+        yield np.isin(part, ordered[:0]) if not len(ordered) else ordered[np.minimum(place, len(ordered) - 1)] == part
 
 
 def switch(row: Row) -> bool | None:

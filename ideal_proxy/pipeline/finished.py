@@ -181,10 +181,11 @@ class SearchRun:
         unit = self.yardstick.divisor(base)
         tables = [
             pd.DataFrame({
-                "run": part["run"].to_numpy(), "kind": kind, "capability": name, "observed": self.values(part)[:, j],
+                "run": part["run"].to_numpy(), "kind": kind, "capability": name, "observed": values[:, j],
                 "predicted": predicted[:, j], "base": base[j], "unit": unit[j],
             })
             for part, kind, predicted in parts
+            for values in (self.values(part),)
             for j, name in enumerate(self.capabilities)
         ]  # fmt: skip
         return pd.concat(tables, ignore_index=True).dropna()

@@ -19,6 +19,8 @@ from ideal_proxy.report.curves import Array
 from ideal_proxy.response import Combination, ResponseModel, Yardstick, combine
 
 WEIGHTINGS, WISHES = 300, 900
+MOST_VALUES = 1_000_000
+"""Tasks × capabilities × domains; a larger search has fewer tasks, and starts from its last runs alone."""
 LEAST = 500
 """Fewer distinct optima than that: mixtures between them join, those nearest the front of what can be had."""
 BETWEEN = 6000
@@ -47,33 +49,39 @@ def optima(
     """Find optima from the best of some mixtures, (N, D) whole rows, each within the linear limits."""
     rng, limits = np.random.default_rng(seed), _Limits(constraints)
     surface = _Relative(model, yardstick, constraints)
-    J = len(surface.at_base)
-    weighting = _Tasks(rng.dirichlet(np.full(J, 0.5), WEIGHTINGS), np.full((WEIGHTINGS, J), np.inf), worst=False)
-    start = limits.inside(starts)
+    J, D = len(surface.at_base), starts.shape[1]
+    part_of = min(1.0, MOST_VALUES / (J * D * (WEIGHTINGS + WISHES)))
+    weightings, count, least = (max(int(part_of * n), 8) for n in (WEIGHTINGS, WISHES, LEAST))
+    weighting = _Tasks(rng.dirichlet(np.full(J, 0.5), weightings), np.full((weightings, J), np.inf), worst=False)
+    start = limits.inside(starts[-max(MOST_VALUES // (J * D), 100) :])
     span = _descend(surface, limits, weighting, start)
     known = surface(span)[0]
     share = np.full(J, 1.0 / J) if kind == "worst" else combine(np.eye(J), kind, weights)
     best = known[(known @ share).argmin()]
-    part, (one, other) = rng.random((WISHES, 1)), rng.integers(len(known), size=(2, WISHES))
+    part, (one, other) = rng.random((count, 1)), rng.integers(len(known), size=(2, count))
     between = part * known[one] + (1 - part) * known[other]
-    wish = np.where(rng.random((WISHES, J)) < WISHED, between, np.inf)
+    wish = np.where(rng.random((count, J)) < WISHED, between, np.inf)
     # One limit of each binds: it lies between the least that can be had and what the best objective leaves.
-    each, bound = np.arange(WISHES), rng.integers(J, size=WISHES)
-    wish[each, bound] = (known.min(axis=0) + rng.random((WISHES, J)) * (best - known.min(axis=0)))[each, bound]
+    each, bound = np.arange(count), rng.integers(J, size=count)
+    wish[each, bound] = (known.min(axis=0) + rng.random((count, J)) * (best - known.min(axis=0)))[each, bound]
     wish[0] = np.inf
-    wishes = _Tasks(np.broadcast_to(share, (WISHES, J)), wish, worst=kind == "worst")
+    wishes = _Tasks(np.broadcast_to(share, (count, J)), wish, worst=kind == "worst")
     found = limits.whole(np.vstack([span, _descend(surface, limits, wishes, np.vstack([start, span]))]))
-    more = LEAST - len(found)
-    return np.vstack([found, _between(surface, limits, found, start, rng)[:more]]) if more > 0 and len(found) else found
+    if (more := least - len(found)) <= 0 or not len(found):
+        return found
+    joined = _between(surface, limits, found, start, rng, max(int(part_of * BETWEEN), 50))
+    return np.vstack([found, joined[:more]])
 
 
-def _between(surface: _Relative, limits: _Limits, found: Array, start: Array, rng: np.random.Generator) -> Array:
+def _between(
+    surface: _Relative, limits: _Limits, found: Array, start: Array, rng: np.random.Generator, count: int
+) -> Array:
     """Mix optima with each other and with mixtures of the search; first what no optimum beats by much everywhere."""
     ends = np.log(np.vstack([found, start]) + surface.eta)
     one, other, part = (
-        rng.integers(len(found), size=BETWEEN),
-        rng.integers(len(ends), size=BETWEEN),
-        rng.random(BETWEEN),
+        rng.integers(len(found), size=count),
+        rng.integers(len(ends), size=count),
+        rng.random(count),
     )
     mixed = limits.whole(limits.inside(np.exp(ends[one] + part[:, None] * (ends[other] - ends[one])) - surface.eta))
     mixed = mixed[~(mixed[:, None] == found).all(axis=2).any(axis=1)]

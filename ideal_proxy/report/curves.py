@@ -46,12 +46,20 @@ class ResponseMatrix:
         """Whether the 90 % interval holds zero, (J, D)."""
         return np.asarray((self.lower <= 0) & (self.upper >= 0))
 
+    def part(self, capabilities: list[int], domains: list[int]) -> ResponseMatrix:
+        """Give those of some capabilities to some domains."""
+        place = np.ix_(capabilities, domains)
+        return ResponseMatrix(
+            values=self.values[place], errors=self.errors[place], lower=self.lower[place], upper=self.upper[place]
+        )
+
 
 def predict(model: ResponseModel, mixtures: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
     """Predict mixtures (K, D) with intervals for one new run: means, lower and upper ends, (K, J) each."""
     named = hasattr(model, "feature_names_in_")
     v = pd.DataFrame(mixtures, columns=model.domain_names_) if named else np.asarray(mixtures)
-    mean, lower, upper = (np.asarray(x, dtype=float) for x in model.predict(v, return_interval=level))
+    found = model.predict(v, return_interval=level)
+    mean, lower, upper = (np.asarray(x, dtype=float) for x in (found if level else (found,) * 3))
     return tuple(x.reshape(len(mixtures), -1) for x in (mean, lower, upper))  # type: ignore[return-value]
 
 
@@ -87,6 +95,7 @@ def slice_through(
     high: float | None = None,
     keep: Array | None = None,
     points: int = POINTS,
+    band: bool = True,
 ) -> Slice:
     """Predict along one domain's volume."""
     index = list(model.domain_names_).index(domain)
@@ -97,7 +106,7 @@ def slice_through(
         high = min(high, 0.999)
     grid = np.exp(np.linspace(np.log(low + small), np.log(high + small), points)) - small
     mixtures = move(model, mixture, index, np.maximum(grid, 0.0), keep=keep)
-    mean, lower, upper = predict(model, mixtures)
+    mean, lower, upper = predict(model, mixtures, LEVEL if band else 0.0)
     return Slice(domain=domain, volumes=mixtures[:, index], mixtures=mixtures, mean=mean, lower=lower, upper=upper)
 
 
@@ -111,7 +120,7 @@ def partial_losses(
         weights = np.ones(len(mixture)) if keep is None else keep
         fits = weights[index] * volumes[:, index] <= float(weights @ mixture)
         volumes, losses = volumes[fits], losses[fits]
-    return volumes[:, index], predict(model, moved)[0] + losses - predict(model, volumes)[0]
+    return volumes[:, index], predict(model, moved, 0.0)[0] + losses - predict(model, volumes, 0.0)[0]
 
 
 def response_matrix(model: ResponseModel, mixture: Array, *, share: Array | None = None) -> ResponseMatrix:

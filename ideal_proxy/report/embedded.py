@@ -27,7 +27,7 @@ from ideal_proxy.response import (
     worst_noise,
 )
 
-DRAW_BYTES = 500_000
+DRAW_BYTES = 440_000
 """What the draws of all capabilities may weigh; where all weigh more, the first so many are taken."""
 LEAST_DRAWS = 16
 """With fewer an interval says little, so that there is no explorer."""

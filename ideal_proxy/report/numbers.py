@@ -24,15 +24,13 @@ from ideal_proxy.pipeline import (
     trained_runs,
 )
 from ideal_proxy.report.curves import Array, ResponseMatrix, response_matrix, slice_through
+from ideal_proxy.report.few import Few, few
 from ideal_proxy.report.full_size import full_size_rows, full_size_text, scale_ups
 from ideal_proxy.report.page import FORMAT
 from ideal_proxy.report.steps import steps_text
 from ideal_proxy.report.text import SAYS, ladder_text, reuse_text, two_answers, who_pays
 from ideal_proxy.response import compare, directions
 
-PANELS = 100  # response curves on the page; the others are in figures/
-MARKS = 12_000  # so many marks in all panels keep the page well under 2 MB
-PANEL_MARKS = 60  # what a panel weighs besides its runs
 PARETO_POINTS = 9
 DIGITS = 7
 
@@ -44,7 +42,10 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], Front | None]:
     """Collect every number that the page shows."""
     result, prepared = run.result, run.prepared
     gain = result["verdict"]["gain"]
-    front, front_note = _front(run)
+    part = few(run)
+    front, front_note = _front(run, part)
+    shown = shown_domains(run, part)
+    kept = {name for names in shown.values() for name in names} if part.large else set(run.domains)
     share = run.base * prepared.domains.lengths
     stages = cost_stages(run)
     total_base = float(share.sum())
@@ -67,8 +68,9 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], Front | None]:
         "says_note": SAYS,
         "optimum": result["optimum"],
         "rounds": result["rounds"],
-        "curves": [_curves(run, domain) for domain in run.domains],
-        "curves_left_out": sum(len(run.domains) - len(names) for names in shown_domains(run).values()),
+        "shown": {"domains": part.domains, "capabilities": part.capabilities, "text": part.text},
+        "curves": [_curves(run, domain) for domain in run.domains if domain in kept],
+        "curves_left_out": 0 if part.large else sum(len(run.domains) - len(names) for names in shown.values()),
         "responses": {
             "at": "base",
             "unit": response_unit(run),
@@ -85,7 +87,7 @@ def collect(run: SearchRun) -> tuple[dict[str, Any], Front | None]:
         "reuse_text": reuse_text(result.get("reuse")),
         "imitated": result.get("imitated"),
         "fit": _fit(run),
-        "held_out": _held_out(run),
+        "held_out": _held_out(run, part),
         "pareto": {"note": front_note} if front is None else _pareto(run, *front),
         "cost": {
             "stages": stages.to_dict(orient="records"),
@@ -164,15 +166,12 @@ def responses_at_base(run: SearchRun, *, share: Array | None = None) -> Response
     )
 
 
-def shown_domains(run: SearchRun) -> dict[str, list[str]]:
+def shown_domains(run: SearchRun, part: Few) -> dict[str, list[str]]:
     """Choose the domains whose curves go on the page: all, or of many those that each capability answers to most."""
-    D, J = len(run.domains), len(run.capabilities)
-    panels = min(PANELS, MARKS // (PANEL_MARKS + run.model.held_out_.shape[1]))
-    count = D if panels >= D * J else max(1, panels // J)
-    strength = np.abs(response_matrix(run.model, run.base).values)
+    strength = np.abs(run.model.value_and_gradient(run.base)[1] * run.base)
     return {
-        name: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[:count])]
-        for j, name in enumerate(run.capabilities)
+        run.capabilities[j]: [run.domains[i] for i in sorted(np.argsort(-strength[j], kind="stable")[: part.panels])]
+        for j in part.capabilities
     }
 
 
@@ -182,8 +181,9 @@ def _curves(run: SearchRun, domain: str) -> dict[str, Any]:
     found: dict[str, Any] = {"domain": domain, "available": run.prepared.facts[index].available}
     for name, mixture in (("base", run.base), ("proposal", run.proposal)):
         curve = slice_through(
-            run.model, mixture, domain, low=float(min(seen)), high=float(max(seen)), keep=keep_weights(run)
-        )
+            run.model, mixture, domain, low=float(min(seen)), high=float(max(seen)), keep=keep_weights(run),
+            band=name == "base",
+        )  # fmt: skip
         found[name] = {"rows": curve.volumes, "loss": _by_name(run, curve.mean)}
         if name == "base":
             found[name] |= {"lower": _by_name(run, curve.lower), "upper": _by_name(run, curve.upper)}
@@ -212,7 +212,7 @@ def _fit(run: SearchRun) -> list[dict[str, Any]]:
     ]
 
 
-def _held_out(run: SearchRun) -> dict[str, Any]:
+def _held_out(run: SearchRun, shown: Few) -> dict[str, Any]:
     table = run.held_out()
     summary = []
     for kind, part in table.groupby("kind", sort=False):
@@ -224,11 +224,13 @@ def _held_out(run: SearchRun) -> dict[str, Any]:
             "error": math.sqrt(float((error**2).mean())),
             "bias": float(error.mean()),
         })
-    return {"summary": summary, "runs": table.to_dict(orient="records")}
+    return {"summary": summary, "runs": shown.held_out(run).to_dict(orient="records")}
 
 
-def _front(run: SearchRun) -> tuple[Front | None, str]:
+def _front(run: SearchRun, part: Few) -> tuple[Front | None, str]:
     """Trace the front between those that the proposal helps and those that it costs most."""
+    if part.large:
+        return None, "with so many domains and capabilities it takes long; `ideal_proxy.pareto` traces it"
     if len(run.capabilities) < 2:
         return None, "there is only one capability"
     stick = run.yardstick

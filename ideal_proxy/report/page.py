@@ -73,15 +73,17 @@ def _printable(text: Any) -> Any:
     return text if hasattr(text, "__html__") else "".join(c for c in str(text) if c.isprintable() or c in " \n")
 
 
-def _with_errors(values: Sequence[float], errors: Sequence[float]) -> list[str]:
-    return [f"{value:+.4f} ± {error:.4f}" for value, error in zip(values, errors, strict=True)]
+def _with_errors(found: dict[str, Any], capability: int, domains: Sequence[int]) -> list[str]:
+    values, errors = found["values"][capability], found["errors"][capability]
+    return [f"{values[i]:+.4f} ± {errors[i]:.4f}" for i in domains]
 
 
-def _measured(found: dict[str, Any], capability: int) -> list[str]:
+def _measured(found: dict[str, Any], capability: int, domains: Sequence[int]) -> list[str]:
     """Write a capability's responses that gradients measured, scaled where the fit gave a scale."""
     scale = found["scale"][capability] if found["scale"] else 1.0
-    columns = zip(found["M"][capability], found["se"][capability], found["unresolved"][capability], strict=True)
+    values, errors, doubts = (found[key][capability] for key in ("M", "se", "unresolved"))
     return [
-        "" if value is None or error is None else f"{scale * value:+.4g} ± {scale * error:.2g}{'?' if doubt else ''}"
-        for value, error, doubt in columns
-    ]
+        "" if values[i] is None or errors[i] is None
+        else f"{scale * values[i]:+.4g} ± {scale * errors[i]:.2g}{'?' if doubts[i] else ''}"
+        for i in domains
+    ]  # fmt: skip

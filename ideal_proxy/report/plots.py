@@ -148,7 +148,7 @@ def plot_volumes(run: SearchRun, ax: Axes | None = None, *, what: str = "rows") 
 
 def figure_volumes(run: SearchRun) -> Figure:
     """Draw tokens, shares and repeats of every domain, base and proposal, side by side."""
-    figure = new_figure(WIDE, 1.1 + 1.1 * ROW * len(run.domains))
+    figure = new_figure(WIDE, 1.1 + 1.1 * ROW * len(run.result["domains"]))
     panels = figure.subplots(1, 3, sharey=True)
     for number, (panel, what) in enumerate(zip(panels, ("tokens", "share", "repeat"), strict=True)):
         dress(panel)

@@ -78,11 +78,11 @@ def plot_response(
         ax.plot(volumes, partial[:, j], linestyle="none", marker=".", markersize=4.5, color=MUTED, alpha=0.8)
     if proposal is not None:
         proposal = np.asarray(proposal, dtype=float)
-        other = slice_through(model, proposal, domain, low=low, high=high, keep=keep)
+        other = slice_through(model, proposal, domain, low=low, high=high, keep=keep, band=False)
         ax.plot(other.volumes, other.mean[:, j], color=VERMILLION, linewidth=1.2, linestyle="--")
-        there = predict(model, proposal[None])[0][0, j]
+        there = predict(model, proposal[None], 0.0)[0][0, j]
         ax.plot([proposal[index]], [there], **PROPOSAL)
-    here = predict(model, base[None])[0][0, j]
+    here = predict(model, base[None], 0.0)[0][0, j]
     ax.plot([base[index]], [here], **BASE)
     volume_axis(ax, low, high, small=small, unit=model.unit, ticks=5 if names else 4)
     available = model.volumes_.available

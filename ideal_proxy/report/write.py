@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ideal_proxy.pipeline import SearchRun, load_run
 from ideal_proxy.report import plots
 from ideal_proxy.report.explorer import explorer
+from ideal_proxy.report.few import evenly, few
 from ideal_proxy.report.numbers import (
     Front,
     collect,
@@ -29,9 +30,6 @@ from ideal_proxy.report.page import Picture, escape, page
 from ideal_proxy.report.plot_style import inline_svg, pdf_files, png_bytes, settle, svg_text
 from ideal_proxy.store import atomic_write_bytes, atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Update
-
-MOST_PANELS = 1_000
-"""Of more domains times capabilities each figure has the domains that a capability answers to most, and no others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,18 +84,19 @@ def _rendered(figure: Figure, svg: str, *, pdf: bool) -> dict[str, bytes]:
 
 
 def figures(run: SearchRun, front: Front | None) -> Iterator[tuple[str, str, Figure, bool]]:
-    """Draw every figure of the report."""
-    model, base = run.model, run.base
+    """Draw every figure of the report, of a large search less."""
+    model, base, part = run.model, run.base, few(run)
+    narrow = part.of(run)
     yield "verdict", "Gain, verified and predicted", _of(plots.plot_verdict(run)), True
-    yield "volumes", "Rows of each domain, base and proposal", _of(plots.plot_volumes(run)), True
-    yield "shares", "Tokens, shares and repeats of each domain, base and proposal", plots.figure_volumes(run), True
-    yield "losses", "Change of each capability's loss against base", _of(plots.plot_losses(run)), True
+    yield "volumes", "Rows of each domain, base and proposal", _of(plots.plot_volumes(narrow)), True
+    yield "shares", "Tokens, shares and repeats of each domain, base and proposal", plots.figure_volumes(narrow), True
+    yield "losses", "Change of each capability's loss against base", _of(plots.plot_losses(narrow)), True
     keep = keep_weights(run)
-    observed = (run.volumes(run.at_size()), run.values(run.at_size()))
-    shown = shown_domains(run)
-    every = len(run.domains) * len(run.capabilities) <= MOST_PANELS
-    for j, capability in enumerate(run.capabilities):
-        for name, domains, on_page in _panel_groups(run.domains, shown[capability])[: None if every else 1]:
+    runs = run.at_size().iloc[evenly(len(run.at_size()), part.marks)]
+    observed = (run.volumes(runs), run.values(runs))
+    for capability, shown in shown_domains(run, part).items():
+        j = run.capabilities.index(capability)
+        for name, domains, on_page in _panel_groups(run.domains, shown)[: 1 if part.large else None]:
             which = "every domain" if len(domains) == len(run.domains) else "the domains it answers to most"
             which = which if on_page else "further domains"
             figure = plots.figure_responses(
@@ -114,11 +113,12 @@ def figures(run: SearchRun, front: Front | None) -> Iterator[tuple[str, str, Fig
         ("responses", "Response: rows added, the others stay", responses_at_base(run)),
         ("mixing", "Response at the same number of steps", responses_at_base(run, share=share / share.sum())),
     ):
-        drawn = plots.plot_response_matrix(matrix, run.domains, run.capabilities, unit=response_unit(run))
+        matrix = matrix.part(part.capabilities, part.domains)
+        drawn = plots.plot_response_matrix(matrix, *part.names(run), unit=response_unit(run))
         yield name, title, _of(drawn), True
-    drawn = plots.plot_predicted_observed(run.held_out())
+    drawn = plots.plot_predicted_observed(part.held_out(run))
     yield "held-out", "Predicted and observed losses of runs not fitted", _of(drawn), True
-    yield "movement", "How far volumes may move", _of(plots.plot_movement(run)), True
+    yield "movement", "How far volumes may move", _of(plots.plot_movement(narrow)), True
     if front is not None:
         drawn = plots.plot_pareto(front[0], proposal=front[1])
         yield "pareto", "What one group of capabilities costs the other", _of(drawn), True

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
+from ideal_proxy.data import duplicates
 from ideal_proxy.data.duplicates import find_duplicates
 from ideal_proxy.data.messages import Row, messages_of, row_key, row_keys, source_fingerprint
 from ideal_proxy.data.rows import look_through, read_rows, scan
@@ -239,6 +241,29 @@ def test_duplicates_and_leaks_are_counted_after_space_and_case_are_evened():
     assert report.examples == {("r", "a"): ("r:2", "a:1"), ("r", "b"): ("r:1", "b:2")}
     assert report.any
     assert not find_duplicates({"c": domains["c"]}, {"s": references["s"]}).any
+
+
+def test_of_many_rows_sixteen_bytes_are_kept_and_few_more_needed(monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", 700)
+    drawn = np.random.default_rng(0).integers(0, 9_000, (2, 6_000))
+    finder = duplicates.DuplicateFinder(["a", "b"], {"r": rows_of(("8", "8"), ("9999", "9999"), name="r")})
+    numbers_of = dict(zip("ab", drawn.tolist(), strict=True))
+    tracemalloc.start()
+    for name, numbers in numbers_of.items():
+        for row in rows_of(*((str(n), str(n)) for n in numbers), name=name):
+            finder.add(name, row)
+    del row
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    report = finder.report()
+    more = tracemalloc.get_traced_memory()[1] - kept
+    tracemalloc.stop()
+    assert kept < 40 * drawn.size
+    assert more < 6 * drawn.size
+    a, b = map(set, drawn.tolist())
+    assert report.within == {"a": 6_000 - len(a), "b": 6_000 - len(b)}
+    assert report.between == {("a", "b"): int(np.isin(drawn[1], drawn[0]).sum())}
+    assert report.leaks == {("r", name): 1 for name, numbers in (("a", a), ("b", b)) if 8 in numbers}
 
 
 def test_sft5_has_the_rows_that_its_manifest_says():

@@ -23,8 +23,10 @@ import ideal_proxy
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.finished import load_run
+from ideal_proxy.report import few
 from ideal_proxy.report import write as report
 from ideal_proxy.report.curves import response_matrix
+from ideal_proxy.report.numbers import collect, shown_domains
 from ideal_proxy.report.page import DARK, escape, page
 
 
@@ -269,26 +271,12 @@ def test_who_pays_stands_at_the_top(numbers, text):
     assert "The price" not in text
 
 
-def test_many_domains_leave_the_page_small(run):
-    class Wide:
-        prepared = run.prepared
-        base = np.ones(40)
-        domains = [f"d{i}" for i in range(40)]  # noqa: RUF012
-        capabilities = ["a", "b", "c", "d"]  # noqa: RUF012
-
-        class model:
-            held_out_ = np.zeros((4, 20))
-
-            @staticmethod
-            def value_and_gradient(v):
-                return np.ones(4), np.tile(np.arange(40.0), (4, 1))
-
-            @staticmethod
-            def draws_value_and_gradient(v):
-                return np.ones((8, 4)), np.tile(np.arange(40.0), (8, 4, 1))
-
-    shown = report.shown_domains(Wide())  # type: ignore[arg-type]
-    assert shown["a"] == [f"d{i}" for i in range(15, 40)], "the 25 strongest, in file order"
+def test_many_panels_leave_the_page_small(run, monkeypatch):
+    strength = np.abs(run.model.value_and_gradient(run.base)[1] * run.base)
+    monkeypatch.setattr(few, "PANELS", 2 * len(CAPABILITIES))
+    shown = shown_domains(run, few.few(run))
+    for name, row in zip(CAPABILITIES, strength, strict=True):
+        assert shown[name] == [DOMAINS[i] for i in sorted(np.argsort(-row)[:2])], "the strongest, in file order"
 
 
 @pytest.mark.parametrize(
@@ -365,13 +353,34 @@ def test_public_names_are_few_and_documented():
         ideal_proxy.nothing_of_the_kind  # noqa: B018
 
 
-def test_of_very_many_panels_only_those_of_the_page_are_drawn(run, monkeypatch):
-    monkeypatch.setattr("ideal_proxy.report.numbers.PANELS", len(CAPABILITIES))  # one domain each on the page
-    names = {}
-    for most in (len(DOMAINS) * len(CAPABILITIES), 1):
-        monkeypatch.setattr(report, "MOST_PANELS", most)
-        names[most] = [name for name, *_ in report.figures(run, None) if name.startswith("response-")]
-    few = names[1]
-    assert len(few) == len(CAPABILITIES)
-    assert sum(name.endswith("-more-1") for name in names[6]) == len(CAPABILITIES)
-    assert set(few) < set(names[6])
+def test_of_a_large_search_what_changes_most_is_shown(run, monkeypatch, numbers):
+    plain = [name for name, *_ in report.figures(run, None)]
+    for name, value in {"LARGE": 1, "DOMAINS": 2, "CAPABILITIES": 1, "PANELS": 1, "HELD_OUT": 5}.items():
+        monkeypatch.setattr(few, name, value)
+    part = few.few(run)
+    moved = np.abs(PROPOSAL - BASE) * TOKENS
+    assert part.domains == sorted(np.argsort(-moved)[:2]), "those whose tokens change most"
+    found, front = collect(run)
+    assert front is None
+    assert "so many domains" in found["pareto"]["note"]
+    (capability,) = part.capabilities
+    drawn = [name for name, *_ in report.figures(run, None)]
+    assert [name for name in drawn if name.startswith("response-")] == [
+        name for name in plain if name.startswith(f"response-{capability + 1:02d}") and "more" not in name
+    ]
+    assert len(found["held_out"]["runs"]) == 5
+    assert found["held_out"]["summary"] == numbers["held_out"]["summary"], "of all"
+    assert [curve["domain"] for curve in found["curves"]] == shown_domains(run, part)[CAPABILITIES[capability]]
+    assert found["responses"] == numbers["responses"], "report.json has all"
+    text = page(found, [])
+    assert f"show the 2 of {len(DOMAINS)} domains" in text
+    matrix = text[text.index("id='matrix'") : text.index("id='fit'")]
+    assert matrix.count("±") == 1 + 2 * 2
+
+
+def test_a_curve_of_very_many_runs_shows_some(run, monkeypatch):
+    monkeypatch.setattr(few, "LEAST_MARKS", 4)
+    monkeypatch.setattr(few, "MARKS", 10)
+    part = few.few(run)
+    assert (part.marks, part.text) == (4, "each curve shows 4 of 16 runs")
+    assert few.evenly(16, 4).tolist() == [0, 5, 10, 15]
