@@ -31,17 +31,20 @@ class Bends:
         """Give those of one draw."""
         return Bends(self.slopes_SJD[number : number + 1], self.centre_D, single=True)
 
-    def many(self, x_ND: Array, draw: int | None = None) -> Array | float:
-        """Give what the point, or a draw, adds at scaled volumes, (J, N)."""
-        if draw is None and not self.single:
-            return 0.0
-        return np.asarray(self.slopes_SJD[draw or 0] @ (np.log(x_ND + SHIFT) - self.centre_D).T)
 
-    def at(self, x_D: Array, *, drawn: bool) -> tuple[Array | float, Array | float]:
-        """Give what is added at one mixture, (S, J), and its derivative by x, (S, J, D)."""
-        if not drawn and not self.single:
-            return 0.0, 0.0
-        return self.slopes_SJD @ (np.log(x_D + SHIFT) - self.centre_D), self.slopes_SJD / (x_D + SHIFT)
+def added(bends: Bends | None, x_ND: Array, draw: int | None = None) -> tuple[Array | float, Array | float]:
+    """Give what the point, or a draw, adds at scaled volumes, (J, N), and its derivative by x, (J, N, D)."""
+    if bends is None or (draw is None and not bends.single):
+        return 0.0, 0.0
+    slopes_JD = bends.slopes_SJD[draw or 0]
+    return slopes_JD @ (np.log(x_ND + SHIFT) - bends.centre_D).T, slopes_JD[:, None, :] / (x_ND + SHIFT)
+
+
+def added_by_draws(bends: Bends | None, x_D: Array, *, drawn: bool) -> tuple[Array | float, Array | float]:
+    """Give what all draws, or the point, add at one mixture, (S, J), and its derivative by x, (S, J, D)."""
+    if bends is None or not (drawn or bends.single):
+        return 0.0, 0.0
+    return bends.slopes_SJD @ (np.log(x_D + SHIFT) - bends.centre_D), bends.slopes_SJD / (x_D + SHIFT)
 
 
 def to_json(bends: Bends | None) -> dict[str, Any] | None:
