@@ -235,7 +235,7 @@ def _spell(files: list[Path], folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     parent = Path(os.path.commonpath([path.parent for path in files]))
-    start = globbing.escape(_common_start([path.name for path in files]))
+    start = globbing.escape(os.path.commonprefix([path.name for path in files]))  # noqa: RUF071 (letter by letter)
     escaped = Path(globbing.escape(str(parent)))
     for spelled in (folder, parent, escaped / f"{start}*", escaped / "**" / f"{start}*"):
         try:
@@ -247,12 +247,6 @@ def _spell(files: list[Path], folder: Path) -> Path:
         f"{folder} holds {len(files)} files that one path cannot name apart from the others ({files[0].name}, …); "
         "put its training rows into a folder train and its reference rows into a folder reference"
     )
-
-
-def _common_start(names: list[str]) -> str:
-    """Return the longest text that all names begin with."""
-    length = next((n for n, column in enumerate(zip(*names, strict=False)) if len(set(column)) > 1), 0)
-    return names[0][:length]
 
 
 def _beside(name: str, place: Path, held: Sequence[Path]) -> Path | None:

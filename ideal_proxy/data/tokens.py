@@ -84,7 +84,9 @@ class TokenRows:
 
     def select(self, indices: npt.ArrayLike) -> TokenRows:
         """Take some rows by number, one perhaps twice, or by a mask (N,); counts of truncated and dropped rows stay."""
-        chosen = _row_numbers(indices, len(self))
+        chosen = np.asarray(indices)
+        mask = chosen.dtype == np.bool_ and len(chosen) == len(self)
+        chosen = np.flatnonzero(chosen) if mask else chosen.astype(np.int64)
         at, offsets = _gather(self.offsets, chosen)
         return replace(
             self,
@@ -141,7 +143,7 @@ class TokenRows:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             meta: dict[str, Any] = {"format": CACHE_FORMAT, "arrays": {}}
-            for name, value in _content(self).items():
+            for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
                 if isinstance(value, np.ndarray):
                     np.save(part / f"{name}.npy", value, allow_pickle=False)
                     meta["arrays"][name] = _digest(value)
@@ -209,20 +211,11 @@ def kept_tokens(
     return (np.concatenate([[0], at]) if keep_bos else at), True
 
 
-def _row_numbers(indices: npt.ArrayLike, rows: int) -> Ints:
-    chosen = np.asarray(indices)
-    return np.flatnonzero(chosen) if chosen.dtype == np.bool_ and len(chosen) == rows else chosen.astype(np.int64)
-
-
 def _gather(offsets: Ints, rows: Ints) -> tuple[Ints, Ints]:
     """Return the token positions of the rows, end to end, and the new offsets."""
     lengths = offsets[rows + 1] - offsets[rows]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return np.arange(starts[-1], dtype=np.int64) + np.repeat(offsets[rows] - starts[:-1], lengths), starts
-
-
-def _content(token_rows: TokenRows) -> dict[str, Any]:
-    return {field.name: getattr(token_rows, field.name) for field in fields(token_rows)}
 
 
 def _digest(array: npt.NDArray[Any]) -> str:

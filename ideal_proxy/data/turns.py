@@ -198,14 +198,10 @@ def _turn(turn: Any, place: str, where: str, roles: Mapping[str, str]) -> Messag
     answers = known == "tool"
     return Message(
         known, text, thoughts_of(turn, f"{where}: {place}") or _thoughts_in(content), calls,
-        trained=not any(name in turn and _zero(turn[name]) for name in WEIGHTS),
+        trained=not any(name in turn and number_of(turn[name]) == 0 for name in WEIGHTS),
         name=str(turn.get("name") or "") if answers else "",
         call_id=str(turn.get("tool_call_id") or "") if answers else "",
     )  # fmt: skip
-
-
-def _zero(value: Any) -> bool:
-    return number_of(value) == 0
 
 
 def thoughts_of(value: dict[str, Any], where: str) -> str:

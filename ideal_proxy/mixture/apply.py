@@ -134,7 +134,8 @@ def apply_mixture(
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     unknown = sorted(set(sources or {}) - {domain.name for domain in mixture.domains})
     if unknown:
-        raise UsageError(f"{unknown[0]!r} is no domain of the mixture; its domains are {_names(mixture)}")
+        names = ", ".join(domain.name for domain in mixture.domains)
+        raise UsageError(f"{unknown[0]!r} is no domain of the mixture; its domains are {names}")
     keep = None if index is None else Path(index)
     job = _Job(mixture, Path(out), row_format, shards, shard, dict(sources or {}), keep)
     identity = mixture_identity(mixture)
@@ -381,7 +382,3 @@ def _of_another_shard(job: _Job, identity: str, name: str) -> bool:
 def _asked(manifest: Mapping[str, Any]) -> str:
     """Which form of rows a manifest was asked for."""
     return str(manifest.get("asked", manifest["row_format"]))
-
-
-def _names(mixture: MixtureFile) -> str:
-    return ", ".join(domain.name for domain in mixture.domains)

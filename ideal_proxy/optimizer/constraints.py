@@ -177,7 +177,8 @@ class Constraints:
 
     def atoms(self) -> list[Atom]:
         """List the linear constraints one by one."""
-        return [*self._budget_atoms(), *self._bound_atoms(), *self._trust_atoms(), *self._group_atoms()]
+        groups = (self._comparison_atom(Limit.GROUP, group, f"group: {group.text}") for group in self.limits.groups)
+        return [*self._budget_atoms(), *self._bound_atoms(), *self._trust_atoms(), *groups]
 
     def _trust_map(self) -> Mapping[str, tuple[float, float]]:
         """Largest decrease and increase of each bounded domain, as logarithms."""
@@ -261,9 +262,6 @@ class Constraints:
             label = f"trust region: {name} <= {show(high, p.unit)} ({np.exp(up):.2g} times {where})"
             atoms.append(Atom(Limit.TRUST_REGION, label, unit_vector, -np.inf, float(high), i, p.unit))
         return atoms
-
-    def _group_atoms(self) -> list[Atom]:
-        return [self._comparison_atom(Limit.GROUP, group, f"group: {group.text}") for group in self.limits.groups]
 
     def _comparison_atom(self, kind: Limit, group: Comparison, label: str) -> Atom:
         unit: str | None = group.unit

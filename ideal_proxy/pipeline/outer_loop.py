@@ -168,7 +168,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                     f"{OPENING_SHARE**opening:g} of the first one's level"
                 )
             verdict = _check(laboratory, proposals[-1], rate, opening, seeds_of)
-            tracker.tell("verdict", **_told_verdict(verdict))
+            bound = {"gain": verdict.gain.value, "lower": verdict.gain.lower, "upper": verdict.gain.upper}
+            tracker.tell("verdict", answer=verdict.answer, **bound, pairs=verdict.pairs)
             record.stage(Stage.RESULT)
             reporter.doing(Stage.RESULT)
             check = {
@@ -330,14 +331,6 @@ def _told_fit(number: int, proposal: Proposal, names: Sequence[str]) -> dict[str
         "round": number + 1, "runs": len(proposal.evidence.ids),
         "proposal": dict(zip(names, (int(x) for x in proposal.rows), strict=True)),
         "predicted_gain": gain.value, "predicted_lower": gain.lower, "predicted_upper": gain.upper,
-    }  # fmt: skip
-
-
-def _told_verdict(verdict: Verdict) -> dict[str, Any]:
-    """Say to the tracker how the proposal was judged."""
-    gain = verdict.gain
-    return {
-        "answer": verdict.answer, "gain": gain.value, "lower": gain.lower, "upper": gain.upper, "pairs": verdict.pairs,
     }  # fmt: skip
 
 

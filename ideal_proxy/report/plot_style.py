@@ -209,12 +209,9 @@ def svg_text(figure: Figure) -> str:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ideal-proxy"}):
         _canvas(FigureCanvasSVG, figure).print_svg(buffer, metadata={"Date": None})
-    return re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, buffer.getvalue())
-
-
-def _rounded(attribute: re.Match[str]) -> str:
-    """Keep two decimals of a place; numbers in texts stay as they are."""
-    return re.sub(r"(\d\.\d\d)\d+", r"\1", attribute[0])
+    # Two decimals of a place; numbers in texts stay as they are.
+    places = re.compile(r' (?:d|x|y|transform)="[^"]*"')
+    return places.sub(lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), buffer.getvalue())
 
 
 def png_bytes(figure: Figure) -> bytes:

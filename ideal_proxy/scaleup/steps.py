@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,8 @@ class StepSet(Dataset[Step]):
         # Every process runs as many forward passes, or collectives would wait for ever: some run a row without labels.
         for _ in range(max(map(len, parts)) - len(mine)):
             shortest = np.array([int(lengths.argmin())])
-            batches.insert(0, _silent(collate_across(self.token_rows, domains[shortest], rows[shortest])))
+            silent = collate_across(self.token_rows, domains[shortest], rows[shortest])
+            batches.insert(0, replace(silent, labels=np.full_like(silent.labels, IGNORED)))
         return Step(tuple(batches), max(1, int(labels.sum() if loss == "token" else np.count_nonzero(labels))), loss)
 
 
@@ -94,10 +95,6 @@ def deal(lengths: Ints, world: int) -> list[Ints]:
     turn = np.arange(len(order)) % (2 * world)
     owner = np.minimum(turn, 2 * world - 1 - turn)  # back and forth
     return [order[owner == rank] for rank in range(world)]
-
-
-def _silent(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.position_ids, np.full_like(batch.labels, IGNORED), batch.starts, batch.rows)
 
 
 class _Wrapped:

@@ -149,7 +149,7 @@ def _meant(
     """Of several sets with the same sums, those that may be meant: of a set and its sums the finer one, say."""
     least = min(sum(is_tracker(columns[k]) for k in found) for found in sets)
     sets = [found for found in sets if sum(is_tracker(columns[k]) for k in found) == least]
-    wrong = [_misses(x_RC[:, found], slack) for found in sets]
+    wrong = [int((np.abs(x_RC[:, found].sum(axis=1) - 1.0) > slack).sum()) for found in sets]
     sets = [found for found, misses in zip(sets, wrong, strict=True) if misses == min(wrong)]
     finer = []
     for found in sets:
@@ -164,10 +164,6 @@ def _meant(
     noise = [float(np.std(x_RC[:, found].sum(axis=1))) for found in finer]
     close = [found for found, s in zip(finer, noise, strict=True) if s <= 3 * min(noise) + 1e-9]
     return sorted(close, key=lambda found: (-len(found), found))
-
-
-def _misses(x_RC: Array, slack: float) -> int:
-    return int((np.abs(x_RC.sum(axis=1) - 1.0) > slack).sum())
 
 
 def _unlike(chosen: Sequence[int], x_RC: Array) -> list[int]:

@@ -189,7 +189,8 @@ def _table(sheet: Sheet, columns: list[str], what: str, prefix: str, used: Seque
         raise UserError(
             f"{sheet.path}: column {column} of run {run} is not a number: correct it or leave the cell empty."
         )
-    unused = [c for c in sheet.cells.columns if c not in {*columns, *used, *_marks(sheet)}]
+    own = {"seed", "fidelity"}  # have a meaning of their own
+    unused = [c for c in sheet.cells.columns if c not in {*columns, *used} and plain(c) not in own]
     if unused:
         log.info("%s: not used: %s.", sheet.path, ", ".join(unused))
     left_out = dict(sheet.left_out)
@@ -204,11 +205,6 @@ def _table(sheet: Sheet, columns: list[str], what: str, prefix: str, used: Seque
         None if (found := sheet.column(name)) is None else found.loc[kept] for name in ("seed", "fidelity")
     )
     return Table(sheet.path, values, seed, fidelity, left_out, sheet.names)
-
-
-def _marks(sheet: Sheet) -> list[str]:
-    """Columns with a meaning of their own."""
-    return [c for c in sheet.cells.columns if plain(c) in {"seed", "fidelity"}]
 
 
 def _named_by(table: Table, name: str) -> Table:
