@@ -36,14 +36,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.gradients.influence import InfluenceSettings, responses
-from ideal_proxy.gradients.records import (
-    IDEAL_STEP,
-    Floats,
-    ResponseMatrix,
-    one_step,
-    plain_lists,
-    unresolved,
-)
+from ideal_proxy.gradients.records import IDEAL_STEP, Floats, ResponseMatrix, one_step, plain_lists, unresolved
 from ideal_proxy.mixture import (
     CapabilityResult,
     DomainVolume,

@@ -28,14 +28,7 @@ from ideal_proxy.pipeline.run_table import run_table, table_cost
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
 from ideal_proxy.proxy import MetricSpec
-from ideal_proxy.swarm import (
-    Run,
-    RunSpec,
-    Swarm,
-    SwarmEvent,
-    load_result,
-    metric_specs,
-)
+from ideal_proxy.swarm import Run, RunSpec, Swarm, SwarmEvent, load_result, metric_specs
 from ideal_proxy.terminal import Reporter
 
 Array = NDArray[np.float64]

@@ -30,17 +30,7 @@ from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores, Scored
 from ideal_proxy.response import ResponseModel, Responses
 from ideal_proxy.store import atomic_write_bytes
-from ideal_proxy.swarm import (
-    IMITATED,
-    JUDGED,
-    MODEL,
-    RESPONSES,
-    WARM_RUN,
-    ZERO_RUN,
-    RunSpec,
-    warm_spec,
-    zero_spec,
-)
+from ideal_proxy.swarm import IMITATED, JUDGED, MODEL, RESPONSES, WARM_RUN, ZERO_RUN, RunSpec, warm_spec, zero_spec
 
 Array = NDArray[np.float64]
 

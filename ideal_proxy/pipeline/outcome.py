@@ -181,11 +181,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
             *_changed_scripts(laboratory),
         ],
         "rounds": [
-            {
-                "round": number,
-                "predicted_gain": asdict(tried.predicted.gain),
-                "rows": [int(x) for x in tried.rows],
-            }
+            {"round": number, "predicted_gain": asdict(tried.predicted.gain), "rows": tried.rows.tolist()}
             for number, tried in enumerate(proposals, 1)
         ],
         "proxy": {

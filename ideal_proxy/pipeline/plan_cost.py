@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.pipeline.machine import (
-    micro_batch_tokens,
-)
+from ideal_proxy.pipeline.machine import micro_batch_tokens
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage, trained_runs
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken

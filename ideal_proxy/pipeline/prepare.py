@@ -116,15 +116,9 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
     stamps = {entry.path: stamp(entry.path) for entry in (*config.domains, *config.capabilities)}
     domains, references = read_sources(config, bad_rows=folder.parent / BAD_ROWS)
-    tell(
-        [
-            Finding(f"{which} {name}", *said)
-            for which, part in (("domain", domains), ("reference rows of", references))
-            for name, source in part.items()
-            for said in tallied(source.tally.lines())
-        ],
-        reporter,
-    )
+    parts = (("domain", domains), ("reference rows of", references))
+    found = [(f"{which} {name}", source) for which, part in parts for name, source in part.items()]
+    tell([Finding(name, *said) for name, source in found for said in tallied(source.tally.lines())], reporter)
     base_model = _keep_base(config, folder / "model", reporter)
     if tokenizer is None and heritage is not None:
         tokenizer = load_template(heritage.folder / "tokenizer").tokenizer
@@ -132,20 +126,16 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         tokenizer = proxy_tokenizer(config, [source.rows for source in domains.values()])
     save_pretrained(tokenizer, folder / "tokenizer")
     template = load_template(folder / "tokenizer")
-    reporter.note(
-        f"tokenizer: {len(tokenizer):,} "
-        f"{_of_tokenizer(config, heritage)}, "
-        f"{'the plain template' if template.plain else 'its own chat template'}"
-    )
+    whose = f"byte-level BPE tokens {'of the run that is reused' if heritage else 'trained on the domains'}"
+    whose = "tokens of the model" if config.proxy.model else whose
+    written = "the plain template" if template.plain else "its own chat template"
+    reporter.note(f"tokenizer: {len(tokenizer):,} {whose}, {written}")
     try:
         encoded = encode(config, template, *rows_by_name(domains, references))
     except TooManyRefusedError as error:
-        place_of = {
-            row.where: entry.path
-            for entries, part in ((config.domains, domains), (config.capabilities, references))
-            for entry in entries
-            for row in part[entry.name].rows
-        }
+        every = [(entry.path, domains[entry.name]) for entry in config.domains]
+        every += [(entry.path, references[entry.name]) for entry in config.capabilities]
+        place_of = {row.where: path for path, source in every for row in source.rows}
         bad_rows = folder.parent / BAD_ROWS
         _write_bad_rows([(place_of[where], where, why, what) for where, why, what in error.rows], bad_rows)
         raise UserError(f"{error}; all of them stand in {bad_rows}") from error
@@ -224,11 +214,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
 
 def _lines(rows: Sequence[Row], tokens: TokenRows) -> list[bytes]:
     """Write the rows behind token rows as lines of JSON, for a trainer of the user's own."""
-    chosen = (rows[n] for n in tokens.source_index)
-    return [
-        json.dumps(chat_record(row.messages, row.tools, row.settings), ensure_ascii=False).encode() + b"\n"
-        for row in chosen
-    ]
+    records = (chat_record(row.messages, row.tools, row.settings) for row in map(rows.__getitem__, tokens.source_index))
+    return [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
 
 
 def cut_text(tokens: TokenRows, context: Context) -> str:
@@ -339,12 +326,6 @@ def reserved_rows(config: SearchConfig, tokens: TokenRows, heritage: Heritage | 
     if heritage is not None:
         return np.isin(tokens.keys, heritage.reserved)
     return reserve_mask(tokens.split_keys, config.proxy.warm_fraction or 0.0)
-
-
-def _of_tokenizer(config: SearchConfig, heritage: Heritage | None) -> str:
-    if config.proxy.model:
-        return "tokens of the model"
-    return f"byte-level BPE tokens {'of the run that is reused' if heritage else 'trained on the domains'}"
 
 
 def _refuse_empty(tokens: TokenRows, what: str, source: str) -> None:

@@ -10,15 +10,7 @@ from typing import Any
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.result_file import load_result
-from ideal_proxy.pipeline.stage import (
-    LOWER,
-    Stage,
-    runs_by_stage,
-    seconds_left,
-    stage_at,
-    stage_text,
-    trained_runs,
-)
+from ideal_proxy.pipeline.stage import LOWER, Stage, runs_by_stage, seconds_left, stage_at, stage_text, trained_runs
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import duration, paragraph, program, table

@@ -8,13 +8,7 @@ from typing import Any
 from ideal_proxy.pipeline import proxies_of
 from ideal_proxy.report.steps import shares_table, steps_text
 from ideal_proxy.response import SMALLER_SIZE
-from ideal_proxy.terminal import (
-    count_text,
-    duration,
-    money,
-    paragraph,
-    table,
-)
+from ideal_proxy.terminal import count_text, duration, money, paragraph, table
 
 
 def proxy_text(proxy: dict[str, Any]) -> str:

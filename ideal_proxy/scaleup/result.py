@@ -85,11 +85,8 @@ def _scored(scores: ArmScores, j: int) -> dict[str, Any]:
     }  # fmt: skip
     if scores.base:
         base = np.array([run.score for run in scores.base[j]])
-        entry |= {
-            "base_after": float(base.mean()),
-            "base_after_by_seed": base.tolist(),
-            "change": _interval(after - base),
-        }
+        entry |= {"base_after": float(base.mean()), "base_after_by_seed": base.tolist()}
+        entry["change"] = _interval(after - base)
     return entry
 
 

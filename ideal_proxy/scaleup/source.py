@@ -15,15 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.batching import BATCH_ROWS, Loss
-from ideal_proxy.data import (
-    ChatTemplate,
-    Row,
-    TokenRows,
-    read_rows,
-    row_keys,
-    source_fingerprint,
-    tokenize_rows,
-)
+from ideal_proxy.data import ChatTemplate, Row, TokenRows, read_rows, row_keys, source_fingerprint, tokenize_rows
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture import (
     MixtureFile,

@@ -27,14 +27,7 @@ from ideal_proxy.proxy import (
     write_row_losses,
 )
 from ideal_proxy.store import atomic_write_json, read_json
-from ideal_proxy.swarm.context import (
-    ROW_LOSSES,
-    TOKENIZER,
-    RunSpec,
-    SwarmContext,
-    save_result,
-    what_counts,
-)
+from ideal_proxy.swarm.context import ROW_LOSSES, TOKENIZER, RunSpec, SwarmContext, save_result, what_counts
 
 TRAINED = "trained.json"
 SCORES = "scores.json"
