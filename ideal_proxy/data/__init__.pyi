@@ -56,3 +56,4 @@ from .tokens import Batch as Batch
 from .tokens import TokenRows as TokenRows
 from .tokens import log as log
 from .writing import RefusedRowError as RefusedRowError
+from .writing import merged_neighbours as merged_neighbours

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ideal_proxy.export.encoded import Reading
 from ideal_proxy.export.job import ExportReport, Job, report_of, write_parquet
 from ideal_proxy.export.terms import BETA1, BETA2, GRAD_CLIP, MODEL, WARMUP, WEIGHT_DECAY, Terms, counts_rows
 from ideal_proxy.export.trainers import length, say_model, untrained, write_yaml
@@ -49,7 +50,7 @@ def megatron_bridge(job: Job) -> ExportReport:
     (job.folder / "mixture_blend.py").write_text(script, encoding="utf-8")
     return report_of(
         job, "megatron-bridge", ["mixture_blend.py", "train.jsonl"], "import dataset_config from mixture_blend.py",
-        long="cut at the end", notes=(*told.notes(), *untrained(told)),
+        long="cut at the end", notes=(*told.notes(), *untrained(told)), reads=Reading(),
     )  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def automodel(job: Job) -> ExportReport:
     write_yaml(job, "sft.yaml", settings)
     return report_of(
         job, "automodel", ["sft.yaml", "train.jsonl"], f"automodel {place}/sft.yaml", long="cut at the end",
-        notes=(*told.notes(), *untrained(told)), breaks=True, asks=True,
+        notes=(*told.notes(), *untrained(told)), reads=Reading(breaks=True, asks=True),
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def verl(job: Job) -> ExportReport:
     notes = (f"verl leaves out the last, unfilled step: {left:,} rows of an epoch",) if left else ()
     report = report_of(
         job, "verl", ["sft.sh", "train.parquet"], f"bash {place}/sft.sh{say_model(terms, 'model.path=', '')}",
-        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes), breaks=True,
+        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes), reads=Reading(breaks=True),
     )  # fmt: skip
     return replace(report, left_over=left)
 
@@ -153,7 +154,7 @@ def skyrl(job: Job) -> ExportReport:
     })  # fmt: skip
     return report_of(
         job, "skyrl", ["sft.sh", "data/train.parquet"], f"bash {place}/sft.sh{say_model(terms, 'model.path=', '')}",
-        long="as the search" if job.tokens is not None else "cut at the end", notes=notes,
+        long="as the search" if job.tokens is not None else "cut at the end", notes=notes, reads=Reading(),
     )  # fmt: skip
 
 

@@ -5,15 +5,27 @@ Legend: N rows of a domain, R drawn rows of all domains.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.data import IGNORED, ChatTemplate, TokenRows, make_template, row_keys, tokenize_rows
+from ideal_proxy.data import (
+    IGNORED,
+    ChatTemplate,
+    Message,
+    RefusedRowError,
+    Row,
+    TokenRows,
+    TooManyRefusedError,
+    make_template,
+    merged_neighbours,
+    row_keys,
+    tokenize_rows,
+)
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import MixtureFile, domain_order, draw, read_domain, training_order
 
@@ -22,6 +34,31 @@ Bools = NDArray[np.bool_]
 
 # What a trainer does with a row that is too long. As the search: it loses prompt from the left before it loses answer.
 Long = Literal["as the search", "cut at the start", "cut at the end", "cut turn by turn", "left out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a target reads turns, where that is not how the search does."""
+
+    breaks: bool = False  # it has loss on what the template writes after an answer's end mark too
+    asks: bool = False  # it is given an empty question before an answer that opens a row
+    joins: bool = False  # it is given neighbouring turns of one role as one
+    weights: bool = False  # it leaves out the loss of answers that carry none
+
+    def given(self, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Change a row's turns as they are changed for the target."""
+        if not self.weights and not all(turn.trained for turn in turns):
+            turns = tuple(replace(turn, trained=True) for turn in turns)
+        if self.joins:
+            turns = merged_neighbours(turns)
+        first = next((n for n, turn in enumerate(turns) if turn.role != "system"), len(turns))
+        if self.asks and turns[first:] and turns[first].role == "assistant":
+            turns = (*turns[:first], Message("user"), *turns[first:])
+        return turns
+
+
+AS_THE_SEARCH: Reading = Reading(weights=True)
+ANY_CHANGE: Reading = Reading(asks=True, joins=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,36 +80,26 @@ class Encoded:
     model: str  # folder or hub id of the model whose tokenizer made them
     context: int  # most tokens of a row
     whole: tuple[TokenRows, ...]  # for every domain its rows, uncut
-    # for every domain, (N,) the number of a row of the source among them, -1 where it is not there
-    places: tuple[Ints, ...]
     times: tuple[Ints, ...]  # for every domain, (N,) how often a row of the source is drawn
     order: tuple[Ints, Ints]  # domain and row of the source of every drawn row in training order, (R,) each
     bos: int | None  # token that opens a row and is kept when it is cut
     blank: frozenset[int]  # tokens of white space alone, such as the line break after an answer's end mark
-    tail: int  # how many of them end a row, after its last answer; not among `whole`
-    # for every domain, (N,) tokens of the empty question that some trainers need before an answer that opens a row
-    asked: tuple[Ints, ...]
+    tail: int  # tokens that the template writes after a row's last answer; not among `whole`
+    template: ChatTemplate  # what wrote them
+    changed: tuple[dict[int, Row], ...]  # for every domain the rows of the source that some targets are given otherwise
 
-    def counts(self, long: Long, *, breaks: bool = False, asks: bool = False) -> list[Count]:
-        """Count what a target draws: with `breaks` it has loss on white space after answers, and `asks` before them."""
+    def counts(self, long: Long, reads: Reading = AS_THE_SEARCH) -> list[Count]:
+        """Count what a target draws that treats long rows so, and reads turns so."""
         found = []
-        for rows, places, times, asked in zip(self.whole, self.places, self.times, self.asked, strict=True):
-            times_M = np.zeros(len(rows), dtype=np.int64)
-            times_M[places[places >= 0]] = times[places >= 0]
-            whole, wanted = rows.lengths, rows.supervised_tokens
+        for rows, changed, times in zip(self.whole, self.changed, self.times, strict=True):
             if long == "as the search":
+                at, whole, wanted = rows.source_index, rows.lengths, rows.supervised_tokens
                 lengths, supervised = _as_the_search(rows, self.context, self.bos)
             else:
-                mask = _with_breaks(rows, self.blank) if breaks else rows.supervised.astype(bool)
-                tail = np.full(self.tail, breaks)
-                more = asked[rows.source_index] * asks
-                spans = zip(itertools.pairwise(rows.offsets), more, strict=True)
-                parts = [np.r_[np.zeros(n, dtype=bool), mask[i:j], tail] for (i, j), n in spans]
-                whole, wanted = whole + more + self.tail, np.array([part.sum() for part in parts], dtype=np.int64)
-                parts = [_fitted(part, self.context, long) for part in parts]
-                lengths = np.array([len(part) for part in parts], dtype=np.int64)
-                supervised = np.array([part.sum() for part in parts], dtype=np.int64)
-            kept = supervised > 0
+                masks = self._masks(rows, changed, reads)
+                at, whole, wanted = np.array(list(masks), dtype=np.int64), *_sizes(masks.values())
+                lengths, supervised = _sizes(_fitted(mask, self.context, long) for mask in masks.values())
+            times_M, kept = times[at], supervised > 0
             found.append(Count(
                 rows=int(times_M[kept].sum()),
                 dropped=int(times.sum() - times_M[kept].sum()),
@@ -82,6 +109,29 @@ class Encoded:
                 supervised_lost=int((times_M * (wanted - supervised)).sum()),
             ))  # fmt: skip
         return found
+
+    def _masks(self, rows: TokenRows, changed: Mapping[int, Row], reads: Reading) -> dict[int, Bools]:
+        """Where loss lies in every row of a source that a target is given, uncut."""
+
+        def mask_of(ids: Any, on: Any, tail: int) -> Bools:
+            mask = np.concatenate([np.asarray(on, dtype=np.bool_), np.full(tail, reads.breaks)])
+            for end in np.flatnonzero(mask[: len(ids) - 1] & ~mask[1 : len(ids)]) + 1 if reads.breaks else ():
+                while end < len(ids) and int(ids[end]) in self.blank:
+                    mask[end] = True
+                    end += 1
+            return mask
+
+        parts = zip(rows.source_index.tolist(), rows.offsets[:-1], rows.offsets[1:], strict=True)
+        masks = {n: mask_of(rows.ids[i:j], rows.supervised[i:j], self.tail) for n, i, j in parts}
+        for n, row in changed.items():
+            turns = reads.given(row.messages)
+            if turns == row.messages and all(turn.trained for turn in turns):
+                continue
+            masks.pop(n, None)
+            with suppress(RefusedRowError):
+                made = self.template.render_row(replace(row, messages=turns))
+                masks[n] = mask_of(*self.template.tokens_of([(made.text, made.spans)])[0], 0)
+        return masks
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Give every drawn row that teaches anything, cut as the search cuts, as `input_ids` and `labels`."""
@@ -103,47 +153,33 @@ def encode(mixture: MixtureFile, sources: Mapping[str, str], model: str, context
     if context is None:
         raise UsageError("the mixture file names no context; add --context, the most tokens of a row")
     domains = [domain for domain in mixture.domains if domain.rows]
-    whole, places, times, parts, asked = [], [], [], [], []
-    tail, question = _ends(template.tokenizer)
+    whole, times, parts, changed = [], [], [], []
     for domain in domains:
         rows = read_domain(domain, sources[domain.name], mixture.key_note)
         keys = row_keys(rows)
         indices, passes = draw(domain_order(mixture.seed, domain.name, keys), domain.rows)
         parts.append((keys, indices, passes))
-        whole.append(tokenize_rows(rows, template))
-        places.append(_places(whole[-1], len(rows)))
-        first = (next((t.role for t in row.messages if t.role != "system"), "") for row in rows)
-        asked.append(np.array([question if role == "assistant" else 0 for role in first], dtype=np.int64))
+        try:
+            whole.append(tokenize_rows(rows, template))
+        except TooManyRefusedError as error:
+            raise UserError(f"{error}; without --model the rows are handed over as turns, uncounted") from error
+        changed.append({n: row for n, row in enumerate(rows) if ANY_CHANGE.given(row.messages) != row.messages})
         times.append(np.bincount(indices, minlength=len(rows)).astype(np.int64))
     order = training_order(mixture.seed, [domain.name for domain in domains], parts)
     tokenizer = template.tokenizer
     seen = np.unique(np.concatenate([np.unique(rows.ids) for rows in whole])) if whole else np.array([], dtype=int)
     blank = frozenset(int(i) for i in seen if not tokenizer.decode([int(i)]).strip())
+    _, on = template.encode([("user", "a"), ("assistant", "b")])
     return Encoded(
-        model,
-        context,
-        tuple(whole),
-        tuple(places),
-        tuple(times),
-        order,
-        tokenizer.bos_token_id,
-        blank,
-        tail,
-        tuple(asked),
-    )
+        model, context, tuple(whole), tuple(times), order, tokenizer.bos_token_id, blank, on[::-1].index(True),
+        template, tuple(changed),
+    )  # fmt: skip
 
 
-def _ends(tokenizer: Any) -> tuple[int, int]:
-    """Tokens of white space that the template writes after a last answer's end mark; tokens of an empty question."""
-    asks, says = {"role": "user", "content": ""}, {"role": "assistant", "content": "b"}
-
-    def ids(*turns: dict[str, str]) -> list[int]:
-        text = tokenizer.apply_chat_template(list(turns), tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    one = ids(asks, says)
-    tail = next((n for n, i in enumerate(reversed(one)) if tokenizer.decode([i]).strip()), 0)
-    return tail, len(ids(asks, says, asks)) - len(one)
+def _sizes(masks: Iterable[Bools]) -> tuple[Ints, Ints]:
+    """Tokens, and tokens with loss, of every row, (N,) each."""
+    sizes = np.array([(len(mask), mask.sum()) for mask in masks], dtype=np.int64).reshape(-1, 2)
+    return sizes[:, 0], sizes[:, 1]
 
 
 def _template(model: str) -> ChatTemplate:
@@ -205,12 +241,3 @@ def _cut_by_turn(row: Bools, context: int) -> Bools:
         if context <= 0:
             break
     return np.concatenate(kept) if kept else row[:0]
-
-
-def _with_breaks(rows: TokenRows, blank: frozenset[int]) -> Bools:
-    """Where a target puts loss that trains on the white space after an answer too."""
-    mask = rows.supervised.astype(bool)
-    after = np.flatnonzero(mask[:-1] & ~mask[1:]) + 1
-    after = after[np.isin(rows.ids[after], list(blank)) & ~np.isin(after, rows.offsets)]
-    mask[after] = True
-    return mask

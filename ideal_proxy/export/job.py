@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.export.encoded import Count, Encoded, Long
+from ideal_proxy.export.encoded import AS_THE_SEARCH, Count, Encoded, Long, Reading
 from ideal_proxy.export.terms import Terms, terms_notes
 from ideal_proxy.export.turns import Change, Told, records
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apply_mixture
@@ -188,11 +188,13 @@ def report_of(
     *,
     long: Long = "as the search",
     notes: tuple[str, ...] = (),
-    breaks: bool = False,
-    asks: bool = False,
+    reads: Reading = AS_THE_SEARCH,
 ) -> ExportReport:
     """Compose a writer's report."""
-    counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long, breaks=breaks, asks=asks)
+    counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long, reads)
+    if job.encoded is not None and job.encoded.template.plain:
+        what = "tokens" if long == "as the search" else "rows are counted, and its trainer needs one of its own"
+        notes = (*notes, f"the model has no chat template: {what} in the plain one")
     draws = tuple(
         Draw(
             domain=d.name, available=d.available, wanted=d.rows, draws=d.rows if count is None else count.rows,

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ideal_proxy.export.encoded import Encoded, Long
+from ideal_proxy.export.encoded import Encoded, Long, Reading
 from ideal_proxy.export.job import ExportReport, Job, line_of, report_of, write_parquet
 from ideal_proxy.export.terms import BETA1, BETA2, GRAD_CLIP, MODEL, WARMUP, WEIGHT_DECAY, Terms, counts_rows
 from ideal_proxy.export.turns import Told, prompt_and_completion, records, sharegpt, with_loss_keys
@@ -61,8 +61,7 @@ def llamafactory(job: Job) -> ExportReport:
         f"llamafactory-cli train {place}/sft.yaml",
         long=long,
         notes=notes,
-        breaks=long != "as the search",
-        asks=True,
+        reads=Reading(breaks=True, asks=True, joins=True),
     )
 
 
@@ -79,7 +78,7 @@ def ms_swift(job: Job) -> ExportReport:
     write_script(job, "sft.sh", "swift sft", {"dataset": "train.jsonl", **settings, **flash}, model="model")
     return report_of(
         job, "ms-swift", ["sft.sh", "train.jsonl"], f"bash {job.folder.resolve()}/sft.sh{say_model(terms, '--model')}",
-        long="cut at the start", notes=told.notes(), breaks=True,
+        long="cut at the start", notes=told.notes(), reads=Reading(breaks=True, weights=True),
     )  # fmt: skip
 
 
@@ -103,7 +102,7 @@ def open_instruct(job: Job) -> ExportReport:
     return report_of(
         job, "open-instruct", ["sft.sh", "train.jsonl"],
         f"in an open-instruct checkout: bash {job.folder.resolve()}/sft.sh{say_model(terms, '--model_name_or_path')}",
-        long="cut at the end", notes=(*told.notes(), *untrained(told)),
+        long="cut at the end", notes=(*told.notes(), *untrained(told)), reads=Reading(),
     )  # fmt: skip
 
 
@@ -143,7 +142,9 @@ def trl(job: Job) -> ExportReport:
         **({"packing_strategy": "bfd"} if terms.packed else {}), **_trainer(terms), "warmup_steps": WARMUP,
     }  # fmt: skip
     write_yaml(job, "sft.yaml", settings)
-    return report_of(job, "trl", [name, "sft.yaml"], f"trl sft --config {place}/sft.yaml", long=long, notes=notes)
+    return report_of(
+        job, "trl", [name, "sft.yaml"], f"trl sft --config {place}/sft.yaml", long=long, notes=notes, reads=Reading()
+    )
 
 
 def axolotl(job: Job) -> ExportReport:

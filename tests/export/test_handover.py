@@ -306,3 +306,95 @@ def test_the_trainer_itself_draws_these_rows_and_tokens(
     assert found["times"] == collections.Counter(tag_of(json.loads(line)["messages"][0]["content"]) for line in lines)
     assert found["supervised"] == {d.domain: d.supervised_tokens for d in report.draws}
     assert np.ptp([n for tag, n in found["times"].items() if tag.startswith("[short")]) == 1, "repeats are even"
+
+
+LLAMA3 = (
+    "{{ '<|endoftext|>' }}{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content | trim + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+)
+NO_EMPTY_TURN = (
+    "{% for m in messages %}{% if not m.content %}{{ raise_exception('empty') }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TWO_BREAKS = NO_EMPTY_TURN.replace("<|im_end|>\n", "<|im_end|> \n\n")
+MARKED = (  # the marks hold the line break
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def by_differences(tokenizer: Any, turns: list[dict[str, Any]], breaks: bool, weights: bool) -> list[bool]:
+    """Where loss lies: what the conversation with an answer has more than the prompt before it."""
+    last = max(n for n, turn in enumerate(turns) if turn["role"] == "assistant")
+    said = [{"role": turn["role"], "content": turn["content"]} for turn in turns[: last + 1]]
+    text = tokenizer.apply_chat_template(said, tokenize=False)
+    spans = []
+    for n, turn in enumerate(said):
+        if turn["role"] == "assistant" and not (weights and turns[n].get("weight") == 0):
+            start = len(tokenizer.apply_chat_template(said[:n], tokenize=False, add_generation_prompt=True))
+            upto = tokenizer.apply_chat_template(said[: n + 1], tokenize=False)
+            spans.append((start, len(upto if breaks else upto.rstrip())))
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [any(start < j and end > i for i, j in spans) for start, end in places][:CONTEXT]
+
+
+def template_problem(folder: Path, model: str, jinja: str | None) -> tuple[str, MixtureFile, dict[str, Any]]:
+    """Talks of which some answers carry no loss, and a model with another template."""
+    from transformers import AutoTokenizer
+
+    from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
+    from ideal_proxy.mixture.file import DomainVolume
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = jinja
+    tokenizer.save_pretrained(folder / "model")
+    rows = rows_of("talk", 12) + rows_of("short", 6)
+    for n, row in enumerate(rows[:12]):
+        answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
+        answers[-(n % 2)]["weight"] = n % 3 and 1
+    path = folder / "talk.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fingerprint = source_fingerprint(row_keys(list(read_rows(path))))
+    domain = DomainVolume(name="t", source=str(path), fingerprint=fingerprint, available=18, rows=18)
+    mixture = MixtureFile(domains=[domain], provenance={"proxy": {"context": CONTEXT}})
+    return str(folder / "model"), mixture, {"rows": rows, "tokenizer": tokenizer}
+
+
+@pytest.mark.parametrize(
+    ("target", "breaks", "weights"), [("verl", True, False), ("skyrl", False, False), ("axolotl", False, True)]
+)
+@pytest.mark.parametrize("jinja", [LLAMA3, NO_EMPTY_TURN, TWO_BREAKS, MARKED])
+def test_counts_hold_for_other_templates_and_answers_without_loss(
+    problem: tuple[str, MixtureFile], tmp_path: Path, jinja: str, target: str, breaks: bool, weights: bool
+) -> None:
+    model, mixture, made = template_problem(tmp_path, problem[0], jinja)
+    report = export_mixture(mixture, target, tmp_path / "out", model=model, text=target != "verl")
+    masks = [
+        by_differences(made["tokenizer"], row["messages"], breaks or jinja == MARKED, weights) for row in made["rows"]
+    ]
+    (draw,) = report.draws
+    assert draw.count is not None
+    assert draw.supervised_tokens == sum(map(sum, masks))
+    assert (draw.draws, draw.count.tokens) == (sum(map(any, masks)), sum(len(mask) for mask in masks if any(mask)))
+
+
+def test_a_model_without_a_template_is_handed_over_in_the_plain_one(
+    problem: tuple[str, MixtureFile], tmp_path: Path
+) -> None:
+    model, mixture, made = template_problem(tmp_path, problem[0], None)
+    for target, says in (("trl", "tokens in the plain one"), ("verl", "its trainer needs one of its own")):
+        report = export_mixture(mixture, target, tmp_path / target, model=model)
+        assert any(note.startswith("the model has no chat template") and says in note for note in report.notes)
+    row = parquet.read_table(tmp_path / "trl" / "train.parquet").to_pylist()[0]
+    assert made["tokenizer"].decode(row["input_ids"]).startswith("<|")
+
+
+def test_rows_that_a_template_refuses_are_told_with_what_to_do(
+    problem: tuple[str, MixtureFile], tmp_path: Path
+) -> None:
+    refuses = "{% if messages | length > 2 %}{{ raise_exception('one answer') }}{% endif %}" + NO_EMPTY_TURN
+    model, mixture, _ = template_problem(tmp_path, problem[0], refuses)
+    with pytest.raises(UserError, match=r"refuses \d+ of 18 rows.*without --model the rows are handed over as turns"):
+        export_mixture(mixture, "verl", tmp_path / "out", model=model)
