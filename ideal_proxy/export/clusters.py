@@ -102,7 +102,8 @@ def verl(job: Job) -> ExportReport:
     terms, place = job.terms, job.folder.resolve()
     told = Told()
     drawn = job.write_drawn(place / ".drawn.jsonl")
-    write_parquet(records(drawn, told), place / "train.parquet")
+    # An answer in the first place would stand behind a default system text, on which verl would then put the loss.
+    write_parquet(records(drawn, told, opening_question), place / "train.parquet")
     drawn.unlink()
     _write_overrides(job, "torchrun --standalone --nproc_per_node=1 -m verl.trainer.sft_trainer", {
         "model.path": terms.model, "data.train_files": str(place / "train.parquet"), "data.val_files": "null",
@@ -119,7 +120,7 @@ def verl(job: Job) -> ExportReport:
     notes = (f"verl leaves out the last, unfilled step: {left:,} rows of an epoch",) if left else ()
     report = report_of(
         job, "verl", ["sft.sh", "train.parquet"], f"bash {place}/sft.sh{say_model(terms, 'model.path=', '')}",
-        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes), reads=Reading(breaks=True),
+        long="cut at the end", notes=(*told.notes(), *untrained(told), *notes), reads=Reading(breaks=True, asks=True),
     )  # fmt: skip
     return replace(report, left_over=left)
 

@@ -16,7 +16,7 @@ from ideal_proxy.export import clusters, formats, trainers
 from ideal_proxy.export.encoded import encode
 from ideal_proxy.export.job import ExportReport, Job
 from ideal_proxy.export.terms import terms_of
-from ideal_proxy.mixture import MixtureFile, index_folder, kept_base, resolve
+from ideal_proxy.mixture import MixtureFile, index_folder, kept_base, refuse_without_rows, resolve
 from ideal_proxy.store import atomic_write_json
 from ideal_proxy.terminal import paragraph, table
 
@@ -60,6 +60,7 @@ def export_mixture(
         raise UsageError(f"--to is {target!r}; it must be one of {', '.join(TARGETS)}")
     if strict and model is None:
         raise UsageError("--strict counts tokens with the target's tokenizer; add --model, or leave --strict out")
+    refuse_without_rows(mixture)
     if not mixture.total_rows:
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     place = Path(out)

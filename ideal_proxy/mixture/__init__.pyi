@@ -24,4 +24,5 @@ from .file import save_mixture as save_mixture
 from .file import with_shares as with_shares
 from .reading import read_domain as read_domain
 from .reading import refuse_other_rows as refuse_other_rows
+from .reading import refuse_without_rows as refuse_without_rows
 from .reading import resolve as resolve

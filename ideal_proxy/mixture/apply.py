@@ -23,6 +23,7 @@ from typing import Any, Literal
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
+from ideal_proxy.mixture.reading import refuse_without_rows
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.provenance import provenance
@@ -130,6 +131,7 @@ def apply_mixture(
         raise UsageError(f"--shards is {shards}; it must lie in 1 to {max(total, 1)}, the rows of the mixture")
     if shard is not None and not 0 <= shard < shards:
         raise UsageError(f"shard {shard} of {shards} is asked for; shards are counted from 0 to {shards - 1}")
+    refuse_without_rows(mixture, sources or ())
     if total == 0:
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     unknown = sorted(set(sources or {}) - {domain.name for domain in mixture.domains})

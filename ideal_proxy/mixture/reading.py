@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from ideal_proxy.data import Row, is_virtual, read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture.file import DomainVolume
+from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 
 
 def resolve(source: str, folder: Path | None) -> str:
@@ -15,6 +16,16 @@ def resolve(source: str, folder: Path | None) -> str:
         return source
     beside = folder / source
     return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
+
+
+def refuse_without_rows(mixture: MixtureFile, moved: Container[str] = ()) -> None:
+    """Refuse a mixture that names no rows, as `optimize` writes it: a table of runs has none."""
+    for domain in mixture.domains:
+        if not domain.source and domain.name not in moved:
+            raise UserError(
+                f"domain {domain.name} names no rows in the mixture file; `optimize` writes volumes alone, to be read: "
+                "draw so many rows of each by yourself, or search with your data"
+            )
 
 
 def read_domain(domain: DomainVolume, source: str, note: str = "") -> list[Row]:

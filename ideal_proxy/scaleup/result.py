@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
     size, model = proxy.get("size"), proxy.get("model")
     if not (size or model) or (mixture.provenance.get("transfer") or {}).get("at_full_size"):
         return None
-    if model is not None and str(model).rstrip("/").rsplit("/", 1)[-1] == spec.name.rstrip("/").rsplit("/", 1)[-1]:
+    if model is not None and _same_model(str(model), spec.name):
         return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
     if size not in SIZES or spec.scratch not in SIZES:
         return LARGER_SIZE
@@ -119,13 +120,21 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
     return LARGER_SIZE if SIZES.index(size) < SIZES.index(spec.scratch) else SMALLER_SIZE
 
 
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: a hub id and its folder share the last part, two folders what is in them."""
+    if Path(one).is_dir() and Path(other).is_dir():
+        told = [Path(place) / "config.json" for place in (one, other)]
+        return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
+    return Path(one).name == Path(other).name
+
+
 def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[dict[str, float | None] | None]:
     """Predicted losses relative to base, a capability an entry, at the size that the step leads to.
 
     Log changes are taken times its factor. Beside the fit's error stand the factor's own and what a capability does
     alone, a share of the mean change of all.
     """  # noqa: DOC201
-    known = [c if c.base_loss and c.predicted_loss else None for c in mixture.capabilities]
+    known = [c if (c.base_loss or 0) > 0 and (c.predicted_loss or 0) > 0 else None for c in mixture.capabilities]
     change = [np.log((c.predicted_loss or 1.0) / (c.base_loss or 1.0)) for c in known if c is not None]
     alone = 0.0 if step is None or not change else step.error * float(np.sqrt(np.mean(np.square(change))))
     z = float(stats.norm.ppf((1 + LEVEL) / 2))

@@ -23,6 +23,7 @@ from ideal_proxy.mixture import (
     draw,
     read_domain,
     refuse_other_rows,
+    refuse_without_rows,
     reserve_mask,
     resolve,
     search_verify_split,
@@ -64,6 +65,7 @@ def proxy_setting(mixture: MixtureFile) -> ProxySetting:
 
 def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:
     """Read every domain that has a volume, or had one in the base, and refuse rows that changed."""
+    refuse_without_rows(mixture)
     return [read_domain(domain, resolve(domain.source, folder), mixture.key_note) for domain in mixture.domains]
 
 

@@ -78,6 +78,10 @@ def test_optimum_is_near_the_true_one_and_constraints_hold(folder):
     assert shares["code"] <= 0.2 + 1e-6
     assert shares["web"] + shares["books"] <= 0.5 + 1e-6
     assert any("code" in name for name in mixture["constraints_active"])
+    for command in (("apply",), ("export", "--to", "trl")):
+        answer = run(*command, "mixture.json", "--out", "rows", cwd=folder)
+        assert answer.returncode == 1, "it names no rows, whatever lies in the folder"
+        assert "names no rows in the mixture file; `optimize` writes volumes alone" in " ".join(answer.stderr.split())
     found = truth(np.array([[shares[d] for d in DOMAINS]]))
     base = truth(np.array([[d["share"] / (1 + d["change"]) for d in mixture["domains"]]]))
     grid = np.random.default_rng(0).dirichlet(np.ones(4), 20_000)

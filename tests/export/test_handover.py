@@ -146,7 +146,7 @@ def test_tokens_are_the_templates_and_loss_lies_on_answers(
         ("skyrl", True, at_the_end, False, False),
         ("trl", True, at_the_end, False, False),
         ("ms-swift", False, at_the_start, True, False),
-        ("verl", False, at_the_end, True, False),
+        ("verl", False, at_the_end, True, True),
         ("automodel", False, at_the_end, True, True),
         ("llamafactory", True, turn_by_turn, True, True),
     ],

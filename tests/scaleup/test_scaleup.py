@@ -513,7 +513,7 @@ def fake(losses: list[float], tokens: int = 10, rows: int = 8) -> RunLosses:
     return RunLosses(found, found, {})
 
 
-def test_a_prediction_is_carried_to_another_size() -> None:
+def test_a_prediction_is_carried_to_another_size(tmp_path: Path) -> None:
     def step(model: str, proxy: dict[str, Any], lora: int | None = None, **more: Any) -> Any:
         domains = [DomainVolume(name="a", source="x", fingerprint="0" * 64, available=1, rows=1)]
         told = MixtureFile(domains=domains, provenance={"proxy": proxy, **more})
@@ -524,6 +524,12 @@ def test_a_prediction_is_carried_to_another_size() -> None:
     assert step("scratch:0.1M", {"size": "1M"}) is SMALLER_SIZE
     assert step("org/large", {"model": "/disk/large", "lora_rank": 8}) is OTHER_SIZE, "LoRA's changes for all weights'"
     assert step("org/large", {"model": "/disk/large", "lora_rank": 8}, lora=8) is None
+    for place, text in (("a/final", "{}"), ("b/final", '{"layers": 30}'), ("c/final", "{}")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text(text)
+    at = [str(tmp_path / place / "final") for place in "abc"]
+    assert step(at[1], {"model": at[0]}) is LARGER_SIZE, "folders of one name may hold models of two sizes"
+    assert step(at[2], {"model": at[0]}) is None
     assert step("scratch:1M", {"size": "1M"}) is None
     assert step("scratch:1M", {}) is None, "somebody's table of runs may be of any size"
     assert step("scratch:10M", {"size": "1M"}, transfer={"at_full_size": True}) is None
