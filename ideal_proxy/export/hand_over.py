@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.export import clusters, formats, trainers
-from ideal_proxy.export.encoded import encode
+from ideal_proxy.export.encoded import Long, encode
 from ideal_proxy.export.job import ExportReport, Job
 from ideal_proxy.export.terms import terms_of
 from ideal_proxy.mixture import MixtureFile, index_folder, kept_base, refuse_without_rows, resolve
@@ -79,6 +79,9 @@ def export_mixture(
                 f"--strict: {target} would lose {report.lost:,} tokens with loss at {report.context:,} tokens a row "
                 f"({report.long}); raise --context, or leave --strict out"
             )
+        if cut := [f"{draw.domain} {draw.lost:.0%}" for draw in report.draws if draw.lost > MUCH]:
+            note = f"of the tokens with loss so many go at {report.context:,} tokens a row: {', '.join(cut)}"
+            report = replace(report, notes=(f"{note}; raise --context", *report.notes))
         if note := kept_base(mixture):
             report = replace(report, notes=(*report.notes, note))
         atomic_write_json(place / COUNTS, report.counts())
@@ -94,6 +97,14 @@ def export_mixture(
     return report
 
 
+MUCH = 0.05  # of a domain's tokens with loss; a search refuses to cut more
+LONG: dict[Long, str] = {
+    "as the search": "cut as in the search: the question from its left, before the answer from its end",
+    "cut at the start": "cut at their start", "cut at the end": "cut at their end", "left out": "left out",
+    "cut turn by turn": "cut turn by turn, question and answer in proportion",
+}  # fmt: skip
+
+
 def export_table(report: ExportReport) -> str:
     """Lay out an export in 80 columns."""
     counted = any(draw.count is not None for draw in report.draws)
@@ -106,7 +117,7 @@ def export_table(report: ExportReport) -> str:
     ]  # fmt: skip
     lines = [table(f"{report.target}: one epoch, counted with {report.counted_with}", head, rows), ""]
     if counted and report.context is not None:
-        lines.append(paragraph(f"Rows of more than {report.context:,} tokens: {report.long}."))
+        lines.append(paragraph(f"Rows of more than {report.context:,} tokens are {LONG[report.long]}."))
     lines += [paragraph(f"Note: {note}.") for note in report.notes]
     lines.append(paragraph(f"Written to {report.folder}: {', '.join(report.files)}, {COUNTS}"))
     lines.append(f"Use: {report.use}")

@@ -32,6 +32,13 @@ class Draw:
     supervised_tokens: int | None  # tokens with loss that it will train on; None where nobody counted them
     count: Count | None  # the whole count, where the target's tokenizer is known
 
+    @property
+    def lost(self) -> float:
+        """Share of its tokens with loss that the target cuts or drops; 0 where nobody counted."""
+        if self.count is None:
+            return 0.0
+        return self.count.supervised_lost / max(1, self.count.supervised_lost + self.count.supervised_tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it for a file."""
         told: dict[str, Any] = {

@@ -46,9 +46,14 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     if found := strangers(folder, kept):
         raise UserError(f"{folder} is not empty ({found[0]}) and holds no search; choose another --out")
     if dry_run:
-        atomic_write_text(planned, "Planned with --dry-run; any search may begin here.\n")
+        planned_only(folder)
     atomic_write_text(path, text)  # first, so that a search killed here is known as one
     atomic_write_json(folder / "provenance.json", provenance(), seal=True)
+
+
+def planned_only(folder: Path) -> None:
+    """Mark a folder that holds a plan or a refused one, in which any search may begin."""
+    atomic_write_text(folder / "dry-run", "Nothing was trained; any search may begin here.\n")
 
 
 def identity(config: SearchConfig) -> SearchConfig:

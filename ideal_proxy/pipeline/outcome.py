@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -174,6 +175,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
                 base_losses_J=np.array([losses[0] for losses in pair_losses]),
             ),
             *_cautions(steps, proposal),
+            *_unjudged(config, domains),
             *proposal.notes,
             *(text for text in leaks if NO_JUDGE not in text),
             *prepared.health["few"],
@@ -244,6 +246,23 @@ def _cautions(steps: dict[str, Any], proposal: Proposal) -> list[str]:
     if Limit.TRUST_REGION in proposal.optimum.binding:
         said.append(f"{ON_EDGE}; --rounds allows another round")
     return said
+
+
+def _unjudged(config: SearchConfig, domains: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name domains that shrink although nothing judges what they teach; where some have judges of their own."""
+    judged = {number for number in config.own if number >= 0}
+    shrunk = [
+        f"{d['name']} ({d['change']:+.0%})"
+        for i, d in enumerate(domains)
+        if i not in judged and d["change"] is not None and d["change"] < -MANY_STEPS
+    ]
+    if not judged or not shrunk:
+        return []
+    named = ", ".join(shrunk) if len(shrunk) < 6 else f"{', '.join(shrunk[:4])} and {len(shrunk) - 4} others"
+    return [
+        f"no capability has rows of the kind of {named}, so what they lose is not seen: give them reference rows "
+        "or a lower limit, if they are there for their own sake"
+    ]
 
 
 def _mean_loss(sums_SN: NDArray[np.float64], tokens_N: NDArray[np.float64]) -> float:

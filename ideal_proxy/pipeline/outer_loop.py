@@ -22,7 +22,7 @@ from ideal_proxy.config import SearchConfig, dump_config
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.hooks import OnEvent, Tracker, listeners
 from ideal_proxy.mixture import load_mixture
-from ideal_proxy.pipeline.claim import claim
+from ideal_proxy.pipeline.claim import claim, planned_only
 from ideal_proxy.pipeline.earlier_runs import FULL_SIZE
 from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
@@ -135,7 +135,13 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
         log = folder / "log.txt"
         reporter.on_note = lambda text: _append(log, text)
         prepared, reuse, heritage = _begin(config, folder, reporter)
-        plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
+        try:
+            plan = make_plan(config, prepared, folder / "plan.json", None, reuse.wanted if reuse else None)
+        except UserError:
+            if not (folder / "runs").exists():  # nothing was trained: another search may begin here
+                log.unlink(missing_ok=True)
+                planned_only(folder)
+            raise
         whole = describe_plan(config, prepared, plan)
         reporter.note(
             f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} of "

@@ -15,6 +15,8 @@ def load_result(run: Path) -> dict[str, Any]:
     if path.exists():
         refuse_damaged(run)
         result: dict[str, Any] = read_json(path)
+        if str(result.get("format", "")).startswith("ideal-proxy/scale-up"):
+            raise UserError(f"{path} is of a scale-up, not of a search; the search's report has its table")
         try:
             told = result["verdict"]["sentence"], result["steps"]["base"], result["check"]["seeds_of"]
             str((told, [domain["moves"] for domain in result["domains"]]))

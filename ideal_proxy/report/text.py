@@ -205,7 +205,7 @@ def says(entry: dict[str, Any]) -> str:
     change = str(entry.get("change", "open")).removeprefix("surely ")
     if entry.get("protection") == "surely above tolerance":
         return f"{change}, too much"
-    return "open, held" if entry.get("protection") == "within tolerance" and change == "open" else change
+    return f"{change}, held" if entry.get("protection") == "within tolerance" and change != "better" else change
 
 
 def two_answers(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -287,11 +287,14 @@ def _moves(entry: dict[str, Any]) -> str:
 def _unsure(result: dict[str, Any]) -> str:
     """Say how to read the ranges, and which volumes do not matter or cannot be told."""
     leeway = result["leeway"]
-    parts = [f"As good: how far a volume may go at a loss the check could not see ({leeway['slack']:.2%})."]
+    unseen = f"a loss the check could not see ({leeway['slack']:.2%})"
+    parts = [f"As good: how far one volume may go, the others following, at {unseen}."]
     if leeway["open"]:
         parts.append(f"Within the limits the volume of {', '.join(leeway['open'])} does not matter.")
     if leeway["unsettled"]:
-        parts.append(f"As far as can be told, base's volume of {', '.join(leeway['unsettled'])} is as good.")
+        parts.append(
+            f"As far as can be told, base's volume of {', '.join(leeway['unsettled'])} is as good, each by itself."
+        )
     return " ".join(parts)
 
 

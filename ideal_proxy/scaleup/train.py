@@ -122,7 +122,9 @@ def scale_up(
             reporter.note("the tokenizer trained here is not the search's (other library version or vocabulary)")
         for name, rows in zip(data.names, data.domains, strict=True):
             if rows.truncated:
-                reporter.note(f"{name}: {rows.truncated:,} rows were cut to the context of {context} tokens")
+                reporter.note(
+                    f"{name}: {rows.truncated:,} of {len(rows):,} rows were cut to {context} tokens (--context)"
+                )
             for line in told_lines(rows.told):
                 reporter.note(f"warning: {name}: {line}")
         with _first(), reporter.work("warm start", 1.0 if wanted.spec.scratch else 0.0) as update:

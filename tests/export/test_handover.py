@@ -238,7 +238,9 @@ def test_the_command_tells_what_the_target_will_draw(problem: tuple[str, Mixture
     assert result.exit_code == 0, result.output
     counted = json.loads((tmp_path / "a" / "counts.json").read_text())["domains"][0]["supervised_tokens"]
     assert re.search(rf"short\s+200\s+2\.50x\s+200\s+{counted:,}\s+0\s+0", result.stdout)
-    assert "Rows of more than 96 tokens: as the search." in result.stdout
+    assert "Rows of more than 96 tokens are cut as in the search: the question" in " ".join(result.stdout.split())
+    long = r"Note: of the tokens with loss so many go at 96 tokens a row: .*long \d+%; raise --context"
+    assert re.search(long, " ".join(result.stdout.split()))
     result = CliRunner().invoke(app, [*command[:5], str(tmp_path / "b"), "--json"])
     told = json.loads(result.stdout)
     assert told["domains"][0] == {

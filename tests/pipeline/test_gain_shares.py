@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ideal_proxy.config import parse_config
 from ideal_proxy.pipeline.gain_shares import contributions, objective_notes
+from ideal_proxy.pipeline.outcome import _unjudged
 
 RELATIVE = np.array([0.90, 1.04, 0.98])
 NAMES = ["maths", "code", "safety"]
@@ -42,3 +44,18 @@ def test_unlike_things_are_named():
     assert notes([0.03, -0.02, 0.01], scored=["maths"], losses=(0.1, 1.5, 0.9))[0].startswith(
         "the objective averages l"
     )
+
+
+def test_a_domain_that_shrinks_unseen_is_named():
+    names = ("a", "b", "c")
+    config = parse_config({
+        "domains": [{"name": n, "path": "x"} for n in names], "capabilities": [{"name": "a", "path": "x"}],
+    })  # fmt: skip
+
+    def said(*changes: float) -> list[str]:
+        return _unjudged(config, [{"name": n, "change": c} for n, c in zip(names, changes, strict=True)])
+
+    assert said(-0.5, -0.05, 0.3) == [], "a is judged, b hardly changes, c grows"
+    assert said(0.5, -0.4, -0.2)[0].startswith("no capability has rows of the kind of b (-40%), c (-20%), so what")
+    alone = config.model_copy(update={"capabilities": (config.capabilities[0].model_copy(update={"name": "else"}),)})
+    assert _unjudged(alone, [{"name": n, "change": -0.5} for n in names]) == [], "nothing says which is whose"

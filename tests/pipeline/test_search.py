@@ -330,3 +330,12 @@ def test_a_budget_outside_the_explored_region_is_refused_before_anything_is_trai
     assert "40 rows" in answer.stderr.replace("\n", " ")
     assert not list((tmp_path / "run" / "runs").glob("*/complete"))
     assert "Traceback" not in answer.stderr
+
+
+def test_a_search_that_was_refused_before_training_leaves_its_folder_free(tmp_path):
+    folder = tmp_path / "run"
+    for changes in ({"swarm": {"runs": 8, "workers": 1, "max_hours": 1e-4}}, {"seed": 3, "swarm": {"max_hours": 1e-4}}):
+        with pytest.raises(UserError, match="is too little"):
+            run_search(parse_config(small_search(**changes)), folder, Reporter(quiet=True))
+    assert json.loads((folder / "provenance.json").read_text())["command"]
+    assert load_config(folder / "config.yaml").seed == 3, "the second is another search, and was not refused for that"
