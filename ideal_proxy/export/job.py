@@ -200,8 +200,8 @@ def report_of(
     """Compose a writer's report."""
     counts = [None] * len(job.domains) if job.encoded is None else job.encoded.counts(long, reads)
     if job.encoded is not None and job.encoded.template.plain:
-        what = "tokens" if long == "as the search" else "rows are counted, and its trainer needs one of its own"
-        notes = (*notes, f"the model has no chat template: {what} in the plain one")
+        more = "" if long == "as the search" else "; the trainer needs one of its own"
+        notes = (*notes, f"the model has no chat template: its tokens are those of the plain one{more}")
     draws = tuple(
         Draw(
             domain=d.name, available=d.available, wanted=d.rows, draws=d.rows if count is None else count.rows,

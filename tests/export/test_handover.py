@@ -386,7 +386,7 @@ def test_a_model_without_a_template_is_handed_over_in_the_plain_one(
     problem: tuple[str, MixtureFile], tmp_path: Path
 ) -> None:
     model, mixture, made = template_problem(tmp_path, problem[0], None)
-    for target, says in (("trl", "tokens in the plain one"), ("verl", "its trainer needs one of its own")):
+    for target, says in (("trl", "tokens are those of the plain one"), ("verl", "the trainer needs one of its own")):
         report = export_mixture(mixture, target, tmp_path / target, model=model)
         assert any(note.startswith("the model has no chat template") and says in note for note in report.notes)
     row = parquet.read_table(tmp_path / "trl" / "train.parquet").to_pylist()[0]
