@@ -107,9 +107,10 @@ def _interval(ratios: NDArray[np.float64]) -> dict[str, Any]:
 
 def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
     """Say how much of the proxies' changes a model is expected to show; None where the prediction is its own size's."""
-    proxy = mixture.provenance.get("proxy") or {}
+    found = (mixture.provenance.get(key) for key in ("proxy", "transfer"))  # strangers' files hold anything there
+    proxy, transfer = (told if isinstance(told, dict) else {} for told in found)
     size, model = proxy.get("size"), proxy.get("model")
-    if not (size or model) or (mixture.provenance.get("transfer") or {}).get("at_full_size"):
+    if not (size or model) or transfer.get("at_full_size"):
         return None
     if model is not None and _same_model(str(model), spec.name):
         return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
