@@ -217,11 +217,8 @@ def _fitted(row: Bools, context: int, long: Long) -> Bools:
         return row
     if long == "cut turn by turn":
         return _cut_by_turn(row, context)
-    if long == "cut at the start":
-        return np.concatenate([
-            [False],
-            row[len(row) - context + 1 :],
-        ])  # nothing stands before its first token to tell it from
+    if long == "cut at the start":  # no loss on the first token: nothing stands before it to tell it from
+        return np.concatenate([[False], row[len(row) - context + 1 :]])
     return row[: 0 if long == "left out" else context]
 
 

@@ -22,7 +22,7 @@ from ideal_proxy.pipeline.plan import Wanted
 from ideal_proxy.pipeline.plan_cost import scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
-from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, EvidenceKind
+from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, EvidenceKind, between_sizes
 from ideal_proxy.sections import SIZES
 from ideal_proxy.store import is_whole, read_json, run_folder
 from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
@@ -306,10 +306,10 @@ def _believed(package: Package, config: SearchConfig) -> EvidenceKind:
     if "full" in told:
         same = str(own.get("model", "")).rstrip("/").rsplit("/", 1)[-1] == told["full"]
         return OTHER_SIZE if same else LARGER_SIZE
-    sizes = told.get("size"), own.get("size")
-    if sizes[0] == sizes[1] or not all(size in SIZES for size in sizes):
+    runs, target = told.get("size"), own.get("size")
+    if runs == target or runs not in SIZES or target not in SIZES:
         return OTHER_SIZE
-    return SMALLER_SIZE if SIZES.index(sizes[0]) < SIZES.index(sizes[1]) else LARGER_SIZE
+    return between_sizes(runs, target)
 
 
 def runs_needed(changes: Sequence[Change], domains: int, *, unknown: bool) -> int:

@@ -9,6 +9,7 @@ from .kinds import LARGER_SIZE as LARGER_SIZE
 from .kinds import OTHER_SIZE as OTHER_SIZE
 from .kinds import SMALLER_SIZE as SMALLER_SIZE
 from .kinds import EvidenceKind as EvidenceKind
+from .kinds import between_sizes as between_sizes
 from .kinds import imitated as imitated
 from .law import ALPHA as ALPHA
 from .law import FIRST_A as FIRST_A

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ideal_proxy.sections import SIZES
+
 
 @dataclass(frozen=True, slots=True)
 class EvidenceKind:
@@ -31,6 +33,11 @@ LARGER_SIZE = EvidenceKind(0.85, 0.3, same_level=False, error=0.25)
 
 # Where nothing says which of the two is the larger one: another rank of LoRA, another share of the rows.
 OTHER_SIZE = EvidenceKind(1.0, 0.35, same_level=False, error=0.25)
+
+
+def between_sizes(runs: str, target: str) -> EvidenceKind:
+    """Describe runs of one size on the dial beside a target of another."""
+    return SMALLER_SIZE if SIZES.index(runs) < SIZES.index(target) else LARGER_SIZE
 
 
 def imitated(anchors: int) -> EvidenceKind:

@@ -18,7 +18,7 @@ from scipy import stats
 from ideal_proxy.errors import shortened
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, PairedScores, judge, sentence
-from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE, Combination, EvidenceKind, Yardstick, combine
+from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, Combination, EvidenceKind, Yardstick, between_sizes, combine
 from ideal_proxy.scaleup.model import ModelSpec
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.scores import ArmScores
@@ -116,9 +116,7 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
         return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
     if size not in SIZES or spec.scratch not in SIZES:
         return LARGER_SIZE
-    if size == spec.scratch:
-        return None
-    return LARGER_SIZE if SIZES.index(size) < SIZES.index(spec.scratch) else SMALLER_SIZE
+    return None if size == spec.scratch else between_sizes(spec.scratch, size)
 
 
 def _same_model(one: str, other: str) -> bool:
@@ -135,28 +133,27 @@ def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[di
     Log changes are taken times its factor. Beside the fit's error stand the factor's own and what a capability does
     alone, a share of the mean change of all.
     """  # noqa: DOC201
-    known = [c if (c.base_loss or 0) > 0 and (c.predicted_loss or 0) > 0 else None for c in mixture.capabilities]
-    change = [np.log((c.predicted_loss or 1.0) / (c.base_loss or 1.0)) for c in known if c is not None]
+    levels = [(c.base_loss or 0.0, c.predicted_loss or 0.0) for c in mixture.capabilities]
+    change = [np.log(predicted / base) for base, predicted in levels if min(base, predicted) > 0]
     alone = 0.0 if step is None or not change else step.error * float(np.sqrt(np.mean(np.square(change))))
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
-    def ratios(c: CapabilityResult) -> dict[str, float | None]:
-        base = c.base_loss or 1.0
-        value, lower, upper = (
-            None if x is None else x / base for x in (c.predicted_loss, c.predicted_lower, c.predicted_upper)
-        )
-        if step is None or value is None:
-            return {"value": value, "lower": lower, "upper": upper}
+    def ratios(c: CapabilityResult, base: float, predicted: float) -> dict[str, float | None]:
+        value, bounds = predicted / base, {"lower": c.predicted_lower, "upper": c.predicted_upper}
+        found = {side: None if bound is None else bound / base for side, bound in bounds.items()}
+        if step is None:
+            return {"value": value, **found}
         middle = step.factor * np.log(value)
         told: dict[str, float | None] = {"value": float(np.exp(middle)), "lower": None, "upper": None}
-        for side, sign, bound in (("lower", -1, lower), ("upper", 1, upper)):
+        for (side, bound), sign in zip(found.items(), (-1, 1), strict=True):
             if bound is not None and bound > 0:
                 fit = step.factor * np.log(bound / value) / z
                 wide = np.sqrt(fit**2 + (step.spread * np.log(value)) ** 2 + alone**2)
                 told[side] = float(np.exp(middle + sign * z * wide))
         return told
 
-    return [None if c is None else ratios(c) for c in known]
+    pairs = zip(mixture.capabilities, levels, strict=True)
+    return [ratios(c, *level) if min(level) > 0 else None for c, level in pairs]
 
 
 def _promise(
