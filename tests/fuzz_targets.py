@@ -187,8 +187,12 @@ def seeds(name: str) -> list[bytes]:
         lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
         cells = b'instruction,output\n"a, b",c\nd,e\n'
         sink = arrow.BufferOutputStream()
-        parquet.write_table(arrow.Table.from_pylist(ROWS[:1] * 3), sink)
-        return [b"\0" + lines, b"\1" + json.dumps(ROWS).encode(), b"\2" + cells, b"\6" + sink.getvalue().to_pybytes()]
+        stream, table = arrow.BufferOutputStream(), arrow.Table.from_pylist(ROWS[:1] * 3)
+        parquet.write_table(table, sink)
+        with arrow.ipc.new_stream(stream, table.schema) as file:
+            file.write_table(table)
+        packed = (b"\6" + sink.getvalue().to_pybytes(), b"\7" + stream.getvalue().to_pybytes())
+        return [b"\0" + lines, b"\1" + json.dumps(ROWS).encode(), b"\2" + cells, *packed]
     if name == "mixture":
         return [(finished_folder() / "mixture.json").read_bytes()]
     if name == "run file":

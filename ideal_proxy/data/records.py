@@ -297,25 +297,33 @@ def _cell_records(file: Path, kind: str) -> Iterator[Record]:
         csv.field_size_limit(before)
 
 
-def _rows_at_once(facts: Any, file: Path) -> int:
+def _rows_at_once(file: Path, expected: int) -> int:
     """Say how many rows of a parquet file to read at once; refuse one that unpacks to more than rows of text can."""
-    groups = [facts.row_group(n) for n in range(facts.num_row_groups)]
-    columns = [(group, group.column(n)) for group in groups for n in range(group.num_columns)]
-    unpacked = sum(column.total_uncompressed_size for _, column in columns)
+    import duckdb  # pyarrow's own reader of what a file says of its columns ends the process at one wrong byte
+
+    facts = """select row_group_num_rows, num_values, total_uncompressed_size, total_compressed_size,
+        data_page_offset - dictionary_page_offset from parquet_metadata(?) where file_name = ?"""
+    try:
+        with duckdb.connect() as database:
+            columns = database.execute(facts, [str(file)] * 2).fetchall() if expected else []
+        if len(columns) != expected:
+            raise ValueError(f"{len(columns)} parts of columns where it names {expected}")
+    except (duckdb.Error, ValueError) as error:
+        raise UserError(f"{file} is a broken parquet file ({_first_line(error)}); make or fetch it again") from error
     size = file.stat().st_size
     # A value that is the same in every row, or a million times in a list, takes a few bytes in the file.
-    swollen = any(
-        column.num_values > max(group.num_rows, FREE_BYTES, 64 * column.total_uncompressed_size)
-        for group, column in columns
-    )
-    if swollen or facts.num_rows > max(FREE_BYTES, 4 * size) or unpacked > max(FREE_BYTES, MOST_TIMES * size):
+    swollen = any(values > max(rows, FREE_BYTES, 64 * unpacked) for rows, values, unpacked, *_ in columns)
+    if swollen or sum(unpacked for _, _, unpacked, *_ in columns) > max(FREE_BYTES, MOST_TIMES * size):
         raise UserError(f"{file} {TOO_MUCH}")
     cell = 1.0  # bytes of the largest value that a dictionary may hold, and a row repeat
-    for _, column in columns:
-        if column.dictionary_page_offset is not None and column.total_compressed_size:
-            part = (column.data_page_offset - column.dictionary_page_offset) / column.total_compressed_size
-            cell = max(cell, part * column.total_uncompressed_size)
+    for _, _, unpacked, packed, dictionary in columns:
+        if dictionary is not None and packed:
+            cell = max(cell, dictionary / packed * unpacked)
     return int(min(BATCH, max(1, DECODED_BYTES // cell)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
@@ -328,9 +336,12 @@ def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
         with contextlib.ExitStack() as stack:
             if kind == ".parquet":
                 table = stack.enter_context(parquet.ParquetFile(file))
-                batches = table.iter_batches(batch_size=_rows_at_once(table.metadata, file))
+                facts = table.metadata
+                if facts.num_rows > max(FREE_BYTES, 4 * file.stat().st_size):
+                    raise UserError(f"{file} {TOO_MUCH}")
+                batches = table.iter_batches(batch_size=_rows_at_once(file, facts.num_row_groups * facts.num_columns))
             else:
-                source = stack.enter_context(arrow.memory_map(str(file)))
+                source = stack.enter_context(arrow.OSFile(str(file)))  # a map ends the process where bytes lack
                 try:
                     table = ipc.open_stream(source)  # as the datasets library writes it
                 except arrow.ArrowInvalid:
@@ -340,6 +351,7 @@ def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
                     batches = iter(table)
             left = MOST_REPEATS * max(FREE_BYTES, MOST_TIMES * file.stat().st_size)
             for batch in batches:
+                batch.validate(full=True)  # wrong offsets end the process
                 left -= batch.nbytes
                 if left < 0:
                     raise UserError(f"{file} {TOO_MUCH}")
@@ -347,6 +359,8 @@ def _arrow_records(file: Path, kind: str) -> Iterator[Record]:
                     for value in batch.slice(first, BATCH).to_pylist():
                         number += 1
                         yield Record(value, f"{file} row {number}")
-    except arrow.ArrowException as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is a broken {kind[1:]} file ({reason}); make or fetch it again") from error
+    except UnicodeDecodeError:
+        raise
+    except (arrow.ArrowException, ValueError) as error:  # ValueError: two columns of one name
+        why = _first_line(error)
+        raise UserError(f"{file} is a broken {kind[1:]} file ({why}); make or fetch it again") from error

@@ -98,6 +98,31 @@ def test_what_unpacks_to_a_gibibyte_is_one_sentence(tmp_path: Path) -> None:
         assert seconds < 10, name
 
 
+def test_no_wrong_byte_of_a_table_ends_the_process(tmp_path: Path) -> None:
+    """Offsets that point nowhere and columns that contradict the schema: pyarrow alone dies of both."""
+    rows = [{"instruction": "how much is one and one", "output": "two", "tags": ["a", "b"]}, {"output": "c"}]
+    table = arrow.Table.from_pylist(rows)
+    whole = {name: arrow.BufferOutputStream() for name in ("stream.arrow", "file.arrow", "a.parquet")}
+    for name, sink in whole.items():
+        if name == "a.parquet":
+            parquet.write_table(table, sink)
+            continue
+        with (arrow.ipc.new_stream if name == "stream.arrow" else arrow.ipc.new_file)(sink, table.schema) as file:
+            file.write_table(table)
+    for name, sink in whole.items():
+        content = sink.getvalue().to_pybytes()
+        for at in range(0 if name.endswith("arrow") else len(content) - 1_200, len(content)):
+            bent = bytearray(content)
+            bent[at] = (bent[at] + (254 if name == "a.parquet" else 128)) % 256
+            (tmp_path / f"{at}-{name}").write_bytes(bent)
+    files = sorted(map(str, tmp_path.iterdir()))
+    child = subprocess.run([sys.executable, "-c", READ, *files], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-2_000:]
+    said = [sentence for sentence, *_ in json.loads(child.stdout).values()]
+    assert len(said) == len(files)
+    assert 100 < said.count("read") < len(files) - 100  # a byte of a text is as good as another
+
+
 def test_rows_that_shrink_as_rows_do_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are far from what real files do: text packs to a tenth, a column may be the same in every row."""
     monkeypatch.setattr(records, "FREE_BYTES", 1 << 10)
