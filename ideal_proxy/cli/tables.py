@@ -79,7 +79,7 @@ def fit(
 
 def predict(
     fitted: Fit,
-    ratios: Annotated[Path, typer.Option(help="CSV of mixtures, as for `fit`.")],
+    ratios: Annotated[Path, typer.Option(help="CSV of mixtures, as for `fit`; a column `run` or `index` names them.")],
     out: Annotated[Path | None, typer.Option(help="CSV to write; default stdout.")] = None,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.9,
     fidelity: Annotated[str | None, typer.Option(help="Predict runs of this added fidelity.")] = None,

@@ -43,14 +43,15 @@ def encode(
     template: ChatTemplate,
     domains: Mapping[str, Sequence[Row]],
     references: Mapping[str, Sequence[Row]],
+    given_by: str = "the run file",
 ) -> Encoded:
-    """Tokenise every source and cut its rows to the run file's context, or to the one that the data needs."""
+    """Tokenise every source and cut its rows to the context given, or to the one that the data needs."""
     given = config.proxy.context
     parts = [
         {name: tokenize_rows(rows, template, given) for name, rows in part.items()} for part in (domains, references)
     ]
     if given is not None:
-        return Encoded(Context(given, "by the run file"), *parts)
+        return Encoded(Context(given, f"by {given_by}"), *parts)
     bos = template.tokenizer.bos_token_id
     together = {f"{kind}{name}": rows for kind, part in zip(("domain ", "reference rows of "), parts, strict=True)
                 for name, rows in part.items()}  # fmt: skip

@@ -131,7 +131,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     written = "the plain template" if template.plain else "its own chat template"
     reporter.note(f"tokenizer: {len(tokenizer):,} {whose}, {written}")
     try:
-        encoded = encode(config, template, *rows_by_name(domains, references))
+        both = rows_by_name(domains, references)
+        encoded = encode(config, template, *both, "the run that is reused" if heritage else "the run file")
     except TooManyRefusedError as error:
         every = [(entry.path, domains[entry.name]) for entry in config.domains]
         every += [(entry.path, references[entry.name]) for entry in config.capabilities]

@@ -106,6 +106,7 @@ def comparison_tables(first: SearchRun, second: SearchRun) -> str:
             for letter, run in zip(letters, both, strict=True)
         ),
         *([paragraph(f"Other rows in A than in B: {', '.join(apart)}.")] if apart else []),
+        *_nothing_in_common(first, second),
         "",
         table(
             "Proposed rows, change from base, share of tokens",
@@ -118,6 +119,13 @@ def comparison_tables(first: SearchRun, second: SearchRun) -> str:
         ),
         paragraph("Each is against its own base: they compare only where base and reference rows are equal."),
     ])  # fmt: skip
+
+
+def _nothing_in_common(first: SearchRun, second: SearchRun) -> list[str]:
+    parts = (("domain", "domains"), ("capability", "capabilities"))
+    named = {part: [{entry["name"] for entry in run.result[part]} for run in (first, second)] for _, part in parts}
+    lacks = " and ".join(f"no {word}" for word, part in parts if not set.intersection(*named[part]))
+    return [paragraph(f"A and B have {lacks} in common: they answer different questions.")] if lacks else []
 
 
 def comparison_values(first: SearchRun, second: SearchRun) -> dict[str, Any]:

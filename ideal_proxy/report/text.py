@@ -43,7 +43,7 @@ def result_screen(result: dict[str, Any], folder: Path) -> str:
         "",
         table(
             "Proposal (not adopted: the mixture file keeps the base)" if kept else "Rows to train on",
-            ("domain", "base", "proposal", "change", "share", "as good"),
+            ("domain", "base", "proposal", "change", "tokens", "as good"),
             [
                 (entry["name"], f"{entry['base_rows']:,}", f"{entry['proposal_rows']:,}", change_text(entry["change"]),
                  f"{entry['share']:.1%}", _moves(entry))
@@ -129,7 +129,7 @@ def result_tables(result: dict[str, Any], folder: Path) -> str:
         paragraph(f"Verdict: {result['verdict']['sentence']}."),
         *([paragraph(ladder_text(result["ladder"]))] if result.get("ladder") else []),
         "",
-        table(heading, ("domain", "base", "proposal", "change", "share", "repeat", "as good"), domains),
+        table(heading, ("domain", "base", "proposal", "change", "tokens", "repeat", "as good"), domains),
         paragraph(_unsure(result)),
         paragraph(steps_text(result["steps"])),
         "",

@@ -236,7 +236,9 @@ def test_proxies_of_another_size_are_evidence_of_another_kind(home):
         else:
             assert all((a == b).all() for a, b in zip(*(r.reference_keys for r in records), strict=True))
     assert "expected to show 1.2 ± 0.4 of every change" in (home / "larger" / "log.txt").read_text()
-    assert "inherited: tokenizer, the warm start's rows" in (home / "larger" / "log.txt").read_text()
+    log = (home / "larger" / "log.txt").read_text()
+    assert "inherited: tokenizer, the warm start's rows" in log
+    assert "by the run that is reused" in log
 
 
 def test_other_data_are_refused(home, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from finished_run import CAPABILITIES, DOMAINS, PROPOSAL
@@ -64,6 +65,12 @@ def test_two_searches_stand_side_by_side(run, other):
     tools = next(line.split() for line in text.splitlines() if line.startswith("tools"))
     assert tools[1:3] == ["-", "-"]
     assert tools[3] != "-"
+    assert "in common" not in text
+    unlike = replace(other, result={**other.result, "capabilities": [
+        {**entry, "name": f"other {n}"} for n, entry in enumerate(other.result["capabilities"])
+    ]})  # fmt: skip
+    told = " ".join(comparison_tables(run, unlike).split())
+    assert "A and B have no capability in common: they answer different questions." in told
 
 
 def test_the_commands(run, other, tmp_path, capsys):
