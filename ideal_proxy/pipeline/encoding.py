@@ -43,6 +43,7 @@ def encode(
     template: ChatTemplate,
     domains: Mapping[str, Sequence[Row]],
     references: Mapping[str, Sequence[Row]],
+    *,
     given_by: str = "the run file",
 ) -> Encoded:
     """Tokenise every source and cut its rows to the context given, or to the one that the data needs."""

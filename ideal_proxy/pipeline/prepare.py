@@ -132,7 +132,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     reporter.note(f"tokenizer: {len(tokenizer):,} {whose}, {written}")
     try:
         both = rows_by_name(domains, references)
-        encoded = encode(config, template, *both, "the run that is reused" if heritage else "the run file")
+        encoded = encode(config, template, *both, given_by="the run that is reused" if heritage else "the run file")
     except TooManyRefusedError as error:
         every = [(entry.path, domains[entry.name]) for entry in config.domains]
         every += [(entry.path, references[entry.name]) for entry in config.capabilities]
