@@ -6,7 +6,7 @@ Every target is led by coverage (atheris): three inputs of four are libFuzzer's,
 file (other values in their places, bytes cut, changed or put in), which `--way mutations` alone makes without atheris.
 Minutes are of processor time. Targets stand in `tests/fuzz_targets.py`. A fault is an exception other than UserError,
 or a message above 2,000 characters; faults are told once each, by the line that raised them. `fuzz.json` keeps inputs,
-faults, the slowest input and memory.
+faults, the slowest input and memory, the newest for each target.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
         found = feed(options.target, options.way, 60 * options.minutes, options.seed, options.work)
         (options.work / "found.json").write_text(json.dumps(found))
         return
-    found, way = [], options.way
+    way = options.way
     for name in [name for name in ALL if options.target in {None, name}]:
         work = options.work / f"{name.replace(' ', '-')}-{way}"
         child = [sys.executable, __file__, "--child", "--target", name, "--way", way, "--work", str(work),
@@ -132,11 +132,13 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         with open(work / "log", "wb") as log:
             subprocess.run(child, check=False, stdout=log, stderr=log)
-        found.append(json.loads((work / "found.json").read_text()))
-        print(json.dumps(found[-1]), flush=True)
-        if options.target is None:
-            RESULT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-            RESULT.with_suffix(".md").write_text(table(found))
+        new = json.loads((work / "found.json").read_text())
+        print(json.dumps(new), flush=True)
+        kept = json.loads(RESULT.with_suffix(".json").read_text()) if RESULT.with_suffix(".json").exists() else []
+        found = [e for e in kept if (e["target"], e["way"]) != (name, way)] + [new]
+        found.sort(key=lambda e: (e["way"], ALL.index(e["target"])))
+        RESULT.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        RESULT.with_suffix(".md").write_text(table(found))
 
 
 if __name__ == "__main__":
