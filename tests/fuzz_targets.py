@@ -6,6 +6,7 @@ A target takes the bytes and a folder; it may raise UserError, whose message is 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import logging
@@ -135,7 +136,7 @@ def mutated(name: str, rng: random.Random) -> bytes:
             lines = [json.loads(line) for line in content.splitlines()] if name == "rows" else [json.loads(content)]
             for _ in range(rng.randint(1, 3)):
                 container, key = rng.choice(places(lines, []))
-                container[key] = rng.choice([*ODD, rng.randint(-99, 99), rng.random()])
+                container[key] = copy.deepcopy(rng.choice([*ODD, rng.randint(-99, 99), rng.random()]))
             return head + "\n".join(json.dumps(line) for line in lines).encode()
     bent = bytearray(content)
     for _ in range(rng.randint(1, 4)):

@@ -91,7 +91,7 @@ def pareto(
     ]  # fmt: skip
 
     def solve(objective: Objective, extra: Sequence[NonlinearAtom], near: Sequence[FloatArray]) -> Optimum:
-        return run(prepare(model, objective, constraints, extra), random_state, n_starts, near)
+        return run(prepare(model, objective, constraints, extra, losses), random_state, n_starts, near)
 
     ends = [solve(objective, [], []) for objective in tied]
     best_second, worst_second = (mean[1](end.volumes)[0] for end in reversed(ends))

@@ -5,6 +5,7 @@ Legend: D domains, J capabilities, S posterior draws.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
@@ -130,7 +131,6 @@ class RelativeLosses:
         self._shift = 0.0 if any(lossy) else 1.0  # scores alone are told from 0, as tables of scores are
         self._divisor_J = self._stick.divisor(self.base_losses_J)
         self._factor_J = directions(problem.kinds) / self._divisor_J
-        self._base_draws_SJ: FloatArray | None = None
         self._problem = problem
         self._memo: dict[tuple[bool, bytes], tuple[FloatArray, FloatArray]] = {}
 
@@ -167,9 +167,15 @@ class RelativeLosses:
 
     def draws(self, v: FloatArray) -> FloatArray:
         """Draw the relative losses, each draw against its own base (S, J)."""
-        if self._base_draws_SJ is None:
-            self._base_draws_SJ = np.asarray(self._model.draws_value_and_gradient(self._problem.domains.base)[0])
         return self._relative(self._remember(True, v)[0], self._base_draws_SJ)
+
+    @functools.cached_property
+    def _base_draws_SJ(self) -> FloatArray:
+        return np.asarray(self._model.draws_value_and_gradient(self._problem.domains.base)[0])
+
+    @functools.cached_property
+    def _base_factors_SJ(self) -> FloatArray:
+        return directions(self._stick.kinds) / self._stick.divisor(self._base_draws_SJ)
 
     def upper(self, v: FloatArray, confidence: float, weights_KJ: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Bound weighted means of the relative losses from above: prediction + z · sd over paired draws."""
@@ -179,16 +185,12 @@ class RelativeLosses:
         if z <= 0:
             return bound, gradient
         relative_SJ, draws_jacobian = self.draws(v), self._remember(True, v)[1]
-        assert self._base_draws_SJ is not None
-        factor_SJ = directions(self._stick.kinds) / self._stick.divisor(self._base_draws_SJ)
         combined_SK = relative_SJ @ weights_KJ.T
         deviation_SK = combined_SK - combined_SK.mean(axis=0)
         degrees = max(len(relative_SJ) - 1, 1)
         smooth = np.sqrt((deviation_SK**2).sum(axis=0) / degrees + SD_ROUNDING**2)
-        for k, weights in enumerate(weights_KJ):
-            used = np.flatnonzero(weights)
-            share_SJ = deviation_SK[:, k, None] * factor_SJ[:, used] * weights[used] / (degrees * smooth[k])
-            gradient[k] += z * np.tensordot(share_SJ, draws_jacobian[:, used], axes=([0, 1], [0, 1]))
+        share_KSJ = (deviation_SK / (degrees * smooth)).T[:, :, None] * self._base_factors_SJ * weights_KJ[:, None]
+        gradient += z * np.tensordot(share_KSJ, draws_jacobian, 2)
         return bound + z * (smooth - SD_ROUNDING), gradient
 
     def _remember(self, draws: bool, v: FloatArray) -> tuple[FloatArray, FloatArray]:

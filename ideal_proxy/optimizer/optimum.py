@@ -14,7 +14,7 @@ import numpy as np
 from ideal_proxy.domains import FloatArray
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.optimizer.conflicts import NonlinearAtom, box, check_linear, check_nonlinear
-from ideal_proxy.optimizer.constraints import Atom, Constraints, Limit, ScalarFunction, show
+from ideal_proxy.optimizer.constraints import Atom, Constraints, Limit, ScalarFunction, VectorFunction, show
 from ideal_proxy.optimizer.objective import (
     Objective,
     RelativeLosses,
@@ -82,10 +82,11 @@ def prepare(
     objective: Objective,
     constraints: Constraints,
     extra: Sequence[NonlinearAtom] = (),
+    losses: RelativeLosses | None = None,
 ) -> Task:
-    """Make a problem ready for the solver."""
+    """Make a problem ready for the solver; `losses` are those that the extra atoms ask, for they keep an answer."""
     problem = constraints.problem
-    losses = RelativeLosses(model, problem, objective.scale)
+    losses = losses or RelativeLosses(model, problem, objective.scale)
     atoms = constraints.atoms()
     scale = np.maximum(problem.domains.base, 0.1 * problem.domains.base.mean())
     check_linear(atoms, scale)
@@ -141,10 +142,11 @@ def nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints:
     """List the protected capabilities and the divergence from base, one by one."""
     atoms = []
     level = constraints.confidence
+    bounds = _once(each_function(losses, list(range(len(losses.base_losses_J))), level))
     for name, (what, tolerance, allowed) in _tolerances(losses, constraints).items():
         j = constraints.problem.capabilities.index(name)
         label = f"{what}: {name} (tolerance {100 * tolerance:g} %, {100 * level:g} % upper bound)"
-        function = at_most(weighted_function(losses, np.eye(len(losses.base_losses_J))[j], level), allowed)
+        function = at_most(_one_of(bounds, j), allowed)
         # An upper bound adds a standard deviation, which is not convex in general.
         atoms.append(NonlinearAtom(Limit.PROTECTION, label, function, bool(model.is_convex_[j]) and level <= 0.5))
     if (cap := constraints.kl_cap) is not None:
@@ -152,6 +154,28 @@ def nonlinear_atoms(model: ResponseSurface, losses: RelativeLosses, constraints:
             NonlinearAtom(Limit.DIVERGENCE, f"KL from base <= {cap:g} nats", kl_excess(constraints, cap), True)
         )
     return atoms
+
+
+def _once(function: VectorFunction) -> VectorFunction:
+    """Keep the answer at the last point: every protected capability asks for it there."""
+    kept: dict[bytes, tuple[FloatArray, FloatArray]] = {}
+
+    def remembered(v: FloatArray) -> tuple[FloatArray, FloatArray]:
+        key = v.tobytes()
+        if key not in kept:
+            kept.clear()
+            kept[key] = function(v)
+        return kept[key]
+
+    return remembered
+
+
+def _one_of(function: VectorFunction, j: int) -> ScalarFunction:
+    def one(v: FloatArray) -> tuple[float, FloatArray]:
+        values, gradients = function(v)
+        return float(values[j]), gradients[j]
+
+    return one
 
 
 def _tolerances(losses: RelativeLosses, constraints: Constraints) -> dict[str, tuple[str, float, float]]:

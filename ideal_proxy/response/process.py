@@ -74,22 +74,6 @@ class Kernel:
         one = 1.0 + (self.features(x_ND) ** 2).sum(axis=1)
         return one if self.shape == "linear" else np.asarray(one * one)
 
-    def at(self, a_D: Array, f_RD: Array) -> tuple[Array, Array]:
-        """k(a, b) for one mixture and the features of many, (R,), and its derivative by a, (R, D)."""
-        value, inner = transform(a_D, self.feature, self.shift)
-        f_a = (value - self.centre_D) / self.length
-        if self.shape == "matern":
-            apart = f_a - f_RD
-            r = np.sqrt(5.0 * (apart * apart).sum(axis=1))
-            fallen = np.exp(-r)
-            return (1.0 + r + r * r / 3.0) * fallen, ((-5.0 / 3.0) * (1.0 + r) * fallen)[:, None] * apart * (
-                inner / self.length
-            )
-        one = 1.0 + f_RD @ f_a
-        if self.shape == "linear":
-            return one, f_RD * (inner / self.length)
-        return one * one, (2.0 * one)[:, None] * f_RD * (inner / self.length)
-
     def sums(self, a_ND: Array, f_RD: Array, beta_R: Array) -> tuple[Array, Array]:
         """Σ_r β_r k(a, b_r) for many mixtures, (N,), from the features of the b_r, and its derivative by a, (N, D)."""
         value, inner = transform(a_ND, self.feature, self.shift)
@@ -158,15 +142,6 @@ class Process:
         """Predict, or evaluate one draw."""
         inside = self.centre + self.kernel(x_ND, self.x_RD) @ (self.beta_R if beta is None else beta)
         return inside if self.floor is None else np.asarray(self.floor + np.exp(inside))
-
-    def at(self, x_D: Array, beta_SR: Array) -> tuple[Array, Array]:
-        """Evaluate draws at one mixture, (S,), with their derivatives by x, (S, D)."""
-        k_R, by_RD = self.kernel.at(x_D, self.features_RD)
-        inside, by = self.centre + beta_SR @ k_R, beta_SR @ by_RD
-        if self.floor is None:
-            return inside, by
-        grown = np.exp(inside)
-        return self.floor + grown, grown[:, None] * by
 
     def many(self, x_ND: Array) -> tuple[Array, Array]:
         """Evaluate the mean at many mixtures, (N,), with its derivatives by x, (N, D)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy.stats import norm
@@ -21,6 +21,18 @@ from ideal_proxy.response.inputs import BadInput, check_volumes
 from ideal_proxy.response.law import Array, Volumes, evaluate, unpack
 from ideal_proxy.response.process import Process
 from ideal_proxy.response.relative import Kind
+from ideal_proxy.response.stacked import Stack
+
+
+class _Used(NamedTuple):
+    """Processes put together, Q of them."""
+
+    processes: Stack
+    form_Q: np.ndarray
+    j_Q: np.ndarray  # their capabilities
+    of_QJ: Array  # the same as rows of an identity matrix
+    beta_Q1R: Array  # their means
+    drawn_QSR: Array  # their draws
 
 
 class FittedResponse:
@@ -57,6 +69,7 @@ class FittedResponse:
     repeat_identified_: Any  # (D,) bool
     log_rho_error_: Array  # (D,)
     _one_dimensional_: bool
+    _stacked: tuple[tuple[Any, ...], list[_Used]] | None = None
 
     def _draw_processes(self) -> None:
         rng = np.random.default_rng(self.process_seed_)
@@ -71,6 +84,25 @@ class FittedResponse:
         for c, processes in self.processes_.items():
             for j in np.flatnonzero(self.weights_[:, c]):
                 yield c, int(j), processes[int(j)]
+
+    def _stacks(self) -> list[_Used]:
+        """Give the processes that share in a prediction, put together anew where forms, weights or draws changed."""
+        made_of = self.processes_, self.process_draws_, self.weights_
+        if self._stacked is None or any(a is not b for a, b in zip(self._stacked[0], made_of, strict=True)):
+            found: dict[bool, list[tuple[int, int, Process]]] = {}
+            for c, j, process in self._used():
+                found.setdefault(process.kernel.shape == "matern", []).append((c, j, process))
+            stacks = []
+            for used in found.values():
+                form_Q, j_Q, processes = zip(*used, strict=True)
+                stack = Stack.of(processes)
+                stacks.append(_Used(
+                    stack, np.array(form_Q), np.array(j_Q), np.eye(len(self.weights_))[list(j_Q)],
+                    stack.weights([process.beta_R[None] for process in processes]),
+                    stack.weights([self.process_draws_[c, j] for c, j, _ in used]),
+                ))  # fmt: skip
+            self._stacked = made_of, stacks
+        return self._stacked[1]
 
     def alone(self, form: str) -> Self:
         """The same fit, predicting by one form of the response alone."""
@@ -230,7 +262,6 @@ class FittedResponse:
         return self._at(np.asarray(v, dtype=float), self.theta_draws_, drawn=True)
 
     def _at(self, v: Array, theta_SJP: Array, *, drawn: bool) -> tuple[Array, Array]:
-        check_is_fitted(self, "theta_")
         count = len(v)
         u, du_dv, _ = self.volumes_.effective(self._with_retired(v[None]))
         S, J, P = theta_SJP.shape
@@ -242,10 +273,13 @@ class FittedResponse:
         y = law_SJ * e.loss_JR.reshape(S, J)
         by = law_SJ[:, :, None] * e.by_u().reshape(S, J, -1)
         x = u[0] / self.volumes_.scale
-        for c, j, process in self._used():
-            value, by_x = process.at(x, self.process_draws_[c, j] if drawn else process.beta_R[None])
-            y[:, j] += weights_SJC[:, j, c] * value
-            by[:, j] += weights_SJC[:, j, c, None] * by_x / self.volumes_.scale
+        for stack in self._stacks():
+            value_QS, by_QSD = stack.processes.at(x, stack.drawn_QSR if drawn else stack.beta_Q1R)
+            weight_QS = weights_SJC[:, stack.j_Q, stack.form_Q].T
+            y += (weight_QS * value_QS).T @ stack.of_QJ
+            by += np.tensordot(weight_QS[:, :, None] * by_QSD, stack.of_QJ, (0, 0)).transpose(0, 2, 1) / (
+                self.volumes_.scale
+            )
         bent, bent_by = added_by_draws(self.bends_, x, drawn=drawn)
         y = self.centre_ + known_SJ * (y - self.centre_) + bent
         by = known_SJ[:, :, None] * by + bent_by / self.volumes_.scale

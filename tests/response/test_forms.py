@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -10,6 +12,7 @@ from ideal_proxy.response.choice import _least, combine
 from ideal_proxy.response.forms import FAMILIES, HeldOut
 from ideal_proxy.response.model import ResponseModel
 from ideal_proxy.response.process import Family, fit_processes
+from ideal_proxy.response.stacked import Stack
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f is not None])
@@ -21,11 +24,14 @@ def test_a_process_has_exact_derivatives_and_draws_of_its_own_spread(family: Fam
     family = Family((shape,), family.features, family.centred, family.exponential)
     process = fit_processes(x, y, np.ones_like(y), family)[0]
     at, step = np.array([0.7, 1.3, 0.9]), 1e-5
-    value, by = process.at(at, process.beta_R[None])
+    stack = Stack.of([process, replace(process, beta_R=2 * process.beta_R)])
+    (value, twice), (by, _) = stack.at(at, stack.weights([process.beta_R[None], 2 * process.beta_R[None]]))
+    if process.floor is None:
+        assert twice[0] - process.centre == pytest.approx(2 * (value[0] - process.centre))
     assert value[0] == pytest.approx(process.mean(at[None])[0])
     numeric = [(process.mean((at + e)[None]) - process.mean((at - e)[None]))[0] / (2 * step) for e in step * np.eye(3)]
     np.testing.assert_allclose(by[0], numeric, rtol=1e-5, atol=1e-7)
-    drawn = process.at(at, process.draws(4000, rng))[0]
+    drawn = Stack.of([process]).at(at, process.draws(4000, rng)[None])[0]
     assert drawn.mean() == pytest.approx(value[0], abs=0.1 * y.std())
     assert drawn.std() < 1.2 * np.sqrt(process.spread(at[None])[0])  # directions without data are not drawn
 
