@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import forked
 import numpy as np
 
 from ideal_proxy.config import SearchConfig, dump_config, parse_config
@@ -71,10 +72,8 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def start(*arguments: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Start the program as a process of its own, in a folder, and wait for it."""
-    return subprocess.run(
-        [*PROGRAM, *arguments], capture_output=True, text=True, env=environment(), check=False, cwd=cwd, timeout=timeout
-    )
+    """Run the program in a process of its own, forked, in a folder."""
+    return forked.run([*PROGRAM, *arguments], env=environment(), cwd=cwd, timeout=timeout)
 
 
 def gone(pid: int) -> bool:
@@ -262,7 +261,7 @@ WHOLE = {
 def whole_search(place: Path) -> Path:
     """Give the folder of one finished search that is run once for all tests: what it prints, `mix.yaml` and `run`.
 
-    It is a process of its own with two workers and tries learning rates. Nobody writes into `run`: copy it.
+    It is started as a user's, with two workers, and tries learning rates. Nobody writes into `run`: copy it.
     """
     from filelock import FileLock
 
@@ -271,7 +270,8 @@ def whole_search(place: Path) -> Path:
         if not (folder / "said.json").exists():
             folder.mkdir(exist_ok=True)
             write_small_search(folder, **WHOLE)
-            answer = start("search", "mix.yaml", "--out", "run", cwd=folder)
+            command = [*PROGRAM, "search", "mix.yaml", "--out", "run"]
+            answer = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False, cwd=folder)
             assert answer.returncode == 0, answer.stderr
             (folder / "said.json").write_text(json.dumps([answer.stdout, answer.stderr]), encoding="utf-8")
     return folder

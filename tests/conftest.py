@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from unittest import mock
 
 import pytest
@@ -40,12 +41,16 @@ def run():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_workers(request):
-    """Fork the workers of a search from a process that has their libraries, but where their start is what is tested."""
-    if request.path.parent.name in {"swarm", "faults"}:
-        yield
-        return
-    import forked_workers
+def quick_workers():
+    """Fork the workers of a search from a process that has their libraries; `real_workers` starts them as a user's."""
+    import forked
 
-    with mock.patch("ideal_proxy.swarm.local.start_worker", forked_workers.start_worker):
+    with forked.forked_workers():
+        yield
+
+
+@pytest.fixture
+def real_workers():
+    """Start the workers of a test as a user's start."""
+    with mock.patch("ideal_proxy.swarm.local.subprocess", subprocess):
         yield

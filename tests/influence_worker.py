@@ -1,4 +1,4 @@
-"""One process of the torchrun test: implicit responses in both precisions, and how many labels this process saw."""
+"""One of two gloo processes: implicit responses in both precisions, and how many labels this process saw."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tiny_llama import SETTINGS, VOLUMES, tiny_domains, tiny_llama, tiny_referen
 from ideal_proxy.data.tokens import IGNORED
 from ideal_proxy.gradients import influence
 
-out = Path(sys.argv[1])
-dist.init_process_group("gloo")
+out, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method=f"file://{os.environ['STORE']}", rank=RANK, world_size=2)
 seen = 0
 original = influence.batch_loss
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from builders import PROGRAM, ROOT, environment, run, write_rows
+from forked import Forked
 
 COMMANDS = (
     "init", "check", "search", "show", "status", "report", "compare", "price", "what-if", "apply", "transfer", "export",
@@ -241,17 +242,16 @@ def test_a_dry_run_stands_in_nobodys_way(begun, tmp_path):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_how_to_go_on(folder, sent):
     run("init", "data", cwd=folder)
-    process = subprocess.Popen(
-        [*PROGRAM, "search", "mix.yaml"], cwd=folder, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
-    )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("tokenizer"):
-            break
-    process.send_signal(sent)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
+    command = [*PROGRAM, "search", "mix.yaml"]
+    with Forked(
+        command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("tokenizer"):
+                break
+        process.send_signal(sent)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
     assert rest.strip().endswith("stopped; run the same command again to go on where it was")
     assert "Traceback" not in rest
 

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from builders import TESTS, environment
+from builders import environment
+from forked import Forked
 from tiny_llama import NAMES, SETTINGS, VOLUMES, tiny_domains, tiny_llama, tiny_references
 from torch import Tensor
 
@@ -250,12 +250,10 @@ def test_implicit_is_the_derivative_of_the_optimum(kind):
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    code = TESTS / "influence_worker.py"
-    # torchrun itself, left without the interpreter's end, in which the launcher's store has aborted on a loaded machine
-    launch = "import os, sys; from torch.distributed.run import main; main(sys.argv[1:]); os._exit(0)"
-    command = [sys.executable, "-c", launch, "--nproc-per-node", "2", "--standalone", str(code), str(tmp_path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-m", "influence_worker", str(tmp_path)]
+    store = str(tmp_path / "store")
+    ranks = [Forked(command, env=environment(RANK=str(rank), STORE=store)) for rank in range(2)]
+    assert [process.wait(240) for process in ranks] == [0, 0]
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
         alone = responses(tiny_llama(dtype), tiny_domains(), tiny_references(), VOLUMES, settings=SETTINGS)
         both = [ResponseMatrix.load(tmp_path / f"{rank}-{dtype}.npz") for rank in range(2)]

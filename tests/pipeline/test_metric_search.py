@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import SMALL, TESTS, environment, run, search_command, start, without_times, write_small_search
+from forked import Forked
 
 from ideal_proxy.pipeline.finished import load_result, load_run
 from ideal_proxy.pipeline.status import read_status
@@ -115,10 +116,8 @@ def test_report_what_if_and_status_know_of_scores(finished):
 def test_killed_in_the_middle_of_a_metric_it_ends_with_the_same_mixture(finished):
     folder, _ = finished
     slow = {**environment(), "TEST_METRIC_SLEEP": "3"}
-    process = subprocess.Popen(
-        search_command(folder, "killed"), env=slow, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+    command = search_command(folder, "killed")
+    process = Forked(command, env=slow, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     kept: list[Path] = []
     while not kept and time.monotonic() < deadline and process.poll() is None:

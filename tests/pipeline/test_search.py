@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from accelerate import tracking
 from builders import environment, run, search_command, small_search, without_times, write_small_search
+from forked import Forked
 
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.errors import UserError
@@ -175,9 +176,9 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_mixture(finished, tmp_pa
     runs = folder / "killed" / "runs"
     rng = random.Random(5)
     for complete, stage in ((rng.randint(2, 7), "learning rate"), (rng.randint(12, 18), "round 1: swarm")):
-        process = subprocess.Popen(
+        process = Forked(
             search_command(folder, "killed"), env=environment(), cwd=folder, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         ours = f"process {process.pid} on"
         while process.poll() is None and (

@@ -113,7 +113,7 @@ def test_every_process_takes_part_and_none_is_lost(monkeypatch):
         own = [int(k) for _, keys in batches for k in keys]
         assert 5 <= len(own) <= 6
         seen += own
-    assert sorted(seen) == expected  # test_influence.py: two processes under torchrun give what one gives
+    assert sorted(seen) == expected  # test_influence.py: two processes give what one gives
 
 
 @pytest.mark.parametrize("words", [1, 40, 300])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -418,7 +418,7 @@ def test_killed_run_goes_on_with_the_same_curve(mixture: MixtureFile, tmp_path: 
     save_mixture(tmp_path / "mixture.json", mixture)
     out = tmp_path / "broken"
     command = [sys.executable, "-c", DIE_AT_STEP_8, str(tmp_path / "mixture.json"), str(out)]
-    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    killed = forked.run(command, env=environment(), timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     run_folder = out / "runs" / "mixture-5"
     assert (run_folder / "checkpoint-6").is_dir()

@@ -13,6 +13,7 @@ import pytest
 import sharded_worker as worker
 import torch
 import yaml
+from forked import Forked
 
 from ideal_proxy import scaleup
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
@@ -28,16 +29,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("sharded")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "sharded_worker.py"), str(rank), str(WORLD), str(out / "store"), str(out)],
+        Forked(
+            [sys.executable, "-m", "sharded_worker", str(rank), str(WORLD), str(out / "store"), str(out)],
             env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(WORLD)
     ]
-    errors = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(errors)[-4000:]
+    assert [process.wait(600) for process in processes] == [0] * WORLD
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

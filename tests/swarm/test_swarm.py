@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import ROOT, SPECS, VOCABULARY, gone, make_context, make_rows, run_swarm, same, spec
+from forked import Forked
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.model import proxy_shape
@@ -192,10 +193,9 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     make_context(tmp_path / "context", warm=False)
-    with subprocess.Popen(
+    with Forked(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "context"), str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as parent:  # fmt: skip
         assert parent.stdout is not None
         while not (line := parent.stdout.readline()).startswith("step"):

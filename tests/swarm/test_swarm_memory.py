@@ -34,6 +34,7 @@ def test_counting_supervised_tokens_in_blocks(monkeypatch):
         assert rows.supervised_tokens.tolist() == [int(rows.supervised[a:b].sum()) for a, b in ends]
 
 
+@pytest.mark.usefixtures("real_workers")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for what a process maps")
 def test_two_workers_hold_the_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))

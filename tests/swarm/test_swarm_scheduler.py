@@ -184,6 +184,7 @@ def test_a_killed_worker_repeats_no_step_that_its_checkpoint_holds(tmp_path, mon
     assert outcome.results["killed"].metrics["steps_resumed"] >= killed_at[0]
 
 
+@pytest.mark.usefixtures("real_workers")
 @pytest.mark.parametrize("search_path", ["", ":"], ids=["unset", "an empty part"])
 def test_no_module_of_the_current_folder_is_run(tmp_path, monkeypatch, search_path):
     """A user's `queue.py` or `json.py` beside the run file is data, not a part of a worker."""
