@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 class Section(BaseModel):
     """One block of the run file; a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def distinct(values: Sequence[Any]) -> Any:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.errors import UsageError, UserError, shortened
+from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.metric_section import MetricConfig
 from ideal_proxy.sections import (
@@ -34,7 +34,9 @@ FROZEN = "mixture:"  # before the path of a domain that is a frozen mixture
 class SearchConfig(Section):
     """The whole run file."""
 
-    name: str = "mix"
+    name: str = Field(
+        default="mix", max_length=80, pattern=rf"^\.*[^./\\{UNSEEN}][^/\\{UNSEEN}]*$", description="of its folder"
+    )
     freeze: dict[str, str] = Field(
         default={}, description="{NAME: mixture.json}: a settled mixture as one domain whose inner shares stay"
     )
@@ -80,6 +82,8 @@ class SearchConfig(Section):
                 f"swarm.sizes ends with {sizes[-1]} and the proxies are {size or 'pretrained'}; a ladder is of scratch "
                 "proxies and its last size is theirs: leave proxy.size out"
             )
+        if sizes and self.proxy.mode == "target":
+            raise ValueError("give either a ladder (swarm.sizes) or mode: target; on a ladder nothing is imitated")
         judged = [capability.name for capability in self.capabilities if capability.metric is not None]
         reported = [c.name for c in self.capabilities if c.metric is not None and c.metric.reported]
         if reported and self.proxy.command is None:
@@ -240,6 +244,20 @@ def range_of(
     return base, lower, min(upper, cap)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one block, of which YAML would take the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {shortened(repr(key.value))} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+
 def load_config(path: str | Path) -> SearchConfig:
     """Read and check a run file; relative data paths are taken from the file's folder."""
     path = Path(path)
@@ -247,7 +265,7 @@ def load_config(path: str | Path) -> SearchConfig:
         text = path.read_bytes()[: MOST_BYTES + 1]
         if len(text) > MOST_BYTES:
             raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no run file needs; give mix.yaml")
-        raw = yaml.safe_load(text.decode("utf-8"))
+        raw = yaml.load(text.decode("utf-8"), _Loader)
         if _nodes(raw) > MOST_NODES:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:

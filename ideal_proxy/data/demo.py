@@ -122,6 +122,7 @@ DOMAINS: dict[str, Callable[[random.Random, Knowledge], Pair]] = {
     "facts": _facts,
 }
 PARTS = 5
+MOST_ROWS = 10**7  # a source that is a name alone must not take memory without end
 NULL = "blend"  # one stream made of every domain; its random splits are the null demo's domains
 
 
@@ -141,8 +142,8 @@ def demo_rows(uri: str) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UsageError(f"{uri}: seed, rows and part must be whole numbers") from error
     split = given.get("split", "train")
-    if split not in {"train", "reference"} or count < 0 or not 0 <= part <= PARTS:
-        raise UsageError(f"{uri}: split must be train or reference, rows not negative, part 0 to 5")
+    if split not in {"train", "reference"} or not 0 <= count <= MOST_ROWS or not 0 <= part <= PARTS:
+        raise UsageError(f"{uri}: split must be train or reference, rows 0 to {MOST_ROWS:,}, part 0 to 5")
     rng = random.Random(f"{name}/{seed}/{split}/{part}")
     knowledge = Knowledge(seed)
     rows: list[dict[str, Any]] = []

@@ -45,8 +45,10 @@ def test_formats_contradict_facts():
 
 
 @pytest.mark.parametrize(
-    "uri", ["demo:nothing", "demo:facts?sead=1", "demo:facts?rows=x", "demo:facts?split=dev", "demo:blend?part=9"]
-)
+    "uri",
+    ["demo:nothing", "demo:facts?sead=1", "demo:facts?rows=x", "demo:facts?split=dev", "demo:blend?part=9",
+     "demo:facts?rows=10000001"],
+)  # fmt: skip
 def test_bad_sources(uri):
     with pytest.raises(UsageError):
         demo_rows(uri)
