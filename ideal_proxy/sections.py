@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ideal_proxy.batching import Section
 from ideal_proxy.errors import UNSEEN
@@ -15,9 +15,6 @@ from ideal_proxy.metric_section import MetricConfig
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
 ProxySize = Literal["0.1M", "1M", "3M", "10M"]
 Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
-Format = Annotated[
-    str, Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)( chat_template_kwargs:.+)?$")
-]  # columns: is written by `columns`
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
 
@@ -50,6 +47,27 @@ class ColumnsConfig(Section):
         if (self.messages is None) == (self.prompt is None) or (self.prompt is None) != (self.completion is None):
             raise ValueError("give either prompt and completion, or messages")
         return self
+
+
+def _read_again(format: str) -> str:
+    """Refuse columns and settings behind a format's name that are none: a mixture file may come from anybody."""
+    written, _, settings = format.partition(" chat_template_kwargs:")
+    try:
+        if written.startswith("columns:"):
+            ColumnsConfig.model_validate_json(written.removeprefix("columns:"))
+        known = isinstance(json.loads(settings or "{}"), dict)
+    except (ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ValueError("holds columns or chat_template_kwargs that cannot be read")
+    return format
+
+
+Format = Annotated[
+    str,
+    Field(pattern=r"^(auto|alpaca|chat|prompt|columns:.+)( chat_template_kwargs:.+)?$"),
+    AfterValidator(_read_again),
+]  # columns: is written by `columns`
 
 
 class SourceSection(Section):

@@ -56,7 +56,7 @@ def test_draws_and_order_are_those_of_the_golden_file():
 
 def test_draws_do_not_depend_on_the_process():
     script = (
-        "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests/mixture']\n"
+        "import sys, json; sys.path[:0] = [sys.argv[1] + part for part in ('', '/tests', '/tests/mixture')]\n"
         "from test_mixture import golden_case; print(json.dumps(golden_case()))"
     )
     root = str(Path(__file__).resolve().parents[2])
@@ -306,6 +306,13 @@ def test_mixture_file_comes_back_as_it_was_written(tmp_path):
         (lambda m: m.update(key_version=99), "newer ideal-proxy: its row keys are of version 99"),
         (lambda m: m.update(format="ideal-proxy/mixture/9"), "must be 'ideal-proxy/mixture/1'"),
         (lambda m: m.update(domains=[]), "'domains'"),
+        *(
+            (lambda m, text=text: m["domains"][0].update(format=text), "'domains.0.format' .*: holds columns or .* cannot be read")
+            for text in (
+                'columns:{"prompt":', "columns:[]", 'columns:"x"', 'columns:{"prompt": {"a": 1}, "completion": 5}',
+                'columns:{"prompt": "a"}', "auto chat_template_kwargs:[1]", "auto chat_template_kwargs:" + "[" * 9_999,
+            )
+        ),
     ],
 )
 def test_a_wrong_mixture_file_gets_one_sentence(tmp_path, edit, words):
