@@ -14,7 +14,7 @@ from ideal_proxy.pipeline.status import read_status
 def ladder(**changes):
     """Give a run file of two sizes whose search takes seconds."""
     settings = small_search(protect="none")
-    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.08}
+    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.08, "dtype": "float32"}
     return {**settings, "proxy": proxy, "swarm": {"sizes": ["0.1M", "1M"], "runs": [8, 5], "workers": 1}, **changes}
 
 

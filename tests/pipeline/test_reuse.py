@@ -216,7 +216,7 @@ def test_other_proxies_are_refused_by_name(home, change, told, tmp_path):
 
 def test_proxies_of_another_size_are_evidence_of_another_kind(home):
     """And a φ of their own; the warm start is trained anew on the same rows, the rate is the dial's."""
-    proxy = {"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.1}
+    proxy = {"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.1, "dtype": "float32"}
     raw = settings(home, dict(zip(NAMES, NAMES, strict=True)), NAMES[:2], proxy=proxy, swarm={"runs": 4, "workers": 1})
     before = state(home / "old")
     found = search(raw, home / "larger", reuse=[home / "old"])

@@ -61,7 +61,7 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
 
 
 def test_the_command_prints_lines_that_a_run_file_takes(tmp_path):
-    raw = small_search(proxy={"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.08})
+    raw = small_search(proxy={"size": "1M", "vocabulary": 300, "context": 48, "fraction": 0.08, "batch_rows": 16})
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(raw))
     answer = run("plan", "mix.yaml", "--quiet", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr

@@ -46,7 +46,7 @@ def test_a_full_size_run_begins_the_next_search(whole, tmp_path):
     assert "Predicted against observed at full size" in (folder / "report.html").read_text()
     shown = run("search", "mix.yaml", "--out", str(folder), cwd=tmp_path)
     assert f"search RUN_FILE --reuse {folder} --out ANOTHER_FOLDER" in " ".join(shown.stderr.split())
-    settings = small_search(proxy=WHOLE["proxy"], swarm={"workers": 1}, protect="none")
+    settings = small_search(proxy=WHOLE["proxy"], swarm={"runs": 4, "workers": 1}, protect="none")
     again = search(settings, tmp_path / "next", reuse=[folder])
     kind = "full-size runs of scratch:0.1M"
     lines = again.runs[again.runs["from"] == kind]
