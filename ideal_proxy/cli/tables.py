@@ -144,7 +144,15 @@ def optimize(
     )
 
     model, explored = load_fit(_fit_file(fitted))
-    problem = table_problem(model, explored, base=base, tokens_per_row=tokens_per_row)
+    search = None
+    if base is None and tokens_per_row is None and (folder := _fit_file(fitted).parent / "config.yaml").exists():
+        from ideal_proxy.pipeline.finished import load_run
+        from ideal_proxy.pipeline.proposal import make_constraints
+
+        run = load_run(folder.parent)
+        search = make_constraints(run.config, run.prepared, run.volumes())
+        say("note: the search's own limits hold, but where an option says otherwise", file=sys.stderr)
+    problem = search.problem if search else table_problem(model, explored, base=base, tokens_per_row=tokens_per_row)
     taken: dict[str, str] = {}
     domains, metrics = problem.domains.names, problem.capabilities
     for given, known in ((lower, domains), (upper, domains), (pinned, domains), (must_not_drop, metrics),
@@ -159,7 +167,7 @@ def optimize(
         "repeat_cap": max_repeat, "must_not_drop": must_not_drop, "trust_region": trust_region, "groups": group,
         "kl_cap": kl_cap,
     }  # fmt: skip
-    limits = table_constraints(options, constraints, problem, explored)
+    limits = table_constraints(options, constraints, problem, explored, search)
     weights = None
     try:
         if weight:

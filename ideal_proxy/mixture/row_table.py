@@ -54,7 +54,7 @@ class RowTable:
     checksums: tuple[str, ...]  # XXH3 of 128 bits of each
     format: str  # alpaca, chat or prompt
     rows: int  # N, rows with an answer
-    without_answer: int  # rows left out
+    left_out: tuple[str, ...]  # what rows are not among them, a sentence each
     fingerprint: str  # SHA-256 over the keys, as `source_fingerprint` gives it
     shape: Shape  # what is in the rows
 
@@ -151,7 +151,7 @@ def _kept(table: RowTable, keep: Path | None, source: str, asked: str) -> RowTab
     place = _kept_at(keep, source, asked)
     value = {
         "format": FORMAT, "asked": asked, "row_format": table.format, "rows": table.rows,
-        "without_answer": table.without_answer, "fingerprint": table.fingerprint,
+        "left_out": table.left_out, "fingerprint": table.fingerprint,
         "shape": table.shape.to_json(),
         "files": [[os.path.abspath(f), *state] for f, state in zip(table.files, table.states, strict=True)],
         "checksums": table.checksums, "keys": _checksum(table.path),
@@ -179,11 +179,11 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
         files = [[os.path.abspath(f), *state] for f, state in zip(reader.files, states, strict=True)]
         known = (value["format"], value["asked"], value["files"]) == (FORMAT, asked, files)
         if known and _checksum(place / ROWS) == value["keys"]:
-            if value["without_answer"]:
-                log.warning("%s: %d rows without an answer are left out", reader.source, value["without_answer"])
+            for line in value["left_out"]:
+                log.warning("%s: %s", reader.source, line)
             return RowTable(
                 place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
-                value["without_answer"], value["fingerprint"], Shape.from_json(value["shape"]),
+                tuple(value["left_out"]), value["fingerprint"], Shape.from_json(value["shape"]),
             )  # fmt: skip
     return None
 
@@ -223,7 +223,7 @@ def _build(
     checksums = tuple(digests[file].hexdigest() for file in files) if plain else (spooled.hexdigest(),)
     return RowTable(
         folder, files, states or _states(files), checksums, reader.format, len(keys),
-        reader.without_answer, source_fingerprint(key_N), shape,
+        tuple(reader.tally.lost_lines()), source_fingerprint(key_N), shape,
     )  # fmt: skip
 
 

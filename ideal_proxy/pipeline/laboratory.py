@@ -210,9 +210,15 @@ class Laboratory(Bench):
         # A trainer that judges by itself may count loss in another way than the start was judged in here.
         theirs = any(result.metrics.get("judged_by") == "command" for result in results)
         anchor = np.full(values.shape[1], np.nan) if theirs else self._search_losses(before)
+        base = self.prepared.domains.base
+        volumes = np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(base))
+        drawn = np.rint(
+            base * self.plan.fraction
+        )  # whole rows of a proxy: the fit is to know base's runs by its volumes
+        volumes[[tuple(r.spec.rows) == tuple(drawn) for r in results]] = base
         own = Evidence(
             ids=tuple(kept),
-            volumes=np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(self.prepared.facts)),
+            volumes=volumes,
             losses=np.array([self._search_losses(r) for r in results]).reshape(values.shape),
             values=values,
             seeds=np.array([result.spec.seed for result in results], dtype=np.int64),

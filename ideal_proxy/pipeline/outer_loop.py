@@ -154,9 +154,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             ) as laboratory,
         ):
             if laboratory.gradients or plan.runs <= len(config.domains) + 1:
-                reporter.note(
-                    f"gradients {laboratory.gradients or 'none'} ({laboratory.gradients_why or 'by the run file'})"
-                )
+                why = laboratory.gradients_why or ("with --reuse none are taken" if config.reuse else "by the run file")
+                reporter.note(f"gradients {laboratory.gradients or 'none'} ({why})")
             check_constraints(config, prepared, laboratory.first_volumes())
             if plan.lower:
                 climb(laboratory, heritage)

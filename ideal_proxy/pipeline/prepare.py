@@ -201,6 +201,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
             "duplicates": list(map(str, duplicates)),
             "leaks": [str(found) for found in duplicates if found.act],
             "few": [few] if few else [],
+            "left_out": [f"{name}: {line}" for name, source in found for line in source.tally.lost_lines()],
             "stamps": stamps,
         },
         vocabulary=len(tokenizer),

@@ -269,7 +269,7 @@ def _pareto(run: SearchRun, front: ParetoFront, place: tuple[float, float]) -> d
 def _health(run: SearchRun) -> dict[str, Any]:
     domains = [asdict(entry) for entry in run.prepared.facts]
     capabilities = [asdict(entry) for entry in run.prepared.capabilities]
-    findings = list(run.prepared.health.get("duplicates", []))
+    findings = [line for key in ("duplicates", "left_out") for line in run.prepared.health.get(key, [])]
     context = run.prepared.context.tokens
     for entry in (*domains, *capabilities):
         if entry.get("truncated"):

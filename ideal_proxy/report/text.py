@@ -341,7 +341,7 @@ def reuse_text(found: dict[str, Any] | None) -> str:
     return (
         f"Evidence: {earlier}, and this search's own; {found['new_runs']} new in its first round, where a fresh search "
         f"has {found['fresh_runs']}. "
-        + "".join(f"{text}. " for text in found.get("trust", ()))
+        + "".join(f"{text[:1].upper()}{text[1:]}. " for text in found.get("trust", ()))
         + (f"Since then: {'; '.join(changed)}." if changed else "The data are the same.")
     )
 

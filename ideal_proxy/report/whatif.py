@@ -166,7 +166,7 @@ def what_if_tables(answer: WhatIf) -> str:
     domains = [
         (
             name, f"{answer.base[name]:,}", f"{answer.proposal[name]:,}", f"{rows:,}",
-            f"{rows / answer.base[name] - 1:+.0%}" if answer.base[name] else "new", f"{answer.repeat[name]:.2f}x",
+            signed(rows / answer.base[name] - 1, ".0%") if answer.base[name] else "new", f"{answer.repeat[name]:.2f}x",
         )
         for name, rows in answer.rows.items()
     ]  # fmt: skip

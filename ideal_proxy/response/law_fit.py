@@ -272,13 +272,15 @@ def _seed_effects(residual_JR: Array, data: LawData, noise_J: Array, seeds: int)
     weight = data.weight_JR @ onehot
     mean = np.divide((residual_JR * data.weight_JR) @ onehot, weight, out=np.zeros_like(weight), where=weight > 0)
     error = np.divide(noise_J[:, None] ** 2, weight, out=np.zeros_like(weight), where=weight > 0)
-    present = weight > 0
+    full = np.maximum(data.weight_JR.max(axis=1, keepdims=True), 1e-12)
+    # A seed whose runs hardly count tells hardly how far seeds are apart: a square's own variance goes as 1 / weight².
+    present = np.minimum(weight / full, 1.0) ** 2
     count = np.maximum(present.sum(axis=1), 2)
     centre = (mean * present).sum(axis=1, keepdims=True) / count[:, None]
     excess = (((mean - centre) ** 2 - error) * present).sum(axis=1) / (count - 1)
     spread = np.maximum(excess, 0.0)
     shrink = spread[:, None] / np.maximum(spread[:, None] + error, 1e-12)
-    return np.asarray(shrink * (mean - centre) * present), np.sqrt(spread)
+    return np.asarray(shrink * (mean - centre) * (weight > 0)), np.sqrt(spread)
 
 
 def _update_rho(data: LawData, solution: Solution, noise_J: Array) -> tuple[Array, Array]:

@@ -294,7 +294,8 @@ class FittedResponse:
         parts = [unpack(theta_JP, self.bounds_, len(self.volumes_.rho))["E"] for theta_JP in self.theta_draws_]
         lowest = np.maximum(self.location_ + self.scale_ * np.min(parts, axis=0), 0.0)
         lowest[self.weights_ @ ON_LAW == 0] = 0.0
-        return np.where(np.array([kind == "loss" for kind in self.kinds_]), lowest, -np.inf)
+        plain = (self.location_ == 0) & [kind == "loss" for kind in self.kinds_]  # else some values were negative
+        return np.where(plain, lowest, -np.inf)
 
     def repeat_decay(self) -> dict[str, tuple[float, float] | str]:
         """Tell how many further passes over each domain are worth having."""

@@ -57,14 +57,14 @@ def guard(
 
 def skipped(why: str) -> dict[str, Any]:
     """Say that nothing was looked at, and why."""
-    return {"prompts": {}, "measures": [], "sentence": f"answers were not looked at: {why}"}
+    return {"prompts": {}, "measures": [], "sentence": f"not looked at: {why}"}
 
 
 def told(entries: Sequence[dict[str, Any]]) -> str:
     """Say in one sentence what rises."""
     rising = [entry for entry in entries if entry["rises"]]
     if not rising:
-        return "answers of base and proposal end, repeat and think alike, as far as 50 a capability can tell"
+        return "base's and the proposal's end, repeat and think alike, as far as 50 a capability can tell"
     parts = []
     for entry in rising:
         numbers = (entry["base"], entry["proposal"])

@@ -224,7 +224,7 @@ def gain_over(
 def scale_up_tables(result: dict[str, Any], folder: str) -> str:
     """Lay out the outcome of a scale-up in 80 columns."""
     with_base = result["gain"] is not None
-    header = ["capability", "before", "after"] + (["base", "ratio"] if with_base else []) + ["predicted", "inside"]
+    header = ["capability", "before", "after"] + (["base", "change"] if with_base else []) + ["predicted", "inside"]
     rows = []
     for entry in result["capabilities"]:
         cells = [entry["name"], f"{entry['before']:.3f}", f"{entry['after']:.3f}"]

@@ -97,7 +97,8 @@ def predict_table(
     v = ratios.values[names]
     if model.unit == "share":
         _unit(v, "share", ratios.path)
-    bounds = [np.asarray(b).reshape(len(v), -1) for b in model.predict(v, return_interval=level)]
+    mean, lower, upper = (np.asarray(b).reshape(len(v), -1) for b in model.predict(v, return_interval=level))
+    bounds = [mean, np.maximum(lower, np.minimum(model.floors(), mean)), upper]
     if fidelity is not None:
         if fidelity not in model.fidelity_:
             raise UserError(f"Fidelity {fidelity!r} was not fitted: choose one of {some(list(model.fidelity_))}.")

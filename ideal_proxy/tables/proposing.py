@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.limits import Limits, read_limits
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.optimizer import (
     Constraints,
@@ -126,9 +128,13 @@ def _words(name: str) -> str:
 
 
 def table_constraints(
-    options: Mapping[str, Any], file: Path | None, problem: Problem, explored: Mapping[str, Any]
+    options: Mapping[str, Any],
+    file: Path | None,
+    problem: Problem,
+    explored: Mapping[str, Any],
+    search: Constraints | None = None,
 ) -> Constraints:
-    """Merge constraints from a YAML file and from options, options first."""
+    """Merge constraints from a YAML file and from options, options first; of a search's fit its own stand behind."""
     merged: dict[str, Any] = {}
     if file is not None:
         try:
@@ -138,6 +144,15 @@ def table_constraints(
         if not isinstance(merged, dict):
             raise UsageError(f"{file} must be a mapping, such as 'upper: {{coding: 40 %}}'")
     merged |= {key: value for key, value in options.items() if value not in (None, [], ())}
+    if search is not None:
+        values = read_limits(merged, problem.domains.names, problem.capabilities)
+        kept = {key: getattr(search.limits, key) for key in Limits.__slots__ if key in values}
+        given = {key: old | values.pop(key) if isinstance(old, dict) else values.pop(key) for key, old in kept.items()}
+        if "groups" in given:
+            given["groups"] = (*search.limits.groups, *given["groups"])
+        if "budget" in given:
+            given.setdefault("budget_unit", None)
+        return replace(search, problem=problem, limits=replace(search.limits, **given), **values)
     if "trust_region" not in merged and explored:
         region = explored_region(np.array([explored["low"], explored["high"]]), problem.domains)
         merged["trust_region"] = {name: bounds for name, bounds in region.items() if any(bounds)}

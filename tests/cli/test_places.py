@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from finished_run import folder as finished_folder
 from typer.testing import CliRunner
@@ -52,6 +53,19 @@ def test_a_fit_of_a_search(tmp_path: Path) -> None:
     answers = [said("optimize", str(fit), "--out", str(tmp_path / "m.json"), "--json") for fit in fits]
     assert answers[0][0] == 0, answers[0][1]
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_fit_of_a_search_is_optimised_inside_what_its_runs_cover(tmp_path: Path) -> None:
+    run = finished_folder()
+    table = pd.read_parquet(run / "runs.parquet")
+    covered = table.loc[table["role"] == "design"].filter(like="rows/").max().to_numpy()
+    rows = []
+    for options in ([], ["--trust-region", "none"]):
+        code, told = said("optimize", str(run), "--out", str(tmp_path / "m.json"), *options)
+        assert code == 0, told
+        rows.append([d["rows"] for d in json.loads((tmp_path / "m.json").read_text())["domains"]])
+    assert (rows[0] <= covered + 1).all()
+    assert (rows[1] > covered + 1).any()
 
 
 def test_apply_writes_the_same_rows(searched: Path, tmp_path: Path) -> None:

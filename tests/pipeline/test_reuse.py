@@ -163,6 +163,7 @@ def test_other_limits_need_no_new_run_but_the_check(home):
     assert "design" not in roles
     assert roles["reused"] >= 9
     assert found.result["reuse"]["new_runs"] == 0
+    assert "gradients none (with --reuse none are taken)" in (home / "limits" / "log.txt").read_text()
     assert all(d["repeat"] <= 1.5 + 1e-9 for d in found.result["domains"])
 
 

@@ -67,6 +67,10 @@ def test_the_files_hold_together(finished):
     verify = frame[frame["role"] == "verify"]
     assert len(verify) == 6
     assert not set(verify["seed"]) & set(frame.loc[frame["role"] == "design", "seed"])
+    # The fit knows runs of base by what a proxy draws of it: whole rows.
+    drawn = frame.filter(like="rows/").eq(verify.filter(like="rows/").iloc[0])
+    seen = json.loads((folder / "run" / "fit.json").read_text())["at_base_"]
+    assert seen["runs"] == (drawn.all(axis=1) & (frame["role"] == "design")).sum() > 0
     # The verified numbers can be recomputed from the runs.
     base = verify[verify["rows/strings"] == verify["rows/strings"].min()]["verify_loss/strings"].mean()
     assert mixture["capabilities"][0]["verified_base_loss"] == pytest.approx(base, rel=1e-9)

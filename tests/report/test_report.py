@@ -209,6 +209,7 @@ def test_health_names_what_is_wrong(numbers, text):
     findings = "\n".join(numbers["health"]["findings"])
     assert "share 12 equal rows" in findings
     assert "7 rows are longer than 512 tokens" in findings
+    assert "domain coding: 2 rows cannot be read" in findings
     assert "under 200 reference rows for the verdict, which makes it noisy: " in findings
     assert " 199" in findings
     for line in numbers["health"]["findings"]:

@@ -476,6 +476,18 @@ def test_an_own_domain_is_the_one_of_exactly_the_name_unless_it_is_given() -> No
         ResponseModel(n_draws=2).fit(*frames, own=[0, 2])
 
 
+def test_runs_that_hardly_count_do_not_say_how_far_seeds_are_apart() -> None:
+    rng = np.random.default_rng(5)
+    v = rng.uniform(10.0, 200.0, (36, 3))
+    y = surface(rng, v, 2, scale=100.0)[0] * (1 + 0.01 * rng.standard_normal((36, 2)))
+    y[12:] *= 2.0  # of another kind: each seed of theirs lies as far off
+    seeds = np.concatenate([np.arange(12) % 4, np.arange(4, 28)])
+    weights = np.where(np.arange(36) < 12, 1.0, 0.02)
+    model = ResponseModel(n_draws=2).fit(v, y, seed_id=seeds, sample_weight=weights)
+    assert (model.seed_scale_ < 0.2 * y[:12].mean(axis=0)).all()
+    np.testing.assert_allclose(model.predict(v[:12]), y[:12], rtol=0.1)
+
+
 def test_what_runs_of_base_measured_is_kept_without_seed_effects() -> None:
     rng = np.random.default_rng(4)
     v = np.vstack([np.full((4, 3), 60.0), rng.uniform(10.0, 200.0, (20, 3))])

@@ -122,7 +122,7 @@ def test_a_run_file_without_a_metric_is_refused(mixture: MixtureFile, place: Pat
 def test_models_from_scratch_are_not_looked_at() -> None:
     wanted = ScaleUp(spec=ModelSpec(name="scratch:0.1M"))
     found = train._look_at_answers(wanted, None, {}, None, "cpu", QUIET)  # type: ignore[arg-type]
-    assert found["sentence"] == "answers were not looked at: a model from scratch has no answers to speak of"
+    assert found["sentence"] == "not looked at: a model from scratch has no answers to speak of"
 
 
 class Letters:

@@ -63,6 +63,15 @@ def test_rows_are_joined_by_id_never_by_order(tmp_path: Path) -> None:
     assert (first["loss_a_upper"] > first["loss_a"]).all()
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_interval_of_a_loss_ends_above_zero(tmp_path: Path, maximize: bool) -> None:
+    ratios, metrics = frames()
+    metrics[["loss_a", "loss_b"]] *= np.exp(np.random.default_rng(2).normal(0.0, 1.0, (len(metrics), 2)))
+    tables = write(tmp_path, ratios, metrics)
+    lower = predict_table(fit_tables(join_tables(*tables), maximize=maximize), tables[0], level=0.99)["loss_a_lower"]
+    assert (lower < 0).any() == maximize
+
+
 def test_regmix_and_olmix_layouts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ratios, metrics = frames()
     regmix = write(
