@@ -146,8 +146,7 @@ def optimize(
     model, explored = load_fit(_fit_file(fitted))
     search = None
     if base is None and tokens_per_row is None and (folder := _fit_file(fitted).parent / "config.yaml").exists():
-        from ideal_proxy.pipeline.finished import load_run
-        from ideal_proxy.pipeline.proposal import make_constraints
+        from ideal_proxy.pipeline import load_run, make_constraints
 
         run = load_run(folder.parent)
         search = make_constraints(run.config, run.prepared, run.volumes())
