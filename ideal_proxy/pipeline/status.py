@@ -13,7 +13,7 @@ from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.stage import LOWER, Stage, runs_by_stage, seconds_left, stage_at, stage_text, trained_runs
 from ideal_proxy.pipeline.status_record import STATUS
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
-from ideal_proxy.terminal import duration, paragraph, program, table
+from ideal_proxy.terminal import count_text, duration, paragraph, program, table
 
 SECONDS = ("train_seconds", "evaluate_seconds", "metric_seconds")
 CHECKPOINT = "checkpoint.safetensors"  # as `proxy` names it, which would load torch
@@ -139,7 +139,7 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     complete = trained_runs(counts.items())
     roles = ", ".join(f"{name} {count}" for name, count in counts.items())
     most = f" of {status['planned_runs']} at most" if status["planned_runs"] and state != "finished" else ""
-    lines += ["", paragraph(f"Done: {complete} runs{most}{f' ({roles})' if roles else ''}.")]
+    lines += ["", paragraph(f"Done: {count_text(complete, 'run')}{most}{f' ({roles})' if roles else ''}.")]
     if status["stage_runs"] and state in {"running", "stopped"}:
         lines.append(f"This stage: {status['stage_runs_done']} of {status['stage_runs']} runs.")
     for kind, word in (("retried", "Tried again"), ("failed", "Failed twice, left out")):
@@ -160,7 +160,7 @@ def _worker(at: dict[str, Any]) -> str:
 def _state(status: dict[str, Any]) -> str:
     """Say the state in a few words."""
     stage = f", {status['stage']}" if status["stage"] else ""
-    how = {None: "it was killed", "Ctrl-C": "by Ctrl-C"}.get(status["ended"], "an error, see below")
+    how = {None: "it was killed", "Ctrl-C": "by Ctrl-C or a signal"}.get(status["ended"], "an error, see below")
     return {
         "empty": "no search yet",
         "planned": "planned, nothing trained yet",

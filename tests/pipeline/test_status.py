@@ -179,7 +179,7 @@ def test_the_stage_is_read_and_one_of_another_version_shown(tmp_path, written, s
     ("error", "says"),
     [
         (None, "it was killed"),
-        (KeyboardInterrupt(), "by Ctrl-C"),
+        (KeyboardInterrupt(), "by Ctrl-C or a signal"),
         (UserError("cannot write x: No space left"), "It stopped with: cannot write x: No space left"),
     ],
 )
