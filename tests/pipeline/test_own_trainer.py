@@ -19,9 +19,11 @@ OWN = f"{sys.executable} {TESTS / 'own_trainer.py'} {{run}}"
 
 def write(folder: Path, command: str | None, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    proxy = {"model": str(folder.parent / "model"), "context": 64, "fraction": 0.3, "learning_rate": 3e-3}
+    proxy = {"model": str(folder.parent / "model"), "context": 64, "fraction": 0.9, "learning_rate": 3e-3}
     proxy |= {} if command is None else {"command": command}
+    base = {"strings": "8%", "formats": "100%", "facts": "100%"}
     write_small_search(folder, **{
+        "domains": [{"name": n, "path": f"demo:{n}?rows=300", "base": share} for n, share in base.items()],
         "proxy": proxy | changes.pop("proxy", {}), "swarm": {"runs": 6, "workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2}, **changes,
     })  # fmt: skip
