@@ -210,12 +210,9 @@ class Laboratory(Bench):
         # A trainer that judges by itself may count loss in another way than the start was judged in here.
         theirs = any(result.metrics.get("judged_by") == "command" for result in results)
         anchor = np.full(values.shape[1], np.nan) if theirs else self._search_losses(before)
-        base = self.prepared.domains.base
-        volumes = np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(base))
-        drawn = np.rint(
-            base * self.plan.fraction
-        )  # whole rows of a proxy: the fit is to know base's runs by its volumes
-        volumes[[tuple(r.spec.rows) == tuple(drawn) for r in results]] = base
+        volumes = np.array([r.spec.volumes for r in results], dtype=float).reshape(-1, len(self.prepared.facts))
+        # Proxies draw whole rows; the fit is to know runs of base by their volumes.
+        volumes[[self.is_base(v) for v in volumes]] = self.prepared.domains.base
         own = Evidence(
             ids=tuple(kept),
             volumes=volumes,
