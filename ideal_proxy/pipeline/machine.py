@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from ideal_proxy.swarm import (
 )
 
 PROBED_ROWS = 16  # of each set, to try a trainer of the user's own with
+FEW_ROWS, MUCH_SLOWER = 8, 5.0  # a precision that takes so many times as long for a few rows is not timed on all
 MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 
 
@@ -57,7 +59,7 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     """Train a throw-away proxy for a moment; return its speed in the faster precision, and its size."""
     import torch
 
-    from ideal_proxy.proxy import train, trainable_parameters
+    from ideal_proxy.proxy import trainable_parameters
 
     parts = [prepared.domain_rows(index) for index in range(len(prepared.facts))]
     mean = float(prepared.domains.lengths.mean())
@@ -74,7 +76,7 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        speeds = {}
+        few, speeds = {}, {}
         choices = [config.proxy.dtype] if config.proxy.dtype != "auto" else ["float32"]
         exact = config.gradients == "unrolled"  # differentiating through a training in bfloat16 would not be
         if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
@@ -84,12 +86,13 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
             settings = TrainSettings(
                 learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
             )
-            train(model, (domain[: 2 * batch], row[: 2 * batch]), parts, settings)
-            started = time.perf_counter()
-            train(model, (domain[2 * batch :], row[2 * batch :]), parts, settings)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            speeds[dtype] = tokens / (time.perf_counter() - started)
+            seconds = functools.partial(_seconds, model, domain, row, parts, settings, device)
+            seconds(slice(FEW_ROWS))
+            few[dtype] = seconds(slice(FEW_ROWS))
+            if few[dtype] > MUCH_SLOWER * few[choices[0]]:
+                continue  # a processor without bfloat16 takes up to sixty times as long for all rows
+            seconds(slice(2 * batch))
+            speeds[dtype] = tokens / seconds(slice(2 * batch, None))
     finally:
         torch.set_num_threads(threads)
     # Half as fast again before precision is given up: a choice by timing must not flip with the machine's mood.
@@ -100,6 +103,21 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     return Measured(
         speeds[chosen], chosen, parameters, products, speeds[chosen] / tokens * flops, trainable_parameters(model)
     )
+
+
+def _seconds(
+    model: Any, domain: Any, row: Any, parts: list[TokenRows], settings: TrainSettings, device: str, which: slice
+) -> float:
+    """Train on some of the rows; say how long it took."""
+    import torch
+
+    from ideal_proxy.proxy import train
+
+    started = time.perf_counter()
+    train(model, (domain[which], row[which]), parts, settings)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def micro_batch_tokens(config: SearchConfig, device: str) -> int | None:

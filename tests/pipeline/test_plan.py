@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import capability_facts, config_of, domain_facts
+from builders import capability_facts, config_of, domain_facts, make_rows
 
 from ideal_proxy.data.context import Context
 from ideal_proxy.errors import UsageError, UserError
@@ -68,6 +68,22 @@ def test_defaults(prepared, tmp_path):
     assert plan.fraction == pytest.approx(4000 / 20_000)
     assert plan.looks == (3, 5, 8)
     assert plan.workers == 2
+
+
+@pytest.mark.parametrize(("cost", "chosen", "most"), [(60.0, "float32", machine.FEW_ROWS), (0.5, "bfloat16", 128)])
+def test_a_precision_that_a_processor_only_imitates_is_not_timed_on_all_rows(prepared, monkeypatch, cost, chosen, most):
+    asked = []
+
+    def seconds(model, domain, row, parts, settings, device, which):
+        asked.append((settings.dtype, len(domain[which])))
+        return len(domain[which]) * (cost if settings.dtype == "bfloat16" else 1.0)
+
+    monkeypatch.setattr(machine, "_seconds", seconds)
+    monkeypatch.setattr(Prepared, "domain_rows", lambda self, index: make_rows(40, 2, index))
+    found = machine.measure(config(proxy={"size": "1M"}, batch={"rows": 32}), prepared, "cpu")
+    assert found.dtype == chosen
+    assert max(rows for dtype, rows in asked if dtype == "bfloat16") == most
+    assert max(rows for dtype, rows in asked if dtype == "float32") == 128
 
 
 def test_a_plan_is_made_once(prepared, tmp_path):

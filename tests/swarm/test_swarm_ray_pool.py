@@ -28,7 +28,7 @@ RUNS = [
 
 
 @pytest.fixture
-def ray(tmp_path, monkeypatch):
+def ray(real_workers, tmp_path, monkeypatch):
     """Two nodes with two CPUs each."""
     fake = FakeRay("near", "far")
     monkeypatch.setitem(sys.modules, "ray", fake)
