@@ -29,7 +29,6 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PLAIN = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 PROGRAM = [sys.executable, "-m", "ideal_proxy.cli"]
-LONGEST = 40.0  # CPU seconds of what is to take 10 at most: slow machines take three times as long
 
 
 def read_back(applied: Applied) -> list[dict[str, Any]]:

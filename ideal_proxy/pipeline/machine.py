@@ -76,7 +76,7 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        few, speeds = {}, {}
+        few, quick, speeds = slice(min(FEW_ROWS, batch)), {}, {}
         choices = [config.proxy.dtype] if config.proxy.dtype != "auto" else ["float32"]
         exact = config.gradients == "unrolled"  # differentiating through a training in bfloat16 would not be
         if config.proxy.dtype == "auto" and not exact and (device != "cpu" or config.proxy.size != "0.1M"):
@@ -87,10 +87,11 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
                 learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
             )
             seconds = functools.partial(_seconds, model, domain, row, parts, settings, device)
-            seconds(slice(FEW_ROWS))
-            few[dtype] = seconds(slice(FEW_ROWS))
-            if few[dtype] > MUCH_SLOWER * few[choices[0]]:
-                continue  # a processor without bfloat16 takes up to sixty times as long for all rows
+            if len(choices) > 1:  # a processor without bfloat16 takes up to sixty times as long for all rows
+                seconds(few)
+                quick[dtype] = seconds(few)
+                if quick[dtype] > MUCH_SLOWER * quick["float32"]:
+                    continue
             seconds(slice(2 * batch))
             speeds[dtype] = tokens / seconds(slice(2 * batch, None))
     finally:

@@ -18,7 +18,6 @@ from ideal_proxy.response.process import Process
 class Stack:
     """Processes whose kernels are all Matérn, or all polynomials; runs that one of them lacks weigh nothing in it."""
 
-    processes: tuple[Process, ...]
     matern: bool
     root_Q1: Array  # bool: features are √(x + δ)
     log_Q1: Array  # bool: features are log(x + shift)
@@ -41,7 +40,6 @@ class Stack:
             return np.array(values)[:, None]
 
         return cls(
-            processes=tuple(processes),
             matern=kernels[0].shape == "matern",
             root_Q1=column([kernel.feature == "root" for kernel in kernels]),
             log_Q1=column([kernel.feature == "log" for kernel in kernels]),

@@ -27,7 +27,7 @@ from ideal_proxy.response.stacked import Stack
 class _Used(NamedTuple):
     """Processes put together, Q of them."""
 
-    processes: Stack
+    stack: Stack
     form_Q: np.ndarray
     j_Q: np.ndarray  # their capabilities
     of_QJ: Array  # the same as rows of an identity matrix
@@ -273,11 +273,11 @@ class FittedResponse:
         y = law_SJ * e.loss_JR.reshape(S, J)
         by = law_SJ[:, :, None] * e.by_u().reshape(S, J, -1)
         x = u[0] / self.volumes_.scale
-        for stack in self._stacks():
-            value_QS, by_QSD = stack.processes.at(x, stack.drawn_QSR if drawn else stack.beta_Q1R)
-            weight_QS = weights_SJC[:, stack.j_Q, stack.form_Q].T
-            y += (weight_QS * value_QS).T @ stack.of_QJ
-            by += np.tensordot(weight_QS[:, :, None] * by_QSD, stack.of_QJ, (0, 0)).transpose(0, 2, 1) / (
+        for used in self._stacks():
+            value_QS, by_QSD = used.stack.at(x, used.drawn_QSR if drawn else used.beta_Q1R)
+            weight_QS = weights_SJC[:, used.j_Q, used.form_Q].T
+            y += (weight_QS * value_QS).T @ used.of_QJ
+            by += np.tensordot(weight_QS[:, :, None] * by_QSD, used.of_QJ, (0, 0)).transpose(0, 2, 1) / (
                 self.volumes_.scale
             )
         bent, bent_by = added_by_draws(self.bends_, x, drawn=drawn)

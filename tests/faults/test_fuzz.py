@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import LONGEST
 from fuzz_targets import TARGETS, fed, mutated, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ def test_a_bent_file_is_read_or_one_sentence(name: str) -> None:
         content = mutated(name, random.Random(seed))
         began = time.process_time()
         fed(name, content, FOLDER)
-        assert time.process_time() - began < LONGEST
+        assert time.process_time() - began < 10
 
     check()
 

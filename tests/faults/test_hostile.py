@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from builders import LONGEST, make_rows, run, small_search, write_rows
+from builders import make_rows, run, small_search, write_rows
 from finished_run import folder as finished_folder
 
 from ideal_proxy.config import load_config
@@ -252,7 +252,7 @@ def test_a_template_stays_in_its_sandbox(attack: str, told: str, tmp_path: Path)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(UserError, match=told):
         template.render([("user", "now"), ("assistant", "a")])
-    assert time.process_time() - began < LONGEST
+    assert time.process_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 << 20
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
     assert template.render([("user", "later"), ("assistant", "a")])[0]
