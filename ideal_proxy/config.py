@@ -16,6 +16,7 @@ from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.metric_section import MetricConfig
 from ideal_proxy.sections import (
+    SIZES,
     VOLUME,
     CapabilityConfig,
     ConstraintsConfig,
@@ -26,6 +27,7 @@ from ideal_proxy.sections import (
     ProxyConfig,
     SwarmConfig,
     VerifyConfig,
+    on_dial,
 )
 
 FROZEN = "mixture:"  # before the path of a domain that is a frozen mixture
@@ -76,12 +78,14 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchConfig:
-        sizes, size = self.swarm.sizes, self.proxy.size
+        sizes, size = self.swarm.sizes, self.proxy.model or self.proxy.size
         if sizes and size != sizes[-1]:
             raise ValueError(
-                f"swarm.sizes ends with {sizes[-1]} and the proxies are {size or 'pretrained'}; a ladder is of scratch "
-                "proxies and its last size is theirs: leave proxy.size out"
+                f"swarm.sizes ends with {sizes[-1]} and the proxies are {size}; the last size of a ladder is theirs: "
+                f"leave proxy.{'model' if self.proxy.model else 'size'} out"
             )
+        if sizes and self.proxy.command is not None:
+            raise ValueError("give either a ladder (swarm.sizes) or proxy.command; your trainer trains one model")
         if sizes and self.proxy.mode == "target":
             raise ValueError("give either a ladder (swarm.sizes) or mode: target; on a ladder nothing is imitated")
         judged = [capability.name for capability in self.capabilities if capability.metric is not None]
@@ -124,7 +128,7 @@ class SearchConfig(Section):
                 and isinstance(sizes, (list, tuple))
                 and not (proxy.get("size") or proxy.get("model"))
             ):
-                raw["proxy"] = {**proxy, "size": sizes[-1]}
+                raw["proxy"] = {**proxy, "size" if on_dial(str(sizes[-1])) else "model": sizes[-1]}
         proxy = raw.get("proxy")
         if isinstance(proxy, dict) and proxy.get("batch_rows") is not None:
             rows = proxy["batch_rows"]
@@ -334,6 +338,9 @@ def _placed_in(config: SearchConfig, folder: Path) -> SearchConfig:
                 for c in config.capabilities
             ),
             "proxy": config.proxy.model_copy(update=_proxy_places(config.proxy, folder)),
+            "swarm": config.swarm.model_copy(
+                update={"sizes": tuple(s if s in SIZES else str(_model_place(s, folder)) for s in config.swarm.sizes)}
+            ),
             "reuse": tuple(str((folder / Path(run).expanduser()).resolve()) for run in config.reuse),
         }
     )

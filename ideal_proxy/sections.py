@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -14,6 +15,19 @@ from ideal_proxy.metric_section import MetricConfig
 
 SIZES = ("0.1M", "1M", "3M", "10M")  # of scratch proxies, rising
 ProxySize = Literal["0.1M", "1M", "3M", "10M"]
+
+
+def on_dial(size: str) -> bool:
+    """Tell whether one of a ladder's sizes is meant as a scratch size, not as a model's name."""
+    return re.fullmatch(r"[\d.]+[MmBb]?", size) is not None
+
+
+def size_name(size: str) -> str:
+    """Name one of a ladder's sizes in tables and as a folder: itself, or the end of a pretrained model's name."""
+    last = re.sub(r"[^\w.-]", "-", size.rstrip("/").rpartition("/")[2])
+    return size if size in SIZES else last.strip(".")[:80] or "model"
+
+
 Protect = Annotated[float | Literal["none"] | dict[str, float | Literal["none"]], BeforeValidator(plain_protection)]
 VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a multiple of them ('2x')"
 
@@ -250,8 +264,10 @@ class ProxyConfig(Section):
 class SwarmConfig(Section):
     """How many proxies, and where they run."""
 
-    sizes: tuple[ProxySize, ...] = Field(
-        default=(), description="a ladder: proxies of rising sizes in one fit; the last is predicted and checked"
+    sizes: tuple[str, ...] = Field(
+        default=(),
+        description="a ladder: scratch sizes, rising, or pretrained models of one family, the smallest first, in one "
+        "fit; the last is predicted and checked",
     )
     runs: int | None = Field(
         default=None, ge=4, description="default 3(n+1) for n domains; with sizes of the last, or a list, one a size"
@@ -298,11 +314,16 @@ class SwarmConfig(Section):
 
     @model_validator(mode="after")
     def _with_effect(self) -> SwarmConfig:
-        places = [SIZES.index(size) for size in self.sizes]
-        if self.sizes and (len(places) < 2 or sorted(set(places)) != places):
+        places = [SIZES.index(size) if size in SIZES else -1 for size in self.sizes]
+        rising = sorted(set(places)) == places and places[:1] != [-1]
+        if self.sizes and (len(self.sizes) < 2 or (any(map(on_dial, self.sizes)) and not rising)):
             raise ValueError(
-                f"sizes is {', '.join(self.sizes)}; a ladder has two or more of {', '.join(SIZES)}, rising"
+                f"sizes is {', '.join(self.sizes)}; a ladder has two or more of {', '.join(SIZES)}, rising, or of "
+                "pretrained models of one family"
             )
+        names = [size_name(size).lower() for size in self.sizes]
+        if twice := [size for size, name in zip(self.sizes, names, strict=True) if names.count(name) > 1]:
+            raise ValueError(f"sizes names {' and '.join(twice)}, which a table could not tell apart; rename a folder")
         if self.lower_runs and len(self.lower_runs) != len(self.sizes) - 1:
             raise ValueError("lower_runs names the runs of each of sizes but the last; give as many, or leave it out")
         if self.engine == "local" and (self.address != "auto" or self.gpus):

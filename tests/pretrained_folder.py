@@ -19,8 +19,8 @@ NAMES = ("strings", "formats", "facts")
 CONTEXT = 64
 
 
-def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000) -> Path:
-    """Write a Llama of 0.1M weights, taught the demo's language for about two seconds, with a chat template."""
+def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000, size: str = "0.1M") -> Path:
+    """Write a Llama of few weights, taught the demo's language for about two seconds, with a chat template."""
     rows = {name: list(read_rows(f"demo:{name}?rows=300&seed=7")) for name in NAMES}
     texts = (text for part in rows.values() for row in part for _, text in row.pairs)
     tokenizer = train_tokenizer(texts, 300)
@@ -29,7 +29,7 @@ def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000) -> Path:
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     )
     template = make_template(tokenizer)
-    model = build_proxy("0.1M", len(tokenizer), CONTEXT, 3)
+    model = build_proxy(size, len(tokenizer), CONTEXT, 3)
     parts = [tokenize_rows(part, template, CONTEXT) for part in rows.values()]
     warm_start(model, NAMES, parts, TrainSettings(learning_rate=6e-3), seed=1, tokens_per_domain=steps_tokens)
     model.config.eos_token_id = tokenizer.eos_token_id

@@ -145,7 +145,7 @@ def search(
         str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
     ] = None,
     sizes: Annotated[
-        str | None, typer.Option(help="A ladder: sizes of proxies, rising, such as 0.1M,1M; the last is checked.")
+        str | None, typer.Option(help="A ladder: sizes, such as 0.1M,1M, or models of a family; the last is checked.")
     ] = None,
     multiples: Annotated[
         int | None,

@@ -23,8 +23,10 @@ from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.plan import read_plan
+from ideal_proxy.pipeline.plan_cost import settings_of
 from ideal_proxy.pipeline.row_record import RECORD, RowRecord, load_record, save_record
 from ideal_proxy.pipeline.stage import LOWER
+from ideal_proxy.sections import size_name
 from ideal_proxy.store import (
     NO_ARRAYS,
     atomic_write_bytes,
@@ -121,12 +123,16 @@ def read_packages(place: Path) -> list[Package]:
     if not (run / "rate.json").exists():
         raise UserError(f"--reuse {place}: that search has trained no mixture yet, so there is nothing to reuse")
     _refuse_other_keys(run)
-    record, proxies = load_record(run / RECORD), proxies_told(load_config(run / "config.yaml"))
+    config, record = load_config(run / "config.yaml"), load_record(run / RECORD)
+    proxies, sizes = proxies_told(config), {size_name(size): size for size in config.swarm.sizes}
     found = list(_finished(run))
     own_package = _of_search(str(run), run, record, found, proxies)
     lower = [
-        _of_search(str(run), place, load_record(place / RECORD), list(_finished(place)), proxies | {"size": place.name})
-        for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists()
+        _of_search(
+            str(run), place, load_record(place / RECORD), list(_finished(place)),
+            proxies_told(settings_of(config, sizes[place.name])),
+        )
+        for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists() and place.name in sizes
     ]  # fmt: skip
     kept = [place for place in sorted(run.glob(f"{FULL_SIZE}/*")) if is_complete(place)]
     for place in (run, *kept):

@@ -91,9 +91,11 @@ def row_limit(config: SearchConfig) -> Limit:
         assert proxy.vocabulary is not None
         parameters, products = scratch_products(proxy.size or "1M", proxy.vocabulary)
     else:
-        reads, parameters, products = shape_of(pretrained_source(config), lora=proxy.lora_rank is not None)
-        if reads is not None:
-            limits.append(Limit(reads, f"{proxy.model} reads no more"))
+        for model in (*config.swarm.sizes[:-1], proxy.model):  # the last one's memory counts: it is the largest
+            source = pretrained_source(config, model)
+            reads, parameters, products = shape_of(source, lora=proxy.lora_rank is not None)
+            if reads is not None:
+                limits.append(Limit(reads, f"{model} reads no more"))
     memory = float(psutil.virtual_memory().total)
     if (best_device() if proxy.device == "auto" else proxy.device).startswith("cuda"):
         import torch
@@ -116,12 +118,14 @@ def scratch_products(size: str, vocabulary: int) -> tuple[int, Products]:
     )  # fmt: skip
 
 
-def pretrained_source(config: SearchConfig) -> Pretrained:
-    """Say where a pretrained proxy comes from."""
+def pretrained_source(config: SearchConfig, model: str | None = None) -> Pretrained:
+    """Say where a pretrained proxy comes from: the run file's own, or one of a ladder's below it."""
     from ideal_proxy.proxy import Pretrained
 
     proxy = config.proxy
     assert proxy.model is not None
+    if model not in {None, proxy.model}:
+        return Pretrained(name=str(model), trust_remote_code=proxy.trust_remote_code)
     return Pretrained(
         name=proxy.model, gguf=proxy.gguf, revision=proxy.revision, trust_remote_code=proxy.trust_remote_code
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from ideal_proxy.pipeline.laboratory import Laboratory
-from ideal_proxy.pipeline.plan_cost import proxies_of, scaled_rate, settings_of
+from ideal_proxy.pipeline.plan_cost import proxies_of, scaled_rate, settings_of, sweeps_every_size
 from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.reuse import ReusedRuns
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.stage import LOWER
 from ideal_proxy.response import SMALLER_SIZE
+from ideal_proxy.sections import size_name
 from ideal_proxy.store import atomic_write_json
 
 
@@ -23,11 +24,12 @@ def climb(last: Laboratory, heritage: Heritage | None) -> None:
     config, prepared, plan = last.config, last.prepared, last.plan
     sizes, rate = config.swarm.sizes, None
     for lower in plan.lower:
-        settings, own = settings_of(config, lower.size), plan.of_lower(lower)
-        folder = last.folder / LOWER / lower.size
+        settings, own, name = settings_of(config, lower.size), plan.of_lower(lower), size_name(lower.size)
+        folder = last.folder / LOWER / name
         with Laboratory(
-            settings, prepared, own, folder, last.reporter, last.record, last.tracker, lower.size, heritage=heritage
-        ) as laboratory:
+            settings, prepared.of_size(lower.size), own, folder, last.reporter, last.record, last.tracker, name,
+            heritage=heritage,
+        ) as laboratory:  # fmt: skip
             laboratory.warm_start()
             path = folder / "rate.json"
             if rate is not None and not path.exists():
@@ -36,21 +38,23 @@ def climb(last: Laboratory, heritage: Heritage | None) -> None:
             laboratory.explore(prepared.domains.base, config.swarm.spread, lower.runs, rate, 0)
             last.learn_from(_as_evidence(laboratory, lower.size), laboratory.cost())
         rate = scaled_rate(rate, lower.size, sizes[sizes.index(lower.size) + 1])
+        if sweeps_every_size(config):
+            rate = None
     path = last.folder / "rate.json"
-    if not path.exists():
-        chosen = f"scaled from what {sizes[0]} proxies chose"
+    if rate is not None and not path.exists():
+        chosen = f"scaled from what {proxies_of(sizes[0])} chose"
         atomic_write_json(path, {"learning_rate": rate, "chosen": chosen}, seal=True)
 
 
 def _as_evidence(laboratory: Laboratory, size: str) -> ReusedRuns:
     """Give a size's runs as evidence of another kind."""
-    found, name = laboratory.evidence(), proxies_of(size)
+    found, name, short = laboratory.evidence(), proxies_of(size), size_name(size)
     runs = laboratory.frame().set_index("run").loc[list(found.ids)]
     nothing = np.zeros((len(found.ids), 0))
     return ReusedRuns(
-        ids=tuple(f"{size}:{run}" for run in found.ids), origin=(name,) * len(found.ids), volumes=found.volumes,
+        ids=tuple(f"{short}:{run}" for run in found.ids), origin=(name,) * len(found.ids), volumes=found.volumes,
         retired=(), retired_volumes=nothing, retired_available=np.zeros(0), losses=found.losses, seeds=found.seeds,
-        labels=tuple(f"{size}:{v.tolist()}" for v in found.volumes), weights=("",) * len(found.ids),
+        labels=tuple(f"{short}:{v.tolist()}" for v in found.volumes), weights=("",) * len(found.ids),
         tokens=runs["tokens"].to_numpy(dtype=np.int64), seconds=runs["seconds"].to_numpy(dtype=float),
         kind_of=(name,) * len(found.ids), sizes={name: found.losses_before}, kinds={name: SMALLER_SIZE},
     )  # fmt: skip

@@ -30,6 +30,7 @@ from ideal_proxy.pipeline.verdict import PairedScores, Verdict, ratio_bounds, sc
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import cost_of
 from ideal_proxy.response import directions, told_trusts
+from ideal_proxy.sections import size_name
 from ideal_proxy.store import MARKER, atomic_write_bytes, atomic_write_json, mark_complete
 from ideal_proxy.terminal import duration, money
 
@@ -55,7 +56,7 @@ def write_outcome(
     kinds = proposal.loss_model.fidelity_
     if lower:
         own = {name: kind for name, kind in kinds.items() if name in lower}
-        last = str(laboratory.config.proxy.size)
+        last = size_name(laboratory.config.swarm.sizes[-1])
         told = told_trusts(own, proxies_of(last), capabilities)
         result["ladder"] = {"lower": lower, "last": last, "cost": laboratory.lower_cost, "trust": told}
     if reuse is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from ideal_proxy.config import SearchConfig, parse_config
 from ideal_proxy.errors import UsageError
 from ideal_proxy.proxy import budget_hours
+from ideal_proxy.sections import SCRATCH_DEFAULTS, on_dial
 from ideal_proxy.store import run_folder
 
 
@@ -69,5 +70,6 @@ def _with_sizes(config: SearchConfig, sizes: Sequence[str]) -> SearchConfig:
     raw = config.model_dump(mode="json")
     raw["swarm"] |= {"sizes": list(sizes), "lower_runs": []}
     if raw["proxy"]["model"] is None:
-        raw["proxy"]["size"] = sizes[-1]
+        scratch = on_dial(sizes[-1])
+        raw["proxy"] |= {"size": sizes[-1]} if scratch else dict.fromkeys(SCRATCH_DEFAULTS) | {"model": sizes[-1]}
     return parse_config(raw, where="--sizes")

@@ -34,6 +34,7 @@ from ideal_proxy.pipeline.plan_cost import (
     run_seconds,
     settings_of,
     sweep_rates,
+    sweeps_every_size,
 )
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.sequential import planned_looks
@@ -85,8 +86,8 @@ def make_plan(
     runs = wanted.runs if wanted else config.swarm.runs or usual
     anchors = make_anchors(config, prepared, runs, range(config.swarm.seeds)) if on_target else None
     rates = (config.proxy.learning_rate,) if config.proxy.learning_rate else sweep_rates(config)
-    if config.swarm.sizes:  # the lowest size sweeps, and the others have what the dial makes of its rate
-        rates = rates if len(rates) == 1 else (rates[len(rates) // 2],)
+    if config.swarm.sizes:  # the lowest size sweeps, and the others have what is made of its rate
+        rates = rates if sweeps_every_size(config) else (rates[len(rates) // 2],)
         runs = wanted.runs if wanted else config.swarm.runs or size + 1
     plan = Plan(
         fraction=_default_fraction(config, prepared),
@@ -169,15 +170,17 @@ def _lower_sizes(
     found = []
     for place, size in enumerate(config.swarm.sizes[:-1]):
         settings = settings_of(config, size)
-        seen = measure(settings, prepared, plan.device)
+        seen = measure(settings, prepared.of_size(size), plan.device)
         if elsewhere is not None:
             seen = seen.at(elsewhere.flops_per_second)
         rates = sweep_rates(settings)
         rate = settings.proxy.learning_rate
+        swept = not place or sweeps_every_size(config)
         found.append(LowerSize(
-            size=size, runs=0, rates=(rate,) if rate else rates if not place else (rates[len(rates) // 2],),
+            size=size, runs=0, rates=(rate,) if rate else rates if swept else (rates[len(rates) // 2],),
             dtype=seen.dtype, tokens_per_second=seen.tokens_per_second, parameters=seen.parameters,
             products=seen.products, flops_per_second=seen.flops_per_second,
+            trainable_parameters=seen.trainable_parameters,
         ))  # fmt: skip
     few = len(prepared.facts) + 1
     last = run_seconds(prepared, plan.fraction, plan)

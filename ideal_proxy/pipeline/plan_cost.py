@@ -13,6 +13,7 @@ from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.stage import Stage, trained_runs
 from ideal_proxy.pipeline.weights import domain_shares, steps_taken
 from ideal_proxy.proxy import RATES, Products, cost_of, gradient_bytes, worker_bytes
+from ideal_proxy.sections import size_name
 from ideal_proxy.swarm import response_trainings
 
 CPU_MICRO_BATCH = 2048  # tokens; as proxy.model.MICRO_BATCH_TOKENS, which needs torch
@@ -27,7 +28,7 @@ SWEEP_MIXTURES, MOST_EXTENSIONS = 3, 3  # of the sweep of rates, which goes on b
 class LowerSize:
     """One of a ladder's sizes below the last."""
 
-    size: str  # of the dial
+    size: str  # of the dial, or a pretrained model
     runs: int  # proxies
     rates: tuple[float, ...]  # learning rates of the sweep; one entry where it is scaled from another size's
     dtype: str  # precision of the products
@@ -35,6 +36,7 @@ class LowerSize:
     parameters: int  # of a proxy
     products: Products  # multiply-adds of its matrix products
     flops_per_second: float  # of one worker
+    trainable_parameters: int | None = None  # as a plan's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class Plan:
         return replace(
             self, rates=lower.rates, runs=lower.runs, dtype=lower.dtype, tokens_per_second=lower.tokens_per_second,
             parameters=lower.parameters, products=lower.products, flops_per_second=lower.flops_per_second,
-            trainable_parameters=None, lower=(), judged=0, rounds=1,
+            trainable_parameters=lower.trainable_parameters, lower=(), judged=0, rounds=1,
         )  # fmt: skip
 
 
@@ -84,22 +86,29 @@ def sweep_rates(config: SearchConfig) -> tuple[float, ...]:
 
 def proxies_of(size: str) -> str:
     """Name the proxies of a size, as evidence."""
-    return f"{size} proxies"
+    return f"{size_name(size)} proxies"
 
 
 def scaled_rate(rate: float, size: str, to: str) -> float:
     """Carry a learning rate to another size of the dial: its usual rates are to each other as the best ones are."""
     middle = {name: rates[len(rates) // 2] for name, rates in RATES.items()}
-    return rate if size == to else rate * middle[to] / middle[size]
+    # Between pretrained models it stays: LoRA's best rate hardly moves with size.
+    return rate if size == to or size not in middle else rate * middle[to] / middle[size]
+
+
+def sweeps_every_size(config: SearchConfig) -> bool:
+    """Tell whether the rate of one size of a ladder says nothing of the next: where all pretrained weights move."""
+    return config.proxy.model is not None and config.proxy.lora_rank is None
 
 
 def settings_of(config: SearchConfig, size: str) -> SearchConfig:
     """Give the run file of one of a ladder's sizes below the last: its proxies alone."""
     given = config.proxy.learning_rate
     rate = scaled_rate(given, config.swarm.sizes[-1], size) if given else None
+    of_size = {"size": size} if config.proxy.model is None else {"model": size, "gguf": None, "revision": None}
     return config.model_copy(update={
         "gradients": "none", "reuse": (),
-        "proxy": config.proxy.model_copy(update={"size": size, "learning_rate": rate}),
+        "proxy": config.proxy.model_copy(update=of_size | {"learning_rate": rate}),
         "swarm": config.swarm.model_copy(update={"sizes": (), "lower_runs": ()}),
     })  # fmt: skip
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,13 @@ from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
 from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_references_text, tallied, tell, told
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
-from ideal_proxy.sections import DomainConfig
+from ideal_proxy.sections import DomainConfig, size_name
 from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
 from ideal_proxy.swarm import save_lines
 from ideal_proxy.terminal import Reporter
+
+if TYPE_CHECKING:
+    from ideal_proxy.proxy import Pretrained
 
 FEW_ROWS = 50  # of a domain; a proxy then sees some of them once or twice
 BAD_ROWS = "bad_rows.jsonl"  # of the run directory: rows that cannot be read, with place and reason
@@ -80,7 +83,11 @@ class Prepared:
     @property
     def kept_base(self) -> Path:
         """Where a pretrained proxy's weights are kept, float32."""
-        return self.folder / "model"
+        return self.folder / str(self.base_model.get("folder", "model"))
+
+    def of_size(self, size: str) -> Prepared:
+        """Give it for one of a ladder's sizes below the last: a pretrained one is another model, of the same tokens."""
+        return replace(self, base_model=self.base_model["lower"][size]) if self.base_model else self
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return one number of every domain."""
@@ -119,7 +126,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
     parts = (("domain", domains), ("reference rows of", references))
     found = [(f"{which} {name}", source) for which, part in parts for name, source in part.items()]
     tell([Finding(name, *said) for name, source in found for said in tallied(source.tally.lines())], reporter)
-    base_model = _keep_base(config, folder / "model", reporter)
+    base_model = _keep_bases(config, folder, tokenizer, reporter)
     if tokenizer is None and heritage is not None:
         tokenizer = load_template(heritage.folder / "tokenizer").tokenizer
     if tokenizer is None:
@@ -259,13 +266,29 @@ def load_template(folder: Path) -> ChatTemplate:
     return make_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
-def _keep_base(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
-    """Load a pretrained proxy once and keep its weights in the run directory."""
+def _keep_bases(config: SearchConfig, folder: Path, tokenizer: Any, reporter: Reporter) -> dict[str, Any]:
+    """Keep the weights of a pretrained proxy, and of those of a ladder's sizes below it, which read the same tokens."""
     if config.proxy.model is None:
         return {}
+    from ideal_proxy.proxy import load_tokenizer
+
+    lower = {}
+    for size in config.swarm.sizes[:-1]:
+        source, name = pretrained_source(config, size), f"model-{size_name(size)}"
+        if load_tokenizer(source).get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{size} reads other tokens than {config.proxy.model}; a ladder is of models of one family, which "
+                "share a tokenizer"
+            )
+        lower[size] = {**_keep_base(config, source, folder / name, reporter), "folder": name}
+    own = _keep_base(config, pretrained_source(config), folder / "model", reporter)
+    return own | ({"lower": lower} if lower else {})
+
+
+def _keep_base(config: SearchConfig, source: Pretrained, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Load a pretrained proxy once and keep its weights in the run directory."""
     from ideal_proxy.proxy import keep_base, load_causal_lm
 
-    source = pretrained_source(config)
     model = load_causal_lm(source, context=config.proxy.context or 1, packed=False)
     parameters = sum(p.numel() for p in model.parameters())
     fingerprint = keep_base(model, source, folder)

@@ -12,6 +12,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.stage import LOWER, Stage, runs_by_stage, seconds_left, stage_at, stage_text, trained_runs
 from ideal_proxy.pipeline.status_record import STATUS
+from ideal_proxy.sections import size_name
 from ideal_proxy.store import LOCK_FILES, is_complete, lock_holder, read_json
 from ideal_proxy.terminal import count_text, duration, paragraph, program, table
 
@@ -105,7 +106,7 @@ def whole_seconds_left(run: Path, record: dict[str, Any], runs: list[dict[str, A
     costs: dict[str, float] = {}
     lower_done = lower_planned = 0.0
     for planned in record["plan"]:
-        done = of_size.get(size := planned.get("size", ""), [])
+        done = of_size.get(size := size_name(planned["size"]) if "size" in planned else "", [])
         # Gradients cost more a token, so products are counted where the runs have them.
         unit = "flops" if all(entry.get("flops") for entry in done) else "tokens"
         amount = sum(entry[unit] for entry in done)

@@ -59,8 +59,8 @@ def plan_tables(plan: dict[str, Any]) -> str:
         share = sum(stage["seconds"] for stage in plan["stages"] if "size" in stage) / total["seconds"]
         lines.append(paragraph(
             f"Ladder: {lower} cost {share:.0%} of it and tell where a response bends. They are expected to "
-            f"show {SMALLER_SIZE} of every change at {plan['size']}, where {plan['runs']} runs say how much, and the "
-            "check is."
+            f"show {SMALLER_SIZE} of every change at {plan['size'] or Path(plan['model']).name}, where "
+            f"{plan['runs']} runs say how much, and the check is."
         ))  # fmt: skip
     context = plan["context"]
     cut = "; ".join(f"{name}: {count_text(rows, 'row')} cut" for name, rows in context["cut"].items())

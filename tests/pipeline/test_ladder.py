@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from builders import config_of, interrupted, small_search, without_times
+from pretrained_folder import NAMES, pretrained_folder
 
-from ideal_proxy.config import dump_config, parse_config
-from ideal_proxy.errors import UsageError
+from ideal_proxy.config import dump_config, load_config, parse_config
+from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.earlier_runs import read_packages
 from ideal_proxy.pipeline.finished import search
+from ideal_proxy.pipeline.outer_loop import plan_search
+from ideal_proxy.pipeline.plan import read_plan
 from ideal_proxy.pipeline.status import read_status
+from ideal_proxy.report.plan_text import plan_tables
+from ideal_proxy.report.text import result_tables
+from ideal_proxy.sections import size_name
+from ideal_proxy.swarm.context import load_result
+from ideal_proxy.swarm.scheduler import ZERO_RUN
+from ideal_proxy.terminal import Reporter
 
 
 def ladder(**changes):
@@ -79,7 +92,15 @@ def test_stopped_on_the_lower_size_it_ends_with_the_same_numbers(finished, tmp_p
         ({"swarm": {"runs": [9, 8]}}, "a list of runs is for a ladder"),
         ({"swarm": {"sizes": ["0.1M", "1M"], "runs": [0, 5]}}, "runs lists 0; every size needs a whole number of 4"),
         ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"size": "3M"}}, "sizes ends with 1M and the proxies are 3M"),
-        ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"model": "x"}}, "a ladder is of scratch proxies"),
+        ({"swarm": {"sizes": ["0.1M", "1M"]}, "proxy": {"model": "x"}}, "sizes ends with 1M and the proxies are x"),
+        ({"swarm": {"sizes": ["0.1M", "org/model"]}}, "rising, or of pretrained models of one family"),
+        ({"swarm": {"sizes": ["org/model", "0.1M"]}}, "rising, or of pretrained models of one family"),
+        ({"swarm": {"sizes": ["org/model"]}}, "a ladder has two or more"),
+        ({"swarm": {"sizes": ["a/M-1b", "b/m-1b"]}}, "names a/M-1b and b/m-1b, which a table could not tell apart"),
+        (
+            {"swarm": {"sizes": ["a", "b"]}, "proxy": {"model": "b", "command": "t {data}"}},
+            "either a ladder .* or proxy.command",
+        ),
         ({"verify": {"larger_size": "3M"}}, r"larger_size is a ladder today: give swarm: \{sizes: \[SMALLER, 3M\]\}"),
     ],
 )  # fmt: skip
@@ -111,3 +132,84 @@ def test_a_ladder_goes_on_from_an_earlier_one(finished, tmp_path):
     assert (found.runs["role"] == "design").sum() == 4
     assert found.result["ladder"]["lower"] == {"0.1M proxies": 4}
     assert len(found.result["reuse"]["trust"]) == len(found.result["ladder"]["trust"]) == 1
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """Two pretrained models of one tokenizer, the larger one with more weights and more reading behind it."""
+    place = tmp_path_factory.mktemp("family")
+    for name, size, tokens in (("tiny-0.1M", "0.1M", 1_500), ("tiny-1M", "1M", 5_000)):
+        pretrained_folder(place / name, size=size, steps_tokens=tokens)
+    return place
+
+
+def of_family(family, **proxy):
+    """Give a run file whose ladder is of pretrained models, in folders that are named from the run file's own."""
+    settings = small_search(protect="none", gradients="none", domains=[
+        {"name": name, "path": f"demo:{name}?rows=300", "base": "20%" if name == "strings" else "100%"}
+        for name in NAMES
+    ])  # fmt: skip
+    proxy = {"context": 48, "fraction": 0.25, "dtype": "float32", **proxy}
+    return {**settings, "proxy": proxy, "swarm": {"sizes": ["tiny-0.1M", "tiny-1M"], "runs": [8, 4], "workers": 1}}
+
+
+def test_a_ladder_of_pretrained_models(family, tmp_path):
+    """Both are trained on the same tokens, each from its own weights, and the larger one is predicted and checked."""
+    pytest.importorskip("peft", reason="LoRA needs peft")
+    (tmp_path / "mix.yaml").write_text(json.dumps(of_family(family, lora_rank=4, learning_rate=2e-3)), encoding="utf-8")
+    for name in ("tiny-0.1M", "tiny-1M"):
+        (tmp_path / name).symlink_to(family / name)
+    found = search(tmp_path / "mix.yaml", tmp_path / "run")
+    small = str((family / "tiny-0.1M").resolve())
+    told = found.result["ladder"]
+    assert (told["lower"], told["last"]) == ({"tiny-0.1M proxies": 8}, "tiny-1M")
+    kind = found.model.fidelity_["tiny-0.1M proxies"]
+    assert (kind["runs"], kind["same_level"]) == (8, False)
+    roles = found.runs["role"].value_counts()
+    assert (roles["reused"], roles["design"], roles["verify"]) == (8, 4, 4)
+    # Each starts from weights of its own: untrained, the larger one loses less.
+    starts = [load_result(place, ZERO_RUN) for place in (found.folder / "lower" / "tiny-0.1M", found.folder)]
+    small, large = (sum(losses.loss_sum.sum() for losses in run.losses.values()) for run in starts)
+    assert large < 0.95 * small
+    plan = read_plan(found.folder / "plan.json")
+    assert plan.lower[0].size == str((family / "tiny-0.1M").resolve())
+    assert plan.lower[0].parameters < plan.parameters / 3
+    assert plan.lower[0].trainable_parameters < plan.lower[0].parameters / 3
+    assert "8 runs of tiny-0.1M proxies below those of tiny-1M" in result_tables(found.result, found.folder)
+    assert load_config(found.folder / "config.yaml").swarm.sizes == tuple(
+        str((family / name).resolve()) for name in ("tiny-0.1M", "tiny-1M")
+    )
+    # The next search reads what it left: runs of each model as what they are.
+    told = [(package.proxies["model"], len(package.runs)) for package in read_packages(found.folder)]
+    assert told == [(str((family / "tiny-1M").resolve()), 8), (plan.lower[0].size, 8)]
+
+
+@pytest.mark.parametrize(("rank", "rates"), [(None, 3), (4, 1)])
+def test_a_rate_of_low_rank_is_that_of_the_next_size_and_in_full_every_size_sweeps(family, tmp_path, rank, rates):
+    config = parse_config(of_family(family, lora_rank=rank), folder=family)
+    plan = plan_search(config, tmp_path / "run", Reporter(quiet=True))
+    assert (len(plan["lower"][0]["rates"]), len(plan["rates"])) == (3, rates)
+    text = " ".join(plan_tables(plan).split())
+    assert "tiny-0.1M proxies" in text
+    assert "of every change at tiny-1M" in text
+
+
+def test_models_that_read_other_tokens_are_no_family(family, tmp_path):
+    shutil.copytree(family, tmp_path / "models")
+    path = tmp_path / "models" / "tiny-0.1M" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    first, last = list(vocabulary)[5], list(vocabulary)[-1]
+    vocabulary[first], vocabulary[last] = vocabulary[last], vocabulary[first]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = parse_config(of_family(tmp_path / "models"), folder=tmp_path / "models")
+    with pytest.raises(UserError, match=r"tiny-0.1M reads other tokens than .*tiny-1M; a ladder is of models of one"):
+        plan_search(config, tmp_path / "run", Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("name", ["..", "/..", "a/../", "a\\..", "\n", "x" * 300, "org/модель", "C:"])
+def test_a_size_never_names_a_place_outside(name):
+    short = size_name(name)
+    assert short not in {"", ".", ".."}
+    assert not set(short) & set("/\\\n:")
+    assert len(short) <= 80
