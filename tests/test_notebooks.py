@@ -45,6 +45,15 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def smoke(monkeypatch, runs):
+    """Run as a test: searches that decide nothing, the demo's over three of its domains and capabilities."""
+    import ideal_proxy.data
+
+    demo, kept = ideal_proxy.data.demo_config(), ("strings", "formats", "facts")
+    few = {
+        part: tuple(entry for entry in getattr(demo, part) if entry.name in kept)
+        for part in ("domains", "capabilities")
+    }
+    monkeypatch.setattr(ideal_proxy.data, "demo_config", lambda: demo.model_copy(update={**few, "gradients": "none"}))
     monkeypatch.setenv("IDEAL_PROXY_SMOKE", "1")
     monkeypatch.setenv("IDEAL_PROXY_RUNS", str(runs))
     monkeypatch.chdir(ROOT / "notebooks")

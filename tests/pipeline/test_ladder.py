@@ -27,8 +27,15 @@ from ideal_proxy.terminal import Reporter
 def ladder(**changes):
     """Give a run file of two sizes whose search takes seconds."""
     settings = small_search(protect="none")
-    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.08, "dtype": "float32"}
-    return {**settings, "proxy": proxy, "swarm": {"sizes": ["0.1M", "1M"], "runs": [8, 5], "workers": 1}, **changes}
+    domains = [{**domain, "path": domain["path"].replace("900", "400")} for domain in settings["domains"]]
+    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.1, "dtype": "float32"}
+    return {
+        **settings,
+        "domains": domains,
+        "proxy": proxy,
+        "swarm": {"sizes": ["0.1M", "1M"], "runs": [8, 5], "workers": 1},
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module")
