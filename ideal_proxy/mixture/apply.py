@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 ROW_FILE = re.compile(r"train(-\d{5,}-of-\d{5,})?\.jsonl")
 UNFINISHED = re.compile(r"\.manifest.*\.part")
 WRITTEN_AT_ONCE = 1 << 14
+ORDER_BYTES = 40  # a drawn row, while rows are put in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     tell = progress or (lambda *_: None)
     parts = _parts(job, tell)
     rows = job.bounds[-1] - job.bounds[0]
+    _refuse_full_disk(job, parts, rows)
     shapes = [part.table.shape for part in parts]
     as_is = job.row_format == "as-is" or (job.row_format == "auto" and one_schema(shapes))
     with Ordering(job.spool, parts, job.mixture.seed, chat=None if as_is else chat_layout(shapes)) as ordering:
@@ -262,6 +264,18 @@ def _parts(job: _Job, tell: Progress) -> list[Part]:
         kept = table.without(domain.left_out, job.spool / f"kept-{number}")
         parts.append(Part(domain.name, kept, domain.rows))
     return parts
+
+
+def _refuse_full_disk(job: _Job, parts: Sequence[Part], rows: int) -> None:
+    """Refuse rows that the disk has no room for: putting them in order takes some bytes each, beside their text."""
+    drawn = sum(part.rows for part in parts)
+    text = sum(part.rows * sum(size for size, _ in part.table.states) / part.table.rows for part in parts)
+    needed, free = ORDER_BYTES * drawn + text * rows / drawn, shutil.disk_usage(job.folder).free
+    if needed > free:
+        raise UserError(
+            f"{drawn:,} rows need about {needed / 1e9:.3g} GB while they are written, and {job.folder} has "
+            f"{free / 1e9:.3g} GB free; make room, choose another --out, or lower the volumes"
+        )
 
 
 def _files(job: _Job, batches: Iterable[list[bytes]], tell: Progress) -> list[dict[str, Any]]:

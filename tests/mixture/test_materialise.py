@@ -244,6 +244,14 @@ def test_shards_outside_what_there_is_are_refused(mixture, tmp_path, shards):
         apply_mixture(mixture, tmp_path / "out", shards=shards)
 
 
+def test_rows_that_the_disk_has_no_room_for_are_refused_before_they_are_written(mixture, tmp_path):
+    """A mixture file of ten lines can ask for any number of rows."""
+    many = [domain.model_copy(update={"rows": 10**13}) for domain in mixture.domains]
+    with pytest.raises(UserError, match=r"0,000,000,000,000 rows need about .* GB .* GB free; make room"):
+        apply_mixture(mixture.model_copy(update={"domains": many}), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_empty_mixture_is_refused(mixture, tmp_path):
     none = [d.model_copy(update={"rows": 0}) for d in mixture.domains]
     with pytest.raises(UsageError, match="no rows"):
