@@ -12,8 +12,8 @@ import pytest
 LONGEST = (
     "test_docs", "test_search", "test_reuse", "test_ladder", "test_rounds", "test_target", "test_notebooks",
     "test_pretrained_search", "test_swarm", "test_search_gradients", "test_damage", "test_own_trainer",
-    "test_metric_search", "test_scaleup", "test_cli", "test_hostile", "test_api", "test_sharded", "test_swarm_slurm", "test_bombs",
-    "test_full_size_evidence", "test_left_out", "test_explorer", "test_export_property",
+    "test_metric_search", "test_scaleup", "test_cli", "test_hostile", "test_api", "test_sharded", "test_swarm_slurm",
+    "test_bombs", "test_full_size_evidence", "test_left_out", "test_explorer", "test_export_property",
 )  # fmt: skip
 
 
