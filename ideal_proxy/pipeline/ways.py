@@ -52,11 +52,13 @@ class Way:
 
 def compare_ways(config: SearchConfig, model: str | None, max_hours: float | None, reporter: Reporter) -> list[Way]:
     """Plan every way to search a run file; nothing is trained but what measures speed."""
-    size = config.swarm.sizes[-1] if config.swarm.sizes else config.proxy.size or "1M"
-    sizes = config.swarm.sizes or _ladder_to(size)
+    size = config.proxy.size or "1M"
+    sizes, last = config.swarm.sizes or _ladder_to(size), {}
+    if config.swarm.sizes and config.proxy.model:
+        last = {"model": config.proxy.model, "lora_rank": config.proxy.lora_rank}
     ways: list[tuple[str, dict[str, Any]]] = [
         (SCRATCH, {"proxy": {"size": size}}),
-        (LADDER, {"proxy": {"size": sizes[-1]}, "swarm": {"sizes": list(sizes)}}),
+        (LADDER, {"proxy": last or {"size": sizes[-1]}, "swarm": {"sizes": list(sizes)}}),
     ]
     model = model or config.proxy.model
     if model is not None:

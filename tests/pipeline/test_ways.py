@@ -58,6 +58,12 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
     chosen, _ = recommend(ways)
     assert chosen.lines == {"proxy": {"mode": "target", "model": "some/model", "lora_rank": 16}}
     parse_config(small_search() | chosen.lines)
+    asked.clear()
+    family = {"proxy": {"lora_rank": 8}, "swarm": {"sizes": ["some/small", "some/model"]}}
+    compare_ways(config_of(("a", "b"), ("a",), **family), None, None, Reporter(quiet=True))
+    assert [(s.proxy.size, s.swarm.sizes, s.proxy.model, s.proxy.lora_rank) for s in asked[:2]] == [
+        ("1M", (), None, None), (None, ("some/small", "some/model"), "some/model", 8),
+    ]  # fmt: skip
 
 
 def test_the_command_prints_lines_that_a_run_file_takes(tmp_path):
