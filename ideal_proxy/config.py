@@ -262,18 +262,33 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def load_config(path: str | Path) -> SearchConfig:
-    """Read and check a run file; relative data paths are taken from the file's folder."""
-    path = Path(path)
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file that a person wrote; `what` names its kind in an error."""
     try:
         text = path.read_bytes()[: MOST_BYTES + 1]
         if len(text) > MOST_BYTES:
-            raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no run file needs; give mix.yaml")
+            raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no {what} needs; give another")
         raw = yaml.load(text.decode("utf-8"), _Loader)
         if _nodes(raw) > MOST_NODES:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply for a run file, or holds itself; write it flat") from error
+        raise UsageError(f"{path} is nested too deeply for a {what}, or holds itself; write it flat") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UsageError(f"{path} holds a value that cannot be read ({str(error)[:120]}); put it in quotes") from error
+    return raw
+
+
+def load_config(path: str | Path) -> SearchConfig:
+    """Read and check a run file; relative data paths are taken from the file's folder."""
+    path = Path(path)
+    try:
+        raw = read_yaml(path, "run file")
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist; `ideal-proxy init FOLDER` writes one") from error
     except IsADirectoryError as error:
@@ -282,16 +297,8 @@ def load_config(path: str | Path) -> SearchConfig:
         raise UsageError(
             f"{path} is a folder, not a run file; `ideal-proxy init {path}` writes one for the rows in it"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where is not None else ""
-        raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
-    except ValueError as error:  # a date that is none, a number of thousands of digits
-        raise UsageError(f"{path} holds a value that cannot be read ({str(error)[:120]}); put it in quotes") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path} must be a mapping with the keys domains and capabilities")
     if str(raw.get("format", "")).startswith("ideal-proxy/"):

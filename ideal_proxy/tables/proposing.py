@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
+from ideal_proxy.config import read_yaml
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Limits, read_limits
@@ -138,9 +138,9 @@ def table_constraints(
     merged: dict[str, Any] = {}
     if file is not None:
         try:
-            merged = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot read constraints from {file}: {error}") from error
+            merged = read_yaml(file, "file of constraints") or {}
+        except OSError as error:
+            raise UsageError(f"cannot read constraints from {file}: {error.strerror}") from error
         if not isinstance(merged, dict):
             raise UsageError(f"{file} must be a mapping, such as 'upper: {{coding: 40 %}}'")
     merged |= {key: value for key, value in options.items() if value not in (None, [], ())}

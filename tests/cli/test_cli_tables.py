@@ -90,6 +90,22 @@ def test_optimum_is_near_the_true_one_and_constraints_hold(folder):
     assert (found / base).mean() < best + 0.01
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("upper: {code: 20%}\nupper: {web: 20%}\n", "the key 'upper' stands twice"),
+        ("[" * 5_000, "nested too deeply for a file of constraints"),
+        ("- code\n", "must be a mapping"),
+    ],
+)
+def test_a_file_of_constraints_is_read_as_a_run_file_is(folder, text, told):
+    (folder / "limits.yaml").write_text(text)
+    answer = run("optimize", "fit.json", "--constraints", "limits.yaml", "--out", "limited.json", cwd=folder)
+    assert answer.returncode == 2
+    assert told in " ".join(answer.stderr.split())
+    assert not (folder / "limited.json").exists()
+
+
 def test_a_must_not_drop_and_a_front(folder):
     answer = run(
         "optimize", "fit.json", "--objective", "weighted", "--weight", "math_loss=1", "--must-not-drop", "web_loss",
