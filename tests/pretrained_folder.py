@@ -11,7 +11,7 @@ from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.data.tokenizing import tokenize_rows
-from ideal_proxy.proxy.model import build_proxy
+from ideal_proxy.proxy.model import build_proxy, use_packed_attention
 from ideal_proxy.proxy.records import TrainSettings
 from ideal_proxy.proxy.training import warm_start
 
@@ -19,8 +19,8 @@ NAMES = ("strings", "formats", "facts")
 CONTEXT = 64
 
 
-def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000, size: str = "0.1M") -> Path:
-    """Write a Llama of few weights, taught the demo's language for about two seconds, with a chat template."""
+def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000, layers: int = 0) -> Path:
+    """Write a Llama of 0.1M weights, or of more layers, taught the demo's language for seconds, with a template."""
     rows = {name: list(read_rows(f"demo:{name}?rows=300&seed=7")) for name in NAMES}
     texts = (text for part in rows.values() for row in part for _, text in row.pairs)
     tokenizer = train_tokenizer(texts, 300)
@@ -29,7 +29,10 @@ def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000, size: str = "
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     )
     template = make_template(tokenizer)
-    model = build_proxy(size, len(tokenizer), CONTEXT, 3)
+    model = build_proxy("0.1M", len(tokenizer), CONTEXT, 3)
+    if layers:
+        model.config.num_hidden_layers = layers
+        model = use_packed_attention(type(model)(model.config))
     parts = [tokenize_rows(part, template, CONTEXT) for part in rows.values()]
     warm_start(model, NAMES, parts, TrainSettings(learning_rate=6e-3), seed=1, tokens_per_domain=steps_tokens)
     model.config.eos_token_id = tokenizer.eos_token_id

@@ -45,10 +45,10 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def smoke(monkeypatch, runs):
-    """Run as a test: searches that decide nothing, the demo's over three of its domains and capabilities."""
+    """Run as a test: searches that decide nothing, the demo's over four of its domains and capabilities."""
     import ideal_proxy.data
 
-    demo, kept = ideal_proxy.data.demo_config(), ("strings", "formats", "facts")
+    demo, kept = ideal_proxy.data.demo_config(), ("arithmetic", "strings", "formats", "facts")
     few = {
         part: tuple(entry for entry in getattr(demo, part) if entry.name in kept)
         for part in ("domains", "capabilities")
@@ -112,6 +112,7 @@ def test_hand_over(smoke, capsys):
     assert "will draw" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_your_trainer(smoke):
     space, _ = execute(ROOT / "notebooks" / "07_your_trainer.ipynb")
     table, untrained = space["table"], space["runs"]["trl"].result

@@ -27,8 +27,8 @@ from ideal_proxy.terminal import Reporter
 def ladder(**changes):
     """Give a run file of two sizes whose search takes seconds."""
     settings = small_search(protect="none")
-    domains = [{**domain, "path": domain["path"].replace("900", "400")} for domain in settings["domains"]]
-    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.1, "dtype": "float32"}
+    domains = [{**domain, "path": domain["path"].replace("900", "300")} for domain in settings["domains"]]
+    proxy = {"vocabulary": 300, "context": 48, "fraction": 0.12, "batch_rows": 16, "dtype": "float32"}
     return {
         **settings,
         "domains": domains,
@@ -127,6 +127,7 @@ def test_a_ladder_is_written_as_it_was_read(tmp_path):
     assert parse_config(old) == parse_config(small_search())
 
 
+@pytest.mark.slow
 def test_a_ladder_goes_on_from_an_earlier_one(finished, tmp_path):
     """`--reuse` and `sizes` together: earlier runs of both sizes, new ones of both, each as what they are."""
     more = ladder(swarm={"sizes": ["0.1M", "1M"], "runs": [4, 4], "workers": 1})
@@ -145,8 +146,8 @@ def test_a_ladder_goes_on_from_an_earlier_one(finished, tmp_path):
 def family(tmp_path_factory):
     """Two pretrained models of one tokenizer, the larger one with more weights and more reading behind it."""
     place = tmp_path_factory.mktemp("family")
-    for name, size, tokens in (("tiny-0.1M", "0.1M", 1_500), ("tiny-1M", "1M", 5_000)):
-        pretrained_folder(place / name, size=size, steps_tokens=tokens)
+    for name, layers, tokens in (("tiny-2", 0, 1_500), ("tiny-8", 8, 6_000)):
+        pretrained_folder(place / name, layers=layers, steps_tokens=tokens)
     return place
 
 
@@ -157,38 +158,38 @@ def of_family(family, **proxy):
         for name in NAMES
     ])  # fmt: skip
     proxy = {"context": 48, "fraction": 0.25, "dtype": "float32", **proxy}
-    return {**settings, "proxy": proxy, "swarm": {"sizes": ["tiny-0.1M", "tiny-1M"], "runs": [8, 4], "workers": 1}}
+    return {**settings, "proxy": proxy, "swarm": {"sizes": ["tiny-2", "tiny-8"], "runs": [8, 4], "workers": 1}}
 
 
 def test_a_ladder_of_pretrained_models(family, tmp_path):
     """Both are trained on the same tokens, each from its own weights, and the larger one is predicted and checked."""
     pytest.importorskip("peft", reason="LoRA needs peft")
     (tmp_path / "mix.yaml").write_text(json.dumps(of_family(family, lora_rank=4, learning_rate=2e-3)), encoding="utf-8")
-    for name in ("tiny-0.1M", "tiny-1M"):
+    for name in ("tiny-2", "tiny-8"):
         (tmp_path / name).symlink_to(family / name)
     found = search(tmp_path / "mix.yaml", tmp_path / "run")
-    small = str((family / "tiny-0.1M").resolve())
+    small = str((family / "tiny-2").resolve())
     told = found.result["ladder"]
-    assert (told["lower"], told["last"]) == ({"tiny-0.1M proxies": 8}, "tiny-1M")
-    kind = found.model.fidelity_["tiny-0.1M proxies"]
+    assert (told["lower"], told["last"]) == ({"tiny-2 proxies": 8}, "tiny-8")
+    kind = found.model.fidelity_["tiny-2 proxies"]
     assert (kind["runs"], kind["same_level"]) == (8, False)
     roles = found.runs["role"].value_counts()
     assert (roles["reused"], roles["design"], roles["verify"]) == (8, 4, 4)
     # Each starts from weights of its own: untrained, the larger one loses less.
-    starts = [load_result(place, ZERO_RUN) for place in (found.folder / "lower" / "tiny-0.1M", found.folder)]
+    starts = [load_result(place, ZERO_RUN) for place in (found.folder / "lower" / "tiny-2", found.folder)]
     small, large = (sum(losses.loss_sum.sum() for losses in run.losses.values()) for run in starts)
     assert large < 0.95 * small
     plan = read_plan(found.folder / "plan.json")
-    assert plan.lower[0].size == str((family / "tiny-0.1M").resolve())
-    assert plan.lower[0].parameters < plan.parameters / 3
-    assert plan.lower[0].trainable_parameters < plan.lower[0].parameters / 3
-    assert "8 runs of tiny-0.1M proxies below those of tiny-1M" in result_tables(found.result, found.folder)
+    assert plan.lower[0].size == str((family / "tiny-2").resolve())
+    assert plan.lower[0].parameters < plan.parameters / 1.5
+    assert plan.lower[0].trainable_parameters < plan.trainable_parameters / 1.5
+    assert "8 runs of tiny-2 proxies below those of tiny-8" in result_tables(found.result, found.folder)
     assert load_config(found.folder / "config.yaml").swarm.sizes == tuple(
-        str((family / name).resolve()) for name in ("tiny-0.1M", "tiny-1M")
+        str((family / name).resolve()) for name in ("tiny-2", "tiny-8")
     )
     # The next search reads what it left: runs of each model as what they are.
     told = [(package.proxies["model"], len(package.runs)) for package in read_packages(found.folder)]
-    assert told == [(str((family / "tiny-1M").resolve()), 8), (plan.lower[0].size, 8)]
+    assert told == [(str((family / "tiny-8").resolve()), 8), (plan.lower[0].size, 8)]
 
 
 @pytest.mark.parametrize(("rank", "rates"), [(None, 3), (4, 1)])
@@ -197,20 +198,20 @@ def test_a_rate_of_low_rank_is_that_of_the_next_size_and_in_full_every_size_swee
     plan = plan_search(config, tmp_path / "run", Reporter(quiet=True))
     assert (len(plan["lower"][0]["rates"]), len(plan["rates"])) == (3, rates)
     text = " ".join(plan_tables(plan).split())
-    assert "tiny-0.1M proxies" in text
-    assert "of every change at tiny-1M" in text
+    assert "tiny-2 proxies" in text
+    assert "of every change at tiny-8" in text
 
 
 def test_models_that_read_other_tokens_are_no_family(family, tmp_path):
     shutil.copytree(family, tmp_path / "models")
-    path = tmp_path / "models" / "tiny-0.1M" / "tokenizer.json"
+    path = tmp_path / "models" / "tiny-2" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     first, last = list(vocabulary)[5], list(vocabulary)[-1]
     vocabulary[first], vocabulary[last] = vocabulary[last], vocabulary[first]
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     config = parse_config(of_family(tmp_path / "models"), folder=tmp_path / "models")
-    with pytest.raises(UserError, match=r"tiny-0.1M reads other tokens than .*tiny-1M; a ladder is of models of one"):
+    with pytest.raises(UserError, match=r"tiny-2 reads other tokens than .*tiny-8; a ladder is of models of one"):
         plan_search(config, tmp_path / "run", Reporter(quiet=True))
 
 

@@ -26,7 +26,7 @@ def settings(folder, domains, capabilities, **changes):
         "name": "small",
         "domains": [{"name": name, "path": str(folder / f"{file}.jsonl")} for name, file in domains.items()],
         "capabilities": [{"name": name, "path": f"demo:{name}?rows=60&split=reference"} for name in capabilities],
-        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.4},
+        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.3},
         "swarm": {"workers": 1},
         "verify": {"pairs": 2, "max_pairs": 2},
         "rounds": 1,

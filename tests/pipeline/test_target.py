@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from builders import config_of, domain_facts, interrupted, small_search, without_times
+from builders import SMALL, config_of, domain_facts, interrupted, small_search, without_times
 from pretrained_folder import pretrained_folder
 
 from ideal_proxy.config import dump_config, load_config, parse_config
@@ -90,6 +90,7 @@ def test_weights_that_lose_more_than_either_disagree():
 
 # The search
 
+FEW = [{"name": name, "path": f"demo:{name}?rows=500", "base": "8%" if name == "strings" else "100%"} for name in SMALL]
 PROXY = {
     "mode": "target", "size": "0.1M", "vocabulary": 300, "context": 48, "fraction": 0.25, "batch_rows": 32,
     "learning_rate": 6e-3,
@@ -98,7 +99,7 @@ PROXY = {
 
 def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     """It ends decided, with the same numbers however it was interrupted, and says what imitations were worth."""
-    config = parse_config(small_search(proxy=PROXY, swarm={"workers": 1}))
+    config = parse_config(small_search(proxy=PROXY, swarm={"workers": 1}, domains=FEW))
     (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
     results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "run", QUIET)]
     interrupted(tmp_path / "run", tmp_path / "killed", 16)
