@@ -121,12 +121,13 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         return prepared
     # What is wrong with the model is told before any row is read.
     tokenizer = None if config.proxy.model is None else proxy_tokenizer(config, [])
+    _refuse_other_tokens(config, tokenizer)
     stamps = {entry.path: stamp(entry.path) for entry in (*config.domains, *config.capabilities)}
     domains, references = read_sources(config, bad_rows=folder.parent / BAD_ROWS)
     parts = (("domain", domains), ("reference rows of", references))
     found = [(f"{which} {name}", source) for which, part in parts for name, source in part.items()]
     tell([Finding(name, *said) for name, source in found for said in tallied(source.tally.lines())], reporter)
-    base_model = _keep_bases(config, folder, tokenizer, reporter)
+    base_model = _keep_bases(config, folder, reporter)
     if tokenizer is None and heritage is not None:
         tokenizer = load_template(heritage.folder / "tokenizer").tokenizer
     if tokenizer is None:
@@ -266,20 +267,27 @@ def load_template(folder: Path) -> ChatTemplate:
     return make_template(AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
-def _keep_bases(config: SearchConfig, folder: Path, tokenizer: Any, reporter: Reporter) -> dict[str, Any]:
-    """Keep the weights of a pretrained proxy, and of those of a ladder's sizes below it, which read the same tokens."""
+def _refuse_other_tokens(config: SearchConfig, tokenizer: Any) -> None:
+    """Refuse a ladder of pretrained models that do not share a tokenizer: all are trained on the same tokens."""
     if config.proxy.model is None:
-        return {}
+        return
     from ideal_proxy.proxy import load_tokenizer
 
-    lower = {}
     for size in config.swarm.sizes[:-1]:
-        source, name = pretrained_source(config, size), f"model-{size_name(size)}"
-        if load_tokenizer(source).get_vocab() != tokenizer.get_vocab():
+        if load_tokenizer(pretrained_source(config, size)).get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{size} reads other tokens than {config.proxy.model}; a ladder is of models of one family, which "
                 "share a tokenizer"
             )
+
+
+def _keep_bases(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """Keep the weights of a pretrained proxy, and of those of a ladder's sizes below it."""
+    if config.proxy.model is None:
+        return {}
+    lower = {}
+    for size in config.swarm.sizes[:-1]:
+        source, name = pretrained_source(config, size), f"model-{size_name(size)}"
         lower[size] = {**_keep_base(config, source, folder / name, reporter), "folder": name}
     own = _keep_base(config, pretrained_source(config), folder / "model", reporter)
     return own | ({"lower": lower} if lower else {})
