@@ -346,7 +346,7 @@ def _placed_in(config: SearchConfig, folder: Path) -> SearchConfig:
             ),
             "proxy": config.proxy.model_copy(update=_proxy_places(config.proxy, folder)),
             "swarm": config.swarm.model_copy(
-                update={"sizes": tuple(s if s in SIZES else str(_model_place(s, folder)) for s in config.swarm.sizes)}
+                update={"sizes": tuple(s if s in SIZES else str(model_place(s, folder)) for s in config.swarm.sizes)}
             ),
             "reuse": tuple(str((folder / Path(run).expanduser()).resolve()) for run in config.reuse),
         }
@@ -385,11 +385,11 @@ def _placed(metric: MetricConfig | None, folder: Path) -> MetricConfig | None:
 
 def _proxy_places(proxy: ProxyConfig, folder: Path) -> dict[str, Any]:
     """Say where a model lies, and where a command runs."""
-    places = {"model": _model_place(proxy.model, folder)}
+    places = {"model": model_place(proxy.model, folder)}
     return places if proxy.command is None else places | {"folder": str((folder / (proxy.folder or ".")).resolve())}
 
 
-def _model_place(name: str | None, folder: Path) -> str | None:
+def model_place(name: str | None, folder: Path) -> str | None:
     """Resolve a model's folder; what is no folder beside the run file, and not written as one, is a hub id."""
     if name is None:
         return None

@@ -264,7 +264,7 @@ class ProxyConfig(Section):
 class SwarmConfig(Section):
     """How many proxies, and where they run."""
 
-    sizes: tuple[str, ...] = Field(
+    sizes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
         description="a ladder: scratch sizes, rising, or pretrained models of one family, the smallest first, in one "
         "fit; the last is predicted and checked",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.config import SearchConfig, parse_config
+from ideal_proxy.config import SearchConfig, model_place, parse_config
 from ideal_proxy.errors import UsageError
 from ideal_proxy.proxy import budget_hours
 from ideal_proxy.sections import SCRATCH_DEFAULTS, on_dial
@@ -43,7 +43,7 @@ def override(
             "by a metric; leave it out"
         )
     if sizes is not None:
-        config = _with_sizes(config, [size.strip() for size in sizes.split(",")])
+        config = _with_sizes(config, [name for size in sizes.split(",") if (name := size.strip())])
     given = (("rounds", rounds), ("seed", seed), ("gradients", gradients))
     top: dict[str, Any] = {key: value for key, value in given if value is not None}
     if reuse:
@@ -66,7 +66,8 @@ def override(
 
 
 def _with_sizes(config: SearchConfig, sizes: Sequence[str]) -> SearchConfig:
-    """Make a search a ladder."""
+    """Make a search a ladder; folders of models are taken from the current one, as paths of a command are."""
+    sizes = [size if on_dial(size) else str(model_place(size, Path.cwd())) for size in sizes]
     raw = config.model_dump(mode="json")
     raw["swarm"] |= {"sizes": list(sizes), "lower_runs": []}
     if raw["proxy"]["model"] is None:

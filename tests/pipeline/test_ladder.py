@@ -14,6 +14,7 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline.earlier_runs import read_packages
 from ideal_proxy.pipeline.finished import search
 from ideal_proxy.pipeline.outer_loop import plan_search
+from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.pipeline.plan import read_plan
 from ideal_proxy.pipeline.status import read_status
 from ideal_proxy.report.plan_text import plan_tables
@@ -103,6 +104,7 @@ def test_stopped_on_the_lower_size_it_ends_with_the_same_numbers(finished, tmp_p
         ({"swarm": {"sizes": ["0.1M", "org/model"]}}, "rising, or of pretrained models of one family"),
         ({"swarm": {"sizes": ["org/model", "0.1M"]}}, "rising, or of pretrained models of one family"),
         ({"swarm": {"sizes": ["org/model"]}}, "a ladder has two or more"),
+        ({"swarm": {"sizes": ["", "org/model"]}}, "swarm.sizes"),
         ({"swarm": {"sizes": ["a/M-1b", "b/m-1b"]}}, "names a/M-1b and b/m-1b, which a table could not tell apart"),
         (
             {"swarm": {"sizes": ["a", "b"]}, "proxy": {"model": "b", "command": "t {data}"}},
@@ -200,6 +202,16 @@ def test_a_rate_of_low_rank_is_that_of_the_next_size_and_in_full_every_size_swee
     text = " ".join(plan_tables(plan).split())
     assert "tiny-2 proxies" in text
     assert "of every change at tiny-8" in text
+
+
+def test_models_named_on_the_command_line_lie_where_it_is_typed(family, tmp_path, monkeypatch):
+    raw = of_family(family, lora_rank=4) | {"swarm": {"workers": 1}}
+    config = parse_config(raw | {"proxy": raw["proxy"] | {"model": "tiny-8"}}, folder=family)
+    monkeypatch.chdir(family)
+    found = override(config, sizes="tiny-2, tiny-8,")
+    assert found.swarm.sizes == tuple(str((family / name).resolve()) for name in ("tiny-2", "tiny-8"))
+    assert found.proxy.model == found.swarm.sizes[-1]
+    assert override(config, sizes="org/model,tiny-8").swarm.sizes[0] == "org/model"
 
 
 def test_models_that_read_other_tokens_are_no_family(family, tmp_path):
