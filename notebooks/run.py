@@ -1,7 +1,8 @@
 """Run the notebooks and store what they show: `python notebooks/run.py [NAME ...]`, by hand, some minutes on two idle cores.
 
 A notebook's metadata then holds a hash of its source, so that `tests/test_notebooks.py` can tell outputs that belong to
-an earlier source. The tests run every notebook too, on settings too small to mean anything, and store nothing.
+an earlier source. The tests (two of them with `-m slow`) run every notebook too, on settings too small to mean
+anything, and store nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, on settings too small to mean anything."""
+"""Every notebook runs from top to bottom, on settings too small to mean anything; the two dearest are slow tests."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def test_response_curves(smoke):
     assert more < less, "more facts, lower facts loss"
 
 
+@pytest.mark.slow
 def test_gradients(smoke):
     space, shown = execute(ROOT / "notebooks" / "04_gradients.ipynb")
     assert figures_in(shown) == 1

@@ -270,7 +270,7 @@ def test_the_example_of_the_page_counts_right_answers(tmp_path):
     assert metric is not None
     assert metric.command is not None
     spec = command("", command=metric.command, folder=str(tmp_path))
-    order = np.concatenate([np.random.default_rng(k).permutation(12) for k in range(120)])
+    order = np.concatenate([np.random.default_rng(k).permutation(12) for k in range(80)])
     train(model, (np.zeros(len(order), dtype=int), order), [tokens], TrainSettings(learning_rate=1e-2, batch_rows=12))
     export_model(model, taught, tmp_path / "taught")
     # It learnt all twelve answers; the page now asks for others in some, and judges one half of them.
