@@ -23,7 +23,7 @@ from typing import Any, Literal
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
-from ideal_proxy.mixture.reading import refuse_without_rows
+from ideal_proxy.mixture.reading import refuse_nothing_left, refuse_without_rows
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.provenance import provenance
@@ -262,6 +262,7 @@ def _parts(job: _Job, tell: Progress) -> list[Part]:
         table = open_table(source, domain.format, keep=job.keep, scratch=job.spool / f"table-{number}", seen=seen)
         refuse_changed(domain, source, table, job.mixture.key_note)
         kept = table.without(domain.left_out, job.spool / f"kept-{number}")
+        refuse_nothing_left(domain, kept.rows)
         parts.append(Part(domain.name, kept, domain.rows))
     return parts
 

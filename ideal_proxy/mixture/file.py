@@ -39,7 +39,9 @@ class DomainVolume(_Part):
     format: Format = "auto"
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
     available: int = Field(ge=0, description="rows that the source has to train on")
-    left_out: list[str] = Field(default_factory=list, description="keys of the rows that the template refuses, in hex")
+    left_out: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = Field(
+        default_factory=list, description="keys of the rows that the template refuses, in hex"
+    )
     rows: int = Field(ge=0, description="rows to train on, repeats included")
     tokens: int = Field(default=0, ge=0, description="tokens of those rows")
     supervised_tokens: int = Field(default=0, ge=0)

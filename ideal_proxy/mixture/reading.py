@@ -34,7 +34,18 @@ def read_domain(domain: DomainVolume, source: str, note: str = "") -> list[Row]:
     keys = row_keys(rows)
     refuse_other_rows(source_fingerprint(keys), domain.fingerprint, f"domain {domain.name}", domain.source, note)
     left_out = {int(key, 16) for key in domain.left_out}
-    return [row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out]
+    kept = [row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out]
+    refuse_nothing_left(domain, len(kept))
+    return kept
+
+
+def refuse_nothing_left(domain: DomainVolume, rows: int) -> None:
+    """Refuse a mixture file whose list of rows to leave out names every row that there is."""
+    if not rows:
+        raise UserError(
+            f"domain {domain.name}: the mixture file leaves out every row of {domain.source} by its key "
+            f"(left_out), and counts {domain.available:,} available; restore the file, or run the search again"
+        )
 
 
 def refuse_other_rows(found: str, wanted: str, what: str, source: str, note: str) -> None:

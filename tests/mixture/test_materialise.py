@@ -29,6 +29,7 @@ from ideal_proxy.mixture import order, row_table
 from ideal_proxy.mixture.apply import MANIFEST, mixture_identity
 from ideal_proxy.mixture.draws import domain_order, draw, training_order
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.mixture.reading import read_domain
 
 apply_mixture = functools.partial(materialise.apply_mixture, row_format="as-is")
 
@@ -250,6 +251,21 @@ def test_rows_that_the_disk_has_no_room_for_are_refused_before_they_are_written(
     with pytest.raises(UserError, match=r"0,000,000,000,000 rows need about .* GB .* GB free; make room"):
         apply_mixture(mixture.model_copy(update={"domains": many}), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mixture_that_leaves_out_every_row_is_one_sentence(sources, tmp_path):
+    """Two equal rows, one of them named: an edited file, for a template refuses both or none."""
+    (tmp_path / "twice.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    domain = volume("twice", tmp_path / "twice.jsonl", 3)
+    (key, _) = row_keys(list(read_rows(tmp_path / "twice.jsonl"))).tolist()
+    edited = domain.model_copy(update={"available": 1, "left_out": [f"{key:016x}"]})
+    with pytest.raises(UserError, match=r"domain twice: the mixture file leaves out every row of .*twice.jsonl"):
+        apply_mixture(MixtureFile(domains=[edited]), tmp_path / "out")
+    with pytest.raises(UserError, match="leaves out every row"):
+        read_domain(edited, edited.source)
+    for wrong in ("zz", "1" * 17, ""):
+        with pytest.raises(ValueError, match="left_out"):
+            DomainVolume(**domain.model_dump() | {"left_out": [wrong]})
 
 
 def test_an_empty_mixture_is_refused(mixture, tmp_path):
