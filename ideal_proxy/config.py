@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ideal_proxy.amounts import Amount, parse_comparison
 from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
+from ideal_proxy.errors import MOST_SEED, UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.metric_section import MetricConfig
 from ideal_proxy.sections import (
@@ -43,7 +43,7 @@ class SearchConfig(Section):
         default={}, description="{NAME: mixture.json}: a settled mixture as one domain whose inner shares stay"
     )
     reuse: tuple[str, ...] = Field(default=(), description="run directories of earlier searches whose runs count here")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     domains: Annotated[tuple[DomainConfig, ...], Distinct] = Field(min_length=2)
     capabilities: Annotated[tuple[CapabilityConfig, ...], Distinct] = Field(min_length=1)
     base: BaseConfig = BaseConfig()

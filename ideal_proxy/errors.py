@@ -19,6 +19,7 @@ class UsageError(UserError):
     exit_code = 2
 
 
+MOST_SEED = 2**31 - 1  # what the generators of every library take
 UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Characters by which a name could move the cursor, hide text or turn its direction; for a class of a pattern."""
 

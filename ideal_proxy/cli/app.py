@@ -21,7 +21,7 @@ from ideal_proxy.cli import report as cli_report
 from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
 from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, RunFolder, Track, open_mixture
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import MOST_SEED, UsageError, UserError
 from ideal_proxy.terminal import say
 
 app = typer.Typer(
@@ -140,7 +140,7 @@ def search(
     utilisation: Annotated[
         float | None, typer.Option(help="Share of --device-flops that training reaches; default 0.3.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order and design.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Seed of data order and design.")] = None,
     gradients: Annotated[
         str | None, typer.Option(help="auto, implicit, unrolled or none: responses of trained proxies in the fit.")
     ] = None,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, Track, open_mixture
+from ideal_proxy.errors import MOST_SEED
 from ideal_proxy.terminal import say
 
 TARGETS = (
@@ -44,7 +45,9 @@ def scale_up(
     out: Annotated[Path | None, typer.Option(help="Folder for runs and models; default beside the mixture.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Train the base mixture beside it and compare.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each; 2 or more give intervals.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first run; default the mixture's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Of the first run; default the mixture's.")
+    ] = None,
     fraction: Annotated[float, typer.Option(help="Train on this share of the volumes (repeats stay).")] = 1.0,
     transfer: Annotated[
         str | None, typer.Option(help="Move the volumes to another total first: share, repeat or law.")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ideal_proxy.cli.options import Json
+from ideal_proxy.errors import MOST_SEED
 from ideal_proxy.terminal import say
 
 Fit = Annotated[Path, typer.Argument(metavar="FIT.JSON", help="What `fit` wrote, or the run directory of a search.")]
@@ -40,7 +41,7 @@ def fit(
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="A column of the metrics; default: all of results.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Go on with runs that are in both tables.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of starts and folds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of starts and folds.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Fit the response law to tables of runs."""
@@ -125,7 +126,7 @@ def optimize(
     kl_cap: Annotated[float | None, typer.Option(min=0.0, help="Largest KL divergence from base.")] = None,
     constraints: Annotated[Path | None, typer.Option(help="YAML of constraints; options go first.")] = None,
     pareto: Annotated[str | None, typer.Option(metavar="A:B", help="Print the front between groups, as a,b:c.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the starts.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Find the best volumes under constraints."""

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ideal_proxy.batching import Batch, Distinct, Loss
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.config import SearchConfig
+from ideal_proxy.config import MOST_ROWS, SearchConfig
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
-from ideal_proxy.errors import UNSEEN, UsageError, UserError, shortened
+from ideal_proxy.errors import MOST_SEED, UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.sections import Format
 from ideal_proxy.store import atomic_write_json, read_json
 
@@ -25,6 +25,7 @@ IMPROVES: Final = "improves"
 NO_BETTER: Final = "no better than base"
 UNDECIDED: Final = "not enough evidence"
 FORMAT: Literal["ideal-proxy/mixture/1"] = "ideal-proxy/mixture/1"
+MOST_TOKENS = 10**18
 
 
 class _Part(BaseModel):
@@ -38,16 +39,16 @@ class DomainVolume(_Part):
     source: str = Field(description="file, glob, folder, hf:ID or demo:NAME?seed=S&rows=N")
     format: Format = "auto"
     fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 over the row keys in order")
-    available: int = Field(ge=0, description="rows that the source has to train on")
+    available: int = Field(ge=0, le=MOST_ROWS, description="rows that the source has to train on")
     left_out: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]] = Field(
         default_factory=list, description="keys of the rows that the template refuses, in hex"
     )
-    rows: int = Field(ge=0, description="rows to train on, repeats included")
-    tokens: int = Field(default=0, ge=0, description="tokens of those rows")
-    supervised_tokens: int = Field(default=0, ge=0)
+    rows: int = Field(ge=0, le=MOST_ROWS, description="rows to train on, repeats included")
+    tokens: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens of those rows")
+    supervised_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
     share: float = Field(default=0.0, ge=0, le=1, description="of all tokens of the mixture")
     repeat: float = Field(default=0.0, ge=0, description="rows over available")
-    base_rows: int = Field(default=0, ge=0)
+    base_rows: int = Field(default=0, ge=0, le=MOST_ROWS)
     change: float | None = Field(default=None, description="rows over base rows, less 1; null where base is 0")
 
     @model_validator(mode="after")
@@ -129,7 +130,7 @@ class MixtureFile(_Part):
     format: Literal["ideal-proxy/mixture/1"] = FORMAT
     name: str = "mix"
     created: str = Field(default="", description="time, ISO 8601 UTC")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     key_version: int = Field(default=KEY_VERSION, ge=1, description="of the row keys behind the fingerprints")
     loss: Loss = Field(default="token", description="over a step's supervised tokens, or a mean over its rows' means")
     batch: Batch | None = Field(default=None, description="what fills an optimiser step; null in files that do not say")
