@@ -273,6 +273,8 @@ def read_yaml(path: Path, what: str) -> Any:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:
         raise UsageError(f"{path} is nested too deeply for a {what}, or holds itself; write it flat") from error
+    except OverflowError as error:
+        raise UsageError(f"{path} holds the number {error}, which is larger than any setting; correct it") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
@@ -306,13 +308,15 @@ def load_config(path: str | Path) -> SearchConfig:
     return parse_config(raw, where=str(path), folder=path.resolve().parent)
 
 
-MOST_NODES = 100_000
+MOST_NODES, MOST_NUMBER = 100_000, 10**15
 MOST_BYTES = 1 << 17  # the parser takes seconds for so much
 
 
 def _nodes(value: Any, known: dict[int, int] | None = None) -> int:
-    """Count the values of a file as if its aliases were written out."""
+    """Count the values of a file as if its aliases were written out, and refuse numbers beyond any use."""
     known = {} if known is None else known
+    if isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise OverflowError(shortened(str(value)))
     if not isinstance(value, (dict, list)):
         return 1
     if id(value) not in known:

@@ -35,6 +35,7 @@ from ideal_proxy.swarm import (
 
 PROBED_ROWS = 16  # of each set, to try a trainer of the user's own with
 FEW_ROWS, MUCH_SLOWER = 8, 5.0  # a precision that takes so many times as long for a few rows is not timed on all
+MEASURED_ROWS = 64  # at most, of a step
 MEASURED_TOKENS = 1024  # of a pretrained proxy; a scratch proxy trains on six steps
 
 
@@ -63,7 +64,7 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
 
     parts = [prepared.domain_rows(index) for index in range(len(prepared.facts))]
     mean = float(prepared.domains.lengths.mean())
-    batch = round(config.batch.mean_rows(mean))
+    batch = min(round(config.batch.mean_rows(mean)), MEASURED_ROWS)  # what counts for speed is the micro-batch
     if config.proxy.model is not None:  # a third of it warms up; long enough to tell, short enough to wait for
         batch = min(batch, max(1, round(MEASURED_TOKENS / 6 / mean)))
     rng = np.random.default_rng(0)

@@ -187,7 +187,7 @@ def test_a_run_file_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="aliases") as caught:
         load_config(path)
     assert len(str(caught.value)) < 300
-    for text in ("a: &a [*a]", "{a: " * 20_000, "a: 2026-99-99", "a: " + "9" * 5_000):
+    for text in ("a: &a [*a]", "{a: " * 20_000, "a: 2026-99-99", "a: " + "9" * 5_000, "a: {b: 9999999999999999}"):
         path.write_text(text)
         with pytest.raises(UsageError) as caught:
             load_config(path)
