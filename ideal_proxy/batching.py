@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Loss = Literal["token", "row"]
+MOST_ROWS = 10**15  # of a volume, or of anything that is counted
 BATCH_ROWS = 32  # of an optimiser step, where nothing says otherwise
 Ints = NDArray[np.int64]
 
@@ -37,8 +38,10 @@ Distinct = AfterValidator(distinct)
 class Batch(Section):
     """What fills one optimiser step: so many rows, or so many tokens."""
 
-    rows: int | None = Field(default=None, ge=1, description="rows of an optimiser step; default 32")
-    tokens: int | None = Field(default=None, ge=1, description="tokens of an optimiser step, prompts counted")
+    rows: int | None = Field(default=None, ge=1, le=MOST_ROWS, description="rows of an optimiser step; default 32")
+    tokens: int | None = Field(
+        default=None, ge=1, le=MOST_ROWS, description="tokens of an optimiser step, prompts counted"
+    )
 
     @model_validator(mode="after")
     def _one_unit(self) -> Batch:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ideal_proxy.amounts import Amount, parse_comparison
-from ideal_proxy.batching import BATCH_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
+from ideal_proxy.batching import BATCH_ROWS, MOST_ROWS, BaseConfig, Batch, BudgetConfig, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.errors import MOST_SEED, UNSEEN, UsageError, UserError, shortened
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
@@ -198,9 +198,6 @@ class SearchConfig(Section):
         return [capability.name for capability in self.capabilities]
 
 
-MOST_ROWS = 10**15
-
-
 def rows_of(value: int | str | None, available: int, *, default: int, what: str) -> int:
     """Turn a count, '30%' or '2x' of the available rows into rows; `what` names the setting in an error."""
     if value is None:
@@ -308,14 +305,14 @@ def load_config(path: str | Path) -> SearchConfig:
     return parse_config(raw, where=str(path), folder=path.resolve().parent)
 
 
-MOST_NODES, MOST_NUMBER = 100_000, 10**15
+MOST_NODES = 100_000
 MOST_BYTES = 1 << 17  # the parser takes seconds for so much
 
 
 def _nodes(value: Any, known: dict[int, int] | None = None) -> int:
     """Count the values of a file as if its aliases were written out, and refuse numbers beyond any use."""
     known = {} if known is None else known
-    if isinstance(value, int) and abs(value) > MOST_NUMBER:
+    if isinstance(value, int) and abs(value) > MOST_ROWS:
         raise OverflowError(shortened(str(value)))
     if not isinstance(value, (dict, list)):
         return 1

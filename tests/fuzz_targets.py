@@ -27,9 +27,16 @@ from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.errors import UserError
+from ideal_proxy.export.terms import terms_of
+from ideal_proxy.mixture.apply import base_of
 from ideal_proxy.mixture.file import load_mixture
 from ideal_proxy.pipeline.finished import load_run
 from ideal_proxy.pipeline.status import read_status, status_text
+from ideal_proxy.scaleup.limits import file_limits, file_objective
+from ideal_proxy.scaleup.model import ModelSpec
+from ideal_proxy.scaleup.result import size_step
+from ideal_proxy.scaleup.source import proxy_setting
+from ideal_proxy.scaleup.transfer import usable_law
 from ideal_proxy.tables.reading import read_metrics, read_ratios
 
 ROWS = [
@@ -56,8 +63,16 @@ def rows(content: bytes, folder: Path) -> None:
 
 
 def mixture(content: bytes, folder: Path) -> None:
+    """What `export` and `scale-up` read of it too."""
     (folder / "mixture.json").write_bytes(content)
-    assert load_mixture(folder / "mixture.json").domains
+    found = load_mixture(folder / "mixture.json")
+    assert found.domains
+    for read in (terms_of, proxy_setting, file_limits, file_objective, usable_law, base_of):
+        try:
+            read(found)
+        except UserError as error:
+            _sentence(error)
+    size_step(found, ModelSpec(name="scratch:1M"))
 
 
 def run_file(content: bytes, folder: Path) -> None:
@@ -195,7 +210,14 @@ def seeds(name: str) -> list[bytes]:
         packed = (b"\6" + sink.getvalue().to_pybytes(), b"\7" + stream.getvalue().to_pybytes())
         return [b"\0" + lines, b"\1" + json.dumps(ROWS).encode(), b"\2" + cells, *packed]
     if name == "mixture":
-        return [(finished_folder() / "mixture.json").read_bytes()]
+        plain = (finished_folder() / "mixture.json").read_bytes()
+        fit = json.loads((finished_folder() / "fit.json").read_text())
+        told = {
+            "proxy": {"size": "0.1M", "context": 48, "learning_rate": 6e-3, "model": None},
+            "objective": {"kind": "weighted", "weights": {"coding": 1.0}, "min_gain": 0.005, "kl": 0.0},
+            "constraints": {"budget": "keep", "repeat_cap": 4.0, "upper": {"coding": "40 %"}, "protect": {}},
+        }
+        return [plain, json.dumps(json.loads(plain) | {"law": fit, "provenance": told}).encode()]
     if name == "run file":
         metric = {"metric": {"command": "python score.py {model}"}, "must_not_drop": 0.01}
         config = small_search(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ideal_proxy.batching import BATCH_ROWS
-from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.mixture import MixtureFile, reading_part
 
 # The proxies' schedule and optimiser, which `proxy.TrainSettings` holds as defaults.
 WARMUP, WEIGHT_DECAY, BETA1, BETA2, GRAD_CLIP = 0.05, 0.01, 0.9, 0.98, 1.0
@@ -55,7 +55,8 @@ def terms_of(
     rows = BATCH_ROWS if batch is None else round(batch.mean_rows(tokens / max(1, mixture.total_rows)))
     rate = learning_rate
     if rate is None and model is not None and proxy.get("model") == model and not proxy.get("lora_rank"):
-        rate = proxy.get("learning_rate")
+        with reading_part("provenance.proxy"):
+            rate = float(proxy["learning_rate"]) if proxy.get("learning_rate") else None
     return Terms(
         context=longest,
         sequences=sequences,
@@ -78,7 +79,8 @@ def context_of(mixture: MixtureFile) -> int | None:
     """Longest row of the search, tokens; None where the file does not say."""
     for part in (mixture.provenance.get("proxy"), mixture.template):
         if isinstance(part, dict) and part.get("context"):
-            return int(part["context"])
+            with reading_part("provenance.proxy"):
+                return int(part["context"])
     return None
 
 

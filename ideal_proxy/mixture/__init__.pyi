@@ -23,6 +23,7 @@ from .file import load_mixture as load_mixture
 from .file import save_mixture as save_mixture
 from .file import with_shares as with_shares
 from .reading import read_domain as read_domain
+from .reading import reading_part as reading_part
 from .reading import refuse_other_rows as refuse_other_rows
 from .reading import refuse_without_rows as refuse_without_rows
 from .reading import resolve as resolve

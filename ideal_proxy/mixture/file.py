@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ideal_proxy.batching import Batch, Distinct, Loss
+from ideal_proxy.batching import MOST_ROWS, Batch, Distinct, Loss
 from ideal_proxy.complaints import first_problem
-from ideal_proxy.config import MOST_ROWS, SearchConfig
+from ideal_proxy.config import SearchConfig
 from ideal_proxy.data import KEY_VERSION
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import MOST_SEED, UNSEEN, UsageError, UserError, shortened

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import contextlib
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from ideal_proxy.data import Row, is_virtual, read_rows, row_keys, source_fingerprint
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+
+MOST_TOLD = 300  # characters of what a strange file is told
 
 
 def resolve(source: str, folder: Path | None) -> str:
@@ -16,6 +19,20 @@ def resolve(source: str, folder: Path | None) -> str:
         return source
     beside = folder / source
     return str(beside) if beside.exists() or any(c in source for c in "*?[") else source
+
+
+@contextlib.contextmanager
+def reading_part(part: str) -> Iterator[None]:
+    """Turn what comes of reading a part of a mixture file that may hold anything into one sentence."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, UserError) as error:
+        if isinstance(error, UserError) and not isinstance(error, ValueError) and len(str(error)) < MOST_TOLD:
+            raise  # one that knows what is wrong
+        told = shortened(" ".join(str(error).split()), 160)
+        raise UsageError(
+            f"the mixture file's {part} cannot be read ({told}); let the search write it again, or take it out"
+        ) from error
 
 
 def refuse_without_rows(mixture: MixtureFile, moved: Container[str] = ()) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Unit
 from ideal_proxy.limits import Budget, Limits
-from ideal_proxy.mixture import MixtureFile
+from ideal_proxy.mixture import MixtureFile, reading_part
 from ideal_proxy.optimizer import Constraints, Objective, Problem
 
 Array = NDArray[np.float64]
@@ -24,12 +24,13 @@ def file_objective(mixture: MixtureFile) -> Objective:
     found = mixture.provenance.get("objective")
     if not isinstance(found, dict):
         return Objective()
-    return Objective(
-        kind=found.get("kind", "mean"),
-        weights=found.get("weights") if found.get("kind") == "weighted" else None,
-        upper_confidence=found.get("upper_confidence"),
-        kl_penalty=float(found.get("kl") or 0.0),
-    )
+    with reading_part("provenance.objective"):
+        return Objective(
+            kind=found.get("kind", "mean"),
+            weights=found.get("weights") if found.get("kind") == "weighted" else None,
+            upper_confidence=found.get("upper_confidence"),
+            kl_penalty=float(found.get("kl") or 0.0),
+        )
 
 
 def file_limits(mixture: MixtureFile) -> Limits:
@@ -37,7 +38,8 @@ def file_limits(mixture: MixtureFile) -> Limits:
     found = mixture.provenance.get("constraints")
     if not isinstance(found, dict):
         return Limits()
-    return Limits.from_json(found, [d.name for d in mixture.domains], [c.name for c in mixture.capabilities])
+    with reading_part("provenance.constraints"):
+        return Limits.from_json(found, [d.name for d in mixture.domains], [c.name for c in mixture.capabilities])
 
 
 def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, unit: Unit, **more: Any) -> Constraints:

@@ -6,6 +6,7 @@ J capabilities, N_j reference rows.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -121,9 +122,10 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
 
 def _same_model(one: str, other: str) -> bool:
     """Whether two names are of one model: a hub id and its folder share the last part, two folders what is in them."""
-    if Path(one).is_dir() and Path(other).is_dir():
-        told = [Path(place) / "config.json" for place in (one, other)]
-        return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
+    with contextlib.suppress(OSError, ValueError):  # a name too long for a path, or with a null byte
+        if Path(one).is_dir() and Path(other).is_dir():
+            told = [Path(place) / "config.json" for place in (one, other)]
+            return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
     return Path(one).name == Path(other).name
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from ideal_proxy.batching import BATCH_ROWS, Loss
 from ideal_proxy.data import ChatTemplate, Row, TokenRows, read_rows, row_keys, source_fingerprint, tokenize_rows
@@ -22,6 +23,7 @@ from ideal_proxy.mixture import (
     domain_order,
     draw,
     read_domain,
+    reading_part,
     refuse_other_rows,
     refuse_without_rows,
     reserve_mask,
@@ -60,7 +62,8 @@ def proxy_setting(mixture: MixtureFile) -> ProxySetting:
     known = {key: found[key] for key in ProxySetting.__dataclass_fields__ if key in found}
     if mixture.batch is not None:  # files of earlier versions name it with the proxies
         known |= {f"batch_{mixture.batch.unit}": mixture.batch.rows or mixture.batch.tokens}
-    return ProxySetting(**{"seed": mixture.seed, "loss": mixture.loss, **known})
+    with reading_part("provenance.proxy"):
+        return TypeAdapter(ProxySetting).validate_python({"seed": mixture.seed, "loss": mixture.loss, **known})
 
 
 def read_domains(mixture: MixtureFile, folder: Path | None = None) -> list[list[Row]]:

@@ -18,7 +18,7 @@ from ideal_proxy.data import ChatTemplate, told_lines
 from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.gradients import IDEAL_STEP
 from ideal_proxy.hooks import check_service
-from ideal_proxy.mixture import IMPROVES, MixtureFile
+from ideal_proxy.mixture import IMPROVES, MixtureFile, reading_part
 from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import TrainSettings, pick_device
 from ideal_proxy.scaleup.evidence import keep_as_evidence
@@ -291,10 +291,13 @@ def _judged_by(mixture: MixtureFile) -> dict[str, Any]:
     """Read from the file what the search minimised and least gain; what it does not say is left out."""
     found = mixture.provenance.get("objective")
     told = dict(found) if isinstance(found, dict) else {}
-    if told.get("kind", "mean") == "mean":
-        told = {"min_gain": told.get("min_gain")}
-    elif isinstance(weights := told.get("weights"), dict):
-        told["weights"] = [float(weights.get(capability.name, 0.0)) for capability in mixture.capabilities]
+    with reading_part("provenance.objective"):
+        if "min_gain" in told:
+            told["min_gain"] = float(told["min_gain"] or 0.0)
+        if told.get("kind", "mean") == "mean":
+            told = {"min_gain": told.get("min_gain")}
+        elif isinstance(weights := told.get("weights"), dict):
+            told["weights"] = [float(weights.get(capability.name, 0.0)) for capability in mixture.capabilities]
     return {key: told[key] for key in ("kind", "weights", "min_gain") if told.get(key)}
 
 

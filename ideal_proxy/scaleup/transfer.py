@@ -19,7 +19,7 @@ from ideal_proxy.data import read_rows, row_keys, source_fingerprint
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.limits import Budget, Limits
-from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, resolve, with_shares
+from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, reading_part, resolve, with_shares
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
 from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
@@ -131,13 +131,14 @@ def transfer_mixture(
     if law is None and mixture.law is not None and (law := usable_law(mixture, full)) is None:
         raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
     cap = file_limits(mixture).repeat_cap
-    moved = transfer_volumes(
-        mode, np.array([d.rows for d in mixture.domains], dtype=float), domains,
-        [c.name for c in mixture.capabilities], total=total, full_available=full, law=law,
-        objective=file_objective(mixture),
-        limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
-        repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
-    )  # fmt: skip
+    with reading_part("law"):
+        moved = transfer_volumes(
+            mode, np.array([d.rows for d in mixture.domains], dtype=float), domains,
+            [c.name for c in mixture.capabilities], total=total, full_available=full, law=law,
+            objective=file_objective(mixture),
+            limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
+            repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
+        )  # fmt: skip
     for note in moved.notes:
         reporter.note(note)
     if scores := [c.name for c in mixture.capabilities if c.metric is not None]:
@@ -183,9 +184,16 @@ def usable_law(mixture: MixtureFile, available: Array | None = None) -> Any:
     """Read the response law from a mixture file where there is one that full-size runs can be compared with."""
     from ideal_proxy.response import ResponseModel
 
-    law = ResponseModel.from_json(mixture.law) if mixture.law is not None else None
-    if law is None or not _fits(law, mixture):
+    if mixture.law is None:
         return None
+    with reading_part("law"):
+        law = ResponseModel.from_json(mixture.law)
+        if not _fits(law, mixture):
+            return None
+        here = np.array([d.rows for d in mixture.domains], dtype=float)
+        parts = (*law.value_and_gradient(here), *law.draws_value_and_gradient(here))
+        if not all(np.isfinite(part).all() for part in parts) or parts[1].shape != (len(law.target_names_), len(here)):
+            raise ValueError("its predictions are no numbers")
     if available is not None and law.volumes_.available is not None:
         law.volumes_ = replace(law.volumes_, available=np.asarray(available, dtype=float))
     return law
