@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, shortened
 
 FloatArray = NDArray[np.float64]
 
@@ -77,4 +77,4 @@ class Domains:
 def check_names(names: tuple[str, ...], what: str) -> None:
     """Refuse no name, or one that stands twice."""
     if not names or len(set(names)) != len(names):
-        raise UsageError(f"The {what} names must be distinct and at least one; got {list(names)}.")
+        raise UsageError(f"The {what} names must be distinct and at least one; got {shortened(str(list(names)), 200)}.")

@@ -37,6 +37,7 @@ from ideal_proxy.scaleup.model import ModelSpec
 from ideal_proxy.scaleup.result import size_step
 from ideal_proxy.scaleup.source import proxy_setting
 from ideal_proxy.scaleup.transfer import usable_law
+from ideal_proxy.tables.proposing import load_fit, table_constraints, table_problem
 from ideal_proxy.tables.reading import read_metrics, read_ratios
 
 ROWS = [
@@ -87,6 +88,12 @@ def table(content: bytes, folder: Path) -> None:
             assert read(folder / "table.csv").values.shape[1]
         except UserError as error:
             _sentence(error)
+
+
+def fit(content: bytes, folder: Path) -> None:
+    (folder / "fit.json").write_bytes(content)
+    model, explored = load_fit(folder / "fit.json")
+    assert table_constraints({}, None, table_problem(model, explored, base=None, tokens_per_row=None), explored)
 
 
 @functools.cache
@@ -173,7 +180,7 @@ def places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     "rows": rows, "mixture": mixture, "run file": run_file, "table": table, "template": template,
-    "run directory": run_directory,
+    "run directory": run_directory, "fit": fit,
 }  # fmt: skip
 
 
@@ -227,6 +234,10 @@ def seeds(name: str) -> list[bytes]:
         return [yaml.safe_dump(json.loads(json.dumps(config))).encode(), json.dumps(small_search()).encode()]
     if name == "table":
         return [b"run,a,b\n1,0.5,0.5\n2,0.4,0.6\n3,0.1,0.9\n", b"index;train_a;train_b\n1;50 %;50 %\n2;20 %;80 %\n"]
+    if name == "fit":
+        fitted = json.loads((finished_folder() / "fit.json").read_text())
+        volumes = dict.fromkeys(("mean", "low", "high"), [1.0] * len(fitted["domain_names_"]))
+        return [json.dumps(fitted | {"explored": volumes}).encode()]
     if name == "template":
         return [TEMPLATE.encode()]
     return [bytes([n]) + (finished_folder() / part).read_bytes() for n, part in enumerate(PARTS[:-1])]

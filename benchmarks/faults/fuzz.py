@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "fuzz"
-ALL = ("rows", "mixture", "run file", "template", "run directory", "table")
+ALL = ("rows", "mixture", "run file", "template", "run directory", "table", "fit")
 
 
 def feed(name: str, way: str, seconds: float, seed: int, work: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ideal_proxy.errors import shortened
 from ideal_proxy.response import bends
 from ideal_proxy.response.diagnosis import Diagnosis
 from ideal_proxy.response.inputs import BadInput
@@ -80,7 +81,9 @@ def dump(model: Any) -> dict[str, Any]:
 def load(model: Any, document: dict[str, Any]) -> None:
     """Fill a new model from what :func:`dump` wrote."""
     if document.get("format") != FORMAT:
-        raise BadInput(f"The fit says format {document.get('format')!r} and {FORMAT!r} is needed: fit again.")
+        raise BadInput(
+            f"The fit says format {shortened(repr(document.get('format')))} and {FORMAT!r} is needed: fit again."
+        )
     for name in ARRAYS:
         setattr(model, name, np.array(document[name], dtype=float))
     for name in FLAGS:

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.covariance import ledoit_wolf
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from ideal_proxy.errors import shortened
 from ideal_proxy.response import choice, forms, json_form, trust
 from ideal_proxy.response.bends import Bends
 from ideal_proxy.response.diagnosis import diagnose
@@ -341,10 +342,30 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
         values = json.loads(document) if isinstance(document, str) else document
         if not isinstance(values, dict) or not isinstance(values.get("options"), dict):
             raise BadInput("This is not a fit: give the file that `ideal-proxy fit` wrote.")
-        model = cls(**values["options"])
-        json_form.load(model, values)
-        model._draw_processes()
+        try:
+            model = cls(**values["options"])
+            json_form.load(model, values)
+            model._draw_processes()
+            model._check_predictions()
+        except BadInput:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            told = shortened(" ".join(str(error).split()), 120)
+            raise BadInput(f"This fit is damaged ({told}): let what wrote it write it again.") from error
         return model
+
+    def _check_predictions(self) -> None:
+        """Refuse a fit that was edited so that it predicts nothing."""
+        names = (*self.domain_names_, *self.target_names_)
+        somewhere = np.full(len(self.domain_names_), 1.0 / len(self.domain_names_))
+        slopes = np.asarray(self.value_and_gradient(somewhere)[1])
+        self.draws_value_and_gradient(somewhere)
+        if self.available is not None:
+            np.broadcast_to(np.asarray(self.available, dtype=float), somewhere.shape)
+        if slopes.shape != (len(self.target_names_), len(somewhere)) or not np.isfinite(slopes).all():
+            raise BadInput("This fit predicts no numbers: fit again.")
+        if not all(isinstance(name, str) for name in names):
+            raise BadInput("This fit has names that are no texts: fit again.")
 
 
 def _numbered(word: str, count: int) -> list[str]:

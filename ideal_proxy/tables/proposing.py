@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ideal_proxy.config import read_yaml
 from ideal_proxy.domains import Domains
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.limits import Limits, read_limits
 from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.optimizer import (
@@ -64,9 +64,14 @@ def load_fit(path: Path) -> tuple[ResponseModel, dict[str, Any]]:
         raise UserError(f"{path} holds no fit; `ideal-proxy fit` and `ideal-proxy search` write one")
     explored = document.pop(EXPLORED, {})
     try:
-        return ResponseModel.from_json(document), explored
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds no whole fit ({error}); fit again") from error
+        model = ResponseModel.from_json(document)
+        if explored:
+            volumes = np.array([explored[key] for key in ("mean", "low", "high")], dtype=float)
+            if volumes.shape != (3, len(model.domain_names_)) or not np.isfinite(volumes).all():
+                raise ValueError(f"{EXPLORED} is not of its domains")
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path} holds no whole fit ({shortened(str(error), 160)}); fit again") from error
+    return model, explored
 
 
 def table_problem(
