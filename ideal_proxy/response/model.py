@@ -360,8 +360,8 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
         somewhere = np.full(len(self.domain_names_), 1.0 / len(self.domain_names_))
         slopes = np.asarray(self.value_and_gradient(somewhere)[1])
         self.draws_value_and_gradient(somewhere)
-        if self.available is not None:
-            np.broadcast_to(np.asarray(self.available, dtype=float), somewhere.shape)
+        if self.available is not None:  # of domains that were retired too
+            np.asarray(self.available, dtype=float)
         if slopes.shape != (len(self.target_names_), len(somewhere)) or not np.isfinite(slopes).all():
             raise BadInput("This fit predicts no numbers: fit again.")
         if not all(isinstance(name, str) for name in names):
