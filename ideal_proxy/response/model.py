@@ -349,7 +349,7 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
             model._check_predictions()
         except BadInput:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except (IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             told = shortened(" ".join(str(error).split()), 120)
             raise BadInput(f"This fit is damaged ({told}): let what wrote it write it again.") from error
         return model

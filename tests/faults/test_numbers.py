@@ -12,6 +12,7 @@ import torch
 from builders import run, small_search
 from finished_run import folder as finished_folder
 
+from ideal_proxy.data.rows import read_rows
 from ideal_proxy.errors import UserError
 from ideal_proxy.response.model import ResponseModel
 
@@ -116,3 +117,8 @@ def test_what_fuzzing_found_is_one_sentence(tmp_path: Path) -> None:
     done = run("check", str(tmp_path / "mix.yaml"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
+    (tmp_path / "long.csv").write_text(f"n{'9' * 3_000},b\n1,2\n3,4\n")
+    with pytest.raises(UserError, match="no known format") as told:
+        list(read_rows(tmp_path / "long.csv"))
+    assert len(str(told.value)) < 1_200
+    assert "..." in str(told.value)
