@@ -16,7 +16,6 @@ from ideal_proxy.errors import MOST_SEED, UNSEEN, UsageError, UserError, shorten
 from ideal_proxy.limits import PROTECT, Budget, Limits, read_protection
 from ideal_proxy.metric_section import MetricConfig
 from ideal_proxy.sections import (
-    SIZES,
     VOLUME,
     CapabilityConfig,
     ConstraintsConfig,
@@ -347,7 +346,7 @@ def _placed_in(config: SearchConfig, folder: Path) -> SearchConfig:
             ),
             "proxy": config.proxy.model_copy(update=_proxy_places(config.proxy, folder)),
             "swarm": config.swarm.model_copy(
-                update={"sizes": tuple(s if s in SIZES else str(model_place(s, folder)) for s in config.swarm.sizes)}
+                update={"sizes": tuple(s if on_dial(s) else str(model_place(s, folder)) for s in config.swarm.sizes)}
             ),
             "reuse": tuple(str((folder / Path(run).expanduser()).resolve()) for run in config.reuse),
         }
