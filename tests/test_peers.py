@@ -10,7 +10,7 @@ from builders import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from peers import admire, doge, doremi, fixed, ideal_rule, olmix, ours, regmix
+from peers import admire, doge, doremi, fixed, ideal_rule, olmix, op_mix, ours, regmix
 from peers.task import Runs, Task, dirichlet, in_the_box
 
 BASE = np.array([100.0, 300.0, 200.0])
@@ -121,6 +121,29 @@ def test_ideal_s_rule_by_hand():
     twice = ideal_rule.search(task, lambda v: np.array([[-2.0, 1.0]]))
     once = moved / moved.sum() * 200.0
     assert np.allclose(twice, 200.0 * once * [1.15, 0.925] / (once @ [1.15, 0.925]))
+
+
+def test_op_mix_imitates_between_two_probes_a_domain_and_takes_what_they_tell():
+    pairs = list(op_mix.probes(TASK))
+    assert len(pairs) == 3
+    assert np.allclose(pairs[1][0], [500 / 3, 100.0, 1000 / 3])  # 180, 60 and 360, held within the bounds
+    for domain, (few, much) in enumerate(pairs):
+        assert few[domain] < BASE[domain] < much[domain]
+        assert np.allclose([few.sum(), much.sum()], 600.0)
+    seen = []
+
+    def imitate(pair, weights):
+        seen.append(weights @ pair)
+        shares = weights @ pair / 600.0
+        return np.array([1.0 + np.exp(-4.0 * shares[0]), 1.0 + np.exp(-1.0 * shares[1])])
+
+    found = op_mix.search(TASK, imitate)
+    assert len(seen) == 3 * op_mix.POINTS
+    assert np.allclose(np.sum(seen, axis=1), 600.0)
+    assert found[0] > 1.3 * BASE[0]  # what is scarce and wanted grows, what nobody wants shrinks
+    assert found[2] < BASE[2]
+    unmoved = op_mix.search(TASK, lambda pair, weights: np.ones(2) + 1e-9 * weights[0])
+    assert np.allclose(unmoved, BASE, rtol=0.05)
 
 
 def test_ours_divides_its_runs():

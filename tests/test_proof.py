@@ -82,9 +82,9 @@ def test_accounts_of_the_curve():
 def test_predictions_are_written_before_outcomes_and_held_against_them(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightgbm")
     monkeypatch.setattr(real, "HERE", tmp_path)
-    names = list(real.UNEVEN)
+    names = ["mathematics", "coding", "reasoning", "instruction", "trust"]
     base = np.array([4e4, 4e3, 3e4, 1.2e4, 2e4])
-    task = Task(base, base / list(real.UNEVEN.values()), base * np.exp(-2.0), base * np.exp(2.0))
+    task = Task(base, base / real.shares_of("sft5", names), base * np.exp(-2.0), base * np.exp(2.0))
     volumes, seeds = ours.design(task, 18, 0)
     rng = np.random.default_rng(0)
 
@@ -98,7 +98,7 @@ def test_predictions_are_written_before_outcomes_and_held_against_them(tmp_path,
         "before": [3.2] * 5,
     }  # fmt: skip
     (tmp_path / "real_sft5_pool.json").write_text(json.dumps(table))
-    given = argparse.Namespace(suite="sft5", seeds=2, size="1M")
+    given = argparse.Namespace(suite="sft5", seeds=2)
     real.propose(given)
     assert "ours" in capsys.readouterr().out
     told = json.loads((tmp_path / "predictions" / "sft5.json").read_text())["mixtures"]
@@ -116,8 +116,15 @@ def test_predictions_are_written_before_outcomes_and_held_against_them(tmp_path,
     true = 100.0 * (1.0 - np.mean(losses(told["ours"]["tokens"], 0.15) / losses(base, 0.15)))
     assert f"{true:+.2f} [" in line
     assert "| yes |" in line
-    with pytest.raises(SystemExit, match="outcomes"):
-        real.propose(given)
+    kept = tmp_path / "predictions" / "sft5.json"
+    said = json.loads(kept.read_text())
+    added = said["mixtures"].pop("RegMix")
+    said["mixtures"]["ours"]["gain"][0] = 0.5
+    kept.write_text(json.dumps(said))
+    real.propose(given)
+    again = json.loads(kept.read_text())["mixtures"]
+    assert again["ours"]["gain"][0] == 0.5  # what was said before outcomes stays
+    assert again["RegMix"] == added
 
 
 def test_what_was_not_run_on_a_gpu_says_so(tmp_path):

@@ -1,7 +1,8 @@
-"""Contenders that re-weigh domains while one proxy is trained, or by gradients of it: DoReMi, DoGE, IDEAL's rule.
+"""What trains proxies of its own instead of reading the table of runs; `real.py online` calls this.
 
-Steps take as many rows of each domain, so that every domain has a loss and a gradient at every step; the rest is
-`benchmarks/peers/doremi.py`, `doge.py` and `ideal_rule.py`. `real.py online` calls this.
+DoReMi and DoGE re-weigh domains while one proxy is trained (steps take as many rows of each domain, so that every
+domain has a loss and a gradient at every step), IDEAL's rule moves by gradients, OP-Mix interpolates weights. The rest
+is `benchmarks/peers/doremi.py`, `doge.py`, `ideal_rule.py` and `op_mix.py`.
 """
 
 from __future__ import annotations
@@ -129,3 +130,40 @@ def ideal_rule(setting: Any, seed: int = 1) -> np.ndarray:
 
     task: Task = setting.task
     return rule.search(task, responses_at)
+
+
+def op_mix(setting: Any, seed: int = 1) -> np.ndarray:
+    """OP-Mix with whole weights in place of adapters: proxies this small are trained in full."""
+    from peers import op_mix as rule
+
+    from ideal_proxy.proxy.blend import blend_weights
+    from ideal_proxy.proxy.model import evaluate
+    from ideal_proxy.swarm.context import MODEL
+
+    problem = setting.problem
+
+    def imitate(pair: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        rows = [setting.rows(volumes) for volumes in pair]
+        problem.losses([(part, seed) for part in rows])
+        kept = [problem.run_dir / "runs" / problem.spec(part, seed).id / MODEL for part in rows]
+        model = problem.start()
+        blend_weights(model, [(path, float(w)) for path, w in zip(kept, weights, strict=True) if w > 0])
+        return np.array([evaluate(model, part).mean for part in problem.references.values()])
+
+    return rule.search(setting.task, imitate)
+
+
+def responses_at_base(problem: Any, seeds: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
+    """Gradients through the inverse Hessian (EK-FAC) at base, the mean over two proxies, as the fit takes them."""
+    from truth import mean_of
+
+    from ideal_proxy.gradients.influence import InfluenceSettings
+
+    settings = InfluenceSettings().within(1.5, int(problem.base.sum()), len(problem.names) + len(problem.references))
+    method = "implicit ekfac 0.01"
+    parts = [problem.estimates(seed, settings, (method,))[method] for seed in seeds]
+    matrix, error, tokens = mean_of(parts)
+    return {
+        "matrix": matrix.tolist(), "error": error.tolist(), "share": np.asarray(parts[0].q).tolist(),
+        "cost_in_runs": len(seeds) * tokens / problem.training_tokens(),
+    }  # fmt: skip

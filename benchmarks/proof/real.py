@@ -7,9 +7,10 @@
     python benchmarks/proof/real.py show --suite skills
 
 Rows are a share φ of the suite's, for proxies and target alike, so that repeats are equal; volumes keep base's tokens
-and lie within e^±2 of base, no row more than four times. Base is all rows once (sft5: the uneven base). Proxies are
-judged on the search half of the reference rows, targets on the other half, on seeds that no proxy had. Each stage is
-kept (`--work`), and a stopped one goes on. `predictions/NAME.json` is not written anew once there are outcomes.
+and lie within e^±2 of base, no row more than four times. Base is all rows once (sft5 and demo: an uneven base). Proxies
+are judged on the search half of the reference rows, targets on the other half, on seeds that no proxy had. Each stage
+is kept (`--work`), and a stopped one goes on. `predictions/NAME.json` keeps what it says of a mixture once there are
+outcomes; `propose` then adds only contenders that were not there.
 """
 
 from __future__ import annotations
@@ -31,12 +32,50 @@ RANGE, CAP = 2.0, 4.0
 SETTINGS: dict[str, dict[str, Any]] = {
     "skills": {"fraction": 0.05, "context": 256, "vocabulary": 1024, "runs": 40, "judged": 60},
     "skills_clean": {"fraction": 0.05, "context": 256, "vocabulary": 1024, "runs": 36, "judged": 60},
-    "sft5": {"fraction": 0.05, "context": 512, "vocabulary": 2048, "runs": 18, "judged": 60},
+    "sft5": {"fraction": 0.1, "context": 512, "vocabulary": 4096, "runs": 18, "judged": 100, "sizes": ("1M", "10M")},
+    "sft5_all": {"fraction": 0.1, "context": 512, "vocabulary": 2048, "runs": 18, "judged": 100},
+    "traces": {"fraction": 0.1, "context": 4096, "vocabulary": 1024, "runs": 12, "judged": 30},
+    "demo": {"fraction": 0.8, "context": 64, "vocabulary": 320, "runs": 18, "judged": 100},
 }
-RATES = {"0.1M": 4e-3, "1M": 2e-3, "3M": 1.4e-3}
-UNEVEN = {"mathematics": 1.0, "coding": 0.1, "reasoning": 1.0, "instruction": 0.3, "trust": 1.0}
+SIZES = ("0.1M", "1M")  # proxies and target, where a suite names none
+RATES = {"0.1M": 4e-3, "1M": 2e-3, "3M": 1.4e-3, "10M": 1e-3}
+SHARES = {  # of the rows that there are, in base; 1 elsewhere
+    "sft5": {"coding": 0.1, "instruction": 0.3},
+    "demo": {"strings": 0.06, "lists": 0.3, "facts": 0.1},
+}
+DEMO_JUDGED = ("lists", "strings", "facts")
 POISONED = ("shuffled", "copy")
-STEP, STEP_SD = 0.75, 0.35  # of log losses from proxies to a larger model, before any is seen
+RESPONSES = "responses at base"
+FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen; today's is `LARGER_SIZE`
+
+
+def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, list]]:
+    """Training and reference rows of a suite by domain and capability."""
+    from ideal_proxy.data.demo import DOMAINS
+    from ideal_proxy.data.rows import read_rows
+
+    if suite == "demo":
+        train = {name: list(read_rows(f"demo:{name}?rows=2400")) for name in DOMAINS}
+        return train, {name: list(read_rows(f"demo:{name}?rows=400&split=reference")) for name in DEMO_JUDGED}
+    folder = {"sft5": ROOT.parent / "shared" / "data", "skills": suites, "traces": suites}[suite.split("_")[0]]
+    folder /= suite.split("_")[0]
+    without = POISONED if suite == "skills_clean" else ()
+    return (
+        {
+            p.parent.name: list(read_rows(p))
+            for p in sorted(folder.glob("*/train.jsonl"))
+            if p.parent.name not in without
+        },
+        {p.parent.name: list(read_rows(p)) for p in sorted(folder.glob("*/reference.jsonl"))},
+    )
+
+
+def shares_of(suite: str, names: Any) -> np.ndarray:
+    return np.array([SHARES.get(suite, {}).get(name, 1.0) for name in names])
+
+
+def sizes_of(suite: str) -> tuple[str, str]:
+    return SETTINGS[suite].get("sizes", SIZES)
 
 
 class Setting:
@@ -46,15 +85,9 @@ class Setting:
         from peers.task import Task
         from problem import prepare_rows
 
-        from ideal_proxy.data.rows import read_rows
-
         told = SETTINGS[suite]
-        folder = ROOT.parent / "shared" / "data" / suite if suite == "sft5" else suites / "skills"
-        without = POISONED if suite == "skills_clean" else ()
-        paths = [path for path in sorted(folder.glob("*/train.jsonl")) if path.parent.name not in without]
-        train = {path.parent.name: list(read_rows(path)) for path in paths}
+        train, judge = suite_rows(suite, suites)
         train = {name: rows[: max(30, round(told["fraction"] * len(rows)))] for name, rows in train.items()}
-        judge = {path.parent.name: list(read_rows(path)) for path in sorted(folder.glob("*/reference.jsonl"))}
         self.problem = prepare_rows(
             suite, work / f"{suite}-{size}-{half}", train, judge, size=size, context=told["context"],
             vocabulary=told["vocabulary"], learning_rate=RATES[size], workers=workers, half=half,
@@ -63,7 +96,7 @@ class Setting:
         self.names, self.capabilities = self.problem.names, tuple(self.problem.references)
         self.per_row = np.array([rows.lengths.mean() for rows in self.problem.domains.values()])
         available = self.problem.base * self.per_row
-        base = available * [UNEVEN[name] if suite == "sft5" else 1.0 for name in self.names]
+        base = available * shares_of(suite, self.names)
         self.task = Task(base, available, base * np.exp(-RANGE), np.minimum(CAP * available, base * np.exp(RANGE)))
 
     def rows(self, volumes: np.ndarray) -> np.ndarray:
@@ -83,7 +116,8 @@ def pool(given: argparse.Namespace) -> None:
 
     from ideal_proxy.store import is_complete
 
-    setting = Setting(given.suite, given.suites, given.work, "0.1M", "search", given.workers)
+    size = sizes_of(given.suite)[0]
+    setting = Setting(given.suite, given.suites, given.work, size, "search", given.workers)
     volumes, seeds = ours.design(setting.task, SETTINGS[given.suite]["runs"], 0)
     if given.finished:
         runs = setting.problem.run_dir / "runs"
@@ -93,7 +127,7 @@ def pool(given: argparse.Namespace) -> None:
     losses = setting.train(volumes, seeds + 1)
     before = setting.problem.losses([(np.zeros(len(setting.names)), 0)])[0]
     told = {
-        "suite": given.suite, "size": "0.1M", **SETTINGS[given.suite], "domains": setting.names,
+        "suite": given.suite, "size": size, **SETTINGS[given.suite], "domains": setting.names,
         "capabilities": setting.capabilities, "base_tokens": setting.task.base.round(1).tolist(),
         "tokens_per_row": setting.per_row.round(3).tolist(), "volumes": volumes.round(1).tolist(),
         "seeds": (seeds + 1).tolist(), "losses": losses.round(5).tolist(), "before": before.round(5).tolist(),
@@ -102,20 +136,22 @@ def pool(given: argparse.Namespace) -> None:
 
 
 def online(given: argparse.Namespace) -> None:
-    """Mixtures of contenders that train a proxy of their own: DoReMi, DoGE, IDEAL's rule."""
+    """What trains proxies of its own: mixtures of DoReMi, DoGE, IDEAL's rule and OP-Mix; gradients at base for ours."""
     import online as rules
 
-    setting = Setting(given.suite, given.suites, given.work, "0.1M", "search", given.workers)
+    setting = Setting(given.suite, given.suites, given.work, sizes_of(given.suite)[0], "search", given.workers)
     task, kept = setting.task, HERE / f"real_{given.suite}_online.json"
     told = json.loads(kept.read_text()) if kept.exists() else {}
     makers = {
-        "DoReMi": lambda: task.within(rules.doremi(setting.problem)),
-        "DoGE": lambda: task.within(rules.doge(setting.problem)),
-        "IDEAL's rule, two rounds": lambda: rules.ideal_rule(setting),
+        "DoReMi": lambda: task.within(rules.doremi(setting.problem)).round(1).tolist(),
+        "DoGE": lambda: task.within(rules.doge(setting.problem)).round(1).tolist(),
+        "IDEAL's rule, two rounds": lambda: rules.ideal_rule(setting).round(1).tolist(),
+        "OP-Mix": lambda: rules.op_mix(setting).round(1).tolist(),
+        RESPONSES: lambda: rules.responses_at_base(setting.problem),
     }
     for name, make in makers.items():
         if name not in told:
-            told[name] = np.asarray(make()).round(1).tolist()
+            told[name] = make()
             kept.write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -125,8 +161,7 @@ def read_pool(suite: str) -> tuple[dict[str, Any], Any, Any]:
 
     told = json.loads((HERE / f"real_{suite}_pool.json").read_text())
     base = np.array(told["base_tokens"])
-    uneven = np.array([UNEVEN[name] if suite == "sft5" else 1.0 for name in told["domains"]])
-    available = base / uneven
+    available = base / shares_of(suite, told["domains"])
     task = Task(base, available, base * np.exp(-RANGE), np.minimum(CAP * available, base * np.exp(RANGE)))
     return told, task, Runs(np.array(told["volumes"]), np.array(told["losses"]), np.array(told["seeds"]))
 
@@ -134,6 +169,8 @@ def read_pool(suite: str) -> tuple[dict[str, Any], Any, Any]:
 def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
     """The mixture of every contender, from one table of runs; and our fit of it."""
     from peers import admire, fixed, olmix, ours, regmix
+
+    from ideal_proxy.response.gradient_rows import Responses
 
     told, task, runs = read_pool(suite)
     places = {name: number for number, name in enumerate(told["domains"])}
@@ -146,51 +183,72 @@ def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
     made["Olmix, KL 0.005"] = olmix.propose(task, runs, 0, 0.005)
     made["GP, lowest mean"] = admire.propose(task, runs, 0)
     kept = HERE / f"real_{suite}_online.json"
-    made |= {name: np.array(v) for name, v in (json.loads(kept.read_text()) if kept.exists() else {}).items()}
+    trained = json.loads(kept.read_text()) if kept.exists() else {}
+    found = trained.pop(RESPONSES, None)
+    made |= {name: np.array(v) for name, v in trained.items()}
     model, made["ours"] = ours.Ours(fitting=fitting).propose(task, runs, 0)
     _, made["ours, protected"] = ours.Ours(protect=0.02, fitting=fitting).propose(task, runs, 0)
+    if found:
+        matrix, error, share = (np.array(found[part], dtype=float) for part in ("matrix", "error", "share"))
+        with_them = fitting | {"responses": Responses(task.base, matrix, error, share)}
+        _, made["ours, with gradients"] = ours.Ours(fitting=with_them).propose(task, runs, 0)
     return made, task, model
 
 
 def propose(given: argparse.Namespace) -> None:
     """Write what every contender proposes and what our fit predicts of it, before any target is trained."""
-    from scipy.stats import norm
-
-    from ideal_proxy.response import compare
+    from ideal_proxy.response import LARGER_SIZE
 
     out = HERE / "predictions" / f"{given.suite}.json"
-    if (HERE / f"real_{given.suite}.jsonl").exists():
-        sys.exit("there are outcomes: predictions are not written anew")
+    before = json.loads(out.read_text()) if (HERE / f"real_{given.suite}.jsonl").exists() else {"mixtures": {}}
+    here = LARGER_SIZE
+    step = factor, spread, alone = before.get(
+        "step", FIRST_STEP if before["mixtures"] else (here.factor, here.spread, here.error)
+    )
     made, task, model = mixtures(given.suite)
     told = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
-    z, records = float(norm.ppf(0.95)), {}
-    for name, volumes in made.items():
-        here = compare(model, volumes, task.base, pairs=given.seeds, chosen=name.startswith("ours"))
-        ratios = {}
-        for capability, bound in zip(told["capabilities"], here.ratios, strict=True):
-            change, half = np.log(bound.value), (bound.upper - bound.lower) / 2 / bound.value
-            wide = z * np.hypot(STEP * half / z, STEP_SD * change)
-            ratios[capability] = [round(float(np.exp(STEP * change + side * wide)), 5) for side in (0, -1, 1)]
-        gain = here.gain
-        half = z * np.hypot(STEP * (gain.upper - gain.lower) / 2 / z, STEP_SD * gain.value)
-        records[name] = {
-            "tokens": volumes.round(1).tolist(), "ratios": ratios,
-            "proxy_gain": [round(v, 5) for v in (gain.value, gain.lower, gain.upper)],
-            "gain": [round(float(STEP * gain.value + side * half), 5) for side in (0, -1, 1)],
-        }  # fmt: skip
+    records = dict(before["mixtures"])
+    for name in [name for name in made if name not in records]:
+        records[name] = predicted(model, task, made[name], name, given.seeds, told["capabilities"], step)
     about = (
-        "gain and ratios of the target: the proxies' log changes times 0.75 ± 0.35; 90 % intervals of the pairs' mean"
+        f"gain and ratios of the target: the proxies' log changes times {factor} ± {spread}, a capability alone "
+        f"another {alone} of the mean change; 90 % intervals of the pairs' mean"
     )
     out.parent.mkdir(exist_ok=True)
-    told = {"about": about, "domains": told["domains"], "pairs": given.seeds, "mixtures": records}
+    told = {"about": about, "step": step, "domains": told["domains"], "pairs": given.seeds, "mixtures": records}
     out.write_text(json.dumps(told, indent=1) + "\n")
     for name, record in records.items():
         print(f"{name:28s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in record["gain"])))
 
 
+def predicted(
+    model: Any, task: Any, volumes: np.ndarray, name: str, pairs: int, capabilities: list[str], step: Any
+) -> dict[str, Any]:
+    """What our fit says of a mixture on the target: ratios to base and gain, value and 90 % bounds."""
+    from scipy.stats import norm
+
+    from ideal_proxy.response import compare
+
+    z, (factor, spread, alone) = float(norm.ppf(0.95)), step
+    here = compare(model, volumes, task.base, pairs=pairs, chosen=name.startswith("ours"))
+    value = np.array([bound.value for bound in here.ratios])
+    change, half = np.log(value), np.array([bound.upper - bound.lower for bound in here.ratios]) / 2 / value
+    own = z * alone * np.sqrt(np.mean(np.square(change)))
+    wide = np.sqrt((factor * half) ** 2 + (z * spread * change) ** 2 + own**2)
+    ratios = np.exp(factor * change + np.multiply.outer([0, -1, 1], wide)).T.round(5).tolist()
+    gain = here.gain
+    half = z * np.hypot(factor * (gain.upper - gain.lower) / 2 / z, spread * gain.value)
+    return {
+        "tokens": volumes.round(1).tolist(), "ratios": dict(zip(capabilities, ratios, strict=True)),
+        "proxy_gain": [round(v, 5) for v in (gain.value, gain.lower, gain.upper)],
+        "gain": [round(float(factor * gain.value + side * half), 5) for side in (0, -1, 1)],
+    }  # fmt: skip
+
+
 def targets(given: argparse.Namespace) -> None:
     """Train every mixture on the target, seed by seed, each pair with base's run of the same seed."""
-    setting = Setting(given.suite, given.suites, given.work, given.size, "verify", given.workers)
+    size = sizes_of(given.suite)[1]
+    setting = Setting(given.suite, given.suites, given.work, size, "verify", given.workers)
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     out = HERE / f"real_{given.suite}.jsonl"
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -200,7 +258,7 @@ def targets(given: argparse.Namespace) -> None:
             if (name, seed) in done:
                 continue
             losses = setting.train(np.array([record["tokens"]]), np.array([seed]))[0]
-            row = {"contender": name, "seed": seed, "size": given.size, "losses": losses.round(5).tolist()}
+            row = {"contender": name, "seed": seed, "size": size, "losses": losses.round(5).tolist()}
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     show(given)
@@ -229,25 +287,32 @@ def show(given: argparse.Namespace) -> None:
         mean, (low, high) = np.mean(pairs, axis=0), np.array([record["ratios"][c][1:] for c in table["capabilities"]]).T
         inside = (low <= mean) & (mean <= high)
         cases += inside.tolist()
-        stepped += inside_by_the_step(np.array([record["ratios"][c] for c in table["capabilities"]]), np.log(mean))
+        if tuple(told.get("step", FIRST_STEP)) == FIRST_STEP:
+            stepped += inside_by_the_step(np.array([record["ratios"][c] for c in table["capabilities"]]), np.log(mean))
         within = "yes" if 100 * record["gain"][1] <= gains.mean() <= 100 * record["gain"][2] else "**no**"
         worst = table["capabilities"][int(mean.argmax())]
         lines.append(
             f"| {name} | {predicted} | {text(pair_interval(gains), '+')} | {within} | {inside.sum()} of {len(inside)} "
             f"| {len(pairs)} | {100 * poison:.0f} % | {worst} {100 * (mean.max() - 1):+.1f} % |"
         )
+    inside_now = f"Ratios inside: {sum(cases)} of {len(cases)}"
+    if tuple(told.get("step", FIRST_STEP)) == FIRST_STEP:
+        inside_now += (
+            "; with what `scale-up` adds for another size since (0.85 ± 0.3 of a change, and a quarter of the mean "
+            f"change for a capability alone, set elsewhere): {sum(stepped)}"
+        )
     page = [
         f"# Contenders on a real model: {given.suite}", "",
         f"`real.py pool`, `online`, `propose`, then `targets --seeds {max(1, len(seeds))}`; settings in `real.py`.",
-        f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for all), target {given.size}.", "",
+        f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for all), "
+        f"target {sizes_of(given.suite)[1]}.", "",
         "Gain over base in per cent of the mean relative loss, on reference rows and seeds that no proxy saw: what was",
         "predicted (committed before) and observed (95 % t-interval of the pairs); capabilities' ratios inside their",
         "90 % intervals. Pairs share a seed.",
         "",
         "| contender | predicted | observed | inside | ratios inside | pairs | poisoned tokens | worst capability |",
         "|---|---|---|---|---|---:|---:|---|", *lines, "",
-        f"Ratios inside: {sum(cases)} of {len(cases)}; with what `scale-up` adds for another size since (0.85 ± 0.3 of "
-        f"a change, and a quarter of the mean change for a capability alone, set elsewhere): {sum(stepped)}."
+        f"{inside_now}."
         if cases else "No target is trained yet: nothing is observed.",
         "",
     ]  # fmt: skip
@@ -260,9 +325,10 @@ def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray) -> list[bool]:
     from ideal_proxy.response import LARGER_SIZE
     from ideal_proxy.scaleup.result import predicted_ratios
 
-    change = np.log(ratios[:, 0]) / STEP
+    factor, spread, _ = FIRST_STEP
+    change = np.log(ratios[:, 0]) / factor
     half = np.log(ratios[:, 2] / ratios[:, 1]) / 2
-    fit = np.sqrt(np.maximum(half**2 - (1.645 * STEP_SD * change) ** 2, 0)) / STEP
+    fit = np.sqrt(np.maximum(half**2 - (1.645 * spread * change) ** 2, 0)) / factor
     parts = [
         CapabilityResult(name=f"c{j}", base_loss=1.0, predicted_loss=np.exp(c), predicted_lower=np.exp(c - h),
                          predicted_upper=np.exp(c + h))
@@ -288,7 +354,6 @@ def main() -> None:
     parser.add_argument("--suite", choices=tuple(SETTINGS), default="skills")
     parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
     parser.add_argument("--work", type=Path, default=Path("runs/proof"))
-    parser.add_argument("--size", default="1M", help="of the target")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--finished", action="store_true", help="pool: only the runs that a stopped call finished")

