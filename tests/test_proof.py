@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks/proof"))
 
 import efficiency
 import gpu
+import pretrained
 import real
 import suites
 from peers import ours
@@ -125,6 +126,30 @@ def test_predictions_are_written_before_outcomes_and_held_against_them(tmp_path,
     again = json.loads(kept.read_text())["mixtures"]
     assert again["ours"]["gain"][0] == 0.5  # what was said before outcomes stays
     assert again["RegMix"] == added
+
+
+def test_the_page_of_a_pretrained_model_pairs_seeds_and_holds_predictions_against_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "HERE", tmp_path)
+    monkeypatch.setattr(pretrained, "OUT", tmp_path / "real_smollm2.jsonl")
+    (tmp_path / "predictions").mkdir()
+    mixture = {"gain": [0.1, 0.05, 0.15], "ratios": {"a": [0.8, 0.7, 0.9], "b": [1.0, 0.99, 1.01]}}
+    told = {"capabilities": ["a", "b"], "mixtures": dict.fromkeys(pretrained.ARMS[1:], mixture)}
+    (tmp_path / "predictions" / "smollm2.json").write_text(json.dumps(told))
+    rows = [{"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05]}]
+    for seed, level in ((1, 1.0), (2, 2.0)):  # seeds differ by more than mixtures do
+        rows += [
+            {"contender": "base", "seed": seed, "losses": [level, level], "exact": [0.2, 0.2 * seed], "tokens": 100},
+            {"contender": "ours", "seed": seed, "losses": [0.8 * level, 1.1 * level], "exact": [0.3, 0.3 * seed],
+             "tokens": 100},
+        ]  # fmt: skip
+    (tmp_path / "real_smollm2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pretrained.show(argparse.Namespace())
+    page = (tmp_path / "real_smollm2.md").read_text().splitlines()
+    line = next(line for line in page if line.startswith("| ours |"))
+    assert "| 2 | 37.50 % | +50.00 [+50.00, +50.00] |" in line
+    assert "| +10.00 [+5.00, +15.00] | +5.00 [+5.00, +5.00] | 1 of 2 |" in line
+    assert any(line.startswith("| equal rows | 0 |") for line in page)
+    assert next(line for line in page if line.startswith("| a |")).startswith("| a | 0.0 | 5.000 | 20.0 | 1.500 | 30.0")
 
 
 def test_what_was_not_run_on_a_gpu_says_so(tmp_path):
