@@ -264,26 +264,36 @@ def targets(given: argparse.Namespace) -> None:
     show(given)
 
 
+def outcomes(suite: str) -> dict[str, np.ndarray]:
+    """Losses relative to base's run of the same seed, (pairs, capabilities), by contender."""
+    out = HERE / f"real_{suite}.jsonl"
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    base = {row["seed"]: np.array(row["losses"]) for row in rows if row["contender"] == "base"}
+    told: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        if row["contender"] != "base" and row["seed"] in base:
+            told.setdefault(row["contender"], []).append(np.array(row["losses"]) / base[row["seed"]])
+    return {name: np.array(pairs) for name, pairs in told.items()}
+
+
 def show(given: argparse.Namespace) -> None:
     """The table: what was predicted, what came out, inside or not, also without the poisoned domains' capabilities."""
     from efficiency import text
 
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
-    out = HERE / f"real_{given.suite}.jsonl"
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    by = {(row["contender"], row["seed"]): np.array(row["losses"]) for row in rows}
-    seeds = sorted({seed for _, seed in by})
+    seen = outcomes(given.suite)
+    most = max(map(len, seen.values()), default=1)
     lines, cases, stepped = [], [], []
     for name, record in told["mixtures"].items():
-        pairs = [by[name, s] / by["base", s] for s in seeds if (name, s) in by and ("base", s) in by]
+        pairs = seen.get(name, ())
         predicted = text(tuple(100 * v for v in record["gain"]), "+")
         tokens = np.array(record["tokens"])
         poison = sum(tokens[told["domains"].index(d)] for d in POISONED if d in told["domains"]) / tokens.sum()
-        if not pairs:
+        if not len(pairs):
             lines.append(f"| {name} | {predicted} | | | | 0 | {100 * poison:.0f} % | |")
             continue
-        gains = 100 * (1 - np.array(pairs).mean(axis=1))
+        gains = 100 * (1 - pairs.mean(axis=1))
         mean, (low, high) = np.mean(pairs, axis=0), np.array([record["ratios"][c][1:] for c in table["capabilities"]]).T
         inside = (low <= mean) & (mean <= high)
         cases += inside.tolist()
@@ -303,7 +313,7 @@ def show(given: argparse.Namespace) -> None:
         )
     page = [
         f"# Contenders on a real model: {given.suite}", "",
-        f"`real.py pool`, `online`, `propose`, then `targets --seeds {max(1, len(seeds))}`; settings in `real.py`.",
+        f"`real.py pool`, `online`, `propose`, then `targets --seeds {most}`; settings in `real.py`.",
         f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for all), "
         f"target {sizes_of(given.suite)[1]}.", "",
         "Gain over base in per cent of the mean relative loss, on reference rows and seeds that no proxy saw: what was",
