@@ -46,7 +46,7 @@ SHARES = {  # of the rows that there are, in base; 1 elsewhere
 DEMO_JUDGED = ("lists", "strings", "facts")
 POISONED = ("shuffled", "copy")
 RESPONSES = "responses at base"
-FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen; today's is `LARGER_SIZE`
+FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen
 
 
 def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, list]]:
@@ -72,6 +72,13 @@ def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, lis
 
 def shares_of(suite: str, names: Any) -> np.ndarray:
     return np.array([SHARES.get(suite, {}).get(name, 1.0) for name in names])
+
+
+def today() -> tuple[float, float, float]:
+    """What `scale-up` believes of a step to a larger size: factor, its spread, a capability's own share."""
+    from ideal_proxy.response import LARGER_SIZE
+
+    return LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error
 
 
 def sizes_of(suite: str) -> tuple[str, str]:
@@ -197,14 +204,9 @@ def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
 
 def propose(given: argparse.Namespace) -> None:
     """Write what every contender proposes and what our fit predicts of it, before any target is trained."""
-    from ideal_proxy.response import LARGER_SIZE
-
     out = HERE / "predictions" / f"{given.suite}.json"
     before = json.loads(out.read_text()) if (HERE / f"real_{given.suite}.jsonl").exists() else {"mixtures": {}}
-    here = LARGER_SIZE
-    step = factor, spread, alone = before.get(
-        "step", FIRST_STEP if before["mixtures"] else (here.factor, here.spread, here.error)
-    )
+    step = factor, spread, alone = before.get("step", FIRST_STEP if before["mixtures"] else today())
     made, task, model = mixtures(given.suite)
     told = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
     records = dict(before["mixtures"])
@@ -283,7 +285,7 @@ def show(given: argparse.Namespace) -> None:
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
     seen = outcomes(given.suite)
-    most = max(map(len, seen.values()), default=1)
+    most, step = max(map(len, seen.values()), default=1), told.get("step", FIRST_STEP)
     lines, cases, stepped = [], [], []
     for name, record in told["mixtures"].items():
         pairs = seen.get(name, ())
@@ -297,8 +299,8 @@ def show(given: argparse.Namespace) -> None:
         mean, (low, high) = np.mean(pairs, axis=0), np.array([record["ratios"][c][1:] for c in table["capabilities"]]).T
         inside = (low <= mean) & (mean <= high)
         cases += inside.tolist()
-        if tuple(told.get("step", FIRST_STEP)) == FIRST_STEP:
-            stepped += inside_by_the_step(np.array([record["ratios"][c] for c in table["capabilities"]]), np.log(mean))
+        ratios = np.array([record["ratios"][c] for c in table["capabilities"]])
+        stepped += inside_by_the_step(ratios, np.log(mean), step)
         within = "yes" if 100 * record["gain"][1] <= gains.mean() <= 100 * record["gain"][2] else "**no**"
         worst = table["capabilities"][int(mean.argmax())]
         lines.append(
@@ -306,11 +308,9 @@ def show(given: argparse.Namespace) -> None:
             f"| {len(pairs)} | {100 * poison:.0f} % | {worst} {100 * (mean.max() - 1):+.1f} % |"
         )
     inside_now = f"Ratios inside: {sum(cases)} of {len(cases)}"
-    if tuple(told.get("step", FIRST_STEP)) == FIRST_STEP:
-        inside_now += (
-            "; with what `scale-up` adds for another size since (0.85 ± 0.3 of a change, and a quarter of the mean "
-            f"change for a capability alone, set elsewhere): {sum(stepped)}"
-        )
+    if tuple(step) != today():
+        inside_now += "; with what `scale-up` adds for another size today ({} ± {} of a change, ".format(*today())
+        inside_now += f"{today()[2]} of the mean change for a capability alone): {sum(stepped)}"
     page = [
         f"# Contenders on a real model: {given.suite}", "",
         f"`real.py pool`, `online`, `propose`, then `targets --seeds {most}`; settings in `real.py`.",
@@ -329,16 +329,17 @@ def show(given: argparse.Namespace) -> None:
     (HERE / f"real_{given.suite}.md").write_text("\n".join(page))
 
 
-def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray) -> list[bool]:
-    """Which capabilities' changes lie in the intervals that `scale-up` shows of the same predictions."""
+def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any) -> list[bool]:
+    """Which capabilities' changes lie in the intervals that `scale-up` shows today of the same proxies."""
     from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
     from ideal_proxy.response import LARGER_SIZE
     from ideal_proxy.scaleup.result import predicted_ratios
 
-    factor, spread, _ = FIRST_STEP
+    factor, spread, alone = made_with
     change = np.log(ratios[:, 0]) / factor
+    own = 1.645 * alone * np.sqrt(np.mean(np.square(change)))
     half = np.log(ratios[:, 2] / ratios[:, 1]) / 2
-    fit = np.sqrt(np.maximum(half**2 - (1.645 * spread * change) ** 2, 0)) / factor
+    fit = np.sqrt(np.maximum(half**2 - (1.645 * spread * change) ** 2 - own**2, 0)) / factor
     parts = [
         CapabilityResult(name=f"c{j}", base_loss=1.0, predicted_loss=np.exp(c), predicted_lower=np.exp(c - h),
                          predicted_upper=np.exp(c + h))

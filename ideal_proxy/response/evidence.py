@@ -6,7 +6,7 @@ runs would show, times a factor s, with an error of their own:
     log[L_k(v) / L_k(v⁰)] = s_k · log[L(v) / L(v⁰)] + error_k
 
 s is one for all capabilities and has a prior: 1 ± 0.1 across a change of data; of proxies smaller than the target
-1.2 ± 0.4, for they show more of a change than it does, of larger ones 0.85 ± 0.3. Where runs of both kinds are there,
+1.2 ± 0.4, for they show more of a change than it does, of larger ones 0.9 ± 0.35. Where runs of both kinds are there,
 the side with more runs is fitted alone and foretells the other one: that gives s, and the odds that the kind tells
 anything at all. A kind that tells nothing, also of its own runs left out, has no weight.
 

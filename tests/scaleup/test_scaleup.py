@@ -560,13 +560,13 @@ def test_comparison_is_relative_to_base() -> None:
     larger = compare(mixture, [fake([0.9, 0.6])], [fake([1.0, 0.5])], verify, step=LARGER_SIZE)
     first, second = (entry["predicted"] for entry in larger["capabilities"])
     change = np.log(0.9)
-    assert np.log(first["value"]) == pytest.approx(0.85 * change)
-    z, alone = 1.6448536, 0.25 * abs(change) / np.sqrt(2)  # of two capabilities one changes
-    fit = 0.85 * np.log(1.7 / 1.8) / z
-    wide = np.sqrt(fit**2 + (0.3 * change) ** 2 + alone**2)
+    assert np.log(first["value"]) == pytest.approx(0.9 * change)
+    z, alone = 1.6448536, 0.35 * abs(change) / np.sqrt(2)  # of two capabilities one changes
+    fit = 0.9 * np.log(1.7 / 1.8) / z
+    wide = np.sqrt(fit**2 + (0.35 * change) ** 2 + alone**2)
     assert np.log(first["lower"] / first["value"]) == pytest.approx(-z * wide, rel=1e-6)
-    assert np.log(second["upper"]) == pytest.approx(np.sqrt((0.85 * np.log(1.02)) ** 2 + (z * alone) ** 2), rel=1e-6)
-    assert larger["step"] == {"factor": 0.85, "spread": 0.3, "error": 0.25}
+    assert np.log(second["upper"]) == pytest.approx(np.sqrt((0.9 * np.log(1.02)) ** 2 + (z * alone) ** 2), rel=1e-6)
+    assert larger["step"] == {"factor": 0.9, "spread": 0.35, "error": 0.35}
     unpaired = compare(mixture, [fake([0.9, 0.6])], None, verify)
     assert [entry["inside"] for entry in unpaired["capabilities"]] == [None, None]
     assert "gain" not in unpaired
