@@ -33,6 +33,12 @@ SMALLER_SIZE = EvidenceKind(1.2, 0.4, same_level=False, error=0.25)
 LARGER_SIZE = EvidenceKind(0.9, 0.35, same_level=False, error=0.35)
 
 
+# What a pretrained model shows of what proxies from scratch promise: it knows already what they learn. A mixture
+# that they took for 9 % better in the mean made SmolLM2-135M 5 % worse; over 18 capabilities s was 0.2, and each missed
+# by about the mean change (`benchmarks/proof/real_smollm2.md`). For predictions alone: as evidence s may not be near 0.
+PRETRAINED = EvidenceKind(0.5, 0.5, same_level=False, error=1.0)
+
+
 # Where nothing says which of the two is the larger one: another rank of LoRA, another share of the rows.
 OTHER_SIZE = EvidenceKind(1.0, 0.35, same_level=False, error=0.25)
 

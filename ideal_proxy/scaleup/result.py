@@ -19,7 +19,16 @@ from scipy import stats
 from ideal_proxy.errors import shortened
 from ideal_proxy.mixture import CapabilityResult, MixtureFile
 from ideal_proxy.pipeline import PairedLosses, PairedScores, judge, sentence
-from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, Combination, EvidenceKind, Yardstick, between_sizes, combine
+from ideal_proxy.response import (
+    LARGER_SIZE,
+    OTHER_SIZE,
+    PRETRAINED,
+    Combination,
+    EvidenceKind,
+    Yardstick,
+    between_sizes,
+    combine,
+)
 from ideal_proxy.scaleup.model import ModelSpec
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.scores import ArmScores
@@ -115,6 +124,8 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
         return None
     if model is not None and _same_model(str(model), spec.name):
         return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
+    if size in SIZES and model is None and spec.scratch is None:
+        return PRETRAINED
     if size not in SIZES or spec.scratch not in SIZES:
         return LARGER_SIZE
     return None if size == spec.scratch else between_sizes(spec.scratch, size)
@@ -255,8 +266,8 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         lines += [_score_table(scored, with_base=with_base), ""]
     if step := result.get("step"):
         lines.append(paragraph(
-            f"Predicted: the proxies' changes times {step['factor']:g} ± {step['spread']:g}, which models of another "
-            f"size were seen to show; besides, a capability may miss by {step['error']:.0%} of the mean change."
+            f"Predicted: the proxies' changes times {step['factor']:g} ± {step['spread']:g}, which other models "
+            f"were seen to show; besides, a capability may miss by {step['error']:.0%} of the mean change."
         ))  # fmt: skip
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))

@@ -21,6 +21,7 @@ from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import IMPROVES, MixtureFile, reading_part
 from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import TrainSettings, pick_device
+from ideal_proxy.response import PRETRAINED
 from ideal_proxy.scaleup.evidence import keep_as_evidence
 from ideal_proxy.scaleup.guard import guard, skipped
 from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
@@ -105,6 +106,11 @@ def scale_up(
         keep_model=wanted.keep_models,
         track=wanted.track,
     )
+    if size_step(mixture, wanted.spec) is PRETRAINED:
+        reporter.note(
+            f"warning: the proxies were trained from scratch and {wanted.spec.name} is pretrained, of which they say "
+            "little; --baseline compares, and a search with `proxy: {mode: target, model: ...}` asks the model itself"
+        )
     same = all(domain.rows == domain.base_rows for domain in mixture.domains)
     baseline = wanted.baseline and not same
     if wanted.baseline and same:

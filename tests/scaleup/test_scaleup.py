@@ -27,7 +27,7 @@ from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.proxy.model import build_proxy, collate_across, label_losses
 from ideal_proxy.proxy.records import RowLosses, TrainSettings
 from ideal_proxy.proxy.training import train
-from ideal_proxy.response.kinds import LARGER_SIZE, OTHER_SIZE, SMALLER_SIZE
+from ideal_proxy.response.kinds import LARGER_SIZE, OTHER_SIZE, PRETRAINED, SMALLER_SIZE
 from ideal_proxy.scaleup.model import ModelSpec, load_template
 from ideal_proxy.scaleup.result import compare, scale_up_tables, size_step
 from ideal_proxy.scaleup.run import RunLosses
@@ -448,7 +448,12 @@ def test_lora_of_a_pretrained_folder_resumes_too(
     wanted = replace(
         TINY, spec=ModelSpec(name=str(folder), lora=4), save_steps=2, context=48, fraction=0.4, evaluations=0
     )
-    whole = scale_up(mixture, wanted, tmp_path / "whole", QUIET)
+    told: list[str] = []
+    hears = Reporter(quiet=True)
+    monkeypatch.setattr(hears, "note", told.append)
+    whole = scale_up(mixture, wanted, tmp_path / "whole", hears)
+    assert "trained from scratch" in " ".join(told)  # what such proxies promise says little of a pretrained model
+    assert whole["step"] == {"factor": 0.5, "spread": 0.5, "error": 1.0}
 
     class Stop(Exception):
         pass
@@ -519,7 +524,8 @@ def test_a_prediction_is_carried_to_another_size(tmp_path: Path) -> None:
         told = MixtureFile(domains=domains, provenance={"proxy": proxy, **more})
         return size_step(told, ModelSpec(name=model, lora=lora))
 
-    assert step("scratch:10M", {"size": "1M"}) is step("org/large", {"size": "1M"}) is LARGER_SIZE
+    assert step("scratch:10M", {"size": "1M"}) is LARGER_SIZE
+    assert step("org/large", {"size": "1M"}) is PRETRAINED
     assert step("org/large", {"model": "org/small"}) is LARGER_SIZE
     assert step("scratch:0.1M", {"size": "1M"}) is SMALLER_SIZE
     assert step("org/large", {"model": "/disk/large", "lora_rank": 8}) is OTHER_SIZE, "LoRA's changes for all weights'"
