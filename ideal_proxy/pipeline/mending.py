@@ -13,6 +13,7 @@ import yaml
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.check import Survey
+from ideal_proxy.pipeline.schema import yaml_text
 from ideal_proxy.store import atomic_write_text
 from ideal_proxy.terminal import count_text, paragraph, step
 
@@ -89,5 +90,5 @@ def _with_paths(text: str, places: dict[int, Path]) -> str:
     listed = next(value for key, value in root.value if key.value == "capabilities")
     for n, path in sorted(places.items(), reverse=True):
         node = next(value for key, value in listed.value[n].value if key.value == "path")
-        text = text[: node.start_mark.index] + json.dumps(str(path)) + text[node.end_mark.index :]
+        text = text[: node.start_mark.index] + yaml_text(str(path)) + text[node.end_mark.index :]
     return text
