@@ -27,7 +27,7 @@ from ideal_proxy.mixture import domain_order
 from ideal_proxy.pipeline.findings import folded
 from ideal_proxy.pipeline.schema import FILE, yaml_text
 from ideal_proxy.pipeline.split import read_split_by, split_domains
-from ideal_proxy.store import atomic_write_text
+from ideal_proxy.store import atomic_write_rows, atomic_write_text
 from ideal_proxy.terminal import paragraph, step
 
 ENOUGH_REFERENCE_ROWS = 400
@@ -236,8 +236,7 @@ def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInf
     target = folder / domain.name
     for name, wanted in (("train", False), ("reference", True)):
         part = [row.raw for n, row in enumerate(everything) if (n in chosen) == wanted]
-        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in part)
-        atomic_write_text(target / f"{name}.jsonl", text)
+        atomic_write_rows(target / f"{name}.jsonl", part)
         read[target / f"{name}.jsonl"] = scan(target / f"{name}.jsonl", format=read[domain.train].format)
     return Found(domain.name, target / "train.jsonl", target / "reference.jsonl")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -178,3 +179,19 @@ def test_any_text_is_read_back_from_a_run_file() -> None:
     text = "".join(map(chr, [*range(0xD800), 0xD83D, *range(0xE000, 0x11000)])) + "😀"
     assert yaml.safe_load(yaml_text({"prompt": [text]})) == {"prompt": [text]}
     assert "\n" not in yaml_text(text)
+
+
+@pytest.mark.parametrize("how", [{"hold_out": 6}, {"split_by": "part"}])
+def test_half_a_character_beside_the_rows_is_written_as_it_is(tmp_path: Path, how: dict[str, Any]) -> None:
+    for name in BOTH:
+        rows = [{"prompt": f"{name} {n}", "completion": "é", "part": "xy"[n % 2], "note": "\ud800"} for n in range(120)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(rows))
+        (tmp_path / "data" / f"{name}.reference.json").write_text(json.dumps(rows[:9]))
+    if "hold_out" in how:
+        for name in BOTH:
+            (tmp_path / "data" / f"{name}.reference.json").unlink()
+    write_run_file(tmp_path / "data", tmp_path / "mix.yaml", **how)
+    made = [row.raw for domain in load_config(tmp_path / "mix.yaml").domains for row in read_rows(domain.path)]
+    assert len(made) in (228, 240)
+    assert {row["note"] for row in made} == {"\ud800"}
