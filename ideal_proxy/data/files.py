@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, shortened
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,14 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
     # A folder that has files named train…, or a folder of that name, is read for those alone; otherwise what is named
     # as held out (test, validation, reference, …) is passed over unless there is nothing else. Of a folder that
     # `save_to_disk` wrote its tables are read, those of its training split where it has splits.
+    try:
+        return _named_files(source)
+    except (OSError, ValueError, RecursionError) as error:  # a name of 300 letters, a folder that is not ours to read
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot look for {shortened(str(source), 200)} ({why}); check the path") from error
+
+
+def _named_files(source: str | Path) -> tuple[Path, ...]:
     path = Path(source)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
@@ -72,14 +80,26 @@ def saved_files(folder: Path, split: str = "train") -> list[Path]:
     """List the tables of a folder that `save_to_disk` wrote."""
     try:
         if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            splits = _json(folder / "dataset_dict.json")["splits"]
             if split not in splits:
                 raise UserError(f"{folder} has no split {split!r}; write hf:{folder}?split=NAME ({', '.join(splits)})")
             folder = folder / split
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return [folder / part["filename"] for part in state["_data_files"]]
+        files = [folder / part["filename"] for part in _json(folder / "state.json")["_data_files"]]
+        if lost := [path for path in files if not path.is_file()]:
+            raise ValueError(f"{shortened(repr(lost[0].name))} is no file")
+        return files
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} was not saved whole by the datasets library ({error}); save it again") from error
+
+
+def _json(path: Path) -> Any:
+    """Read a JSON file that stands beside rows; a pipe or a device, which may never end, is none."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -117,7 +137,7 @@ def no_rows(folder: Path) -> str:
             return f"written by init for {stem}.yaml"
     for name in ("manifest.json", "export.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if str(json.loads((folder / name).read_bytes()).get("format", "")).startswith("ideal-proxy/"):
+            if str(_json(folder / name).get("format", "")).startswith("ideal-proxy/"):
                 return "rows of a mixture, written by ideal-proxy"
     names = ("tokenizer.json", "tokenizer_config.json", "model.safetensors", "adapter_config.json")
     if (folder / "config.json").is_file() and any((folder / name).is_file() for name in names):

@@ -6,6 +6,7 @@ A source is `hf:NAME[:CONFIG][?split=SPLIT&revision=REVISION]`; NAME is a hub id
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from ideal_proxy.data.files import is_saved
 from ideal_proxy.data.records import Record
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 
 HUB = "hf:"
 KEYS = ("split", "revision")
@@ -61,9 +62,9 @@ def hub_records(source: str) -> Iterator[Record]:
         import datasets
     except ImportError as error:
         raise UserError(f"{source} needs the datasets library; run `pip install ideal-proxy[hub]`") from error
-    local = Path(wanted.name).expanduser()
-    if wanted.name.startswith(("/", ".", "~")) and not local.is_dir():
-        raise UserError(f"{source}: the folder {local} does not exist; check the path")
+    local = Path(os.path.expanduser(wanted.name))  # which leaves ~ before an unknown name as it is
+    if wanted.name.startswith(("/", ".", "~")) and not os.path.isdir(local):
+        raise UserError(f"{shortened(source, 200)}: the folder {shortened(str(local), 200)} does not exist; check it")
     with _quiet(datasets):
         try:
             table = _saved(datasets, local, wanted) if is_saved(local) else _load(datasets, wanted)

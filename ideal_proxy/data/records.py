@@ -11,6 +11,7 @@ import json
 import lzma
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from ideal_proxy.data.opening import (
     opened,
     text_lines,
 )
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, shortened
 
 ROW_MARKS = {
     "messages", "conversations", "conversation", "instruction", "prompt", "completion", "query", "response", "question",
@@ -129,7 +130,7 @@ def is_whole(file: Path) -> bool:
         more = any(line.strip() for line in iter(lambda: handle.readline(SHORT_LINE), b""))
         if more or not named_json or not isinstance(first, dict):
             return False
-        return not ROW_MARKS & set(first) or _rows_in(first) is not None
+        return not ROW_MARKS & set(first) or _rows_in(first, ROW_MARKS, file) is not None
 
 
 FIRST_LINE, SHORT_LINE = 1 << 22, 1 << 10
@@ -199,7 +200,7 @@ def _whole_records(file: Path, marks: Set[str]) -> Iterator[Record]:
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     elif len(values) == 1 and isinstance(values[0], dict):
-        rows = _rows_in(values[0], marks)
+        rows = _rows_in(values[0], marks, file)
         if rows is None and marks.isdisjoint(values[0]):
             raise UserError(f"{file} holds one object {_no_rows(values[0])}")
         values = values if rows is None else rows
@@ -238,10 +239,17 @@ def _no_rows(value: dict[str, Any]) -> str:
     return f"with the keys {keys}, and no list of rows in it; give one object a row"
 
 
-def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | None:
+def _rows_in(value: dict[str, Any], marks: Set[str], file: Path) -> list[Any] | None:
     """Return the rows of one object: its only list of objects, or its columns; None where it is a row itself."""
     if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"}:  # as pandas writes with orient="split"
-        return [dict(zip(value["columns"], cells, strict=True)) for cells in value["data"]]
+        names, data = value["columns"], value["data"]
+        if _lists([names, data]) and _lists(data) and not any(isinstance(name, list | dict) for name in names):
+            _refuse_twice(names, file)
+            for n, cells in enumerate(data, start=1):
+                if len(cells) != len(names):
+                    has = f"{len(cells)} cells where the file names {len(names)} columns"
+                    raise UserError(f"{file} row {n} has {has}; give each column a cell")
+            return [dict(zip(names, cells, strict=True)) for cells in data]
     lists = {key: part for key, part in value.items() if isinstance(part, list)}
     turns = any(_is_turn(cell) for key in CHAT_COLUMNS for cell in lists.get(key, ()))
     turns = turns or any(isinstance(cell, dict) and _is_turn(cell) for part in lists.values() for cell in part)
@@ -264,6 +272,17 @@ def _rows_in(value: dict[str, Any], marks: Set[str] = ROW_MARKS) -> list[Any] | 
     return None
 
 
+def _lists(values: list[Any]) -> bool:
+    return all(isinstance(value, list) for value in values)
+
+
+def _refuse_twice(names: list[Any], file: Path) -> None:
+    """Refuse two columns of one name, of which only the last would be read."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{file} has {count} columns named {shortened(str(name))!r}; rename or remove all but one")
+
+
 def _is_turn(cell: Any) -> bool:
     """Tell a turn from a cell with all turns of a row, and from a row."""
     if isinstance(cell, dict):
@@ -282,9 +301,18 @@ def _cell_records(file: Path, kind: str) -> Iterator[Record]:
             if marks not in head:
                 marks = "\x1f"  # one column: nothing parts its cells
             names = next(csv.reader([head], delimiter=marks), [])
-            rows = csv.reader(lines, delimiter=marks)
+            _refuse_twice([name for name in names if name], file)
+            ended: list[bool] = []
+            rows = csv.reader(itertools.chain(lines, iter(lambda: ended.append(True), None)), delimiter=marks)
+            at = 0  # lines behind the head before a row
             for n, cells in enumerate(rows, start=1):
                 where = f"{file} row {n}"
+                if ended:  # the reader asked for more in the middle of a row
+                    line = 2 + at + sum(cell.count("\n") for cell in cells[:-1])
+                    raise UserError(
+                        f"{file}:{line} opens a quote that is never closed; close it, or write the table again"
+                    )
+                at = rows.line_num
                 if not cells:
                     continue
                 if len(cells) > len(names):

@@ -13,7 +13,7 @@ from ideal_proxy.data.rows import SourceReader, Told
 from ideal_proxy.data.tally import Tally
 from ideal_proxy.data.tokenizer import train_tokenizer
 from ideal_proxy.sections import CapabilityConfig, DomainConfig
-from ideal_proxy.store import atomic_write_text
+from ideal_proxy.store import atomic_write_bytes
 
 TOKENIZER_ROWS = 20_000  # rows of a domain that train the tokenizer
 
@@ -40,7 +40,8 @@ def read_sources(
         if bad_rows is not None:
             bad_rows.unlink(missing_ok=True)
         if bad and bad_rows is not None:
-            atomic_write_text(bad_rows, "".join(line + "\n" for line in bad))
+            text = "".join(line + "\n" for line in bad)
+            atomic_write_bytes(bad_rows, text.encode(errors="backslashreplace"))  # half a character as its escape
     return parts[0], parts[1]
 
 

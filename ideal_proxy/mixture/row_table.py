@@ -206,7 +206,8 @@ def _build(
             if spool is None:
                 places.append((number_of[record.path], record.number))
             else:
-                line = record.line or json.dumps(record.value, ensure_ascii=False, default=str).encode()
+                if (line := record.line) is None:  # half a character, which UTF-8 cannot hold, is written as its escape
+                    line = json.dumps(record.value, ensure_ascii=False, default=str).encode(errors="backslashreplace")
                 line = line.removesuffix(b"\n") + b"\n"
                 spool.write(line)
                 spooled.update(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import yaml
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.check import Survey
-from ideal_proxy.store import atomic_write_text
+from ideal_proxy.pipeline.schema import yaml_text
+from ideal_proxy.store import atomic_write_rows, atomic_write_text
 from ideal_proxy.terminal import count_text, paragraph, step
 
 LEAST_LEFT = 2  # reference rows: one to search by, one to verify by
@@ -70,7 +70,7 @@ def mend(found: Survey, run_file: Path, config: SearchConfig) -> Mended:
         path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.jsonl"
         if path in [place for place, _, _ in files.values()]:
             path = path.with_stem(f"{path.stem}-{len(files)}")
-        atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in left))
+        atomic_write_rows(path, left)
         files[name] = path, len(numbers), len(left)
     if not files:
         raise UserError("; ".join(f"{name}: {text}" for name, text in hopeless.items()))
@@ -89,5 +89,5 @@ def _with_paths(text: str, places: dict[int, Path]) -> str:
     listed = next(value for key, value in root.value if key.value == "capabilities")
     for n, path in sorted(places.items(), reverse=True):
         node = next(value for key, value in listed.value[n].value if key.value == "path")
-        text = text[: node.start_mark.index] + json.dumps(str(path)) + text[node.end_mark.index :]
+        text = text[: node.start_mark.index] + yaml_text(str(path)) + text[node.end_mark.index :]
     return text

@@ -6,6 +6,7 @@ Shipped as `mix.schema.json`; `python -m ideal_proxy.pipeline.schema` writes it 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def _or_null(value: dict[str, Any]) -> dict[str, Any]:
 def schema_text() -> str:
     """Return the shipped file's text."""
     return json.dumps(run_file_schema(), indent=1, ensure_ascii=True) + "\n"
+
+
+def yaml_text(value: Any) -> str:
+    """Write a text, or columns, as JSON that YAML reads back: it does not join JSON's two halves of an emoji."""
+    text = json.dumps(value, ensure_ascii=False)
+    return UNREAD.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+UNREAD = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")  # what YAML reads as escapes only
 
 
 if __name__ == "__main__":

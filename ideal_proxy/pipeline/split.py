@@ -18,7 +18,7 @@ import numpy as np
 
 from ideal_proxy.data import Found, Row, SourceInfo, SourceReader, scan
 from ideal_proxy.errors import UsageError, UserError
-from ideal_proxy.store import atomic_write_text
+from ideal_proxy.store import atomic_write_rows
 
 MOST_PARTS = 24
 FEWEST_ROWS = 20
@@ -76,9 +76,7 @@ def split_domains(
             )
         for part in sorted(counts):
             place = folder / domain.name / f"{part}.jsonl"
-            lines = [json.dumps(row.raw, ensure_ascii=False, default=str) + "\n"
-                     for row, name in zip(rows, named, strict=True) if name == part]  # fmt: skip
-            atomic_write_text(place, "".join(lines))
+            atomic_write_rows(place, [row.raw for row, name in zip(rows, named, strict=True) if name == part])
             read[place] = scan(place, format=form)
             found.append(Found(f"{domain.name}/{part}", place, None))
     if all(domain in domains for domain in found):

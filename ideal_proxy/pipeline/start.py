@@ -25,9 +25,9 @@ from ideal_proxy.data import (
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture import domain_order
 from ideal_proxy.pipeline.findings import folded
-from ideal_proxy.pipeline.schema import FILE
+from ideal_proxy.pipeline.schema import FILE, yaml_text
 from ideal_proxy.pipeline.split import read_split_by, split_domains
-from ideal_proxy.store import atomic_write_text
+from ideal_proxy.store import atomic_write_rows, atomic_write_text
 from ideal_proxy.terminal import paragraph, step
 
 ENOUGH_REFERENCE_ROWS = 400
@@ -145,7 +145,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
     text = [
         f"# yaml-language-server: $schema={FILE.as_uri()}",
         "# How many rows of each data set should go into the fine-tune? Every key but the paths has a default.",
-        f"name: {json.dumps(out.stem)}",
+        f"name: {yaml_text(out.stem)}",
         "",
         "# Where the training rows are. base: the rows you would have used, a count, '30%' or '2x' of those there are.",
         "# min and max bound the answer the same way; pinned: true keeps the base.",
@@ -153,8 +153,8 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
     ]
     for name, place, info in domains:
         text += [
-            f"  - name: {json.dumps(name)}",
-            f"    path: {json.dumps(_relative(place, base))}",
+            f"  - name: {yaml_text(name)}",
+            f"    path: {yaml_text(_relative(place, base))}",
             *_columns(info),
             f"    base: {info.rows}",
         ]
@@ -165,8 +165,8 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
     ]
     for name, place, info in capabilities:
         text += [
-            f"  - name: {json.dumps(name)}",
-            f"    path: {json.dumps(_relative(place, base))}",
+            f"  - name: {yaml_text(name)}",
+            f"    path: {yaml_text(_relative(place, base))}",
             *_columns(info),
         ]
     text += [
@@ -206,7 +206,7 @@ def _columns(info: SourceInfo) -> list[str]:
     """Write the columns of a source in no known layout."""
     if not info.format.startswith("columns:"):
         return []
-    return [f"    columns: {info.format.removeprefix('columns:')}   # a guess"]
+    return [f"    columns: {yaml_text(json.loads(info.format.removeprefix('columns:')))}   # a guess"]
 
 
 def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInfo]) -> Found:
@@ -236,8 +236,7 @@ def _held_out(domain: Found, folder: Path, rows: int, read: dict[Path, SourceInf
     target = folder / domain.name
     for name, wanted in (("train", False), ("reference", True)):
         part = [row.raw for n, row in enumerate(everything) if (n in chosen) == wanted]
-        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in part)
-        atomic_write_text(target / f"{name}.jsonl", text)
+        atomic_write_rows(target / f"{name}.jsonl", part)
         read[target / f"{name}.jsonl"] = scan(target / f"{name}.jsonl", format=read[domain.train].format)
     return Found(domain.name, target / "train.jsonl", target / "reference.jsonl")
 

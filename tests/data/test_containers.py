@@ -496,3 +496,52 @@ def test_a_zip_archive_is_told_as_that(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"PK\x03\x04" + bytes(100))
     with pytest.raises(UserError, match=re.escape("a.jsonl is a zip archive (or an Excel file)")):
         read(tmp_path / "a.jsonl", "")
+
+
+def told(path: Path, text: str) -> str:
+    """What a file is refused with."""
+    path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        look_through(path)
+    return str(refused.value).removeprefix(str(path))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_quote_that_is_never_closed_is_told_by_its_line(tmp_path, kind):
+    mark = {"csv": ",", "tsv": "\t"}[kind]
+    rows = ["prompt,completion", '"q\n0","a\n\n0"', "", *(f"q{n},a{n}" for n in range(1, 60))]
+    cut = "\n".join([*rows[:13], '"q\nx","a10', *rows[13:]]).replace(",", mark)
+    said = told(tmp_path / f"a.{kind}", cut)
+    assert said.startswith(":18 opens a quote that is never closed"), said
+    assert cut.split("\n")[17] == f'x"{mark}"a10'
+    for end in ("", "\n", "\n\n"):
+        honest = "\n".join([*rows, 'he said "so",5" pipe', '"x"y,"z"']) + end
+        (tmp_path / f"b.{kind}").write_text(honest.replace(",", mark))
+        assert look_through(tmp_path / f"b.{kind}").rows == 62
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.csv", "prompt,completion,completion\nq,a,b\n", " has 2 columns named 'completion'"),
+        ("a.tsv", "prompt\tprompt\tcompletion\nq,a,b\n", " has 2 columns named 'prompt'"),
+        (
+            "a.json",
+            {"columns": ["prompt", "completion", "prompt"], "data": [["q", "a", "r"]]},
+            "columns named 'prompt'",
+        ),
+        ("a.json", {"columns": ["prompt", 0, 0], "data": []}, " has 2 columns named '0'"),
+        ("a.json", {"columns": ["prompt", "completion"], "data": [["q", "a"], ["q"]]}, " row 2 has 1 cells where"),
+        ("a.json", {"columns": ["prompt", "completion"], "data": [5]}, "no list of rows in it"),
+        ("a.json", {"columns": ["prompt"], "data": 5}, "no list of rows in it"),
+        ("a.json", {"columns": 5, "data": [["a"]]}, "no list of rows in it"),
+        ("a.json", {"columns": [["a"]], "data": [["a"]]}, "columns columns, data are no known format"),
+    ],
+)
+def test_tables_whose_columns_are_not_what_they_name_are_told(tmp_path, name, text, why):
+    assert why in told(tmp_path / name, text if isinstance(text, str) else json.dumps(text))
+
+
+def test_columns_without_a_name_may_be_many(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion,,\nq,a,,\n")
+    assert look_through(tmp_path / "a.csv").rows == 1

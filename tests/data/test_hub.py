@@ -115,6 +115,8 @@ def test_messages_kept_as_columns_are_read_too(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("hf:{}/none", "the folder .*none does not exist"),
+        ("hf:~nosuchuser/x", "the folder ~nosuchuser/x does not exist"),
+        ("hf:/" + "a" * 5000, "^.{0,500} does not exist"),
         ("hf:{}/repository", "Config name is missing.*'sums', 'talk'.*name a configuration"),
         ("hf:{}/repository:tlk", "'tlk' not found.*choose another configuration .a split is written .*split=tlk"),
         ("hf:{}/repository:talk?split=dev", "Unknown split .dev.*choose another split"),

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +335,51 @@ def test_what_is_left_out_is_told_where_init_writes_the_rows_anew(newcomer):
     for options in (["--hold-out", "5"], ["--split-by", "topic"]):
         said = newcomer.init(*options)
         assert f"kto: 40 rows left out: preference rows (label is false) (first: {newcomer.data}/kto.jsonl:2)" in said
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"state.json": DEEP, "dataset_info.json": "{}"}, r"state\.json is nested too deeply"),
+        ({"dataset_dict.json": DEEP}, r"dataset_dict\.json is nested too deeply"),
+        ({"dataset_dict.json": '{"splits": ["train"]}'}, r"state\.json is no file"),
+        (
+            {"state.json": json.dumps({"_data_files": [{"filename": "a\0" * 99}]}), "dataset_info.json": "{}"},
+            r"'a\\x00a\\x00.{,60} is no file",
+        ),
+    ],
+)
+def test_a_saved_set_that_is_not_whole_is_told(tmp_path, files, why):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"was not saved whole by the datasets library .{why}"):
+        list(read_rows(tmp_path))
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A pipe into which nobody writes; reading it fails the test."""
+    os.mkfifo(tmp_path / "pipe")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a pipe was read"))
+    signal.alarm(10)
+    yield tmp_path / "pipe"
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_what_is_no_file_is_not_read(pipe: Path) -> None:
+    for name in ("model", "text"):
+        (place := pipe.parent / "data" / name).mkdir(parents=True)
+        write_rows(place / "train.jsonl", [{"prompt": "q", "completion": "a"}])
+    (place / "manifest.json").symlink_to(pipe)
+    (place.parent / "model" / "export.json").write_text(DEEP)
+    (place.parent / "rows.jsonl").symlink_to(pipe)
+    assert [domain.name for domain in look(place.parent).domains] == ["model", "text"]
+    (saved := pipe.parent / "saved" / "train").mkdir(parents=True)
+    (saved.parent / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (saved / "state.json").symlink_to(pipe)
+    with pytest.raises(UserError, match=r"state\.json is no file"):
+        list(read_rows(saved.parent))

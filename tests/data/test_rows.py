@@ -192,6 +192,8 @@ def test_bad_files_and_paths(tmp_path):
         (tmp_path / "no.jsonl", "does not exist"),
         (tmp_path / "empty", "has no data file"),
         (f"{tmp_path}/*.jsonl", "no data file matches"),
+        ("*" + "a/" * 1800, r"^.{,300} \(maximum recursion depth exceeded.*; check the path"),
+        ("a" * 5000, r"^cannot look for a{100,200}\.\.\. \(File name too long\); check the path"),
         (write(tmp_path / "a.txt", b"a,b\n"), "is not a data file"),
         (write(tmp_path / "a.csv", b"a,b\n"), "has no rows"),
         (write(tmp_path / "b.parquet", b"PAR1 nonsense"), "broken parquet file"),

@@ -105,6 +105,13 @@ def test_rows_are_exact_and_in_training_order_byte_for_byte(mixture, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [MANIFEST, "train.jsonl"]
 
 
+def test_half_a_character_beside_the_rows_is_written_as_it_is(tmp_path):
+    rows = [{"prompt": f"q{n}", "completion": "é", "note": "\ud800"} for n in range(6)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    done = apply_mixture(MixtureFile(name="m", seed=1, domains=[volume("a", tmp_path / "a.json", 6)]), tmp_path / "out")
+    assert sorted(read_back(done), key=lambda row: row["prompt"]) == rows
+
+
 def test_rows_are_written_in_jupyter_without_ipywidgets(mixture, tmp_path):
     """There DuckDB refuses even to be told that no progress bar is wanted."""
     (tmp_path / "IPython.py").write_text(

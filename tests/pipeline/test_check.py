@@ -96,6 +96,13 @@ def test_the_mended_copy_leaves_out_those_rows_alone(run_file: Path) -> None:
     assert "nothing was written" in nothing.text()
 
 
+def test_a_run_file_of_any_name_is_mended(run_file: Path) -> None:
+    run_file = run_file.rename(run_file.with_name("😀.yaml"))
+    made = mend(survey(load_config(run_file)), run_file, load_config(run_file))
+    assert made.run_file is not None
+    assert Path(load_config(made.run_file).capabilities[0].path) == run_file.parent / "😀_mended" / "a.jsonl"
+
+
 def test_a_set_that_is_trained_on_whole_cannot_be_mended(run_file: Path) -> None:
     write(run_file.parent / "a_ref.jsonl", [row(f"a {n}") for n in range(30)])
     config = load_config(run_file)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 from builders import write_rows
 
 from ideal_proxy.config import load_config
 from ideal_proxy.data.layout import look
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.pipeline.schema import yaml_text
 from ideal_proxy.pipeline.start import write_run_file
 
 BOTH = ("code", "math")
@@ -156,3 +160,38 @@ def test_rows_held_out_are_a_quarter_at_most_and_never_trained_on(tmp_path):
     put(tmp_path / "data" / "tiny.jsonl", train("tiny", 0, 3))
     with pytest.raises(UserError, match="tiny has 3 rows, too few to hold any out"):
         write_run_file(tmp_path / "data", tmp_path / "mix.yaml", hold_out=6, force=True)
+
+
+@pytest.mark.parametrize("name", ["😀", "日本"])
+def test_a_run_file_names_files_and_columns_of_any_letters(tmp_path: Path, name: str) -> None:
+    for domain in (name, "code"):
+        put(tmp_path / "data" / f"{domain}.jsonl", train(domain))
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_rows(tmp_path / "data" / f"{name}.reference.jsonl", [{name: turns}] * 4)
+    mix = tmp_path / f"{name}.yaml"
+    write_run_file(tmp_path / "data", mix)
+    config = load_config(mix)
+    assert json.loads(config.capabilities[0].format.removeprefix("columns:"))["messages"] == name
+    assert sorted(Path(domain.path).stem for domain in config.domains) == sorted([name, "code"])
+
+
+def test_any_text_is_read_back_from_a_run_file() -> None:
+    text = "".join(map(chr, [*range(0xD800), 0xD83D, *range(0xE000, 0x11000)])) + "😀"
+    assert yaml.safe_load(yaml_text({"prompt": [text]})) == {"prompt": [text]}
+    assert "\n" not in yaml_text(text)
+
+
+@pytest.mark.parametrize("how", [{"hold_out": 6}, {"split_by": "part"}])
+def test_half_a_character_beside_the_rows_is_written_as_it_is(tmp_path: Path, how: dict[str, Any]) -> None:
+    for name in BOTH:
+        rows = [{"prompt": f"{name} {n}", "completion": "é", "part": "xy"[n % 2], "note": "\ud800"} for n in range(120)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(rows))
+        (tmp_path / "data" / f"{name}.reference.json").write_text(json.dumps(rows[:9]))
+    if "hold_out" in how:
+        for name in BOTH:
+            (tmp_path / "data" / f"{name}.reference.json").unlink()
+    write_run_file(tmp_path / "data", tmp_path / "mix.yaml", **how)
+    made = [row.raw for domain in load_config(tmp_path / "mix.yaml").domains for row in read_rows(domain.path)]
+    assert len(made) in (228, 240)
+    assert {row["note"] for row in made} == {"\ud800"}

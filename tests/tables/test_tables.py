@@ -11,6 +11,7 @@ import pytest
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.response.model import ResponseModel
+from ideal_proxy.tables import sheet
 from ideal_proxy.tables.fitting import fit_tables, own_domains, predict_table
 from ideal_proxy.tables.reading import (
     Table,
@@ -192,6 +193,14 @@ def test_bad_tables_are_one_sentence_with_the_cure(tmp_path: Path, fault: str, m
     with pytest.raises(UserError, match=match) as caught:
         fit_tables(join_tables(*write(tmp_path, *broken(fault, *frames()))))
     assert "\n" not in str(caught.value)
+
+
+def test_no_more_is_read_than_a_table_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "MOST_BYTES", 1 << 20)
+    with open(tmp_path / "r.csv", "wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(UserError, match="has more than the 1 MiB that a table may have"):
+        read_ratios(tmp_path / "r.csv")
 
 
 def test_other_domains_and_missing_files_are_named(tmp_path: Path) -> None:
