@@ -245,7 +245,12 @@ def range_of(
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one block, of which YAML would take the last in silence."""
+    """Reads a date as its text, and refuses a key that stands twice in a block: YAML takes the last in silence."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node, seen = super().compose_mapping_node(anchor), set()

@@ -141,3 +141,29 @@ def test_parse_config_without_folder_keeps_paths():
 def test_one_of_the_two_numbers_of_pairs_takes_the_other_along(tmp_path, given, pairs):
     verify = load_config(write(tmp_path, GOOD + f"verify: {given}\n")).verify
     assert (verify.pairs, verify.max_pairs) == pairs
+
+
+def test_a_date_is_read_as_its_text(tmp_path):
+    settings = "chat_template_kwargs: {date: 2024-07-26}"
+    config = load_config(write(tmp_path, GOOD.replace("path: math.jsonl", f"path: math.jsonl, {settings}")))
+    assert config.domains[0].chat_template_kwargs == {"date": "2024-07-26"}
+    assert config.domains[0].format == 'auto chat_template_kwargs:{"date": "2024-07-26"}'
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "chat_template_kwargs: {a: !!binary aGk=}",
+        "chat_template_kwargs: {a: !!set {x, y}}",
+        "chat_template_kwargs: {1: a, b: c}",
+        "chat_template_kwargs: {a: !!timestamp 2024-07-26}",
+        "chat_template_kwargs: [a], enable_thinking: true",
+        "columns: {prompt: !!set {x}, completion: b}",
+        "columns: {1: a, prompt: b}",
+        "columns: {1: a}",
+    ],
+)
+def test_a_block_that_json_has_no_word_for_is_one_sentence(block, tmp_path):
+    with pytest.raises(UsageError, match=r"columns|chat_template_kwargs"):
+        load_config(write(tmp_path, GOOD.replace("path: math.jsonl", f"path: math.jsonl, {block}")))
