@@ -247,20 +247,26 @@ def range_of(
 class _Loader(yaml.SafeLoader):
     """Reads a date as its text, and refuses a key that stands twice in a block: YAML takes the last in silence."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def compose_mapping_node(self, anchor: Any) -> Any:
         node, seen = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused as a key later
+            equal = {key.value}  # 1, 0x1 and true are one key, and so is what is written alike
+            if key.tag.rpartition(":")[2] in {"int", "float", "bool", "null"}:
+                equal.add(self.construct_object(key))
+            if not seen.isdisjoint(equal):
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {shortened(repr(key.value))} stands twice", problem_mark=key.start_mark
                 )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            seen |= equal
         return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -282,7 +288,7 @@ def read_yaml(path: Path, what: str) -> Any:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
         raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
-    except ValueError as error:  # a date that is none, a number of thousands of digits
+    except (ValueError, LookupError, AttributeError) as error:  # a !!bool that is none, a number of 5,000 digits
         raise UsageError(f"{path} holds a value that cannot be read ({str(error)[:120]}); put it in quotes") from error
     return raw
 

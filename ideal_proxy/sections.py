@@ -33,8 +33,8 @@ VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a mult
 
 
 def _volume(value: Any) -> Any:
-    """Refuse what YAML reads as neither a whole number nor text: 0.5, true, a list."""
-    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    """Refuse what YAML reads as neither a whole number nor text: 0.5, a list."""
+    if value is None or isinstance(value, (str, int)):
         return value
     raise ValueError(f"must be {VOLUME}")
 
