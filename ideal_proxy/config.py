@@ -28,6 +28,7 @@ from ideal_proxy.sections import (
     VerifyConfig,
     on_dial,
 )
+from ideal_proxy.store import file_size
 
 FROZEN = "mixture:"  # before the path of a domain that is a frozen mixture
 
@@ -272,10 +273,9 @@ _Loader.yaml_implicit_resolvers = {
 def read_yaml(path: Path, what: str) -> Any:
     """Read a YAML file that a person wrote; `what` names its kind in an error."""
     try:
-        text = path.read_bytes()[: MOST_BYTES + 1]
-        if len(text) > MOST_BYTES:
+        if file_size(path) > MOST_BYTES:
             raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no {what} needs; give another")
-        raw = yaml.load(text.decode("utf-8"), _Loader)
+        raw = yaml.load(path.read_bytes().decode("utf-8"), _Loader)
         if _nodes(raw) > MOST_NODES:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:

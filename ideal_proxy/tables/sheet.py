@@ -80,11 +80,12 @@ def read_sheet(path: str | Path) -> Sheet:
 def read_cells(path: str | Path) -> pd.DataFrame:
     """Read a table as text, blanks as "", columns as they are named."""
     try:
-        raw = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB, the most of a table: split it.")
         wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.decode("utf-16" if wide else "utf-8-sig")
-        if len(raw) > MOST_BYTES:
-            raise UserError(f"{path} has {len(raw) >> 20} MiB, most of a table is {MOST_BYTES >> 20}: split it.")
         said = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
         text = text[said.end() :] if said else text
         sep = said[1] if said else _separator(text)

@@ -46,6 +46,12 @@ def write(folder: Path, ratios: pd.DataFrame, metrics: pd.DataFrame) -> tuple[Ta
     return read_ratios(folder / "ratios.csv"), read_metrics(folder / "metrics.csv")
 
 
+def test_a_table_that_never_ends_is_read_up_to_its_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ideal_proxy.tables.sheet.MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError, match="has more than 1 MiB, the most of a table: split it"):
+        read_ratios("/dev/zero")
+
+
 def test_rows_are_joined_by_id_never_by_order(tmp_path: Path) -> None:
     ratios, metrics = frames()
     tables = write(tmp_path, ratios, metrics)
