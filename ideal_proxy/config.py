@@ -249,7 +249,8 @@ class _Loader(yaml.SafeLoader):
     """Reads a date as its text, and refuses a key that stands twice in a block: YAML takes the last in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        node, seen = super().compose_mapping_node(anchor), set()
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # refused as a key later

@@ -191,7 +191,7 @@ def broken(fault: str, ratios: pd.DataFrame, metrics: pd.DataFrame) -> tuple[pd.
         ("no id", "has no run id: name its column run, run_id or index"),
         ("empty ratio", "run 107 has no number for domain maths: write 0"),
         ("text", "column loss_a of run 102 is not a number: correct it"),
-        ("negative", "run 100 has a negative volume: correct the table"),
+        ("negative", "run 100 has a negative or infinite volume: correct the table"),
     ],
 )
 def test_bad_tables_are_one_sentence_with_the_cure(tmp_path: Path, fault: str, match: str) -> None:
