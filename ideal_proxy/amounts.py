@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ideal_proxy.errors import UsageError
 
 Unit = Literal["rows", "tokens", "share"]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
-_NUMBER = r"[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER = r"[+-]?(?:\d[\d,_]*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"  # two loops over digits in a row would be quadratic
 _AMOUNT = re.compile(
     rf"^(?P<number>{_NUMBER})\s*(?P<factor>[kKMGB](?![A-Za-z]))?\s*"
     r"(?P<unit>%|percent|rows?|tokens?)?(?:\s+of\s+(?P<of>rows|tokens))?$"
@@ -27,7 +31,7 @@ _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 class Amount:
     """A number with its unit."""
 
-    value: float  # rows, tokens, or a fraction of the total (0.6 for `60 %`)
+    value: Annotated[Number, Field(ge=0)]  # rows, tokens, or a fraction of the total (0.6 for `60 %`)
     unit: Unit | None  # `rows`, `tokens` or `share`; None where the text gave none
     of: Literal["rows", "tokens"] | None = None  # what a share is a share of; None for the unit of the budget
 
@@ -38,8 +42,8 @@ class Comparison:
 
     text: str  # what the user wrote
     sense: Literal["<=", ">=", "=="]  # `<=`, `>=` or `==`
-    weights: Mapping[str, float] = field(default_factory=dict)  # factor of each domain, everything moved to the left
-    constant: float = 0.0  # the number on the right, in `unit`
+    weights: Mapping[str, Number] = field(default_factory=dict)  # factor of each domain, everything moved to the left
+    constant: Number = 0.0  # the number on the right, in `unit`
     unit: Unit | None = None  # the unit of the constant; None where there is none (`coding >= 2 * mathematics`)
     of: Literal["rows", "tokens"] | None = None  # what a share is a share of; None for the unit of the budget
 
@@ -110,11 +114,14 @@ def parse_comparison(text: str, known: Sequence[str]) -> Comparison:
     if len(units) > 1:
         raise UsageError(f"{where} mixes units; use one of rows, tokens and % in one constraint.")
     unit, of = units.pop() if units else (None, None)
-    return Comparison(text.strip(), sense, weights, sum(a.value for a in amounts), unit, of)
+    constant = sum(a.value for a in amounts)
+    if not all(map(math.isfinite, (constant, *weights.values()))):
+        raise UsageError(f"{where} holds a number that is not finite; write a smaller one.")
+    return Comparison(text.strip(), sense, weights, constant, unit, of)
 
 
 def _try_amount(text: str) -> Amount | None:
-    match = _AMOUNT.match(text.strip())
+    match = _AMOUNT.match(" ".join(text.split()))
     if match is None or (match["of"] and match["unit"] not in {"%", "percent"}):
         return None
     number = float(match["number"].replace(",", "").replace("_", ""))
@@ -134,8 +141,7 @@ def _split_terms(text: str, masked: str) -> list[str]:
     terms, begin = [], 0
     for place, character in enumerate(masked):
         # The sign of an exponent (1e+6) belongs to its number.
-        exponent = re.search(r"\d[eE]$", masked[:place]) and re.match(r"\+\d", masked[place:])
-        if character == "+" and not exponent:
+        if character == "+" and not re.fullmatch(r"\d[eE]\+\d", masked[max(0, place - 2) : place + 2]):
             terms.append(text[begin:place])
             begin = place + 1
     terms.append(text[begin:])

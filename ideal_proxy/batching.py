@@ -6,11 +6,11 @@ The run file says it, the proxies and the full-size run train by it, and the mix
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Loss = Literal["token", "row"]
 MOST_ROWS = 10**15  # of a volume, or of anything that is counted
@@ -22,6 +22,17 @@ class Section(BaseModel):
     """One block of the run file; a key that it does not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true where a number is asked; pydantic reads it as 1."""
+        if isinstance(value, bool):
+            takes = cls.model_fields[str(info.field_name)].annotation
+            kinds = {takes, *get_args(takes)}
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("must be a number, not true or false")
+        return value
 
 
 def distinct(values: Sequence[Any]) -> Any:

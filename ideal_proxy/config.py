@@ -28,6 +28,7 @@ from ideal_proxy.sections import (
     VerifyConfig,
     on_dial,
 )
+from ideal_proxy.store import file_size
 
 FROZEN = "mixture:"  # before the path of a domain that is a frozen mixture
 
@@ -245,26 +246,37 @@ def range_of(
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one block, of which YAML would take the last in silence."""
+    """Reads a date as its text, and refuses a key that stands twice in a block: YAML takes the last in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        node, seen = super().compose_mapping_node(anchor), set()
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused as a key later
+            equal = {key.value}  # 1, 0x1 and true are one key, and so is what is written alike
+            if key.tag.rpartition(":")[2] in {"int", "float", "bool", "null"}:
+                equal.add(self.construct_object(key))
+            if not seen.isdisjoint(equal):
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {shortened(repr(key.value))} stands twice", problem_mark=key.start_mark
                 )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            seen |= equal
         return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path, what: str) -> Any:
     """Read a YAML file that a person wrote; `what` names its kind in an error."""
     try:
-        text = path.read_bytes()[: MOST_BYTES + 1]
-        if len(text) > MOST_BYTES:
+        if file_size(path) > MOST_BYTES:
             raise UsageError(f"{path} has more than {MOST_BYTES >> 10} KiB, which no {what} needs; give another")
-        raw = yaml.load(text.decode("utf-8"), _Loader)
+        raw = yaml.load(path.read_bytes().decode("utf-8"), _Loader)
         if _nodes(raw) > MOST_NODES:
             raise UsageError(f"{path} has more than {MOST_NODES:,} values, aliases (*name) counted; write it shorter")
     except RecursionError as error:
@@ -277,7 +289,7 @@ def read_yaml(path: Path, what: str) -> Any:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where is not None else ""
         raise UsageError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
-    except ValueError as error:  # a date that is none, a number of thousands of digits
+    except (ValueError, LookupError, AttributeError) as error:  # a !!bool that is none, a number of 5,000 digits
         raise UsageError(f"{path} holds a value that cannot be read ({str(error)[:120]}); put it in quotes") from error
     return raw
 

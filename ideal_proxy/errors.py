@@ -12,6 +12,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """Say it in at most 2,000 characters: names, values and paths may be of any length."""
+        return cut(super().__str__())
+
 
 class UsageError(UserError):
     """A wrong option, run file or mixture file: nothing was started."""
@@ -27,3 +31,8 @@ UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 def shortened(text: str, most: int = 60) -> str:
     """Cut a text to what fits in a message."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def cut(text: str, most: int = 2_000) -> str:
+    """Cut a text in its middle, for its beginning says what is wrong and its end what to do."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3 - 5]} ... {text[-most // 3 :]}"

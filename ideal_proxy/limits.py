@@ -5,9 +5,12 @@ The run file, the options of a command and a mixture file say it; the optimiser 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
 
 from ideal_proxy.amounts import (
     Amount,
@@ -19,8 +22,9 @@ from ideal_proxy.amounts import (
     parse_fraction,
     parts_of,
 )
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, shortened
 
+Read = TypeVar("Read", Amount, "Budget", Comparison)
 PROTECT = 0.02  # no capability may lose more, unless the user says so
 TrustRegion = float | tuple[float, float] | Mapping[str, float | tuple[float, float]]
 
@@ -90,9 +94,15 @@ def read_limits(options: Mapping[str, Any], domains: Sequence[str], capabilities
     }
     values: dict[str, Any] = {}
     for key, value in options.items():
-        check_name(key, list(read), what="constraint", where="the constraints")
+        check_name(str(key), list(read), what="constraint", where="the constraints")
         if value is not None:
-            values[key] = read[key](value)
+            try:
+                values[key] = read[key](value)
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                raise UsageError(
+                    f"{key} is {shortened(repr(value))}, which cannot be read; write a constraint like "
+                    '"upper: {coding: 40 %}", "pinned: [safety]" or "groups: [coding + mathematics <= 60 %]".'
+                ) from error
     _spread_over_parts(values, domains)
     return values
 
@@ -121,11 +131,16 @@ def _read_group(value: Any, domains: Sequence[str]) -> Comparison:
         return parse_comparison(str(value), domains)
     for name in value["weights"]:
         check_name(name, domains, what="domain", where=f'the group constraint "{value["text"]}"')
-    return Comparison(**value)
+    return _checked(Comparison, value)
+
+
+def _checked(kind: type[Read], value: Mapping[str, Any]) -> Read:
+    """Read what `Limits.to_json` wrote, or anybody in its place."""
+    return TypeAdapter(kind).validate_python(asdict(kind(**value)))
 
 
 def _read_amount(value: Any, where: str) -> Amount:
-    return Amount(**value) if isinstance(value, Mapping) else parse_amount(value, where=where)
+    return _checked(Amount, value) if isinstance(value, Mapping) else parse_amount(value, where=where)
 
 
 def _pairs(value: Any, where: str, *, bare: bool) -> dict[str, Any]:
@@ -206,10 +221,10 @@ def _read_trust_region(value: Any) -> TrustRegion | None:
 def _read_number(value: Any, where: str) -> float | None:
     if value in ("none", "off"):
         return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f'{where} is {value!r}; it must be a number, or "none" to switch it off.') from None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and 0 <= (number := float(value)) < float("inf"):
+            return number
+    raise UsageError(f'{where} is {value!r}; it must be a number, not negative, or "none" to switch it off.')
 
 
 def _read_unit(value: Any) -> str:
@@ -223,7 +238,7 @@ def _read_budget(value: Any) -> Budget:
         return value
     if isinstance(value, Mapping):
         amount = value.get("amount")
-        return Budget(value["kind"], None if amount is None else _read_amount(amount, "budget"))
+        return _checked(Budget, {**value, "amount": None if amount is None else _read_amount(amount, "budget")})
     text = str(value).strip()
     if text == "keep":
         return Budget("keep")

@@ -33,8 +33,8 @@ VOLUME = "a count of rows (400), a share of the rows there are ('30%') or a mult
 
 
 def _volume(value: Any) -> Any:
-    """Refuse what YAML reads as neither a whole number nor text: 0.5, true, a list."""
-    if value is None or isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    """Refuse what YAML reads as neither a whole number nor text: 0.5, a list."""
+    if value is None or isinstance(value, (str, int)):
         return value
     raise ValueError(f"must be {VOLUME}")
 
@@ -84,6 +84,14 @@ Format = Annotated[
 ]  # columns: is written by `columns`
 
 
+def _written(block: dict[Any, Any], name: str) -> str:
+    """Write a block as JSON, which has no sets, bytes or dates."""
+    try:
+        return json.dumps(block, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"{name} holds more than text, numbers, true, false, lists and blocks; use quotes") from error
+
+
 class SourceSection(Section):
     """Where rows are, and how they are written."""
 
@@ -104,18 +112,19 @@ class SourceSection(Section):
         """Write columns and settings as a part of the format, which goes wherever the source goes."""
         if not isinstance(values, dict):
             return values
-        if isinstance(thinks := values.get("enable_thinking"), bool):
-            own = {"enable_thinking": thinks} | (values.get("chat_template_kwargs") or {})
-            values = values | {"chat_template_kwargs": own, "enable_thinking": None}
+        own = values.get("chat_template_kwargs") or {}
+        if isinstance(thinks := values.get("enable_thinking"), bool) and isinstance(own, dict):
+            values = values | {"chat_template_kwargs": {"enable_thinking": thinks} | own, "enable_thinking": None}
         written, _, _ = str(values.get("format") or "auto").partition(" chat_template_kwargs:")
         if isinstance(values.get("columns"), dict):
             columns = {key: value for key, value in values["columns"].items() if value is not None}
-            mapped = "columns:" + json.dumps(columns, sort_keys=True, default=list)
+            mapped = "columns:" + _written(columns, "columns")
             if written not in ("auto", mapped):
                 raise ValueError("give either format or columns")
             written = mapped
         if isinstance(values.get("chat_template_kwargs"), dict):
-            written += " chat_template_kwargs:" + json.dumps(values["chat_template_kwargs"], sort_keys=True)
+            settings = _written(values["chat_template_kwargs"], "chat_template_kwargs")
+            written += f" chat_template_kwargs:{settings}"
         return {**values, "format": written} if written != "auto" else values
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import threading
 import zipfile
@@ -138,10 +139,20 @@ def save_pretrained(kept: Any, folder: Path) -> None:
         raise
 
 
+def file_size(path: str | Path) -> int:
+    """Bytes of a regular file; anything else that can be opened may never end."""
+    told = os.stat(path)
+    if stat.S_ISDIR(told.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(told.st_mode):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return told.st_size
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file that holds one object, as every file of ours does."""
     try:
-        if (size := Path(path).stat().st_size) > MOST_JSON:
+        if (size := file_size(path)) > MOST_JSON:
             raise UserError(f"{path} has {size >> 20} MiB, more than any file of ours; restore it or make it anew")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

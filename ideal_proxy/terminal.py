@@ -6,6 +6,7 @@ Results go to stdout; everything else, progress included, to stderr. Where stder
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -72,6 +73,14 @@ def harmless(text: str) -> str:
 def say(text: str, *, file: TextIO | None = None, end: str = "\n") -> None:
     """Print what may hold names and paths of strangers."""
     print(harmless(text), file=file, end=end)
+
+
+class HarmlessRecord(logging.LogRecord):
+    """A line of the log, which may hold names and paths of strangers too."""
+
+    def getMessage(self) -> str:
+        """Give its text, harmless to a terminal."""
+        return harmless(super().getMessage())
 
 
 def signed(value: float, form: str) -> str:

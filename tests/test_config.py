@@ -15,6 +15,22 @@ capabilities:
   - {name: math, path: ref.jsonl, must_not_drop: 0.01}
 """
 
+SWITCHES = [
+    "seed: true",
+    "rounds: true",
+    "max_bad: false",
+    "budget: {total: true}",
+    "constraints: {max_repeat: true}",
+    "swarm: {spread: true}",
+    "swarm: {keep_weights: true}",
+    "swarm: {max_hours: true}",
+    "cost: {price: true}",
+    "proxy: {learning_rate: true}",
+    "base: {epochs: true}",
+    "batch: {rows: true}",
+    "protect: true",
+]
+
 
 def write(tmp_path, text):
     path = tmp_path / "mix.yaml"
@@ -78,7 +94,12 @@ def test_dump_reads_back_to_the_same(tmp_path):
         ),
         (GOOD + "verify: {pairs: 5, max_pairs: 3}\n", r"max_pairs \(3\) is below pairs \(5\)"),
         (GOOD.replace("base: 30%", "base: 0.5"), r"'domains.1.base' \(code\): must be a count of rows .*, got 0.5$"),
-        (GOOD.replace("base: 30%", "base: true"), r"'domains.1.base' \(code\): must be a count of rows .*, got True$"),
+        (GOOD.replace("base: 30%", "base: true"), r"'domains.1.base' \(code\): must be a number, not .*, got True$"),
+        *((GOOD + f"{block}\n", "must be a number, not true or false") for block in SWITCHES),
+        (
+            GOOD.replace("must_not_drop: 0.01", "weight: true"),
+            r"'capabilities.0.weight' \(math\): must be a number, not",
+        ),
         (GOOD.replace("path: math.jsonl", "path: ''"), r"'domains.0.path' \(math\): must not be empty"),
         (GOOD.replace("name: code", "name: ../b"), r"'domains.1.name' .*: a name has"),
         (GOOD.replace("name: code", "name: 3"), r"'domains.1.name' .*: must be text, got 3; put it in quotes"),
@@ -92,6 +113,10 @@ def test_dump_reads_back_to_the_same(tmp_path):
         ("a: [", "not valid YAML at line"),
         (GOOD + "swarm: {runs: 9}\nswarm: {workers: 2}\n", "at line 8: the key 'swarm' stands twice"),
         (GOOD + "swarm: {runs: 9, runs: 12}\n", "the key 'runs' stands twice"),
+        (GOOD + "freeze: {1: x, 0x1: y}\n", "at line 7: the key '0x1' stands twice"),
+        (GOOD + "freeze: {true: x, yes: y}\n", "the key 'yes' stands twice"),
+        *((GOOD + f"a: !!{kind} x\n", "holds a value that cannot be read") for kind in ("int", "bool", "timestamp")),
+        (GOOD + "freeze: {~: x, null: y}\n", "the key 'null' stands twice"),
         (GOOD + "proxy: {learning_rate: .inf}\n", "'proxy.learning_rate': must be a finite number, got inf"),
         (GOOD + "constraints: {max_repeat: .inf}\n", "'constraints.max_repeat': must be a finite number, got inf"),
         (GOOD.replace("ref.jsonl", "ref.jsonl, weight: .inf"), "must be a finite number, got inf"),
@@ -141,3 +166,38 @@ def test_parse_config_without_folder_keeps_paths():
 def test_one_of_the_two_numbers_of_pairs_takes_the_other_along(tmp_path, given, pairs):
     verify = load_config(write(tmp_path, GOOD + f"verify: {given}\n")).verify
     assert (verify.pairs, verify.max_pairs) == pairs
+
+
+def test_a_date_is_read_as_its_text(tmp_path):
+    settings = "chat_template_kwargs: {date: 2024-07-26}"
+    config = load_config(write(tmp_path, GOOD.replace("path: math.jsonl", f"path: math.jsonl, {settings}")))
+    assert config.domains[0].chat_template_kwargs == {"date": "2024-07-26"}
+    assert config.domains[0].format == 'auto chat_template_kwargs:{"date": "2024-07-26"}'
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "chat_template_kwargs: {a: !!binary aGk=}",
+        "chat_template_kwargs: {a: !!set {x, y}}",
+        "chat_template_kwargs: {1: a, b: c}",
+        "chat_template_kwargs: {a: !!timestamp 2024-07-26}",
+        "chat_template_kwargs: [a], enable_thinking: true",
+        "columns: {prompt: !!set {x}, completion: b}",
+        "columns: {1: a, prompt: b}",
+        "columns: {1: a}",
+    ],
+)
+def test_a_block_that_json_has_no_word_for_is_one_sentence(block, tmp_path):
+    with pytest.raises(UsageError, match=r"columns|chat_template_kwargs"):
+        load_config(write(tmp_path, GOOD.replace("path: math.jsonl", f"path: math.jsonl, {block}")))
+
+
+def test_switches_stay_where_they_are_asked(tmp_path):
+    text = GOOD.replace("base: 30%", "pinned: true, enable_thinking: true") + "proxy: {allow_truncation: true}\n"
+    config = load_config(write(tmp_path, text + "swarm: {engine: slurm, slurm: {exclusive: true}}\n"))
+    assert config.domains[1].pinned
+    assert config.domains[1].chat_template_kwargs == {"enable_thinking": True}
+    assert config.proxy.allow_truncation
+    assert config.swarm.slurm == {"exclusive": True}

@@ -23,9 +23,9 @@ GROUND = [
     "complaints",
     "metric_section",
     "sections",
+    "store",
     "config",
     "provenance",
-    "store",
     "terminal",
     "hooks",
 ]

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from ideal_proxy import store
+from ideal_proxy.config import load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.provenance import provenance
 
@@ -24,6 +25,17 @@ def test_json_round_trip_and_refusal_of_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         store.atomic_write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+
+
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(pipe := tmp_path / "mixture.json")
+    for path in (pipe, "/dev/zero"):
+        with pytest.raises(UserError, match="a pipe or a device, not a file"):
+            store.read_json(path)
+        with pytest.raises(UserError, match="a pipe or a device, not a file"):
+            load_config(path)
+    with pytest.raises(UserError, match="Is a directory"):
+        store.read_json(tmp_path)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(tmp_path, monkeypatch):

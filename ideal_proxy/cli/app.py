@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from ideal_proxy.cli import scaleup as cli_scaleup
 from ideal_proxy.cli import tables as cli_tables
 from ideal_proxy.cli.options import Json, Mixture, Public, Push, Quiet, RunFolder, Track, open_mixture
 from ideal_proxy.errors import MOST_SEED, UsageError, UserError
-from ideal_proxy.terminal import say
+from ideal_proxy.terminal import HarmlessRecord, say
 
 app = typer.Typer(
     name="ideal-proxy",
@@ -322,6 +323,7 @@ def main(**options: Any) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a ? in its place
+    logging.setLogRecordFactory(HarmlessRecord)
     _stop_by_signals()
     try:
         try:

@@ -53,15 +53,10 @@ MOST_REPEATS = 5
 DECODED_BYTES = 1 << 26  # that one batch of a table may take in memory
 
 
-MOST_TOLD = 800  # characters of what is told of a row
-
-
 class BadRow(UserError):
     """A row that cannot be read; `reason` is what it is counted under."""
 
     def __init__(self, message: str, reason: str) -> None:
-        if len(message) > MOST_TOLD:  # names of columns, roles or cells of any length
-            message = f"{message[: MOST_TOLD // 2]} ... {message[-MOST_TOLD // 4 :]}"
         super().__init__(message)
         self.reason = reason
 

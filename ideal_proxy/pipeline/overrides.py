@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.config import SearchConfig, model_place, parse_config
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, shortened
 from ideal_proxy.proxy import budget_hours
 from ideal_proxy.sections import SCRATCH_DEFAULTS, on_dial
 from ideal_proxy.store import run_folder
@@ -67,7 +67,12 @@ def override(
 
 def _with_sizes(config: SearchConfig, sizes: Sequence[str]) -> SearchConfig:
     """Make a search a ladder; folders of models are taken from the current one, as paths of a command are."""
-    sizes = [size if on_dial(size) else str(model_place(size, Path.cwd())) for size in sizes]
+    if not sizes:
+        raise UsageError("--sizes names none; give two or more, such as 0.1M,1M, or leave it out")
+    try:
+        sizes = [size if on_dial(size) else str(model_place(size, Path.cwd())) for size in sizes]
+    except (OSError, ValueError, RuntimeError) as error:  # a name of 300 letters, a null byte, ~nobody
+        raise UsageError(f"--sizes: a path cannot be read ({shortened(str(error), 200)}); correct it") from error
     raw = config.model_dump(mode="json")
     raw["swarm"] |= {"sizes": list(sizes), "lower_runs": []}
     if raw["proxy"]["model"] is None:

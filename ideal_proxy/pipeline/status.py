@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, cut, shortened
 from ideal_proxy.pipeline.result_file import load_result
 from ideal_proxy.pipeline.stage import LOWER, Stage, runs_by_stage, seconds_left, stage_at, stage_text, trained_runs
 from ideal_proxy.pipeline.status_record import STATUS
@@ -129,7 +129,8 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     if status["working"]:
         title = "Running now" if state == "running" else "Was running"
         rows = [
-            (_worker(at), at["run"], at["role"], f"{at['step']:,} of {at['steps']:,}" if at["steps"] else "-",
+            (_worker(at), shortened(at["run"]), shortened(at["role"]),
+             f"{at['step']:,} of {at['steps']:,}" if at["steps"] else "-",
              "-" if at["loss"] is None else f"{at['loss']:.3f}", duration(at["seconds"]),
              *(() if state == "running" else ("yes" if at["checkpoint"] else "no",)))
             for at in status["working"]
@@ -144,8 +145,8 @@ def status_text(status: dict[str, Any], run: Path) -> str:
     if status["stage_runs"] and state in {"running", "stopped"}:
         lines.append(f"This stage: {status['stage_runs_done']} of {status['stage_runs']} runs.")
     for kind, word in (("retried", "Tried again"), ("failed", "Failed twice, left out")):
-        lines += [paragraph(f"{word}: run {at['run']} ({at['role']}): {at['message']}") for at in status[kind]]
-    lines.append(paragraph(_time(status)))
+        lines += [paragraph(cut(f"{word}: run {at['run']} ({at['role']}): {at['message']}")) for at in status[kind]]
+    lines.append(paragraph(cut(_time(status))))
     if status["verdict"]:
         lines.append(paragraph(f"Verdict: {status['verdict']}."))
     label = {"running": "Look again", "finished": "The result"}.get(state, "Go on")
@@ -160,7 +161,7 @@ def _worker(at: dict[str, Any]) -> str:
 
 def _state(status: dict[str, Any]) -> str:
     """Say the state in a few words."""
-    stage = f", {status['stage']}" if status["stage"] else ""
+    stage = f", {cut(status['stage'], 200)}" if status["stage"] else ""
     how = {None: "it was killed", "Ctrl-C": "by Ctrl-C or a signal"}.get(status["ended"], "an error, see below")
     return {
         "empty": "no search yet",

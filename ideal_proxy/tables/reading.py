@@ -21,6 +21,7 @@ from ideal_proxy.tables.columns import domain_columns, is_tracker, metric_column
 from ideal_proxy.tables.sheet import Sheet, plain, read_cells, read_sheet, some, to_numbers
 
 log = logging.getLogger(__name__)
+MOST_TOLD = 30  # columns that are not used
 HUGE = 1e100  # its square is a number still
 
 
@@ -72,7 +73,7 @@ def read_ratios(path: str | Path, domains: Sequence[str] = (), *, unit: str | No
     wrong = (values < 0) | np.isinf(values)
     if bool(wrong.to_numpy().any()):
         run = values.index[wrong.any(axis=1)][0]
-        raise UserError(f"{path}: run {run} has a negative volume: correct the table, volumes are zero or more.")
+        raise UserError(f"{path}: run {run} has a negative or infinite volume: correct the table.")
     return replace(table, values=values)
 
 
@@ -172,7 +173,7 @@ def _varying_metrics(ratios: pd.DataFrame, metrics: Table) -> pd.DataFrame:
     for columns, why in ((shares, "they hold shares of domains"), (still, "they are the same in every run")):
         dropped = [c for c in columns if c in Y.columns]
         if dropped and len(dropped) < Y.shape[1]:
-            log.info("%s: not used: %s (%s).", metrics.path, ", ".join(dropped), why)
+            log.info("%s: not used: %s (%s).", metrics.path, some(dropped, MOST_TOLD), why)
             Y = Y.drop(columns=dropped)
     return Y
 
@@ -192,7 +193,7 @@ def _table(sheet: Sheet, columns: list[str], what: str, prefix: str, used: Seque
     own = {"seed", "fidelity"}  # have a meaning of their own
     unused = [c for c in sheet.cells.columns if c not in {*columns, *used} and plain(c) not in own]
     if unused:
-        log.info("%s: not used: %s.", sheet.path, ", ".join(unused))
+        log.info("%s: not used: %s.", sheet.path, some(unused, MOST_TOLD))
     left_out = dict(sheet.left_out)
     if what == "domain":
         left_out |= dict.fromkeys(map(str, values.index[values.isna().all(axis=1)]), "no shares")

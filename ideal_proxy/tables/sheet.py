@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, shortened
 
 RUN_COLUMNS = ("run", "runid", "index", "id", "sysid", "trialid", "experimentkey", "name", "runname")
 """Names of the run id, without case and signs; the first one found counts."""
@@ -158,9 +158,10 @@ def plain(name: Any) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def some(names: Sequence[Any]) -> str:
+def some(names: Sequence[Any], most: int = 5) -> str:
     """The first names of a list as text, and how many more there are."""
-    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shortened(str(name), 120) for name in names[:most]) + more
 
 
 def _separator(text: str) -> str:

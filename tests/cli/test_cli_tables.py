@@ -9,7 +9,7 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
-from builders import ROOT, run
+from builders import ROOT, run, start
 from scipy.stats import spearmanr
 
 DOMAINS = ("web", "code", "books", "math")
@@ -104,6 +104,19 @@ def test_a_file_of_constraints_is_read_as_a_run_file_is(folder, text, told):
     assert answer.returncode == 2
     assert told in " ".join(answer.stderr.split())
     assert not (folder / "limited.json").exists()
+
+
+def test_columns_that_are_not_used_reach_the_terminal_harmless_and_few(folder, tmp_path):
+    strange = {f"\x1b]0;pwn\x07\x1b[31mRED{n}": "x" for n in range(500)} | {"y" * 5_000: "x"}
+    wide = pd.read_csv(folder / "ratios.csv").assign(**strange)
+    wide[[*strange, *(c for c in wide if c not in strange)]].to_csv(tmp_path / "ratios.csv", index=False)
+    tables = ("--ratios", "ratios.csv", "--metrics", str(folder / "metrics.csv"))
+    answer = start("fit", *tables, "--out", "fit.json", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "RED0" in answer.stderr
+    assert "and 471 more" in answer.stderr
+    assert not re.search(r"[\x07\x1b]", answer.stderr)
+    assert max(map(len, answer.stderr.splitlines())) < 2_000
 
 
 def test_a_must_not_drop_and_a_front(folder):

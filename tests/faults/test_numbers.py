@@ -120,5 +120,5 @@ def test_what_fuzzing_found_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text(f"n{'9' * 3_000},b\n1,2\n3,4\n")
     with pytest.raises(UserError, match="no known format") as told:
         list(read_rows(tmp_path / "long.csv"))
-    assert len(str(told.value)) < 1_200
+    assert len(str(told.value)) <= 2_000
     assert "..." in str(told.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -671,13 +673,48 @@ def test_amounts_that_cannot_be_read(text):
         ({"lower": ["coding"]}, "name=amount"),
         ({"budget": "2M tokens of rows"}, "cannot read"),
         ({"trust_region": -1}, "negative"),
+        ({"trust_region": {"coding": [0.1, math.nan]}}, "trust_region of coding is nan; it must be a number"),
+        ({"repeat_cap": math.nan}, "repeat_cap is nan; it must be a number"),
+        ({"repeat_cap": -3}, "negative"),
+        ({"repeat_cap": True}, "must be a number"),
+        ({"kl_cap": math.inf}, "must be a number"),
         ({"confidence": 0.2}, "at least 0.5"),
+        ({"confidence": 5}, "at least 0.5 and below 1"),
+        ({"lower": 5}, "lower is 5, which cannot be read; write a constraint like"),
+        ({"groups": 5}, "groups is 5, which cannot be read"),
+        ({"groups": [{"text": "x"}]}, "groups is .* cannot be read"),
+        ({"groups": [{"text": "x", "sense": "??", "weights": {"coding": 1.0}}]}, "groups is .* cannot be read"),
+        ({"groups": [{"text": "x", "sense": "<=", "weights": {"coding": math.nan}}]}, "groups is .* cannot be read"),
+        ({"groups": ["coding <= 1e999 rows"]}, "holds a number that is not finite"),
+        ({"groups": ["coding <= 1e999 * safety"]}, "holds a number that is not finite"),
+        ({"pinned": 3}, "pinned is 3, which cannot be read"),
+        ({"protect": 5}, "protect is 5, which cannot be read"),
+        ({"budget": {"a": 1}}, "budget is .* cannot be read"),
+        ({"budget": {"kind": "zz"}}, "budget is .* cannot be read"),
+        ({"upper": {"coding": {"q": 1}}}, "upper is .* cannot be read"),
+        *(
+            ({"upper": {"coding": {"value": value, "unit": "rows"}}}, "upper is .* cannot be read")
+            for value in ("x", -5, math.nan, True)
+        ),
     ],
 )
 def test_options_that_cannot_be_read(options, words):
     _, problem = make(90, 4, tokens=False)
     with pytest.raises(UsageError, match=words):
         limits(problem, **options)
+    with pytest.raises(UsageError, match='Unknown constraint "5"'):
+        Constraints.from_options({5: 1}, problem)
+
+
+def test_a_long_group_is_read_in_time_that_grows_with_its_length():
+    for text in ("1" * 100_000 + "!", "5" + " " * 100_000 + "x", "1e+" * 30_000):
+        started = time.process_time()
+        with pytest.raises(UsageError):
+            parse_comparison(f"{text} <= 5 %", NAMES)
+        assert time.process_time() - started < 2
+    assert parse_comparison("1e+3 * coding + 2.5e+1*safety<=5  %  of  rows", NAMES).weights == {
+        "coding": 1000.0, "safety": 25.0,
+    }  # fmt: skip
 
 
 def test_options_from_the_command_line_and_from_yaml_agree():

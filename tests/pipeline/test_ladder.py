@@ -212,6 +212,11 @@ def test_models_named_on_the_command_line_lie_where_it_is_typed(family, tmp_path
     assert found.swarm.sizes == tuple(str((family / name).resolve()) for name in ("tiny-2", "tiny-8"))
     assert found.proxy.model == found.swarm.sizes[-1]
     assert override(config, sizes="org/model,tiny-8").swarm.sizes[0] == "org/model"
+    for nothing in ("", ","):
+        with pytest.raises(UserError, match="--sizes names none"):
+            override(config, sizes=nothing)
+    with pytest.raises(UserError, match="--sizes: a path cannot be read"):
+        override(config, sizes="~nosuchuser/x,b")
 
 
 def test_models_that_read_other_tokens_are_no_family(family, tmp_path):

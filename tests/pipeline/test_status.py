@@ -196,6 +196,17 @@ def test_a_stopped_search_says_why_and_how_to_go_on(tmp_path, error, says):
     assert found["next"] == f"ideal-proxy search {tmp_path / 'config.yaml'} --out {tmp_path}"
 
 
+def test_texts_of_any_length_are_cut(tmp_path):
+    record = begin(tmp_path)
+    record.stage("s" * 9_000)
+    for kind in ("started", "retried", "failed"):
+        record.event(event(kind, "r" * 9_000, message=f"{'x' * 9_000} mend that"))
+    text = status_text(read_status(tmp_path), Path("run"))
+    assert len(text) < 8_000
+    assert "mend that" in text
+    assert str(UserError(f"{'x' * 9_000}; mend that")).endswith("xx; mend that")
+
+
 def test_wall_time_adds_up_over_sessions(tmp_path):
     for began, updated, before in ((1000.0, 1060.0, 0.0), (2000.0, 2030.0, 60.0)):
         assert StatusRecord(tmp_path, PLAN).spent_seconds == pytest.approx(before, abs=0.5)

@@ -47,6 +47,12 @@ def write(folder: Path, ratios: pd.DataFrame, metrics: pd.DataFrame) -> tuple[Ta
     return read_ratios(folder / "ratios.csv"), read_metrics(folder / "metrics.csv")
 
 
+def test_a_table_that_never_ends_is_read_up_to_its_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ideal_proxy.tables.sheet.MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError, match="has more than 1 MiB, the most of a table: split it"):
+        read_ratios("/dev/zero")
+
+
 def test_rows_are_joined_by_id_never_by_order(tmp_path: Path) -> None:
     ratios, metrics = frames()
     tables = write(tmp_path, ratios, metrics)
@@ -186,7 +192,7 @@ def broken(fault: str, ratios: pd.DataFrame, metrics: pd.DataFrame) -> tuple[pd.
         ("no id", "has no run id: name its column run, run_id or index"),
         ("empty ratio", "run 107 has no number for domain maths: write 0"),
         ("text", "column loss_a of run 102 is not a number: correct it"),
-        ("negative", "run 100 has a negative volume: correct the table"),
+        ("negative", "run 100 has a negative or infinite volume: correct the table"),
     ],
 )
 def test_bad_tables_are_one_sentence_with_the_cure(tmp_path: Path, fault: str, match: str) -> None:
