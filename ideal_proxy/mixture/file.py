@@ -55,6 +55,7 @@ class DomainVolume(_Part):
     def _drawable(self) -> DomainVolume:
         if self.rows and not self.available:
             raise ValueError(f"domain {self.name!r} wants {self.rows} rows but has none available")
+        object.__setattr__(self, "repeat", self.rows / self.available if self.available else 0.0)  # no claim of a file
         return self
 
 
@@ -207,13 +208,13 @@ def load_mixture(path: str | Path) -> MixtureFile:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise UsageError(f"{path} is not a mixture file: its format is {shortened(repr(found))}, it must be {FORMAT!r}")
     version = raw.setdefault("key_version", 1)  # files of before said nothing
-    if isinstance(version, int) and version > KEY_VERSION:
+    if type(version) is int and version > KEY_VERSION:
         raise UsageError(
             f"{path} was written by a newer ideal-proxy: its row keys are of version {version}, this program makes "
             f"{KEY_VERSION}; upgrade it"
         )
     try:
-        return MixtureFile.model_validate(raw)
+        return MixtureFile.model_validate(raw, strict=True)  # true is no 1, and "9" no 9
     except ValidationError as error:
         raise UsageError(
             f"{path}: {first_problem(error, MixtureFile, raw, 'add it, or let `ideal-proxy search` write the file')}"

@@ -58,11 +58,14 @@ class Shape:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Shape:
-        """Read what `to_json` wrote."""
-        return cls(
+        """Read what `to_json` wrote; a ValueError where it is something else."""
+        shape = cls(
             set(value["lines"]), set(value["turn_keys"]), set(value["call_keys"]), bool(value["tools"]),
             set(value["settings"]), {place: set(kinds) for place, kinds in value["arguments"].items()},
         )  # fmt: skip
+        if shape.to_json() != value:
+            raise ValueError("this is no shape of rows")
+        return shape
 
 
 @dataclass(frozen=True, slots=True)

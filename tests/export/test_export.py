@@ -477,3 +477,32 @@ def test_what_others_put_into_the_folder_meanwhile_is_kept(
     with pytest.raises(UserError, match="No space left"):
         export_mixture(mixture, "trl", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs.txt"]
+
+
+@pytest.mark.parametrize(
+    ("context", "batch", "words"),
+    [
+        *(
+            (value, Batch(rows=8), "context is .*whole number of 1 to")
+            for value in (-7, True, 0.5, 1e308, 10**300, "9")
+        ),
+        (1, Batch(tokens=10**15), "step is 1000000000000000; it must be a whole number of 1 to 1,000,000"),
+        (512, Batch(rows=10**15), "step is 1000000000000000"),
+    ],
+)
+def test_what_a_strange_file_asks_of_a_trainer_is_in_range(
+    mixture: MixtureFile, tmp_path: Path, context: Any, batch: Batch, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        export_mixture(in_search(mixture, "token", batch, context), "ms-swift", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-5, 0.0, True, "1"])
+def test_a_learning_rate_is_a_number_above_0(mixture: MixtureFile, tmp_path: Path, rate: Any) -> None:
+    with pytest.raises(UsageError, match=r"learning_rate is .*a number above 0"):
+        export_mixture(mixture, "ms-swift", tmp_path / "out", learning_rate=rate)
+    told = in_search(mixture, "token", Batch(rows=8))
+    told.provenance["proxy"] |= {"model": "m", "learning_rate": rate or -1}
+    with pytest.raises(UsageError, match=r"learning_rate is .*a number above 0"):
+        export_mixture(told, "ms-swift", tmp_path / "out", model="m")
