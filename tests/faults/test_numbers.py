@@ -130,7 +130,8 @@ def test_what_fuzzing_found_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("covariance_", None), ("widening_", "inf"), ("noise_", [1.0, 2.0, 3.0])])
 def test_a_fit_whose_intervals_were_edited_is_refused(name: str, value: object) -> None:
     rows = pd.DataFrame(1 + RNG.random((12, 2)), columns=["a", "b"])
-    model = ResponseModel(available=np.full(2, 9.0), base=np.ones(2), process="never", harm="never", n_starts=1, n_draws=8)
+    options = {"process": "never", "harm": "never", "n_starts": 1, "n_draws": 8}
+    model = ResponseModel(available=np.full(2, 9.0), base=np.ones(2), **options)
     told = model.fit(rows, pd.DataFrame(2 + RNG.random((12, 2)), columns=["x", "y"])).to_json()
     assert ResponseModel.from_json(told).predict(rows, return_interval=True)
     with pytest.raises(UserError, match="damaged"):
