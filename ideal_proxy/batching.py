@@ -5,6 +5,7 @@ The run file says it, the proxies and the full-size run train by it, and the mix
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -37,8 +38,8 @@ class Section(BaseModel):
 
 def distinct(values: Sequence[Any]) -> Any:
     """Refuse domains or capabilities of which two have one name."""
-    names = [value.name for value in values]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(value.name for value in values)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ValueError(f"the name {twice[0]!r} stands twice; names must differ")
     return values
 

@@ -154,7 +154,7 @@ def read_json(path: str | Path) -> Any:
     try:
         if (size := file_size(path)) > MOST_JSON:
             raise UserError(f"{path} has {size >> 20} MiB, more than any file of ours; restore it or make it anew")
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except RecursionError as error:
@@ -167,6 +167,15 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} holds no JSON object; restore it or make it anew")
     if (told := value.pop(SEAL, None)) is not None and told != _seal(value):
         raise UserError(f"{path} is damaged: it is not what was written; restore it or make it anew")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object in which a key stands twice: the last would win in silence."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
     return value
 
 
@@ -216,11 +225,17 @@ def mark_again(path: Path) -> None:
 def _marked(folder: Path) -> dict[str, str]:
     """Read the checksums in a marker; those of an earlier version are empty."""
     sums: dict[str, str] = json.loads((folder / MARKER).read_text(encoding="utf-8") or "{}")
+    if not isinstance(sums, dict):
+        raise ValueError(f"{folder / MARKER} holds no names")
+    if strange := [name for name in sums if ".." in Path(name).parts or not (folder / name).is_relative_to(folder)]:
+        raise ValueError(f"{strange[0]!r} is no name in {folder}")
     return sums
 
 
 def _checksum(path: Path) -> str:
     """Return a file's size and hash."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
     size = path.stat().st_size
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
@@ -350,6 +365,8 @@ def _beat(holder: Path, over: threading.Event) -> None:
 def _read(folder: Path) -> str:
     """Return who holds a run directory, as it says itself; also what a crash left, but nobody where it is damaged."""
     with contextlib.suppress(OSError, ValueError):
+        if not (folder / HOLDER).is_file():  # a pipe would be waited for
+            return ""
         told = (folder / HOLDER).read_text(encoding="utf-8")
         holder = told.partition("\n")[0]
         return holder if told == _signed(holder) else ""

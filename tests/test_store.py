@@ -156,3 +156,17 @@ def test_provenance_names_versions_and_machine():
     value = provenance()
     assert {"torch", "numpy", "ideal-proxy", "python"} <= set(value["versions"])
     assert value["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "in/../../outside", "pipe", "null"])
+def test_a_marker_names_regular_files_of_its_folder_alone(tmp_path, name):
+    (tmp_path / "outside").write_text("x")
+    run = tmp_path / "run"
+    run.mkdir()
+    os.mkfifo(run / "pipe")
+    (run / "null").symlink_to("/dev/zero")
+    (run / store.MARKER).write_text(json.dumps({name: "1:" + store._checksum(tmp_path / "outside").partition(":")[2]}))
+    assert store.damaged_file(run) == run / store.MARKER
+    for content in ("[1]", "5"):
+        (run / store.MARKER).write_text(content)
+        assert store.damaged_file(run) == run / store.MARKER

@@ -47,7 +47,7 @@ def megatron_bridge(job: Job) -> ExportReport:
         '"cyclic",\n'
         "        do_validation=False, do_test=False,\n    )\n"
     )
-    (job.folder / "mixture_blend.py").write_text(script, encoding="utf-8")
+    (job.work / "mixture_blend.py").write_text(script, encoding="utf-8")
     return report_of(
         job, "megatron-bridge", ["mixture_blend.py", "train.jsonl"], "import dataset_config from mixture_blend.py",
         long="cut at the end", notes=(*told.notes(), *untrained(told)), reads=Reading(),
@@ -101,9 +101,9 @@ def verl(job: Job) -> ExportReport:
     """Write turns as parquet and a script for verl's SFT trainer."""
     terms, place = job.terms, job.folder.resolve()
     told = Told()
-    drawn = job.write_drawn(place / ".drawn.jsonl")
+    drawn = job.write_drawn(job.work / ".drawn.jsonl")
     # An answer in the first place would stand behind a default system text, on which verl would then put the loss.
-    write_parquet(records(drawn, told, opening_question), place / "train.parquet")
+    write_parquet(records(drawn, told, opening_question), job.work / "train.parquet")
     drawn.unlink()
     _write_overrides(job, "torchrun --standalone --nproc_per_node=1 -m verl.trainer.sft_trainer", {
         "model.path": terms.model, "data.train_files": str(place / "train.parquet"), "data.val_files": "null",
@@ -133,11 +133,11 @@ def skyrl(job: Job) -> ExportReport:
     if job.tokens is not None:
         tokens = ({"input_ids": r["input_ids"], "loss_mask": (r["labels"] >= 0).astype(np.int64)}
                   for r in job.tokens.records())  # fmt: skip
-        write_parquet(tokens, place / "data" / "train.parquet")
+        write_parquet(tokens, job.work / "data" / "train.parquet")
     else:
         told = Told()
-        drawn = job.write_drawn(place / ".drawn.jsonl")
-        write_parquet(records(drawn, told), place / "data" / "train.parquet")
+        drawn = job.write_drawn(job.work / ".drawn.jsonl")
+        write_parquet(records(drawn, told), job.work / "data" / "train.parquet")
         drawn.unlink()
         notes = (*told.notes(), *untrained(told))
         data = {
@@ -172,4 +172,4 @@ def _write_overrides(job: Job, command: str, settings: dict[str, Any]) -> None:
         "set -e",
         " \\\n  ".join([command, *words, '"$@"']),
     ]
-    (job.folder / "sft.sh").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (job.work / "sft.sh").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -17,9 +17,9 @@ SHARD_BYTES = 1 << 26  # of MosaicML Streaming, whose offsets are 32-bit
 def jsonl(job: Job) -> ExportReport:
     """Write the exact rows as JSONL, in training order: `messages`, or tokens where the model is known."""
     if job.tokens is None:
-        job.write_drawn(job.folder / "train.jsonl")
+        job.write_drawn(job.work / "train.jsonl")
     else:
-        with open(job.folder / "train.jsonl", "wb") as file:
+        with open(job.work / "train.jsonl", "wb") as file:
             for row in job.tokens.records():
                 file.write(line_of({name: value.tolist() for name, value in row.items()}))
     return report_of(job, "jsonl", ["train.jsonl"], "read train.jsonl; rows stand in training order")
@@ -27,14 +27,14 @@ def jsonl(job: Job) -> ExportReport:
 
 def parquet(job: Job) -> ExportReport:
     """Write the exact rows as parquet, in training order."""
-    _write_parquet(job, job.folder / "train.parquet")
+    _write_parquet(job, job.work / "train.parquet")
     return report_of(job, "parquet", ["train.parquet"], "read train.parquet; rows stand in training order")
 
 
 def hugging_face(job: Job) -> ExportReport:
     """Write the exact rows as a folder that `datasets.load_dataset` reads, and that can be pushed to the hub."""
     name = "data/train-00000-of-00001.parquet"
-    _write_parquet(job, job.folder / name)
+    _write_parquet(job, job.work / name)
     rows = "\n".join(f"| {cell(d.name)} | {d.rows:,} | {d.rows / d.available:.2f} |" for d in job.domains)
     card = (
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n"
@@ -42,7 +42,7 @@ def hugging_face(job: Job) -> ExportReport:
         f"# {cell(job.mixture.name)}\n\nA mixture by ideal-proxy; rows stand in training order, repeats included.\n\n"
         f"| domain | rows | repeat |\n|---|---:|---:|\n{rows}\n"
     )
-    (job.folder / "README.md").write_text(card, encoding="utf-8")
+    (job.work / "README.md").write_text(card, encoding="utf-8")
     return report_of(job, "hf", [name, "README.md"], f'datasets.load_dataset("{job.folder}", split="train")')
 
 
@@ -52,8 +52,8 @@ def streaming(job: Job) -> ExportReport:
     names = job.file_names()
     lines = []
     for domain in job.domains:
-        place = job.folder / "data" / names[domain.name]
-        drawn = job.write_drawn(job.folder / ".drawn.jsonl", [domain])
+        place = job.work / "data" / names[domain.name]
+        drawn = job.write_drawn(job.work / ".drawn.jsonl", [domain])
         with open(drawn, "rb") as rows:
             _write_shards((json.loads(line) for line in rows), place)
         drawn.unlink()
@@ -66,7 +66,7 @@ def streaming(job: Job) -> ExportReport:
         f"    return StreamingDataset(streams=STREAMS, shuffle=True, shuffle_seed={job.mixture.seed}, "
         "batch_size=batch_size)\n"
     )
-    (job.folder / "mixture_streams.py").write_text(script, encoding="utf-8")
+    (job.work / "mixture_streams.py").write_text(script, encoding="utf-8")
     return report_of(
         job, "streaming", ["mixture_streams.py", "data/"], "import dataset from mixture_streams.py"
     )  # fmt: skip
@@ -80,7 +80,7 @@ def interleave(job: Job) -> ExportReport:
     probabilities = [domain.rows / total for domain in job.domains]
     files = [f"data/{names[domain.name]}.jsonl" for domain in job.domains]
     for domain, file in zip(job.domains, files, strict=True):
-        job.write_drawn(job.folder / file, [domain])
+        job.write_drawn(job.work / file, [domain])
     script = (
         '"""A mixture by ideal-proxy, interleaved; every row of every file exactly once."""\n\n'
         "from pathlib import Path\n\nfrom datasets import interleave_datasets, load_dataset\n\n"
@@ -92,7 +92,7 @@ def interleave(job: Job) -> ExportReport:
         f"        parts, probabilities=PROBABILITIES, seed={job.mixture.seed},\n"
         '        stopping_strategy="all_exhausted_without_replacement",\n    )\n'
     )
-    (job.folder / "mixture_interleave.py").write_text(script, encoding="utf-8")
+    (job.work / "mixture_interleave.py").write_text(script, encoding="utf-8")
     return report_of(
         job, "interleave", ["mixture_interleave.py", *files], "import dataset from mixture_interleave.py",
         notes=("needs datasets 4.5 or newer, for all_exhausted_without_replacement",),
@@ -104,7 +104,7 @@ def _write_parquet(job: Job, path: Path) -> None:
     if job.tokens is not None:
         write_parquet(job.tokens.records(), path)
         return
-    drawn = job.write_drawn(job.folder / ".drawn.jsonl")
+    drawn = job.write_drawn(job.work / ".drawn.jsonl")
     with open(drawn, "rb") as lines:
         write_parquet((json.loads(line) for line in lines), path)
     drawn.unlink()

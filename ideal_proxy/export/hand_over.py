@@ -6,6 +6,8 @@ run with the trainers that install (`benchmarks/handover`).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +19,12 @@ from ideal_proxy.export.encoded import Long, encode
 from ideal_proxy.export.job import ExportReport, Job
 from ideal_proxy.export.terms import terms_of
 from ideal_proxy.mixture import MixtureFile, index_folder, kept_base, refuse_without_rows, resolve
-from ideal_proxy.store import atomic_write_json
+from ideal_proxy.store import atomic_write_json, move, read_json
 from ideal_proxy.terminal import paragraph, table
 
 MANIFEST, COUNTS = "export.json", "counts.json"
+DRAFT = ".ideal-proxy-export"  # folder of what is not whole yet
+PARTS = ".parts.json"  # in it: what is put under its name, once all of it is whole
 
 TARGETS: dict[str, Callable[[Job], ExportReport]] = {
     "jsonl": formats.jsonl,
@@ -64,16 +68,17 @@ def export_mixture(
     if not mixture.total_rows:
         raise UsageError("the mixture has no rows: every volume is 0; give one domain rows")
     place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{place} is not an empty folder; choose another --out or empty it")
     fresh = not place.exists()
+    _take_away(place)
+    _refuse_content(place)
+    draft = place / DRAFT
     sources = {domain.name: resolve(domain.source, folder) for domain in mixture.domains}
     terms = terms_of(mixture, model, context, learning_rate)
     encoded = None if model is None else encode(mixture, sources, model, terms.context)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        draft.mkdir(parents=True)
         index = None if folder is None else index_folder(folder)
-        report = TARGETS[target](Job(mixture, place, sources, terms, index, encoded, text))
+        report = TARGETS[target](Job(mixture, place, sources, terms, index, encoded, text, draft))
         if strict and report.lost:
             raise UserError(
                 f"--strict: {target} would lose {report.lost:,} tokens with loss at {report.context:,} tokens a row "
@@ -84,16 +89,22 @@ def export_mixture(
             report = replace(report, notes=(f"{note}; raise --context", *report.notes))
         if note := kept_base(mixture):
             report = replace(report, notes=(*report.notes, note))
-        atomic_write_json(place / COUNTS, report.counts())
-        atomic_write_json(place / MANIFEST, report.to_dict())
+        atomic_write_json(draft / COUNTS, report.counts())
+        parts = [*sorted(os.listdir(draft)), MANIFEST]
+        atomic_write_json(draft / MANIFEST, report.to_dict())
+        _refuse_content(place)
+        atomic_write_json(draft / PARTS, {"parts": parts})
+        for name in parts:
+            move(draft / name, place / name)
     except OSError as error:
-        _undo(place, fresh)
         raise UserError(
             f"cannot write to {place}: {error.strerror or error}; make room or choose another --out"
         ) from error
-    except BaseException:
-        _undo(place, fresh)
-        raise
+    finally:
+        _take_away(place)
+        if fresh:
+            with contextlib.suppress(OSError):  # it holds something
+                place.rmdir()
     return report
 
 
@@ -124,10 +135,21 @@ def export_table(report: ExportReport) -> str:
     return "\n".join(lines)
 
 
-def _undo(place: Path, fresh: bool) -> None:
-    """Leave nothing half-written behind."""
-    if fresh:
-        shutil.rmtree(place, ignore_errors=True)
+def _refuse_content(place: Path) -> None:
+    """Refuse a place that holds anything but the draft of this export."""
+    strange = place.is_dir() and any(path.name != DRAFT or path.is_symlink() for path in place.iterdir())
+    if strange or (place.exists() and not place.is_dir()):
+        raise UserError(f"{place} is not an empty folder; choose another --out or empty it")
+
+
+def _take_away(place: Path) -> None:
+    """Take away what an export that did not finish left, and nothing else."""
+    draft = place / DRAFT
+    if not draft.is_dir() or draft.is_symlink():
         return
-    for path in place.iterdir():
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if (draft / PARTS).is_file() and (draft / MANIFEST).exists():  # stopped while it put parts under their names
+        with contextlib.suppress(OSError, UserError, KeyError, TypeError):
+            parts = set(read_json(draft / PARTS)["parts"]) - set(os.listdir(draft))
+            for path in [path for path in place.iterdir() if path.name in parts]:
+                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+    shutil.rmtree(draft, ignore_errors=True)

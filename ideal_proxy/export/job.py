@@ -94,17 +94,23 @@ class Job:
     """What a writer works with."""
 
     mixture: MixtureFile  # the mixture file
-    folder: Path  # where to write
+    folder: Path  # where the export will stand
     sources: dict[str, str]  # for every domain, where its rows are
     terms: Terms  # how the target is to train
     index: Path | None = None  # folder in which indexes of the sources are kept; None: none are
     encoded: Encoded | None = None  # the drawn rows as tokens of the target's model; None where the model is not known
     text: bool = False  # write turns even where the target reads tokens
+    draft: Path | None = None  # folder of what is not whole yet; None: the export's own
 
     @property
     def domains(self) -> list[DomainVolume]:
         """The domains that have a volume."""
         return [domain for domain in self.mixture.domains if domain.rows]
+
+    @property
+    def work(self) -> Path:
+        """Where to write."""
+        return self.draft or self.folder
 
     @property
     def tokens(self) -> Encoded | None:
@@ -126,7 +132,7 @@ class Job:
         """Write the exact rows of some domains, repeats included, in training order, as one JSONL of `messages`."""
         part = self.mixture.model_copy(update={"domains": domains or self.domains})
         moved = {d.name: self.sources[d.name] for d in part.domains}
-        spool = self.folder / SPOOL
+        spool = self.work / SPOOL
         written = apply_mixture(part, spool, row_format="chat", sources=moved, index=self.index).files[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         written.replace(path)
@@ -136,8 +142,8 @@ class Job:
     def write_turns(self, name: str = "train.jsonl", change: Change | None = None) -> Told:
         """Write the drawn rows as JSONL without what a trainer would drop; say what was done to them."""
         told = Told()
-        drawn = self.write_drawn(self.folder / f".{name}")
-        with open(self.folder / name, "wb") as file:
+        drawn = self.write_drawn(self.work / f".{name}")
+        with open(self.work / name, "wb") as file:
             file.writelines(line_of(record) for record in records(drawn, told, change))
         drawn.unlink()
         return told
@@ -184,7 +190,7 @@ def cell(text: str) -> str:
 
 def line_of(row: dict[str, Any]) -> bytes:
     """Write a row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def report_of(

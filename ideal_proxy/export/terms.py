@@ -7,13 +7,16 @@ for open-instruct and Megatron-Bridge. Options read in their sources of 2026.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ideal_proxy.batching import BATCH_ROWS
-from ideal_proxy.mixture import MixtureFile, reading_part
+from ideal_proxy.errors import UsageError, shortened
+from ideal_proxy.mixture import MixtureFile
 
 # The proxies' schedule and optimiser, which `proxy.TrainSettings` holds as defaults.
 WARMUP, WEIGHT_DECAY, BETA1, BETA2, GRAD_CLIP = 0.05, 0.01, 0.9, 0.98, 1.0
 MODEL = "MODEL"  # stands where the user names the model
+MOST_CONTEXT, MOST_STEP, MOST_RATE = 10**9, 10**6, 1e3  # what a file may ask of a trainer
 USUAL_RATE = 2e-5  # of a full fine-tuning, where nothing says another
 
 # Trainers that can count rows alike; the others take the mean over tokens whatever the search did.
@@ -44,7 +47,7 @@ def terms_of(
     """Read from a mixture file how its target is to train; what the user says comes first."""
     proxy = mixture.provenance.get("proxy")
     proxy = proxy if isinstance(proxy, dict) else {}
-    longest = context or context_of(mixture)
+    longest = context_of(mixture) if context is None else _whole("context", context, MOST_CONTEXT)
     batch = mixture.batch
     sequences = None
     if batch is not None and batch.tokens is None:
@@ -53,10 +56,15 @@ def terms_of(
         sequences = max(1, round((batch.tokens or 1) / longest))
     tokens = sum(domain.tokens for domain in mixture.domains) or mixture.total_rows * (longest or 1)
     rows = BATCH_ROWS if batch is None else round(batch.mean_rows(tokens / max(1, mixture.total_rows)))
+    for name, value in (("rows or sequences of a step", sequences or 1), ("rows of a step", rows)):
+        _whole(name, value, MOST_STEP)
     rate = learning_rate
     if rate is None and model is not None and proxy.get("model") == model and not proxy.get("lora_rank"):
-        with reading_part("provenance.proxy"):
-            rate = float(proxy["learning_rate"]) if proxy.get("learning_rate") else None
+        rate = proxy.get("learning_rate") or None
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= MOST_RATE):
+        raise UsageError(
+            f"learning_rate is {shortened(repr(rate))}; it must be a number above 0, {MOST_RATE:g} at most"
+        )
     return Terms(
         context=longest,
         sequences=sequences,
@@ -69,6 +77,13 @@ def terms_of(
     )
 
 
+def _whole(name: str, value: Any, most: int) -> int:
+    """Refuse a setting that no trainer takes."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise UsageError(f"{name} is {shortened(repr(value))}; it must be a whole number of 1 to {most:,}: set it anew")
+    return value
+
+
 def counts_rows(mixture: MixtureFile, target: str) -> bool:
     """Whether the target is told to count rows alike: the search did, the target can, and no row shares a sequence."""
     batch = mixture.batch
@@ -79,8 +94,7 @@ def context_of(mixture: MixtureFile) -> int | None:
     """Longest row of the search, tokens; None where the file does not say."""
     for part in (mixture.provenance.get("proxy"), mixture.template):
         if isinstance(part, dict) and part.get("context"):
-            with reading_part("provenance.proxy"):
-                return int(part["context"])
+            return _whole("the mixture file's context", part["context"], MOST_CONTEXT)
     return None
 
 

@@ -33,7 +33,7 @@ def llamafactory(job: Job) -> ExportReport:
     notes: tuple[str, ...] = ()
     long: Long = "as the search"
     if job.tokens is not None and not terms.packed:  # its packing is part of the tokenising that tokens skip
-        _save_to_disk(masked(job.tokens), place / "tokens")
+        _save_to_disk(masked(job.tokens), job.work / "tokens", place.name)
         settings["tokenized_path"] = str(place / "tokens")
         files = ["tokens/", "sft.yaml"]
     else:
@@ -46,7 +46,7 @@ def llamafactory(job: Job) -> ExportReport:
                 "observation_tag": "observation", "function_tag": "function_call",
             },
         }}  # fmt: skip
-        (place / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        (job.work / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         settings["dataset_dir"] = str(place)
         files, long = (
             ["train.jsonl", "dataset_info.json", "sft.yaml"],
@@ -120,7 +120,7 @@ def trl(job: Job) -> ExportReport:
     mask: dict[str, Any] = {"completion_only_loss": False}  # tokens bring their labels
     if job.tokens is not None:
         name, kind = "train.parquet", "parquet"
-        write_parquet(job.tokens.records(), place / name)
+        write_parquet(job.tokens.records(), job.work / name)
     else:
         name, kind = "train.jsonl", "json"
         told = job.write_turns()
@@ -130,11 +130,11 @@ def trl(job: Job) -> ExportReport:
             notes += ("assistant_only_loss needs generation marks in the chat template; --model MODEL writes tokens",)
         else:
             mask = {"completion_only_loss": True}  # which any template can: every row has one answer, at its end
-            turned = place / ".turned"
+            turned = job.work / ".turned"
             with open(turned, "wb") as file:
-                rows = records(place / name, Told(), prompt_and_completion)
+                rows = records(job.work / name, Told(), prompt_and_completion)
                 file.writelines(line_of(row) for row in rows)
-            turned.replace(place / name)
+            turned.replace(job.work / name)
     settings = {
         "model_name_or_path": terms.model or MODEL, "output_dir": str(place / "trained"),
         "datasets": [{"path": kind, "data_files": str(place / name), "split": "train"}], **mask,
@@ -154,7 +154,7 @@ def axolotl(job: Job) -> ExportReport:
     long: Long = "as the search"
     if job.tokens is not None:
         name = "train.parquet"
-        write_parquet(masked(job.tokens), place / name)
+        write_parquet(masked(job.tokens), job.work / name)
         source: dict[str, Any] = {"path": str(place / name), "ds_type": "parquet", "type": None}
     else:
         name, long = "train.jsonl", "cut at the end"
@@ -218,7 +218,7 @@ def masked(tokens: Encoded) -> Iterator[dict[str, Any]]:
         yield {**row, "attention_mask": row["labels"] * 0 + 1}
 
 
-def _save_to_disk(rows: Iterator[dict[str, Any]], folder: Path) -> None:
+def _save_to_disk(rows: Iterator[dict[str, Any]], folder: Path, fingerprint: str) -> None:
     """Write rows as the folder that `datasets.load_from_disk` reads."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -234,7 +234,7 @@ def _save_to_disk(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     source.close()
     spool.unlink()
     state: dict[str, Any] = {
-        "_data_files": [{"filename": name}], "_fingerprint": folder.parent.name, "_format_columns": None,
+        "_data_files": [{"filename": name}], "_fingerprint": fingerprint, "_format_columns": None,
         "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": "train",
     }  # fmt: skip
     (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -245,7 +245,7 @@ def write_yaml(job: Job, name: str, settings: dict[str, Any]) -> None:
     """Write settings as YAML under a comment that says what is to be filled in."""
     comment = "" if job.terms.model else f" Put your model where {MODEL} stands."
     text = f"# A mixture by ideal-proxy: {job.mixture.name!r}.{comment}\n" + yaml.safe_dump(settings, sort_keys=False)
-    (job.folder / name).write_text(text, encoding="utf-8")
+    (job.work / name).write_text(text, encoding="utf-8")
 
 
 def write_script(
@@ -262,7 +262,7 @@ def write_script(
     if change:
         lines.append('cd "$(dirname "$0")"')
     lines.append(" \\\n  ".join([command, *(_option(key, value) for key, value in settings.items()), '"$@"']))
-    (job.folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (job.work / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _option(key: str, value: Any) -> str:

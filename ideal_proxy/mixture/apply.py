@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
+
 from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
 from ideal_proxy.mixture.order import Ordering, Part
-from ideal_proxy.mixture.reading import refuse_nothing_left, refuse_without_rows
+from ideal_proxy.mixture.reading import refuse_other_count, refuse_without_rows
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.provenance import provenance
-from ideal_proxy.store import atomic_write_json, move, read_json
+from ideal_proxy.store import move, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "ideal-proxy/rows/1"
@@ -150,7 +152,8 @@ def apply_mixture(
         try:
             _fresh(job.spool)
             return _write(job, identity, progress)
-        except StaleTableError:  # a source was changed and its time of change was not: read it anew, and see
+        # a source was changed and its time of change was not, or a kept table was: read it anew, and see
+        except (StaleTableError, duckdb.Error):
             for domain in mixture.domains:
                 forget(keep, job.sources.get(domain.name, domain.source), domain.format)
             _fresh(job.spool)
@@ -188,7 +191,9 @@ def base_of(mixture: MixtureFile) -> MixtureFile:
 
 def index_folder(folder: Path) -> Path | None:
     """Name the place of indexes in a run directory."""
-    return folder / "prepared" / "rows" if (folder / "prepared").is_dir() else None
+    kept = folder / "prepared" / "rows"
+    linked = kept.is_symlink() or kept.parent.is_symlink()  # in a stranger's run directory it may lead anywhere
+    return kept if kept.parent.is_dir() and not linked else None
 
 
 def shard_numbers(shard: str | None, shards: int) -> tuple[int | None, int]:
@@ -224,11 +229,14 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
     for part in parts:
         if part.table.changed():
             raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
+    manifest = _manifest(job, identity, written, as_is)
+    with open(job.spool / job.manifest, "w", encoding="utf-8") as file:  # where the disk is full nothing has its name
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     try:
-        for name in job.names:
+        for name in [*job.names, job.manifest]:
             move(job.spool / name, job.folder / name)
-        manifest = _manifest(job, identity, written, as_is)
-        atomic_write_json(job.folder / job.manifest, manifest)
     except BaseException:
         for name in job.names:
             (job.folder / name).unlink(missing_ok=True)
@@ -262,7 +270,7 @@ def _parts(job: _Job, tell: Progress) -> list[Part]:
         table = open_table(source, domain.format, keep=job.keep, scratch=job.spool / f"table-{number}", seen=seen)
         refuse_changed(domain, source, table, job.mixture.key_note)
         kept = table.without(domain.left_out, job.spool / f"kept-{number}")
-        refuse_nothing_left(domain, kept.rows)
+        refuse_other_count(domain, kept.rows)
         parts.append(Part(domain.name, kept, domain.rows))
     return parts
 
@@ -287,7 +295,10 @@ def _files(job: _Job, batches: Iterable[list[bytes]], tell: Progress) -> list[di
         digest, size = hashlib.sha256(), 0
         with open(job.spool / name, "wb") as file:
             for count in _cuts(last - first):
-                block = b"".join([line + b"\n" for line in itertools.islice(lines, count)])
+                taken = [line + b"\n" for line in itertools.islice(lines, count)]
+                if len(taken) != count:
+                    raise StaleTableError  # its table names lines that the source does not have
+                block = b"".join(taken)
                 digest.update(block)
                 file.write(block)
                 size, written = size + len(block), written + count

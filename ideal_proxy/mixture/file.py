@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from ideal_proxy.batching import MOST_ROWS, Batch, Distinct, Loss
+from ideal_proxy.batching import MOST_ROWS, Batch, Distinct, Loss, Section
 from ideal_proxy.complaints import first_problem
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.data import KEY_VERSION
@@ -28,11 +28,7 @@ FORMAT: Literal["ideal-proxy/mixture/1"] = "ideal-proxy/mixture/1"
 MOST_TOKENS = 10**18
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class DomainVolume(_Part):
+class DomainVolume(Section):
     """One domain of a mixture: where its rows are, and how many to take."""
 
     name: str = Field(pattern=rf"^[^{UNSEEN}]{{1,80}}$")
@@ -55,6 +51,7 @@ class DomainVolume(_Part):
     def _drawable(self) -> DomainVolume:
         if self.rows and not self.available:
             raise ValueError(f"domain {self.name!r} wants {self.rows} rows but has none available")
+        object.__setattr__(self, "repeat", self.rows / self.available if self.available else 0.0)  # no claim of a file
         return self
 
 
@@ -76,7 +73,7 @@ def with_shares(domains: Sequence[DomainVolume]) -> list[DomainVolume]:
     ]
 
 
-class MetricResult(_Part):
+class MetricResult(Section):
     """What a capability was judged by instead of its loss, in the metric's own unit."""
 
     command: str | None = None
@@ -93,7 +90,7 @@ class MetricResult(_Part):
     verified_upper: float | None = None
 
 
-class CapabilityResult(_Part):
+class CapabilityResult(Section):
     """One capability's losses in nats a supervised token: at base, predicted, and verified by training."""
 
     name: str = Field(pattern=rf"^[^{UNSEEN}]{{1,80}}$")
@@ -112,7 +109,7 @@ class CapabilityResult(_Part):
     metric: MetricResult | None = None
 
 
-class FreeAnswer(_Part):
+class FreeAnswer(Section):
     """What the same fit proposes without protection; predicted only, not checked."""
 
     rows: dict[str, int]
@@ -124,7 +121,7 @@ class FreeAnswer(_Part):
     )
 
 
-class MixtureFile(_Part):
+class MixtureFile(Section):
     """A mixture with everything needed to repeat it: sources, fingerprints, volumes, seed, evidence, law."""
 
     format: Literal["ideal-proxy/mixture/1"] = FORMAT
@@ -207,7 +204,9 @@ def load_mixture(path: str | Path) -> MixtureFile:
         found = raw.get("format") if isinstance(raw, dict) else None
         raise UsageError(f"{path} is not a mixture file: its format is {shortened(repr(found))}, it must be {FORMAT!r}")
     version = raw.setdefault("key_version", 1)  # files of before said nothing
-    if isinstance(version, int) and version > KEY_VERSION:
+    if type(version) is not int:
+        raise UsageError(f"{path}: key_version is {shortened(repr(version))}, it must be a whole number")
+    if version > KEY_VERSION:
         raise UsageError(
             f"{path} was written by a newer ideal-proxy: its row keys are of version {version}, this program makes "
             f"{KEY_VERSION}; upgrade it"

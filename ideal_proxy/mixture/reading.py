@@ -52,12 +52,18 @@ def read_domain(domain: DomainVolume, source: str, note: str = "") -> list[Row]:
     refuse_other_rows(source_fingerprint(keys), domain.fingerprint, f"domain {domain.name}", domain.source, note)
     left_out = {int(key, 16) for key in domain.left_out}
     kept = [row for row, key in zip(rows, keys.tolist(), strict=True) if key not in left_out]
-    refuse_nothing_left(domain, len(kept))
+    refuse_other_count(domain, len(kept))
     return kept
 
 
-def refuse_nothing_left(domain: DomainVolume, rows: int) -> None:
-    """Refuse a mixture file whose list of rows to leave out names every row that there is."""
+def refuse_other_count(domain: DomainVolume, rows: int) -> None:
+    """Refuse a mixture file whose list of rows to leave out names all, or others than the source has."""
+    if rows and rows != domain.available:
+        raise UserError(
+            f"domain {domain.name}: {rows:,} rows of {domain.source} are left without those that the mixture file "
+            f"leaves out by their keys (left_out), and it counts {domain.available:,} available; restore the file, or "
+            "run the search again"
+        )
     if not rows:
         raise UserError(
             f"domain {domain.name}: the mixture file leaves out every row of {domain.source} by its key "

@@ -58,11 +58,14 @@ class Shape:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Shape:
-        """Read what `to_json` wrote."""
-        return cls(
+        """Read what `to_json` wrote; a ValueError where it is something else."""
+        shape = cls(
             set(value["lines"]), set(value["turn_keys"]), set(value["call_keys"]), bool(value["tools"]),
             set(value["settings"]), {place: set(kinds) for place, kinds in value["arguments"].items()},
         )  # fmt: skip
+        if shape.to_json() != value:
+            raise ValueError("this is no shape of rows")
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class ChatLayout:
             record["tools"] = json.dumps(list(tools), ensure_ascii=False)
         if self.settings:
             record[SETTINGS] = {key: settings.get(key) for key in self.settings}
-        return json.dumps(record, ensure_ascii=False).encode()
+        return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
 
     def _turn(self, turn: dict[str, Any]) -> dict[str, Any]:
         filled = turn | {key: 1 if key == "weight" else None for key in self.turn_keys if key not in turn}

@@ -101,6 +101,7 @@ class RowTable:
 
 
 SCHEMA = arrow.schema([("row", arrow.int64()), ("text", arrow.binary())])
+KEPT = arrow.schema([("key", arrow.uint64()), ("file", arrow.int64()), ("line", arrow.int64())])
 
 
 def open_table(source: str, format: str, *, keep: Path | None, scratch: Path, seen: Seen | None = None) -> RowTable:
@@ -181,6 +182,12 @@ def _load(place: Path, reader: SourceReader, asked: str) -> RowTable | None:
         if known and _checksum(place / ROWS) == value["keys"]:
             for line in value["left_out"]:
                 log.warning("%s: %s", reader.source, line)
+            kept = parquet.ParquetFile(place / ROWS)
+            if len(value["checksums"]) != len(files) or (kept.schema_arrow, kept.metadata.num_rows) != (
+                KEPT,
+                value["rows"],
+            ):
+                return None
             return RowTable(
                 place, reader.files, states, tuple(value["checksums"]), value["row_format"], value["rows"],
                 tuple(value["left_out"]), value["fingerprint"], Shape.from_json(value["shape"]),

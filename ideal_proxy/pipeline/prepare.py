@@ -225,7 +225,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
 def _lines(rows: Sequence[Row], tokens: TokenRows) -> list[bytes]:
     """Write the rows behind token rows as lines of JSON, for a trainer of the user's own."""
     records = (chat_record(row.messages, row.tools, row.settings) for row in map(rows.__getitem__, tokens.source_index))
-    return [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
+    return [json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n" for record in records]
 
 
 def cut_text(tokens: TokenRows, context: Context) -> str:

@@ -50,10 +50,19 @@ def read_status(run: Path) -> dict[str, Any]:
 def finished_runs(run: Path) -> list[dict[str, Any]]:
     """Read what every finished run left; `lower` names the size of a ladder's lower ones."""
     return [
-        read_json(path / "metrics.json") | {"lower": lower}
+        _record(path / "metrics.json") | {"lower": lower}
         for lower, folder in (("", run), *((place.name, place) for place in sorted(run.glob(f"{LOWER}/*"))))
         for path in sorted(folder.glob("runs/*")) if is_complete(path)
     ]  # fmt: skip
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Read what a run left, and refuse what tells no role."""
+    record: dict[str, Any] = read_json(path)
+    spec = record.get("spec")
+    if not isinstance(spec, dict) or not isinstance(spec.get("role"), str):
+        raise UserError(f"{path} is no record of a run; remove {path.parent} and run the same search again")
+    return record
 
 
 def _status(

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline import SearchRun, load_run
 from ideal_proxy.report import plots
 from ideal_proxy.report.explorer import explorer
@@ -60,6 +61,8 @@ def write_report(
     """
     run = run if isinstance(run, SearchRun) else load_run(run)
     folder = Path(out) if out is not None else run.folder
+    if out is None and (folder / "figures").is_symlink():  # a stranger's run directory would have them written anywhere
+        raise UserError(f"{folder / 'figures'} is a link; remove it, or name a folder to write to with --out")
     tell = progress or (lambda *_: None)
     tell(0.02, "numbers of the page")
     numbers, front = collect(run)

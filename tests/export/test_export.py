@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import errno
 import importlib.util
 import itertools
 import json
 import math
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ import yaml
 from ideal_proxy.batching import Batch, Loss
 from ideal_proxy.data.rows import read_rows, row_keys, source_fingerprint
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.export import hand_over
 from ideal_proxy.export.hand_over import TARGETS, export_mixture, export_table
 from ideal_proxy.export.job import Job
 from ideal_proxy.export.terms import FORMATS
@@ -421,3 +427,82 @@ def test_the_row_loss_is_said_or_told_to_be_lost(mixture: MixtureFile, tmp_path:
     token = export_mixture(in_search(mixture, "token", Batch(rows=8)), target, tmp_path / "token")
     assert not any("counted each row alike" in note for note in token.notes)
     assert "Note: " in export_table(token)
+
+
+@pytest.mark.parametrize("target", ["trl", "streaming", "hf"])
+def test_a_killed_export_goes_on_with_the_same_command(mixture: MixtureFile, tmp_path: Path, target: str) -> None:
+    """Killed before the first file has its name, between any two, and at the last; nothing tidies up behind a kill."""
+
+    def content(place: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    out = tmp_path / "out"
+    export_mixture(mixture, target, out)
+    expected = content(out)
+    assert {path.split("/")[0] for path in expected} == {path.name for path in out.iterdir()}
+    for killed_at in itertools.count():
+        shutil.rmtree(out)
+        moves = itertools.count()
+
+        def move(part: Path, path: Path, moves: Iterator[int] = moves, killed_at: int = killed_at) -> None:
+            if next(moves) == killed_at:
+                raise KeyboardInterrupt
+            os.replace(part, path)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hand_over, "move", move)
+            patch.setattr(hand_over, "_take_away", lambda place: None)
+            with contextlib.suppress(KeyboardInterrupt):
+                export_mixture(mixture, target, out)
+                break
+        assert (out / "export.json").exists() is False
+        export_mixture(mixture, target, out)
+        assert content(out) == expected
+    assert killed_at == len(list(out.iterdir())) - 1
+    with pytest.raises(UserError, match="not an empty folder"):
+        export_mixture(mixture, target, out)
+    assert content(out) == expected
+
+
+def test_what_others_put_into_the_folder_meanwhile_is_kept(
+    mixture: MixtureFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def full(*_: object) -> None:
+        (tmp_path / "out" / "theirs.txt").write_text("keep")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ideal_proxy.export.trainers.write_yaml", full)
+    with pytest.raises(UserError, match="No space left"):
+        export_mixture(mixture, "trl", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs.txt"]
+
+
+@pytest.mark.parametrize(
+    ("context", "batch", "words"),
+    [
+        *(
+            (value, Batch(rows=8), "context is .*whole number of 1 to")
+            for value in (-7, True, 0.5, 1e308, 10**300, "9")
+        ),
+        (1, Batch(tokens=10**15), "step is 1000000000000000; it must be a whole number of 1 to 1,000,000"),
+        (512, Batch(rows=10**15), "step is 1000000000000000"),
+    ],
+)
+def test_what_a_strange_file_asks_of_a_trainer_is_in_range(
+    mixture: MixtureFile, tmp_path: Path, context: Any, batch: Batch, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        export_mixture(in_search(mixture, "token", batch, context), "ms-swift", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-5, 0.0, True, "1"])
+def test_a_learning_rate_is_a_number_above_0(mixture: MixtureFile, tmp_path: Path, rate: Any) -> None:
+    with pytest.raises(UsageError, match=r"learning_rate is .*a number above 0"):
+        export_mixture(mixture, "ms-swift", tmp_path / "out", learning_rate=rate)
+    told = in_search(mixture, "token", Batch(rows=8))
+    told.provenance["proxy"] |= {"model": "m", "learning_rate": rate or -1}
+    with pytest.raises(UsageError, match=r"learning_rate is .*a number above 0"):
+        export_mixture(told, "ms-swift", tmp_path / "out", model="m")

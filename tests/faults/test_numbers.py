@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 from builders import run, small_search
 from finished_run import folder as finished_folder
 
+from ideal_proxy.batching import distinct
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.errors import UserError
 from ideal_proxy.response.model import ResponseModel
@@ -122,3 +125,22 @@ def test_what_fuzzing_found_is_one_sentence(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "long.csv"))
     assert len(str(told.value)) <= 2_000
     assert "..." in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("covariance_", None), ("widening_", "inf"), ("noise_", [1.0, 2.0, 3.0])])
+def test_a_fit_whose_intervals_were_edited_is_refused(name: str, value: object) -> None:
+    rows = pd.DataFrame(1 + RNG.random((12, 2)), columns=["a", "b"])
+    options = {"process": "never", "harm": "never", "n_starts": 1, "n_draws": 8}
+    model = ResponseModel(available=np.full(2, 9.0), base=np.ones(2), **options)
+    told = model.fit(rows, pd.DataFrame(2 + RNG.random((12, 2)), columns=["x", "y"])).to_json()
+    assert ResponseModel.from_json(told).predict(rows, return_interval=True)
+    with pytest.raises(UserError, match="damaged"):
+        ResponseModel.from_json({**told, name: value})
+
+
+def test_many_names_are_told_apart_at_once() -> None:
+    started = time.perf_counter()
+    distinct([SimpleNamespace(name=f"{n}") for n in range(40_000)])
+    assert time.perf_counter() - started < 1.0
+    with pytest.raises(ValueError, match="'7' stands twice"):
+        distinct([SimpleNamespace(name=f"{n % 39_000}") for n in range(7, 39_008)])

@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from builders import ROOT, environment, read_back
 from hypothesis import HealthCheck, assume, given, settings
@@ -270,6 +272,15 @@ def test_a_mixture_that_leaves_out_every_row_is_one_sentence(sources, tmp_path):
         apply_mixture(MixtureFile(domains=[edited]), tmp_path / "out")
     with pytest.raises(UserError, match="leaves out every row"):
         read_domain(edited, edited.source)
+    invented = volume("a", sources / "a.jsonl", 5).model_copy(
+        update={"available": 4, "left_out": ["0" * 15 + n for n in "123"]}
+    )
+    for read in (
+        lambda: apply_mixture(MixtureFile(domains=[invented]), tmp_path / "out"),
+        lambda: read_domain(invented, invented.source),
+    ):
+        with pytest.raises(UserError, match=r"domain a: 7 rows of .*a.jsonl are left .* it counts 4 available"):
+            read()
     for wrong in ("zz", "1" * 17, ""):
         with pytest.raises(ValueError, match="left_out"):
             DomainVolume(**domain.model_dump() | {"left_out": [wrong]})
@@ -388,6 +399,53 @@ def test_a_broken_line_is_told_and_left_out(mixture, sources, tmp_path, caplog):
         assert apply_mixture(mixture, tmp_path / name, index=tmp_path / "index").files[0].read_bytes() == whole
         said = re.compile(r"a\.jsonl: 1 row cannot be read: not valid JSON \(first: .*a\.jsonl:10 is not valid")
         assert said.search(caplog.text), name
+
+
+@pytest.mark.parametrize("forged", ["lines", "garbage", "pages", "checksums", "turn_keys"])
+def test_a_kept_index_that_somebody_changed_is_made_anew(mixture, tmp_path, forged):
+    """With the checksums of what it says now: a stranger's run directory can hold any."""
+    index = tmp_path / "index"
+    expected = b"".join(expected_lines(mixture))
+    apply_mixture(mixture, tmp_path / "1", index=index)
+    for folder in index.iterdir():
+        table, rows = json.loads((folder / "table.json").read_text()), parquet.read_table(folder / "rows.parquet")
+        if forged == "lines":
+            far = rows.set_column(2, "line", arrow.array([10**9] * len(rows)))
+            parquet.write_table(far, folder / "rows.parquet")
+        elif forged == "garbage":
+            (folder / "rows.parquet").write_bytes(b"x" * 80)
+        elif forged == "pages":
+            content = (folder / "rows.parquet").read_bytes()
+            (folder / "rows.parquet").write_bytes(content[:4] + b"x" * 60 + content[64:])
+        elif forged == "checksums":
+            table["checksums"] = []
+        else:
+            table["shape"]["turn_keys"] = [1, "a"]
+        table["keys"] = row_table._checksum(folder / "rows.parquet")
+        (folder / "table.json").write_text(json.dumps(table))
+    assert materialise.apply_mixture(mixture, tmp_path / "2", index=index, row_format="chat").rows == 25
+    assert apply_mixture(mixture, tmp_path / "3", index=index).files[0].read_bytes() == expected
+
+
+def test_a_place_of_indexes_that_is_a_link_is_not_used(tmp_path):
+    (tmp_path / "prepared").mkdir()
+    assert materialise.index_folder(tmp_path) == tmp_path / "prepared" / "rows"
+    (tmp_path / "prepared" / "rows").symlink_to(tmp_path / "elsewhere")
+    assert materialise.index_folder(tmp_path) is None
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_nothing_and_says_so(mixture, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            materialise.json, "dumps", lambda *a, real=json.dumps, **o: full() if "indent" in o else real(*a, **o)
+        )
+        with pytest.raises(UserError, match=r"cannot write to .*out: No space left on device; make room") as caught:
+            apply_mixture(mixture, tmp_path / "out")
+    assert "is kept" not in str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def kept(folder: Path) -> dict[str, int]:

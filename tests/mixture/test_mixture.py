@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -307,6 +308,14 @@ def test_mixture_file_comes_back_as_it_was_written(tmp_path):
         (lambda m: m["domains"][0].update(available=0), "wants 25 rows but has none"),
         (lambda m: m["domains"][0].pop("fingerprint"), "'domains.0.fingerprint' is missing"),
         (lambda m: m["domains"].append(m["domains"][0]), "'coding' stands twice"),
+        *(
+            (lambda m, value=value: m.update(key_version=value), "key_version is .*, it must be a whole number")
+            for value in (99.0, "99", True)
+        ),
+        (lambda m: m["domains"][0].update(rows=True), "'domains.0.rows'.*must be a number, not true or false"),
+        (lambda m: m.update(seed=True), "'seed'.*must be a number, not true or false"),
+        (lambda m: m.update(gain=True), "'gain'.*must be a number, not true or false"),
+        (lambda m: m.update(batch={"tokens": True}), "'batch.tokens'.*must be a number, not true or false"),
         (lambda m: m.update(key_version=99), "newer ideal-proxy: its row keys are of version 99"),
         (lambda m: m.update(format="ideal-proxy/mixture/9"), "must be 'ideal-proxy/mixture/1'"),
         (lambda m: m.update(domains=[]), "'domains'"),
@@ -367,3 +376,30 @@ def test_numbers_that_are_none_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match=r"mixture.law.a.1 is not a finite number"):
         save_mixture(tmp_path / "m.json", mixture(law={"a": [1.0, float("nan")]}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("once", "twice"), [('"seed":', '"seed": 9, "seed":'), ('"domains":', '"domains": [], "domains":')]
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, once, twice):
+    save_mixture(tmp_path / "m.json", mixture())
+    path = tmp_path / "m.json"
+    path.write_text(path.read_text().replace(once, twice, 1))
+    with pytest.raises(UsageError, match=f"the key '{once[1:-2]}' stands twice"):
+        load_mixture(path)
+
+
+def test_a_pipe_is_no_mixture_file(tmp_path):
+    os.mkfifo(tmp_path / "mixture.json")
+    with pytest.raises(UsageError, match="a pipe or a device"):
+        load_mixture(tmp_path / "mixture.json")
+
+
+def test_repeats_are_worked_out_and_not_taken_from_the_file(tmp_path):
+    for told in ({}, {"repeat": 9.0}):
+        value = mixture().model_dump()
+        value["domains"][0].pop("repeat")
+        value["domains"][0] |= told
+        (tmp_path / "m.json").write_text(json.dumps(value))
+        domain = load_mixture(tmp_path / "m.json").domains[0]
+        assert domain.repeat == domain.rows / domain.available > 0

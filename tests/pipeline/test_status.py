@@ -260,3 +260,20 @@ def test_watch_looks_again_until_the_search_ends(monkeypatch, capsys):
     lines = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["running", "running", "finished"]
     assert waits == [app.WATCH_SECONDS] * 2
+
+
+@pytest.mark.parametrize("record", [{}, {"spec": 5}, {"spec": {}}, {"spec": {"role": 5}}])
+def test_a_run_that_tells_no_role_is_one_sentence(tmp_path, record):
+    begin(tmp_path)
+    atomic_write_json(tmp_path / "runs" / "done0" / "metrics.json", record)
+    (tmp_path / "runs" / "done0" / "complete").write_text("")
+    with pytest.raises(UserError, match=r"done0/metrics.json is no record of a run; remove "):
+        read_status(tmp_path)
+
+
+def test_a_record_or_a_holder_that_is_a_pipe_is_not_waited_for(tmp_path):
+    begin(tmp_path)
+    for name in ("status.json", "lock.holder"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+    assert read_status(tmp_path)["state"] == "stopped"

@@ -385,3 +385,10 @@ def test_a_curve_of_very_many_runs_shows_some(run, monkeypatch):
     part = few.few(run)
     assert (part.marks, part.text) == (4, "each curve shows 4 of 16 runs")
     assert few.evenly(16, 4).tolist() == [0, 5, 10, 15]
+
+
+def test_figures_are_not_written_through_a_link_in_a_run_directory(run, tmp_path):
+    (tmp_path / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="figures is a link"):
+        report.write_report(replace(run, folder=tmp_path))
+    assert not (tmp_path / "elsewhere").exists()
