@@ -101,6 +101,8 @@ def scale_up(
         loaded = carry(loaded, transfer, total_rows, reporter, data=moved, folder=beside)
     short = model.rstrip("/").rsplit("/", 1)[-1].replace(":", "-")
     folder = out or beside / f"scale-up-{short}"
+    if out is None and folder.is_symlink():  # in a stranger's run directory it may lead anywhere
+        raise UsageError(f"{folder} is a link; name the folder that is meant with --out")
     wanted = ScaleUp(
         spec=ModelSpec(name=model, gguf=gguf, lora=lora, gradient_checkpointing=gradient_checkpointing),
         baseline=baseline,

@@ -104,6 +104,17 @@ def test_scale_up_reads_either(searched: Path, tmp_path: Path) -> None:
     assert "names no capability" in answers[0][1], "the mixture was read"
 
 
+def test_a_link_in_a_run_directory_is_not_where_scale_up_writes(searched: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = searched / "scale-up-scratch-1M"
+    link.symlink_to(tmp_path / "elsewhere")
+    code, answer = said("scale-up", str(searched), "--model", "scratch:1M")
+    link.unlink()
+    assert code != 0
+    assert "is a link; name the folder" in answer
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_folder_without_a_mixture_says_what_to_do(tmp_path: Path) -> None:
     assert "holds no mixture.json" in said("apply", str(tmp_path), "--out", str(tmp_path / "x"))[1]
     (tmp_path / "config.yaml").write_text("name: x\n")
