@@ -367,7 +367,8 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
         if not all(isinstance(name, str) for name in names):
             raise BadInput("This fit has names that are no texts: fit again.")
         columns = getattr(self, "feature_names_in_", None)
-        self.predict(pd.DataFrame([somewhere], columns=columns) if columns is not None else somewhere[None], 0.9)
+        with np.errstate(all="ignore"):  # an edited covariance may hold any number
+            self.predict(pd.DataFrame([somewhere], columns=columns) if columns is not None else somewhere[None], 0.9)
 
 
 def _numbered(word: str, count: int) -> list[str]:
