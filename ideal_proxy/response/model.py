@@ -345,8 +345,9 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
         try:
             model = cls(**values["options"])
             json_form.load(model, values)
-            model._draw_processes()
-            model._check_predictions()
+            with np.errstate(all="ignore"):  # an edited fit may hold any number
+                model._draw_processes()
+                model._check_predictions()
         except BadInput:
             raise
         except (IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -367,8 +368,7 @@ class ResponseModel(FittedResponse, RegressorMixin, MultiOutputMixin, BaseEstima
         if not all(isinstance(name, str) for name in names):
             raise BadInput("This fit has names that are no texts: fit again.")
         columns = getattr(self, "feature_names_in_", None)
-        with np.errstate(all="ignore"):  # an edited covariance may hold any number
-            self.predict(pd.DataFrame([somewhere], columns=columns) if columns is not None else somewhere[None], 0.9)
+        self.predict(pd.DataFrame([somewhere], columns=columns) if columns is not None else somewhere[None], 0.9)
 
 
 def _numbered(word: str, count: int) -> list[str]:
