@@ -108,8 +108,8 @@ def test_a_file_of_constraints_is_read_as_a_run_file_is(folder, text, told):
 
 def test_columns_that_are_not_used_reach_the_terminal_harmless_and_few(folder, tmp_path):
     strange = {f"\x1b]0;pwn\x07\x1b[31mRED{n}": "x" for n in range(500)} | {"y" * 5_000: "x"}
-    wide = pd.read_csv(folder / "ratios.csv").assign(**strange)
-    wide[[*strange, *(c for c in wide if c not in strange)]].to_csv(tmp_path / "ratios.csv", index=False)
+    ratios = pd.read_csv(folder / "ratios.csv")
+    pd.concat([pd.DataFrame(strange, index=ratios.index), ratios], axis=1).to_csv(tmp_path / "ratios.csv", index=False)
     tables = ("--ratios", "ratios.csv", "--metrics", str(folder / "metrics.csv"))
     answer = start("fit", *tables, "--out", "fit.json", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
