@@ -100,10 +100,14 @@ def atomic_write_json(path: str | Path, value: Any, *, seal: bool = False) -> No
     atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def json_bytes(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Write a value as JSON in UTF-8; half a character, which UTF-8 cannot hold, as its escape."""
+    return json.dumps(value, ensure_ascii=False, default=default).encode(errors="backslashreplace")
+
+
 def atomic_write_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write rows as a line of JSON each, atomically; half a character, which no UTF-8 can hold, as its escape."""
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    atomic_write_bytes(path, text.encode(errors="backslashreplace"))
+    """Write rows as a line of JSON each, atomically."""
+    atomic_write_bytes(path, b"".join(json_bytes(row, default=str) + b"\n" for row in rows))
 
 
 def atomic_write_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:

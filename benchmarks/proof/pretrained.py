@@ -36,16 +36,12 @@ def propose(given: argparse.Namespace) -> None:
     import real
     from peers import ours
 
-    from ideal_proxy.response import LARGER_SIZE
-
     if OUT.exists():
         sys.exit("there are outcomes: predictions are not written anew")
     told, task, runs = real.read_pool("skills")
-    places = {name: number for number, name in enumerate(told["domains"])}
-    own = np.array([places.get(name, -1) for name in told["capabilities"]])
-    model = ours.fit(task, runs, 0, own=own, baseline_loss=np.array(told["before"]))
+    model = ours.fit(task, runs, 0, **real.fitting_of(told))
     mixtures = json.loads((HERE / "predictions" / "skills.json").read_text())["mixtures"]
-    step = (LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error)
+    step = real.today()
     records = {
         name: real.predicted(
             model, task, np.array(mixtures[name]["tokens"]), name, given.seeds, told["capabilities"], step
@@ -114,10 +110,8 @@ def run(given: argparse.Namespace) -> None:
     done = {(row["contender"], row["seed"]) for row in recorded()}
     seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
     for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in {*given.arms, "untuned"}]:
-        model, row = (
-            load_causal_lm(source, context=CONTEXT),
-            dict[str, Any](contender=arm, seed=seed, size="SmolLM2-135M"),
-        )
+        model = load_causal_lm(source, context=CONTEXT)
+        row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M"}
         if seed:
             wanted = base if arm == "base" else np.array(told["mixtures"][arm]["rows"])
             volumes = wanted * (base @ lengths) / (wanted @ lengths)
@@ -166,12 +160,10 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
             bounds = np.array([told["mixtures"][arm]["ratios"][name] for name in names])
             inside = (bounds[:, 1] <= ratio.mean(axis=0)) & (ratio.mean(axis=0) <= bounds[:, 2])
             cells = [
-                text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"), text(real.pair_interval(gains), "+"),
-                f"{inside.sum()} of {len(inside)}", text(real.pair_interval(more), "+"),
+                text(real.pair_interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
+                text(real.pair_interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
             ]  # fmt: skip
-        lines.append(
-            f"| {arm} | {len(here)} | {100 * exact.mean():.2f} % | " + " | ".join(cells[::-1][:1] + cells[:3]) + " |"
-        )
+        lines.append(f"| {arm} | {len(here)} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
         parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))
     rows = [row for row in recorded() if row["seed"]]
     page = [

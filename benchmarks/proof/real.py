@@ -173,6 +173,13 @@ def read_pool(suite: str) -> tuple[dict[str, Any], Any, Any]:
     return told, task, Runs(np.array(told["volumes"]), np.array(told["losses"]), np.array(told["seeds"]))
 
 
+def fitting_of(told: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What our fit knows of a recorded table besides its runs: each capability's own domain, losses before training."""
+    places = {name: number for number, name in enumerate(told["domains"])}
+    own = np.array([places.get(name, -1) for name in told["capabilities"]])
+    return {"own": own, "baseline_loss": np.array(told["before"])}
+
+
 def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
     """The mixture of every contender, from one table of runs; and our fit of it."""
     from peers import admire, fixed, olmix, ours, regmix
@@ -180,9 +187,7 @@ def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
     from ideal_proxy.response.gradient_rows import Responses
 
     told, task, runs = read_pool(suite)
-    places = {name: number for number, name in enumerate(told["domains"])}
-    own = np.array([places.get(name, -1) for name in told["capabilities"]])
-    fitting = {"own": own, "baseline_loss": np.array(told["before"])}
+    fitting = fitting_of(told)
     made = {peer.name: peer.rule(task) for peer in fixed.CONTENDERS[:3]}
     made["best of random"] = fixed.best_seen(task, runs, 0)
     made["RegMix"] = regmix.propose(task, runs, 0)
@@ -296,10 +301,9 @@ def show(given: argparse.Namespace) -> None:
             lines.append(f"| {name} | {predicted} | | | | 0 | {100 * poison:.0f} % | |")
             continue
         gains = 100 * (1 - pairs.mean(axis=1))
-        mean, (low, high) = np.mean(pairs, axis=0), np.array([record["ratios"][c][1:] for c in table["capabilities"]]).T
-        inside = (low <= mean) & (mean <= high)
+        mean, ratios = pairs.mean(axis=0), np.array([record["ratios"][c] for c in table["capabilities"]])
+        inside = (ratios[:, 1] <= mean) & (mean <= ratios[:, 2])
         cases += inside.tolist()
-        ratios = np.array([record["ratios"][c] for c in table["capabilities"]])
         stepped += inside_by_the_step(ratios, np.log(mean), step)
         within = "yes" if 100 * record["gain"][1] <= gains.mean() <= 100 * record["gain"][2] else "**no**"
         worst = table["capabilities"][int(mean.argmax())]

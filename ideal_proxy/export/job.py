@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from ideal_proxy.export.encoded import AS_THE_SEARCH, Count, Encoded, Long, Read
 from ideal_proxy.export.terms import Terms, terms_notes
 from ideal_proxy.export.turns import Change, Told, records
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apply_mixture
+from ideal_proxy.store import json_bytes
 
 FORMAT = "ideal-proxy/export/1"
 COUNTS = "ideal-proxy/counts/1"
@@ -190,7 +190,7 @@ def cell(text: str) -> str:
 
 def line_of(row: dict[str, Any]) -> bytes:
     """Write a row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    return json_bytes(row) + b"\n"
 
 
 def report_of(

@@ -29,7 +29,7 @@ from ideal_proxy.mixture.reading import refuse_other_count, refuse_without_rows
 from ideal_proxy.mixture.row_shape import chat_layout, one_schema
 from ideal_proxy.mixture.row_table import StaleTableError, forget, open_table, refuse_changed
 from ideal_proxy.provenance import provenance
-from ideal_proxy.store import move, read_json
+from ideal_proxy.store import atomic_write_json, move, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "ideal-proxy/rows/1"
@@ -230,10 +230,7 @@ def _write(job: _Job, identity: str, progress: Progress | None) -> Applied:
         if part.table.changed():
             raise UserError(f"the data of {part.name!r} changed while it was copied; run the same command again")
     manifest = _manifest(job, identity, written, as_is)
-    with open(job.spool / job.manifest, "w", encoding="utf-8") as file:  # where the disk is full nothing has its name
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    atomic_write_json(job.spool / job.manifest, manifest)  # where the disk is full nothing has its name
     try:
         for name in [*job.names, job.manifest]:
             move(job.spool / name, job.folder / name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ideal_proxy.data import SETTINGS, Message, Row, chat_record
+from ideal_proxy.store import json_bytes
 
 MOST_LINES = 4  # shapes of lines that are told apart
 MOST_PATHS = 2_000  # within the arguments of calls; beyond, arguments are written as text
@@ -87,7 +88,7 @@ class ChatLayout:
             record["tools"] = json.dumps(list(tools), ensure_ascii=False)
         if self.settings:
             record[SETTINGS] = {key: settings.get(key) for key in self.settings}
-        return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
+        return json_bytes(record)
 
     def _turn(self, turn: dict[str, Any]) -> dict[str, Any]:
         filled = turn | {key: 1 if key == "weight" else None for key in self.turn_keys if key not in turn}

@@ -29,7 +29,7 @@ from ideal_proxy.data import SourceReader, is_line_file, log, read_turns, source
 from ideal_proxy.errors import UserError
 from ideal_proxy.mixture.file import DomainVolume
 from ideal_proxy.mixture.row_shape import ChatLayout, Shape
-from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.store import atomic_write_json, json_bytes, read_json
 
 FORMAT = "ideal-proxy/row-table/3"
 TABLE, ROWS, LINES = "table.json", "rows.parquet", "lines.jsonl"
@@ -213,8 +213,7 @@ def _build(
             if spool is None:
                 places.append((number_of[record.path], record.number))
             else:
-                if (line := record.line) is None:  # half a character, which UTF-8 cannot hold, is written as its escape
-                    line = json.dumps(record.value, ensure_ascii=False, default=str).encode(errors="backslashreplace")
+                line = json_bytes(record.value, default=str) if record.line is None else record.line
                 line = line.removesuffix(b"\n") + b"\n"
                 spool.write(line)
                 spooled.update(line)

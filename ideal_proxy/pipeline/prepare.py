@@ -7,7 +7,6 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,7 +44,15 @@ from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_refer
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.unchanged import Origin, refuse_changed_sources, stamp
 from ideal_proxy.sections import DomainConfig, size_name
-from ideal_proxy.store import atomic_write_json, is_complete, is_whole, mark_complete, read_json, save_pretrained
+from ideal_proxy.store import (
+    atomic_write_json,
+    is_complete,
+    is_whole,
+    json_bytes,
+    mark_complete,
+    read_json,
+    save_pretrained,
+)
 from ideal_proxy.swarm import save_lines
 from ideal_proxy.terminal import Reporter
 
@@ -225,7 +232,7 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
 def _lines(rows: Sequence[Row], tokens: TokenRows) -> list[bytes]:
     """Write the rows behind token rows as lines of JSON, for a trainer of the user's own."""
     records = (chat_record(row.messages, row.tools, row.settings) for row in map(rows.__getitem__, tokens.source_index))
-    return [json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n" for record in records]
+    return [json_bytes(record) + b"\n" for record in records]
 
 
 def cut_text(tokens: TokenRows, context: Context) -> str:
