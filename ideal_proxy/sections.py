@@ -298,6 +298,11 @@ class SwarmConfig(Section):
     slurm: dict[str, str | int | float | bool | dict[str, Any] | list[str]] = Field(
         default={}, description="what submitit is told, e.g. {slurm_partition: gpu, timeout_min: 240}"
     )
+    judge_rows: int | None = Field(
+        default=None,
+        ge=4,
+        description="reference rows a capability that each proxy reads, at most; default: all of the search's half",
+    )
     keep_weights: float = Field(
         default=64,
         ge=0,

@@ -135,18 +135,20 @@ def test_the_page_of_a_pretrained_model_pairs_seeds_and_holds_predictions_agains
     mixture = {"gain": [0.1, 0.05, 0.15], "ratios": {"a": [0.8, 0.7, 0.9], "b": [1.0, 0.99, 1.01]}}
     told = {"capabilities": ["a", "b"], "mixtures": dict.fromkeys(pretrained.ARMS[1:], mixture)}
     (tmp_path / "predictions" / "smollm2.json").write_text(json.dumps(told))
-    rows = [{"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05]}]
+    rows = [{"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05], "tests": 40}]
     for seed, level in ((1, 1.0), (2, 2.0)):  # seeds differ by more than mixtures do
         rows += [
-            {"contender": "base", "seed": seed, "losses": [level, level], "exact": [0.2, 0.2 * seed], "tokens": 100},
+            {"contender": "base", "seed": seed, "losses": [level, level], "exact": [0.2, 0.2 * seed], "tokens": 100,
+             "tests": 200},
             {"contender": "ours", "seed": seed, "losses": [0.8 * level, 1.1 * level], "exact": [0.3, 0.3 * seed],
-             "tokens": 100},
+             "tokens": 100, "tests": 200},
+            {"contender": "ours", "seed": seed, "losses": [9.0, 9.0], "exact": [0.0, 0.0], "tokens": 100, "tests": 40},
         ]  # fmt: skip
     (tmp_path / "real_smollm2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pretrained.show(argparse.Namespace())
     page = (tmp_path / "real_smollm2.md").read_text().splitlines()
     line = next(line for line in page if line.startswith("| ours |"))
-    assert "| 2 | 37.50 % | +50.00 [+50.00, +50.00] |" in line
+    assert "| 2 | 200 | 37.50 % | +50.00 [+50.00, +50.00] |" in line
     assert "| +10.00 [+5.00, +15.00] | +5.00 [+5.00, +5.00] | 1 of 2 |" in line
     assert any(line.startswith("| equal rows | 0 |") for line in page)
     assert next(line for line in page if line.startswith("| a |")).startswith("| a | 0.0 | 5.000 | 20.0 | 1.500 | 30.0")

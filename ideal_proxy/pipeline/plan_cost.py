@@ -118,7 +118,7 @@ def run_seconds(prepared: Prepared, fraction: float, of: Plan | LowerSize) -> fl
     base = prepared.domains.base * fraction
     tokens, labelled = float(base @ prepared.domains.lengths), float(base @ prepared.column("supervised_per_row"))
     length = tokens / max(float(base.sum()), 1e-9)
-    return (of.products.training(tokens, labelled, length) + judging(prepared, of.products)) / of.flops_per_second
+    return (of.products.training(tokens, labelled, length) + judging(prepared, of.products)[0]) / of.flops_per_second
 
 
 def gradient_method(config: SearchConfig, plan: Plan) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     length = tokens / max(float(base.sum()), 1e-9)
     steps = config.batch.steps(float(base.sum()), tokens)
     training = plan.products.training(tokens, labelled, length)
-    half = judging(prepared, plan.products)  # the search rows; the check judges the verify rows as well
+    half, rest = judging(prepared, plan.products)
     warm_tokens, warm_rows = _warm_tokens(prepared)
     sweep = len(plan.rates) * SWEEP_MIXTURES if len(plan.rates) > 1 else 0
     swarm = plan.runs - (SWEEP_MIXTURES if sweep else 0)  # the sweep's runs at the chosen rate belong to it
@@ -162,11 +162,11 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     method = gradient_method(config, plan)[0]
     passes = config.swarm.seeds if method else 0
     trainings = response_trainings(method, len(config.capabilities))
-    warm = plan.products.training(warm_tokens, warm_tokens, length) + 2 * half
+    warm = plan.products.training(warm_tokens, warm_tokens, length) + half + rest
     stages: list[tuple[Stage, float, float, float, float]] = [  # name, runs, tokens, FLOPs, steps
         (Stage.WARM_START, 1, warm_tokens, warm, warm_rows / config.batch.mean_rows(warm_tokens / max(warm_rows, 1.0)))
         if config.proxy.model is None and (plan.warms or not config.reuse)
-        else (Stage.ZERO_ROWS, 1, 0.0, 2 * half, 0.0),
+        else (Stage.ZERO_ROWS, 1, 0.0, half + rest, 0.0),
         (Stage.LEARNING_RATE, sweep, tokens * sweep, (training + half) * sweep, sweep * steps),
         *([(Stage.JUDGING, plan.judged, 0.0, half * plan.judged, 0.0)] if plan.judged else []),
         (Stage.SWARM, swarm, tokens * swarm, (training + half) * swarm, swarm * steps),
@@ -178,7 +178,7 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
         more, estimates = plan.more_runs * later, trainings * passes * later
         work = (more + estimates) * training + more * half
         stages.append((Stage.MORE_ROUNDS, more, tokens * (more + estimates), work, more * steps))
-    stages.append((Stage.CHECK, pairs, tokens * pairs, (training + 2 * half) * pairs, pairs * steps))
+    stages.append((Stage.CHECK, pairs, tokens * pairs, (training + half + rest) * pairs, pairs * steps))
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name.alone else plan.workers
@@ -242,12 +242,19 @@ def _describe_lower(config: SearchConfig, prepared: Prepared, plan: Plan) -> lis
     return stages
 
 
-def judging(prepared: Prepared, products: Products) -> float:
-    """Count the FLOPs of judging a proxy on half of every capability's reference rows."""
+def judging(prepared: Prepared, products: Products) -> tuple[float, float]:
+    """Count the FLOPs of judging a proxy on every capability's rows of the search, and on those of the check."""
     length = float(prepared.domains.lengths.mean())
-    rows = sum(capability.rows for capability in prepared.capabilities)
-    labelled = sum(capability.supervised_tokens for capability in prepared.capabilities)
-    return products.judging(rows * length / 2, labelled / 2, length)
+    labelled = [of.supervised_tokens / max(of.rows, 1) for of in prepared.capabilities]
+
+    def of_rows(counts: list[int]) -> float:
+        supervised = sum(n * each for n, each in zip(counts, labelled, strict=True))
+        return products.judging(sum(counts) * length, supervised, length)
+
+    return (
+        of_rows([of.search_rows for of in prepared.capabilities]),
+        of_rows([of.verify_rows for of in prepared.capabilities]),
+    )
 
 
 def _warm_tokens(prepared: Prepared) -> tuple[float, float]:

@@ -37,7 +37,7 @@ from ideal_proxy.data import (
 )
 from ideal_proxy.domains import Domains
 from ideal_proxy.errors import UserError
-from ideal_proxy.mixture import reserve_mask, search_verify_split
+from ideal_proxy.mixture import keep_some, reserve_mask, search_verify_split
 from ideal_proxy.pipeline.encoding import LeftOut, encode, left_out, pretrained_source
 from ideal_proxy.pipeline.facts import CapabilityFacts, DomainFacts
 from ideal_proxy.pipeline.findings import Finding, duplicate_findings, few_references_text, tallied, tell, told
@@ -184,7 +184,8 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         search = search_verify_split(tokens.split_keys)
         if heritage is not None:
             search = heritage.search_rows(tokens.split_keys, search)
-        halves = {"search": tokens.select(np.flatnonzero(search)), "verify": tokens.select(np.flatnonzero(~search))}
+        read = search if (most := config.swarm.judge_rows) is None else keep_some(tokens.keys, search, most)
+        halves = {"search": tokens.select(np.flatnonzero(read)), "verify": tokens.select(np.flatnonzero(~search))}
         for half, part in halves.items():
             if len(part) == 0:
                 raise UserError(f"capability {capability.name} has too few reference rows to split; give it at least 2")

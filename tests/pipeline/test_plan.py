@@ -122,6 +122,32 @@ def test_too_small_a_budget_says_what_is_needed(prepared, tmp_path):
     assert not (tmp_path / "plan.json").exists()
 
 
+def test_fewer_reference_rows_are_offered_where_reading_them_takes_long(prepared, tmp_path):
+    many = replace(
+        prepared, capabilities=tuple(replace(of, rows=40_000, search_rows=20_000, verify_rows=20_000)
+                                     for of in prepared.capabilities),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"\d\d% of it go with swarm\.judge_rows: 64$"):
+        make_plan(config(swarm={"max_hours": 0.01}), many, tmp_path / "plan.json")
+    with pytest.raises(UsageError, match=r"or the proxy's size$"):
+        make_plan(config(swarm={"max_hours": 0.01}), prepared, tmp_path / "plan.json")
+
+
+def test_judging_counts_the_rows_that_are_read(prepared, tmp_path):
+    """The search's rows at every run, those of the check at its runs alone."""
+    settings = config(rounds=1)
+    plan = make_plan(settings, prepared, tmp_path / "plan.json")
+    few = replace(prepared, capabilities=tuple(replace(of, search_rows=10) for of in prepared.capabilities))
+    whole, less = (
+        {stage["name"]: stage["flops"] for stage in describe_plan(settings, of, plan)["stages"]}
+        for of in (prepared, few)
+    )
+    judged = hand_counted()["judging"]
+    saved = judged * (1 - 10 * len(prepared.capabilities) / sum(of.search_rows for of in prepared.capabilities))
+    assert whole["swarm"] - less["swarm"] == pytest.approx(9 * saved)
+    assert whole["check"] - less["check"] == pytest.approx(16 * saved)
+
+
 @pytest.mark.parametrize(("batch", "unit"), [({"rows": 32}, "tokens"), ({"tokens": 900}, "rows")])
 def test_kept_steps_and_a_kept_budget_both_hold(prepared, batch, unit):
     settings = config(batch=batch, budget={unit: "keep", "steps": "keep"})

@@ -47,6 +47,35 @@ def test_no_prompt_stands_on_both_sides(tmp_path: Path) -> None:
         assert prepared.facts[index].reserved == warm.sum()
 
 
+def test_proxies_read_some_reference_rows_and_the_check_reads_all_of_its_own(tmp_path: Path) -> None:
+    rows = rows_of("reference")
+    halves: dict[tuple[int | None, bool], list[set[str]]] = {}
+    for most, turned in ((None, False), (12, False), (12, True), (500, False)):
+        folder = tmp_path / f"{most}{turned}"
+        folder.mkdir()
+        reference = write_rows(folder / "reference.jsonl", rows[::-1] if turned else rows)
+        config = parse_config({
+            "name": "few", "domains": [
+                {"name": name, "path": write_rows(folder / f"{name}.jsonl", rows_of(name))} for name in ("a", "b")
+            ],
+            "capabilities": [{"name": "a", "path": reference}], "swarm": {"judge_rows": most},
+            "proxy": {"size": "0.1M", "vocabulary": 300, "context": 64},
+        })  # fmt: skip
+        prepared = prepare(config, folder / "prepared", Reporter(quiet=True))
+        texts = np.array([row["completion"] for row in (rows[::-1] if turned else rows)])
+        halves[most, turned] = [
+            set(texts[prepared.reference_rows(0, half).source_index].tolist()) for half in ("search", "verify")
+        ]
+        facts = prepared.capabilities[0]
+        assert (facts.search_rows, facts.verify_rows) == tuple(map(len, halves[most, turned]))
+    whole, few = halves[None, False], halves[12, False]
+    assert len(few[0]) == 12
+    assert few[0] < whole[0], "some of the search's half"
+    assert few[1] == whole[1], "and the check's own is whole"
+    assert halves[12, True] == few, "the same ones in any order of the file"
+    assert halves[500, False] == whole
+
+
 def test_a_row_of_its_own_prompt_keeps_its_key(tmp_path: Path) -> None:
     # So that splits of rows without equal prompts are those of earlier versions.
     text = [*rows_of("x")[:5], rows_of("x")[PROMPTS]]

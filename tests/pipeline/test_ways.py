@@ -7,7 +7,7 @@ import yaml
 from builders import config_of, run, small_search
 
 from ideal_proxy.config import parse_config
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline import ways as module
 from ideal_proxy.pipeline.ways import LADDER, SCRATCH, TARGET, Way, compare_ways, recommend
 from ideal_proxy.terminal import Reporter
@@ -20,7 +20,10 @@ def way(name, seconds, why_not=""):
 def test_the_target_is_taken_where_it_fits():
     scratch, ladder = way(SCRATCH, 100.0), way(LADDER, 60.0)
     assert recommend([scratch, ladder, way(TARGET, 900.0)])[0].name == TARGET
-    assert recommend([scratch, ladder, way(TARGET, 900.0, "too large")])[0].name == SCRATCH
+    chosen, why = recommend([scratch, ladder, way(TARGET, 900.0, "too large")])
+    assert chosen.name == SCRATCH
+    assert "say little" in why
+    assert "scale-up --baseline" in why
 
 
 def test_a_ladder_is_taken_only_where_one_size_cannot_be_searched():
@@ -58,6 +61,18 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
     chosen, _ = recommend(ways)
     assert chosen.lines == {"proxy": {"mode": "target", "model": "some/model", "lora_rank": 16}}
     parse_config(small_search() | chosen.lines)
+    asked.clear()
+
+    def slow(settings, folder, reporter):
+        if settings.proxy.mode == "target" and settings.swarm.judge_rows is None:
+            raise UsageError("--max-hours 2 is too little")
+        return planned(settings, folder, reporter)
+
+    monkeypatch.setattr(module, "plan_search", slow)
+    chosen, _ = recommend(compare_ways(config_of(("a", "b"), ("a",)), "some/model", 2.0, Reporter(quiet=True)))
+    assert chosen.lines["swarm"] == {"judge_rows": 64}, "fewer reference rows, where reading them all takes too long"
+    parse_config(small_search() | chosen.lines)
+    monkeypatch.setattr(module, "plan_search", planned)
     asked.clear()
     family = {"proxy": {"lora_rank": 8}, "swarm": {"sizes": ["some/small", "some/model"]}}
     compare_ways(config_of(("a", "b"), ("a",), **family), None, None, Reporter(quiet=True))
