@@ -33,7 +33,7 @@ from ideal_proxy.terminal import Reporter
 
 HERE = Path(__file__).parent
 REPEATS = 2000  # of the bootstrap over mixtures
-RATES = {"0.1M": 6e-3, "1M": 2e-3}  # the best of sweeps at these sizes, or near it
+RATES = {"0.1M": 6e-3, "1M": 2e-3, "10M": 1e-3}  # the best of sweeps at these sizes, or near it
 
 
 def settings(options: argparse.Namespace) -> SearchConfig:
