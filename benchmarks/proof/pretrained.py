@@ -122,7 +122,7 @@ def run(given: argparse.Namespace) -> None:
     settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
     done = {(row["contender"], row["seed"]) for row in recorded() if row["tests"] == given.tests}
     seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
-    for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in {*given.arms, "untuned"}]:
+    for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in given.arms]:
         model = load_causal_lm(source, context=CONTEXT)
         row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M", "tests": given.tests}
         row["dtype"] = given.dtype
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
     parser.add_argument("--work", type=Path, default=Path("runs/proof/smollm2"))
     parser.add_argument("--model", type=Path, help="a folder with another model, for rehearsals")
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=("untuned", *ARMS), choices=("untuned", *ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tests", type=int, default=TESTS, help="rows a capability")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products and answers")
