@@ -4,7 +4,8 @@ An anchor moves one domain up or down and lets the others make room: up is halfw
 a share e^-spread of it (2.0 leaves 14 %), as far as bounds allow. Halfway, because models that saw one domain alone
 merge badly (DeMix, arXiv 2602.00747, keeps half of general data). A mixture halfway between two anchors is imitated by
 the mean of their weights. All such points mix two runs in equal shares, so what averaging does to a loss by itself is
-about the same in all of them, and falls out with their level. Some are trained as well: those teach the trust.
+about the same in all of them, and falls out with their level. Some are trained as well, once it is known which pairs
+merge: those teach the trust.
 
 Legend: A anchors, P pairs, R runs, D domains, J capabilities.
 """
@@ -12,7 +13,7 @@ Legend: A anchors, P pairs, R runs, D domains, J capabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -40,14 +41,24 @@ class Anchors:
 
     names: tuple[str, ...]  # (A,) `coding up`, `coding down`
     mixtures: Array  # (A, D) of the anchors
-    pairs: NDArray[np.int64]  # (P, 2) anchors whose mean is imitated, those that are trained too first
-    volumes: Array  # (R, D) of the runs: base with every seed, the anchors, mixtures that are imitated too
-    seeds: NDArray[np.int64]  # (R,) of the runs
+    pairs: NDArray[np.int64]  # (P, 2) anchors whose mean may be imitated, the first `imitations` of them are
+    volumes: Array  # (R, D) of the runs that come first: base with every seed, the anchors
+    seeds: NDArray[np.int64]  # (R,) of those runs
+    imitations: int  # mixtures that are imitated
+    checked: int  # runs of mixtures that are imitated too
 
     @property
     def halfway(self) -> Array:
-        """Mixtures that are imitated, (P, D)."""
+        """Mixtures that may be imitated, (P, D)."""
         return np.asarray(self.mixtures[self.pairs].mean(axis=1)) if len(self.pairs) else self.mixtures[:0]
+
+    def to_check(self, merged: Sequence[int], seeds: Sequence[int]) -> list[tuple[int, int]]:
+        """Say which pairs are trained, and with which seed: those that merge before others."""
+        order = [*merged, *(p for p in range(len(self.pairs)) if p not in set(merged))]
+        runs = [(p, seeds[0]) for p in order]
+        # One mixture that is checked has a second seed: with base's it tells the noise of a difference.
+        runs[CHECKED:CHECKED] = [(order[0], seeds[1])] if order and len(seeds) > 1 else []
+        return runs[: self.checked]
 
     def pair_name(self, pair: int) -> str:
         """Name a pair of anchors."""
@@ -86,16 +97,9 @@ def make_anchors(config: SearchConfig, prepared: Prepared, runs: int, seeds: Seq
     if len(pairs):
         order = spread_mixtures(np.vstack([base, mixtures[pairs].mean(axis=1)]), min(len(pairs), max(most, left)))
         pairs = pairs[np.array(order, dtype=np.int64) - 1]
-    whole = Anchors(names, mixtures, pairs, np.zeros((0, len(base))), np.zeros(0, dtype=np.int64))
-    # One mixture that is checked has a second seed: with base's it tells the noise of a difference.
-    checked = [(k, seeds[0]) for k in range(min(CHECKED, len(pairs), left))]
-    checked += [(0, seeds[1])] if len(checked) < left and len(seeds) > 1 and checked else []
-    checked += [(k, seeds[0]) for k in range(CHECKED, len(pairs))][: left - len(checked)]
-    halfway = whole.halfway
-    volumes = [base] * len(seeds) + list(mixtures) + [halfway[k] for k, _ in checked]
-    drawn = [*seeds, *[seeds[0]] * len(up), *(seed for _, seed in checked)]
-    return replace(
-        whole, pairs=pairs[:most], volumes=np.array(volumes)[:runs], seeds=np.array(drawn, dtype=np.int64)[:runs]
+    volumes, drawn = np.array([base] * len(seeds) + list(mixtures)), [*seeds, *[seeds[0]] * len(up)]
+    return Anchors(
+        names, mixtures, pairs, volumes, np.array(drawn, dtype=np.int64), imitations=min(most, len(pairs)), checked=left
     )
 
 

@@ -131,12 +131,12 @@ class Laboratory(Bench):
         self._run(Stage.SWARM, list(distinct.values()), role="design", number=number)
 
     def imitate(self, rate: float) -> None:
-        """Judge mixtures halfway between two anchors by the mean of the anchors' weights."""
+        """Judge mixtures halfway between two anchors by the mean of the anchors' weights, and train some of them."""
         if self.anchors is None:
             return
         anchors, seed = self.anchors, self._seeds(0)[0]
         ends = [self._spec(mixture, seed, "design", rate).id for mixture in anchors.mixtures]
-        pairs = [p for p, pair in enumerate(anchors.pairs) if all(ends[a] in self._results for a in pair)]
+        pairs = [p for p in range(anchors.imitations) if all(ends[a] in self._results for a in anchors.pairs[p])]
         specs = {
             p: self._spec(anchors.halfway[p], seed, IMITATED, rate, ends=[ends[a] for a in anchors.pairs[p]])
             for p in pairs
@@ -148,6 +148,11 @@ class Laboratory(Bench):
         apart = disagreeing(at_ends, middle) if done else np.zeros(0, dtype=bool)
         self.imitated = tuple(specs[p].id for p, bad in zip(done, apart, strict=True) if not bad)
         self.disagree = tuple(anchors.pair_name(p) for p, bad in zip(done, apart, strict=True) if bad)
+        merged = [p for p, bad in zip(done, apart, strict=True) if not bad]
+        checks = [
+            self._spec(anchors.halfway[p], of, "design", rate) for p, of in anchors.to_check(merged, self._seeds(0))
+        ]
+        self._run(Stage.SWARM, checks, role="design", number=0)
 
     def told_imitations(self, model: ResponseModel) -> str:
         """Say what was imitated and what that was worth in a fit; "" where nothing was."""

@@ -100,7 +100,7 @@ def make_plan(
         + (probe_command(config, prepared, device) if config.proxy.command else 0.0),
         trainable_parameters=found.trainable_parameters, judged=wanted.judged if wanted else 0,
         fresh_runs=wanted.fresh if wanted else 0,
-        warms=wanted.warms if wanted else False, imitations=len(anchors.pairs) if anchors else 0,
+        warms=wanted.warms if wanted else False, imitations=anchors.imitations if anchors else 0,
     )  # fmt: skip
     if config.proxy.model is not None and config.swarm.workers is None and config.swarm.engine == "local":
         each = memory_of_worker(config, prepared, plan)

@@ -46,8 +46,10 @@ def test_anchors_move_one_domain_each_and_keep_the_total(prepared):
     anchors = make_anchors(on_target(), prepared, runs, (0, 1))
     base, lengths = prepared.domains.base, prepared.domains.lengths
     assert anchors.names == ("code up", "math up", "trust up", "code down", "math down", "trust down")
-    assert anchors.volumes @ lengths == pytest.approx(np.full(runs, base @ lengths))
-    assert runs == len(anchors.volumes) == len(anchors.seeds) == 2 + 6 + CHECKED + 1
+    assert anchors.volumes @ lengths == pytest.approx(np.full(8, base @ lengths))
+    assert anchors.halfway @ lengths == pytest.approx(np.full(12, base @ lengths))
+    assert (len(anchors.volumes), len(anchors.seeds), anchors.checked) == (2 + 6, 2 + 6, CHECKED + 1)
+    assert runs == 2 + 6 + CHECKED + 1
     changes = np.log(anchors.mixtures / base)
     for d in range(3):
         assert changes[d].argmax() == d
@@ -57,9 +59,8 @@ def test_anchors_move_one_domain_each_and_keep_the_total(prepared):
     shares = anchors.mixtures * lengths / (base @ lengths)
     assert shares[2, 2] == pytest.approx(0.5 + 0.5 * base[2] * lengths[2] / (base @ lengths)), "halfway to it alone"
     assert shares[0, 0] < 0.5, "not beyond what the spread allows"
-    assert np.array_equal(anchors.volumes[8:11], anchors.halfway[:CHECKED])
-    assert anchors.seeds.tolist() == [0, 1, *[0] * 6, *[0] * CHECKED, 1]
-    assert len(anchors.pairs) == 12
+    assert anchors.seeds.tolist() == [0, 1, *[0] * 6]
+    assert len(anchors.pairs) == anchors.imitations == 12
     assert len({tuple(pair) for pair in anchors.pairs.tolist()}) == 12
 
 
@@ -72,7 +73,8 @@ def test_what_cannot_move_has_no_anchor(prepared):
     anchors = make_anchors(on_target(imitations=2), prepared, runs, (0, 1))
     assert anchors.names == ("code up", "trust up", "code down", "trust down")
     assert anchors.mixtures[:, 1] == pytest.approx(np.full(4, facts[1].base))
-    assert len(anchors.pairs) == 2
+    assert anchors.imitations == 2
+    assert len(anchors.to_check([0, 1], (0, 1))) == CHECKED + 1, "of pairs that are not imitated too"
     with pytest.raises(UsageError, match=r"needs 7 runs here .* swarm.runs is 6"):
         make_anchors(on_target(), prepared, 6, (0, 1))
     facts = tuple(replace(fact, lower=fact.base, upper=fact.base) for fact in prepared.facts[:2]) + prepared.facts[2:]
@@ -80,6 +82,16 @@ def test_what_cannot_move_has_no_anchor(prepared):
         make_anchors(on_target(), replace(prepared, facts=facts), 9, (0, 1))
     with pytest.raises(UsageError, match="imitations is of mode: target"):
         config_of(NAMES, ["code"], proxy={"imitations": 3})
+
+
+def test_pairs_that_merge_are_trained_before_others(prepared):
+    """Else, where the widest pairs do not merge, nothing tells what imitations are worth."""
+    anchors = make_anchors(on_target(), prepared, default_runs(on_target(), prepared), (7, 8))
+    assert anchors.to_check(range(12), (7, 8)) == [(0, 7), (1, 7), (2, 7), (0, 8)]
+    assert anchors.to_check([3, 5, 6, 8], (7, 8)) == [(3, 7), (5, 7), (6, 7), (3, 8)]
+    assert anchors.to_check([4], (7, 8)) == [(4, 7), (0, 7), (1, 7), (4, 8)]
+    assert anchors.to_check([], (7,)) == [(0, 7), (1, 7), (2, 7), (3, 7)]
+    assert replace(anchors, pairs=anchors.pairs[:0]).to_check([], (7, 8)) == []
 
 
 def test_weights_that_lose_more_than_either_disagree():
