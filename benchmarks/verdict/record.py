@@ -22,7 +22,9 @@ def main() -> None:
     """Read the run directory and write `NAME.json` and `NAME.md` beside this script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("--command", help="the line that began the search, where it is no run file of this folder")
+    given = parser.parse_args()
+    run = given.run
     result, origin = load_result(run), read_json(run / "provenance.json")
     rate, plan = read_json(run / "rate.json"), read_json(run / "plan.json")
     frame = pd.read_parquet(run / "runs.parquet")
@@ -38,7 +40,7 @@ def main() -> None:
     gains = ", ".join(f"{g:+.2%}" for g in result["verdict"]["gains_by_seed"])
     lines = [
         f"# {name}", "",
-        f"`{_command(name, origin)}`, then `python benchmarks/verdict/record.py RUN`", "",
+        f"`{given.command or _command(name, origin)}`, then `python benchmarks/verdict/record.py RUN`", "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
         + f", source {origin['git']}, {origin['time'][:10]}. {plan['workers']} workers of one thread; "

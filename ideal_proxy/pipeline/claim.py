@@ -29,8 +29,9 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
             for name in ("prepared", REUSED):
                 shutil.rmtree(folder / name, ignore_errors=True)
         if before is None or dump_config(before) != text or "prepared" not in kept:
-            for name in ("plan.json", "prepared/plan.json", "provenance.json", path.name):
+            for name in ("plan.json", "prepared/plan.json", path.name):
                 (folder / name).unlink(missing_ok=True)
+        (folder / "provenance.json").unlink(missing_ok=True)  # of the plan, which may be of other code
     if not dry_run:
         planned.unlink(missing_ok=True)
     if path.exists():
