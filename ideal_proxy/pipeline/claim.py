@@ -10,10 +10,9 @@ from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
-from ideal_proxy.pipeline.rate import is_json
 from ideal_proxy.provenance import provenance
 from ideal_proxy.sections import CostConfig
-from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, marked_as, strangers
+from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, is_json, marked_as, strangers
 
 
 def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:

@@ -24,6 +24,7 @@ def test_the_target_is_taken_where_it_fits():
     assert chosen.name == SCRATCH
     assert "say little" in why
     assert "scale-up --baseline" in why
+    assert recommend([scratch, way(LADDER, 60.0, "no"), way(TARGET, 900.0, "too large")]) == (scratch, why)
 
 
 def test_a_ladder_is_taken_only_where_one_size_cannot_be_searched():
