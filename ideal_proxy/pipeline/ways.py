@@ -29,7 +29,7 @@ KNOWN = {  # measured; the files name the commands
     LADDER: "on surfaces of known truth it gained nothing over one size at equal cost; on trained proxies it was not "
     "measured (benchmarks/target/ladder.md)",
     TARGET: "no step to another size is left open, and what the model knows already counts; on SmolLM2-135M it gained "
-    "+3.2 % [+2.1, +4.2], +2.4 % promised (benchmarks/verdict/skills_on_target.md)",
+    "+3.2 % [+2.1, +4.2], +2.4 % promised (benchmarks/proof/on_target.md)",
 }
 
 
