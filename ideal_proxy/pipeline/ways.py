@@ -65,7 +65,9 @@ def compare_ways(config: SearchConfig, model: str | None, max_hours: float | Non
     ]
     model = model or config.proxy.model
     if model is not None:
-        whole = {"mode": "target", "model": model}
+        whole: dict[str, Any] = {"mode": "target", "model": model}
+        if model == config.proxy.model:
+            whole |= config.proxy.model_dump(include={"gguf", "revision", "trust_remote_code"}, exclude_defaults=True)
         ways += [(TARGET, {"proxy": whole}), (TARGET, {"proxy": whole | {"lora_rank": RANK}})]
         if config.swarm.judge_rows is None:  # many reference rows take longer than the training
             ways.append((TARGET, {"proxy": whole | {"lora_rank": RANK}, "swarm": {"judge_rows": FEW_JUDGED}}))

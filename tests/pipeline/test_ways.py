@@ -75,6 +75,12 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
     parse_config(small_search() | chosen.lines)
     monkeypatch.setattr(module, "plan_search", planned)
     asked.clear()
+    given = {"model": "some/model", "gguf": "q4.gguf", "trust_remote_code": True}
+    compare_ways(config_of(("a", "b"), ("a",), proxy=given), None, 2.0, Reporter(quiet=True))
+    assert [(s.proxy.gguf, s.proxy.revision, s.proxy.trust_remote_code) for s in asked[2:]] == [
+        ("q4.gguf", None, True)
+    ] * 2, "its file and its code are those of the run file"
+    asked.clear()
     family = {"proxy": {"lora_rank": 8}, "swarm": {"sizes": ["some/small", "some/model"]}}
     compare_ways(config_of(("a", "b"), ("a",), **family), None, None, Reporter(quiet=True))
     assert [(s.proxy.size, s.swarm.sizes, s.proxy.model, s.proxy.lora_rank) for s in asked[:2]] == [
