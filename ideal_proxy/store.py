@@ -174,6 +174,15 @@ def read_json(path: str | Path) -> Any:
     return value
 
 
+def is_json(path: Path) -> bool:
+    """Tell whether a file of ours is there and whole."""
+    try:
+        read_json(path)
+    except UserError:
+        return False
+    return True
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse an object in which a key stands twice: the last would win in silence."""
     value = dict(pairs)

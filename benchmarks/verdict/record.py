@@ -22,12 +22,16 @@ def main() -> None:
     """Read the run directory and write `NAME.json` and `NAME.md` beside this script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("--command", help="the line that began the search, where it is no run file of this folder")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md; default: beside this, by the run's name")
+    given = parser.parse_args()
+    run = given.run
     result, origin = load_result(run), read_json(run / "provenance.json")
     rate, plan = read_json(run / "rate.json"), read_json(run / "plan.json")
     frame = pd.read_parquet(run / "runs.parquet")
     name = result["name"]
-    atomic_write_json(RESULTS / f"{name}.json", {"result": result, "provenance": origin, "rate": rate, "plan": plan})
+    out = given.out or RESULTS / name
+    atomic_write_json(out.with_suffix(".json"), {"result": result, "provenance": origin, "rate": rate, "plan": plan})
     machine = origin["machine"]
     verify = frame[frame["role"] == "verify"].groupby("seed").size()
 
@@ -38,11 +42,13 @@ def main() -> None:
     gains = ", ".join(f"{g:+.2%}" for g in result["verdict"]["gains_by_seed"])
     lines = [
         f"# {name}", "",
-        f"`{_command(name, origin)}`, then `python benchmarks/verdict/record.py RUN`", "",
+        f"`{given.command or _command(name, origin)}`, then `python benchmarks/verdict/record.py RUN`", "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if k in {"python", "torch", "transformers"})
         + f", source {origin['git']}, {origin['time'][:10]}. {plan['workers']} workers of one thread; "
-        "the machine did other work at the same time, so times are upper bounds.", "",
+        "the machine did other work at the same time, so times are upper bounds."
+        + (" Time and source are those of the plan that was made first." if "--dry-run" in origin["command"] else ""),
+        "",
         f"Proxy: {plan['parameters']:,} parameters, φ = {plan['fraction']:g}, rate {rate['learning_rate']:g} "
         f"({rate['chosen']}: {rate.get('scores')}). {len(frame)} runs, {frame['tokens'].sum():,} tokens, "
         f"{frame['seconds'].sum() / 60:.0f} minutes of one worker. Fresh seeds of the check: {len(verify)}; "
@@ -51,7 +57,7 @@ def main() -> None:
         "| round | predicted gain |", "|---:|---|", *rounds, "",
         "```", result_tables(result, Path("RUN")), "```", "",
     ]  # fmt: skip
-    atomic_write_text(RESULTS / f"{name}.md", "\n".join(lines))
+    atomic_write_text(out.with_suffix(".md"), "\n".join(lines))
 
 
 def _command(name: str, origin: dict) -> str:

@@ -53,12 +53,12 @@ class Anchors:
         return np.asarray(self.mixtures[self.pairs].mean(axis=1)) if len(self.pairs) else self.mixtures[:0]
 
     def to_check(self, merged: Sequence[int], seeds: Sequence[int]) -> list[tuple[int, int]]:
-        """Say which pairs are trained, and with which seed: those that merge before others."""
+        """Order the pairs that may be trained, with a seed each: those that merge before others."""
         order = [*merged, *(p for p in range(len(self.pairs)) if p not in set(merged))]
         runs = [(p, seeds[0]) for p in order]
         # One mixture that is checked has a second seed: with base's it tells the noise of a difference.
         runs[CHECKED:CHECKED] = [(order[0], seeds[1])] if order and len(seeds) > 1 else []
-        return runs[: self.checked]
+        return runs
 
     def pair_name(self, pair: int) -> str:
         """Name a pair of anchors."""

@@ -10,10 +10,9 @@ from ideal_proxy.config import SearchConfig, dump_config, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.earlier_runs import REUSED
 from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
-from ideal_proxy.pipeline.rate import is_json
 from ideal_proxy.provenance import provenance
 from ideal_proxy.sections import CostConfig
-from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, marked_as, strangers
+from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, is_json, marked_as, strangers
 
 
 def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
@@ -29,8 +28,9 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
             for name in ("prepared", REUSED):
                 shutil.rmtree(folder / name, ignore_errors=True)
         if before is None or dump_config(before) != text or "prepared" not in kept:
-            for name in ("plan.json", "prepared/plan.json", "provenance.json", path.name):
+            for name in ("plan.json", "prepared/plan.json", path.name):
                 (folder / name).unlink(missing_ok=True)
+        (folder / "provenance.json").unlink(missing_ok=True)  # of the plan, which may be of other code
     if not dry_run:
         planned.unlink(missing_ok=True)
     if path.exists():

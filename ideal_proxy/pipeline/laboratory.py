@@ -29,11 +29,12 @@ from ideal_proxy.pipeline.sequential import MOST_DEGREES
 from ideal_proxy.pipeline.stage import Stage
 from ideal_proxy.pipeline.verdict import PairedLosses, PairedScores, Scored
 from ideal_proxy.response import ResponseModel, Responses
-from ideal_proxy.store import atomic_write_bytes
+from ideal_proxy.store import atomic_write_bytes, atomic_write_json, is_json, read_json
 from ideal_proxy.swarm import IMITATED, JUDGED, MODEL, RESPONSES, WARM_RUN, ZERO_RUN, RunSpec, warm_spec, zero_spec
 
 Array = NDArray[np.float64]
 
+CHECKED_PAIRS = "imitated.json"  # in the run directory: pairs of anchors whose mean mixture is trained too, and seeds
 CANDIDATES = 128  # mixtures that the new runs of a search with reuse are chosen from
 
 
@@ -141,6 +142,9 @@ class Laboratory(Bench):
             p: self._spec(anchors.halfway[p], seed, IMITATED, rate, ends=[ends[a] for a in anchors.pairs[p]])
             for p in pairs
         }
+        distinct = {spec.id: p for p, spec in reversed(specs.items())}  # ends may be equal in a proxy's rows
+        pairs = [p for p in pairs if distinct[specs[p].id] == p]
+        specs = {p: specs[p] for p in pairs}
         self._run(Stage.IMITATION, list(specs.values()), role=IMITATED, needed=False, number=0)
         done = [p for p in pairs if specs[p].id in self._results]
         middle = np.array([self._search_losses(self._results[specs[p].id]) for p in done])
@@ -148,11 +152,24 @@ class Laboratory(Bench):
         apart = disagreeing(at_ends, middle) if done else np.zeros(0, dtype=bool)
         self.imitated = tuple(specs[p].id for p, bad in zip(done, apart, strict=True) if not bad)
         self.disagree = tuple(anchors.pair_name(p) for p, bad in zip(done, apart, strict=True) if bad)
-        merged = [p for p, bad in zip(done, apart, strict=True) if not bad]
-        checks = [
-            self._spec(anchors.halfway[p], of, "design", rate) for p, of in anchors.to_check(merged, self._seeds(0))
-        ]
-        self._run(Stage.SWARM, checks, role="design", number=0)
+        self._train_imitated([p for p, bad in zip(done, apart, strict=True) if not bad], anchors, rate)
+
+    def _train_imitated(self, merged: Sequence[int], anchors: Anchors, rate: float) -> None:
+        """Train some mixtures that are imitated; which ones is written down."""
+        # A run that failed may succeed in a resumed search, and then other pairs would merge.
+        path, chosen = self.folder / CHECKED_PAIRS, list[list[int]]()
+        if is_json(path):
+            chosen = read_json(path)["pairs"]
+        else:
+            known = {run for run in self._results if self._roles[run] == "design"}
+            for p, seed in anchors.to_check(merged, self._seeds(0)):
+                run = self._spec(anchors.halfway[p], seed, "design", rate).id
+                if run not in known and len(chosen) < anchors.checked:  # two may be equal in a proxy's rows
+                    known.add(run)
+                    chosen.append([p, seed])
+            atomic_write_json(path, {"pairs": chosen}, seal=True)
+        specs = [self._spec(anchors.halfway[p], seed, "design", rate) for p, seed in chosen]
+        self._run(Stage.IMITATION, specs, role="design", needed=False, number=0)
 
     def told_imitations(self, model: ResponseModel) -> str:
         """Say what was imitated and what that was worth in a fit; "" where nothing was."""

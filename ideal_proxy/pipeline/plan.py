@@ -44,6 +44,7 @@ from ideal_proxy.terminal import money
 
 PROXY_ROWS = 4000  # rows of the base mixture that a proxy draws by default
 LEAST_PROXY_ROWS = 400
+FEW_GAIN = 0.2  # of the time that fewer reference rows must save to be named
 FEW_JUDGED = 64  # reference rows a capability of the search, where reading them all takes too long
 MOST_LOWER_RUNS = 6  # times n + 1: more of a size below the last tell of itself alone
 LOWER_SHARE = 0.5  # of what 3(n + 1) runs of the last size cost: what the sizes below it may cost together
@@ -229,9 +230,11 @@ def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan
     if config.proxy.fraction is not None:  # nothing to shrink; one round with the fewest pairs must do
         needed = describe_plan(config, prepared, plan)["least_seconds"]
         if needed > allowed / 0.9:
+            saved = needed - describe_plan(config, _reading_few(prepared), plan)["least_seconds"]
             raise UsageError(
                 f"{limit} is too little: one round of {plan.runs} proxies at proxy.fraction {plan.fraction:g} needs "
                 f"about {_budget_text(config, needed, plan)} here; raise it, or lower --runs or proxy.fraction"
+                + _reading_hint(saved / needed)
             )
         return plan
     full = describe_plan(config, prepared, replace(plan, fraction=1.0))["total"]["seconds"]
@@ -245,7 +248,7 @@ def _within_budget(config: SearchConfig, prepared: Prepared, plan: Plan) -> Plan
         raise UsageError(
             f"{limit} is too little: {plan.runs} proxies of {LEAST_PROXY_ROWS} rows and their check need about "
             f"{_budget_text(config, needed, plan)} here; raise it, or lower --runs, --rounds or the proxy's size"
-            + (f"; {saved / needed:.0%} of it go with swarm.judge_rows: {FEW_JUDGED}" if saved > needed / 5 else "")
+            + _reading_hint(saved / needed)
         )
     return replace(plan, fraction=float(np.floor(min(fraction, largest_fraction(prepared)) * 1e6) / 1e6))
 
@@ -254,6 +257,10 @@ def _reading_few(prepared: Prepared) -> Prepared:
     """Let every proxy read few reference rows."""
     few = (replace(of, search_rows=min(of.search_rows, FEW_JUDGED)) for of in prepared.capabilities)
     return replace(prepared, capabilities=tuple(few))
+
+
+def _reading_hint(share: float) -> str:
+    return f"; {share:.0%} of it go with swarm.judge_rows: {FEW_JUDGED}" if share > FEW_GAIN else ""
 
 
 def _budget_text(config: SearchConfig, seconds: float, plan: Plan) -> str:

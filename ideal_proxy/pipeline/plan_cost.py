@@ -182,7 +182,8 @@ def describe_plan(config: SearchConfig, prepared: Prepared, plan: Plan) -> dict[
     described: list[dict[str, Any]] = []
     for name, runs, trained, work, stage_steps in stages:
         workers = 1 if name.alone else plan.workers
-        seconds = (work / plan.flops_per_second + runs * plan.metric_seconds) / workers
+        metrics = plan.metric_seconds * (_check_items(config, prepared) if name is Stage.CHECK else 1.0)
+        seconds = (work / plan.flops_per_second + runs * metrics) / workers
         described.append({
             "name": str(name), "runs": runs, "steps": round(stage_steps), "tokens": round(trained), "flops": work,
             "seconds": seconds, "cost": cost_of(config.cost, seconds, plan.devices),
@@ -240,6 +241,18 @@ def _describe_lower(config: SearchConfig, prepared: Prepared, plan: Plan) -> lis
         cost = cost_of(config.cost, total["seconds"], plan.devices)
         stages.append({"name": str(Stage.LOWER_SIZES), "size": lower.size, **total, "cost": cost})
     return stages
+
+
+def _check_items(config: SearchConfig, prepared: Prepared) -> float:
+    """Say how many times the items of a search's run one of the check has, whose metrics were timed on the former."""
+    if config.swarm.judge_rows is None or not config.has_metrics:
+        return 1.0
+    judged = [
+        (of.search_rows, of.verify_rows)
+        for of, capability in zip(prepared.capabilities, config.capabilities, strict=True)
+        if capability.metric is not None
+    ]
+    return sum(verify for _, verify in judged) / max(sum(search for search, _ in judged), 1)
 
 
 def judging(prepared: Prepared, products: Products) -> tuple[float, float]:

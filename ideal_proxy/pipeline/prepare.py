@@ -184,7 +184,11 @@ def prepare(config: SearchConfig, folder: Path, reporter: Reporter, heritage: He
         search = search_verify_split(tokens.split_keys)
         if heritage is not None:
             search = heritage.search_rows(tokens.split_keys, search)
-        read = search if (most := config.swarm.judge_rows) is None else keep_some(tokens.keys, search, most)
+        read = search
+        if (most := config.swarm.judge_rows) is not None:  # first what earlier runs have read, who may lack the others
+            known = search & np.isin(tokens.split_keys, () if heritage is None else heritage.search)
+            read = keep_some(tokens.keys, known, most)
+            read |= keep_some(tokens.keys, search & ~known, most - int(read.sum()))
         halves = {"search": tokens.select(np.flatnonzero(read)), "verify": tokens.select(np.flatnonzero(~search))}
         for half, part in halves.items():
             if len(part) == 0:

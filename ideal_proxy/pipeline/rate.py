@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.plan_cost import MOST_EXTENSIONS
-from ideal_proxy.store import atomic_write_json, read_json
+from ideal_proxy.store import atomic_write_json, is_json, read_json
 
 RATE_TOLERANCE = 0.002  # a smaller rate within so much of the best is preferred
 
@@ -44,12 +43,3 @@ def choose_rate(laboratory: Laboratory, path: Path) -> float:
     whose = f"{laboratory.lower} proxies" if laboratory.lower else "the whole search"
     laboratory.reporter.note(f"learning rate {rate:g} for {whose}{edge}")
     return rate
-
-
-def is_json(path: Path) -> bool:
-    """Tell whether a file of ours is there and whole."""
-    try:
-        read_json(path)
-    except UserError:
-        return False
-    return True

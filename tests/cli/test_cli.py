@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from builders import PROGRAM, ROOT, environment, run, write_rows
+from builders import PROGRAM, ROOT, environment, run, small_search, write_rows
 from forked import Forked
+
+from ideal_proxy.config import parse_config
+from ideal_proxy.pipeline.claim import claim
+from ideal_proxy.store import atomic_write_json, read_json
 
 COMMANDS = (
     "init", "check", "search", "show", "status", "report", "compare", "price", "what-if", "apply", "transfer", "export",
@@ -237,6 +241,18 @@ def test_a_dry_run_stands_in_nobodys_way(begun, tmp_path):
     assert run(*plan, cwd=folder).returncode == 0
     assert facts.stat().st_mtime_ns == kept, "what was prepared serves the next command"
     assert "planned, nothing trained yet" in run("status", "runs/a", cwd=folder).stdout
+
+
+def test_a_search_after_its_dry_run_says_where_it_came_from_itself(tmp_path):
+    config, origin = parse_config(small_search()), tmp_path / "run" / "provenance.json"
+    (tmp_path / "run").mkdir()
+    claim(config, tmp_path / "run", dry_run=True)
+    atomic_write_json(origin, {"command": "of the plan"}, seal=True)
+    claim(config, tmp_path / "run")
+    assert read_json(origin)["command"] != "of the plan"
+    atomic_write_json(origin, {"command": "of the search"}, seal=True)
+    claim(config, tmp_path / "run")  # and a resumed one keeps its own
+    assert read_json(origin) == {"command": "of the search"}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

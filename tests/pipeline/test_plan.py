@@ -129,6 +129,8 @@ def test_fewer_reference_rows_are_offered_where_reading_them_takes_long(prepared
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"\d\d% of it go with swarm\.judge_rows: 64$"):
         make_plan(config(swarm={"max_hours": 0.01}), many, tmp_path / "plan.json")
+    with pytest.raises(UsageError, match=r"or proxy\.fraction; \d\d% of it go with swarm\.judge_rows: 64$"):
+        make_plan(config(swarm={"max_hours": 0.01}, proxy={"fraction": 0.01}), many, tmp_path / "plan.json")
     with pytest.raises(UsageError, match=r"or the proxy's size$"):
         make_plan(config(swarm={"max_hours": 0.01}), prepared, tmp_path / "plan.json")
 

@@ -12,10 +12,13 @@ from ideal_proxy.data.messages import prompt_groups, row_keys
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.mixture.draws import reserve_mask
 from ideal_proxy.pipeline.prepare import prepare
+from ideal_proxy.pipeline.row_record import Heritage
+from ideal_proxy.sections import SwarmConfig
 from ideal_proxy.terminal import Reporter
 from tests.builders import write_rows
 
 PROMPTS, ANSWERS = 60, 3
+QUIET = Reporter(quiet=True)
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -32,7 +35,7 @@ def test_no_prompt_stands_on_both_sides(tmp_path: Path) -> None:
         "name": "prompts", "domains": domains, "capabilities": [{"name": "a", "path": reference}],
         "proxy": {"size": "0.1M", "vocabulary": 300, "context": 64, "warm_fraction": 0.25},
     })  # fmt: skip
-    prepared = prepare(config, tmp_path / "prepared", Reporter(quiet=True))
+    prepared = prepare(config, tmp_path / "prepared", QUIET)
     prompts = np.array([row["prompt"] for row in rows_of("reference")])
     search, verify = (prompts[prepared.reference_rows(0, half).source_index] for half in ("search", "verify"))
     assert len(search) + len(verify) == len(prompts)
@@ -61,7 +64,7 @@ def test_proxies_read_some_reference_rows_and_the_check_reads_all_of_its_own(tmp
             "capabilities": [{"name": "a", "path": reference}], "swarm": {"judge_rows": most},
             "proxy": {"size": "0.1M", "vocabulary": 300, "context": 64},
         })  # fmt: skip
-        prepared = prepare(config, folder / "prepared", Reporter(quiet=True))
+        prepared = prepare(config, folder / "prepared", QUIET)
         texts = np.array([row["completion"] for row in (rows[::-1] if turned else rows)])
         halves[most, turned] = [
             set(texts[prepared.reference_rows(0, half).source_index].tolist()) for half in ("search", "verify")
@@ -74,6 +77,27 @@ def test_proxies_read_some_reference_rows_and_the_check_reads_all_of_its_own(tmp
     assert few[1] == whole[1], "and the check's own is whole"
     assert halves[12, True] == few, "the same ones in any order of the file"
     assert halves[500, False] == whole
+
+
+def test_rows_that_earlier_runs_read_are_read_before_others(tmp_path: Path) -> None:
+    reference = write_rows(tmp_path / "reference.jsonl", rows_of("reference"))
+    config = parse_config({
+        "name": "few", "capabilities": [{"name": "a", "path": reference}], "swarm": {"judge_rows": 20},
+        "domains": [
+            {"name": name, "path": write_rows(tmp_path / f"{name}.jsonl", rows_of(name))} for name in ("a", "b")
+        ],
+        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 64},
+    })  # fmt: skip
+    first = prepare(config.model_copy(update={"swarm": SwarmConfig()}), tmp_path / "first" / "prepared", QUIET)
+    read = first.reference_rows(0, "search").split_keys[:9]  # by an earlier search
+    heritage = Heritage(
+        folder=first.folder, warm="", reserved=np.zeros(0, dtype=np.uint64), search=np.unique(read),
+        verify=np.unique(first.reference_rows(0, "verify").split_keys), size="",
+    )  # fmt: skip
+    found = prepare(config, tmp_path / "next" / "prepared", QUIET, heritage).reference_rows(0, "search")
+    assert len(found) == 20
+    known = np.isin(first.reference_rows(0, "search").split_keys, read)
+    assert np.isin(found.split_keys, read).sum() == min(20, known.sum()) > 0
 
 
 def test_a_row_of_its_own_prompt_keeps_its_key(tmp_path: Path) -> None:

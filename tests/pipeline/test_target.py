@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,14 @@ from pretrained_folder import pretrained_folder
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.data.context import Context
 from ideal_proxy.errors import UsageError
+from ideal_proxy.pipeline import laboratory
 from ideal_proxy.pipeline.anchors import CHECKED, default_runs, disagreeing, make_anchors
+from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.pipeline.status import read_status, status_text
 from ideal_proxy.report.text import result_tables
+from ideal_proxy.store import read_json
 from ideal_proxy.terminal import Reporter
 
 NAMES = ("code", "math", "trust")
@@ -74,7 +78,8 @@ def test_what_cannot_move_has_no_anchor(prepared):
     assert anchors.names == ("code up", "trust up", "code down", "trust down")
     assert anchors.mixtures[:, 1] == pytest.approx(np.full(4, facts[1].base))
     assert anchors.imitations == 2
-    assert len(anchors.to_check([0, 1], (0, 1))) == CHECKED + 1, "of pairs that are not imitated too"
+    assert anchors.checked == CHECKED + 1
+    assert len(anchors.to_check([0, 1], (0, 1))) == 5, "of pairs that are not imitated too"
     with pytest.raises(UsageError, match=r"needs 7 runs here .* swarm.runs is 6"):
         make_anchors(on_target(), prepared, 6, (0, 1))
     facts = tuple(replace(fact, lower=fact.base, upper=fact.base) for fact in prepared.facts[:2]) + prepared.facts[2:]
@@ -87,11 +92,28 @@ def test_what_cannot_move_has_no_anchor(prepared):
 def test_pairs_that_merge_are_trained_before_others(prepared):
     """Else, where the widest pairs do not merge, nothing tells what imitations are worth."""
     anchors = make_anchors(on_target(), prepared, default_runs(on_target(), prepared), (7, 8))
-    assert anchors.to_check(range(12), (7, 8)) == [(0, 7), (1, 7), (2, 7), (0, 8)]
-    assert anchors.to_check([3, 5, 6, 8], (7, 8)) == [(3, 7), (5, 7), (6, 7), (3, 8)]
-    assert anchors.to_check([4], (7, 8)) == [(4, 7), (0, 7), (1, 7), (4, 8)]
-    assert anchors.to_check([], (7,)) == [(0, 7), (1, 7), (2, 7), (3, 7)]
+    assert anchors.to_check(range(12), (7, 8))[:4] == [(0, 7), (1, 7), (2, 7), (0, 8)]
+    assert anchors.to_check([3, 5, 6, 8], (7, 8))[:5] == [(3, 7), (5, 7), (6, 7), (3, 8), (8, 7)]
+    assert anchors.to_check([4], (7, 8))[:5] == [(4, 7), (0, 7), (1, 7), (4, 8), (2, 7)]
+    assert anchors.to_check([], (7,)) == [(p, 7) for p in range(12)]
     assert replace(anchors, pairs=anchors.pairs[:0]).to_check([], (7, 8)) == []
+
+
+def test_what_is_trained_is_distinct_in_a_proxys_rows_and_stays_chosen(prepared, tmp_path):
+    anchors = make_anchors(on_target(), prepared, default_runs(on_target(), prepared), (7, 8))
+    asked = []
+    bench = SimpleNamespace(
+        folder=tmp_path, _results={}, _roles={}, _seeds=lambda number: [7, 8],
+        _spec=lambda volumes, seed, role, rate: SimpleNamespace(id=f"{np.rint(volumes / 1500)} {seed}"),
+        _run=lambda stage, specs, needed, **rest: asked.append(([spec.id for spec in specs], needed)),
+    )  # fmt: skip
+    Laboratory._train_imitated(bench, [0, 1, 2, 3, 4, 5], anchors, 1e-3)
+    Laboratory._train_imitated(bench, [9, 8, 7], anchors, 1e-3)  # as if other pairs merged in a resumed search
+    (first, needed), again = asked
+    assert len(np.unique(np.rint(anchors.halfway / 1500), axis=0)) < 12, "some are equal"
+    assert len(first) == len(set(first)) == CHECKED + 1
+    assert not needed, "a search goes on without them"
+    assert again == (first, needed)
 
 
 def test_weights_that_lose_more_than_either_disagree():
@@ -109,12 +131,18 @@ PROXY = {
 }  # fmt: skip
 
 
-def test_a_search_on_the_target_killed_and_resumed(tmp_path):
+def test_a_search_on_the_target_killed_and_resumed(tmp_path, monkeypatch):
     """It ends decided, with the same numbers however it was interrupted, and says what imitations were worth."""
+    apart = np.arange(12) < 1  # the widest pair does not merge
+
+    def first_disagrees(ends, middle):
+        return apart[: len(middle)] | disagreeing(ends, middle)
+
+    monkeypatch.setattr(laboratory, "disagreeing", first_disagrees)
     config = parse_config(small_search(proxy=PROXY, swarm={"workers": 1}, domains=FEW))
     (tmp_path / "mix.yaml").write_text(dump_config(config), encoding="utf-8")
     results = [run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "run", QUIET)]
-    interrupted(tmp_path / "run", tmp_path / "killed", 16)
+    interrupted(tmp_path / "run", tmp_path / "killed", 23)  # between two of the mixtures that are trained too
     weights = sorted((tmp_path / "killed" / "runs").glob("[!w]*/model.safetensors"))
     assert len(weights) > 1
     for path in weights[:2]:  # of anchors, which imitations are made of
@@ -124,11 +152,15 @@ def test_a_search_on_the_target_killed_and_resumed(tmp_path):
     results.append(run_search(load_config(tmp_path / "mix.yaml"), tmp_path / "killed", QUIET))
     assert without_times(tmp_path / "run" / "mixture.json") == without_times(tmp_path / "killed" / "mixture.json")
     result = results[0]
+    pairs = read_json(tmp_path / "run" / "imitated.json")["pairs"]
+    assert len(pairs) == CHECKED + 1
+    assert 0 not in [pair for pair, _ in pairs], "of the pair that does not merge nothing is trained"
     assert result["verdict"]["gain"]["value"] > 0.005
     assert result["domains"][0]["proposal_rows"] > 3 * result["domains"][0]["base_rows"]
     assert result["imitated"]["trust"] == results[1]["imitated"]["trust"]
     assert result["imitated"]["trust"]["learned"]
-    assert 0 < result["imitated"]["trust"]["weight"] <= 0.5, "together they count as the anchors at most"
+    most = 6 / result["imitated"]["mixtures"] + 1e-9
+    assert 0 < result["imitated"]["trust"]["weight"] <= most, "together they count as the anchors at most"
     assert result["imitated"]["mixtures"] + len(result["imitated"]["disagree"]) == 12
     assert (result["cost"]["runs"], result["cost"]["imitations"]) == (1 + 12 + 4, 12)
     said = " ".join(result_tables(result, tmp_path / "run").split())

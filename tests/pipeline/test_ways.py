@@ -24,6 +24,7 @@ def test_the_target_is_taken_where_it_fits():
     assert chosen.name == SCRATCH
     assert "say little" in why
     assert "scale-up --baseline" in why
+    assert recommend([scratch, way(LADDER, 60.0, "no"), way(TARGET, 900.0, "too large")]) == (scratch, why)
 
 
 def test_a_ladder_is_taken_only_where_one_size_cannot_be_searched():
@@ -73,6 +74,12 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
     assert chosen.lines["swarm"] == {"judge_rows": 64}, "fewer reference rows, where reading them all takes too long"
     parse_config(small_search() | chosen.lines)
     monkeypatch.setattr(module, "plan_search", planned)
+    asked.clear()
+    given = {"model": "some/model", "gguf": "q4.gguf", "trust_remote_code": True}
+    compare_ways(config_of(("a", "b"), ("a",), proxy=given), None, 2.0, Reporter(quiet=True))
+    assert [(s.proxy.gguf, s.proxy.revision, s.proxy.trust_remote_code) for s in asked[2:]] == [
+        ("q4.gguf", None, True)
+    ] * 2, "its file and its code are those of the run file"
     asked.clear()
     family = {"proxy": {"lora_rank": 8}, "swarm": {"sizes": ["some/small", "some/model"]}}
     compare_ways(config_of(("a", "b"), ("a",), **family), None, None, Reporter(quiet=True))
