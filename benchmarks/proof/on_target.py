@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,7 @@ def propose(given: argparse.Namespace) -> None:
         }
         print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in records[name]["gain"])))
     told["mixtures"][ARM] = records.pop(ARM)
+    pd.read_parquet(given.work / "run" / "runs.parquet").to_csv(HERE / "on_target_runs.csv", index=False)
     told["on_target"] = records  # what the same fit says of the other arms
     path.write_text(json.dumps(told, indent=1) + "\n")
 
