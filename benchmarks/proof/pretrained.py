@@ -121,8 +121,12 @@ def run(given: argparse.Namespace) -> None:
     lengths = np.array([part.lengths.mean() for part in sets.values()])
     settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
     done = {(row["contender"], row["seed"]) for row in recorded() if judged_as(row) == (given.tests, given.dtype)}
-    seeds = [("untuned", 0), *((arm, seed) for seed in range(1, given.seeds + 1) for arm in ARMS)]
-    for arm, seed in [pair for pair in seeds if pair not in done and pair[0] in given.arms]:
+    arms = [arm for arm in given.arms if arm != "untuned"]
+    if unknown := set(arms) - {"base", *told["mixtures"]}:
+        sys.exit(f"no prediction of {', '.join(sorted(unknown))}")
+    pairs = [("untuned", 0)] * ("untuned" in given.arms)
+    pairs += [(arm, seed) for seed in range(1, given.seeds + 1) for arm in arms]
+    for arm, seed in [pair for pair in pairs if pair not in done]:
         model = load_causal_lm(source, context=CONTEXT)
         row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M", "tests": given.tests}
         row["dtype"] = given.dtype
@@ -165,7 +169,7 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     by = {(row["contender"], row["seed"], judged_as(row)): row for row in recorded()}
     names = told["capabilities"]
     lines, parts = [], []
-    for arm in ("untuned", *ARMS):
+    for arm in dict.fromkeys(("untuned", *ARMS, *told["mixtures"])):
         most = max((judged for name, _, judged in by if name == arm), default=(0, ""))
         here = {seed: row for (name, seed, judged), row in by.items() if name == arm and judged == most}
         if not here:
@@ -213,7 +217,7 @@ def main() -> None:
     parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
     parser.add_argument("--work", type=Path, default=Path("runs/proof/smollm2"))
     parser.add_argument("--model", type=Path, help="a folder with another model, for rehearsals")
-    parser.add_argument("--arms", nargs="+", default=("untuned", *ARMS), choices=("untuned", *ARMS))
+    parser.add_argument("--arms", nargs="+", default=("untuned", *ARMS), help="of these, or of the predictions'")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tests", type=int, default=TESTS, help="rows a capability")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products and answers")
