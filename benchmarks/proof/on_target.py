@@ -87,7 +87,7 @@ def peers(given: argparse.Namespace) -> None:
     """Put beside them what other contenders make of the same runs, and ours without protection, as they are."""
     import real
     from peers import admire, fixed, olmix, regmix
-    from peers.task import Runs, Task
+    from peers.task import Runs
 
     from ideal_proxy.response import ResponseModel
     from ideal_proxy.store import read_json
@@ -100,8 +100,7 @@ def peers(given: argparse.Namespace) -> None:
     lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in result["domains"]])
     base = np.array([float(entry["base_tokens"]) for entry in result["domains"]])
     available = np.array([entry["available"] for entry in result["domains"]]) * lengths
-    task = Task(base, available, base * np.exp(-real.RANGE),
-                np.minimum(real.CAP * available, base * np.exp(real.RANGE)))  # fmt: skip
+    task = real.task_of(base, available)
     losses = table[[f"search_loss/{entry['name']}" for entry in result["capabilities"]]].to_numpy()
     runs = Runs(table[[f"rows/{name}" for name in domains]].to_numpy() * lengths, losses, table["seed"].to_numpy())
     made = {

@@ -85,11 +85,17 @@ def sizes_of(suite: str) -> tuple[str, str]:
     return SETTINGS[suite].get("sizes", SIZES)
 
 
+def task_of(base: np.ndarray, available: np.ndarray) -> Any:
+    """The bounds that every contender has: e^±2 of base, no row more than four times."""
+    from peers.task import Task
+
+    return Task(base, available, base * np.exp(-RANGE), np.minimum(CAP * available, base * np.exp(RANGE)))
+
+
 class Setting:
     """A suite's rows at φ, as a task in tokens and as a problem whose proxies can be trained."""
 
     def __init__(self, suite: str, suites: Path, work: Path, size: str, half: str, workers: int = 1) -> None:
-        from peers.task import Task
         from problem import prepare_rows
 
         told = SETTINGS[suite]
@@ -104,7 +110,7 @@ class Setting:
         self.per_row = np.array([rows.lengths.mean() for rows in self.problem.domains.values()])
         available = self.problem.base * self.per_row
         base = available * shares_of(suite, self.names)
-        self.task = Task(base, available, base * np.exp(-RANGE), np.minimum(CAP * available, base * np.exp(RANGE)))
+        self.task = task_of(base, available)
 
     def rows(self, volumes: np.ndarray) -> np.ndarray:
         """Whole rows of a mixture in tokens."""
@@ -164,12 +170,12 @@ def online(given: argparse.Namespace) -> None:
 
 def read_pool(suite: str) -> tuple[dict[str, Any], Any, Any]:
     """The recorded table with its task: what `propose` needs, without rows or models."""
-    from peers.task import Runs, Task
+    from peers.task import Runs
 
     told = json.loads((HERE / f"real_{suite}_pool.json").read_text())
     base = np.array(told["base_tokens"])
     available = base / shares_of(suite, told["domains"])
-    task = Task(base, available, base * np.exp(-RANGE), np.minimum(CAP * available, base * np.exp(RANGE)))
+    task = task_of(base, available)
     return told, task, Runs(np.array(told["volumes"]), np.array(told["losses"]), np.array(told["seeds"]))
 
 

@@ -137,16 +137,14 @@ class Laboratory(Bench):
             return
         anchors, seed = self.anchors, self._seeds(0)[0]
         ends = [self._spec(mixture, seed, "design", rate).id for mixture in anchors.mixtures]
-        pairs = [p for p in range(anchors.imitations) if all(ends[a] in self._results for a in anchors.pairs[p])]
-        specs = {
-            p: self._spec(anchors.halfway[p], seed, IMITATED, rate, ends=[ends[a] for a in anchors.pairs[p]])
-            for p in pairs
-        }
-        distinct = {spec.id: p for p, spec in reversed(specs.items())}  # ends may be equal in a proxy's rows
-        pairs = [p for p in pairs if distinct[specs[p].id] == p]
-        specs = {p: specs[p] for p in pairs}
+        specs: dict[int, RunSpec] = {}
+        for p, pair in enumerate(anchors.pairs[: anchors.imitations]):
+            spec = self._spec(anchors.halfway[p], seed, IMITATED, rate, ends=[ends[a] for a in pair])
+            known = any(spec.id == other.id for other in specs.values())  # ends may be equal in a proxy's rows
+            if not known and all(ends[a] in self._results for a in pair):
+                specs[p] = spec
         self._run(Stage.IMITATION, list(specs.values()), role=IMITATED, needed=False, number=0)
-        done = [p for p in pairs if specs[p].id in self._results]
+        done = [p for p, spec in specs.items() if spec.id in self._results]
         middle = np.array([self._search_losses(self._results[specs[p].id]) for p in done])
         at_ends = np.array([[self._search_losses(self._results[ends[a]]) for a in anchors.pairs[p]] for p in done])
         apart = disagreeing(at_ends, middle) if done else np.zeros(0, dtype=bool)
