@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can put right; the message is one sentence: what is wrong, where, what to do.
@@ -31,6 +34,12 @@ UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 def shortened(text: str, most: int = 60) -> str:
     """Cut a text to what fits in a message."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def some(names: Sequence[Any], most: int = 5) -> str:
+    """Give the first names of a list as text, and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shortened(str(name), 120) for name in names[:most]) + more
 
 
 def cut(text: str, most: int = 2_000) -> str:

@@ -22,7 +22,7 @@ from ideal_proxy.data import (
     row_keys,
     scan,
 )
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, some
 from ideal_proxy.mixture import domain_order
 from ideal_proxy.pipeline.findings import folded
 from ideal_proxy.pipeline.schema import FILE, yaml_text
@@ -54,7 +54,7 @@ def write_run_file(
     judged = len(lacking) < len(domains) or bool(layout.references)
     if lacking and hold_out is None and not judged:
         raise UserError(
-            f"no reference rows for {', '.join(lacking)}; put NAME/reference.jsonl beside the rows, "
+            f"no reference rows for {some(lacking)}; put NAME/reference.jsonl beside the rows, "
             f"or hold some out with --hold-out {ENOUGH_REFERENCE_ROWS} (at most a quarter of each is taken)"
         )
     held_out = out.resolve().parent / f"{out.stem}_held_out"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, some
 from ideal_proxy.response import SHARE_TOLERANCE, Array
-from ideal_proxy.tables.sheet import Sheet, decimals, plain, some
+from ideal_proxy.tables.sheet import Sheet, decimals, plain
 
 TRACKER = frozenset({
     "run", "runid", "index", "id", "name", "group", "seed", "seedid", "fidelity", "step", "steps", "globalstep",

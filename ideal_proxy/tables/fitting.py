@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, some
 from ideal_proxy.response import SHARE_TOLERANCE, Array, ResponseModel
 from ideal_proxy.tables.reading import Joined, Table, read_available, same_domains
-from ideal_proxy.tables.sheet import some
 
 log = logging.getLogger(__name__)
 

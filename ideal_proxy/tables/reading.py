@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ideal_proxy.errors import UserError
+from ideal_proxy.errors import UserError, some
 from ideal_proxy.response import SHARE_TOLERANCE, Array
 from ideal_proxy.tables.columns import domain_columns, is_tracker, metric_columns, without_prefix
-from ideal_proxy.tables.sheet import Sheet, plain, read_cells, read_sheet, some, to_numbers
+from ideal_proxy.tables.sheet import Sheet, plain, read_cells, read_sheet, to_numbers
 
 log = logging.getLogger(__name__)
 MOST_TOLD = 30  # columns that are not used

@@ -5,14 +5,13 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ideal_proxy.errors import UserError, shortened
+from ideal_proxy.errors import UserError, some
 
 RUN_COLUMNS = ("run", "runid", "index", "id", "sysid", "trialid", "experimentkey", "name", "runname")
 """Names of the run id, without case and signs; the first one found counts."""
@@ -156,12 +155,6 @@ def decimals(column: pd.Series) -> int:
 def plain(name: Any) -> str:
     """A column's name without case, spaces and signs."""
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
-
-
-def some(names: Sequence[Any], most: int = 5) -> str:
-    """The first names of a list as text, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shortened(str(name), 120) for name in names[:most]) + more
 
 
 def _separator(text: str) -> str:

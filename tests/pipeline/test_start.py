@@ -143,6 +143,13 @@ def test_one_domain_is_too_few(tmp_path):
         write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
 
 
+def test_of_many_domains_without_reference_rows_some_are_named(tmp_path):
+    for number in range(30):
+        put(tmp_path / "data" / f"part{number:02}.jsonl", train(f"part{number:02}", 0, 2))
+    with pytest.raises(UserError, match=r"no reference rows for part00, .*part04 and 25 more; .*--hold-out"):
+        write_run_file(tmp_path / "data", tmp_path / "mix.yaml")
+
+
 def test_rows_held_out_are_a_quarter_at_most_and_never_trained_on(tmp_path):
     sizes = {"code": 40, "math": 8}
     for name, size in sizes.items():
