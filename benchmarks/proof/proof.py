@@ -20,13 +20,17 @@ SUITES = {  # suite: (what it is, command)
     "sft5_all": ("the same, all rows as base", "real.py targets --suite sft5_all"),
     "traces": ("traces near 4,000 tokens beside short rows", "real.py targets --suite traces"),
     "demo": ("the demo with its poor base, by loss", "real.py targets --suite demo"),
-    "smollm2": ("mixtures of `skills` on SmolLM2-135M-Instruct (LoRA), by loss", "pretrained.py run"),
+    "smollm2": ("`skills` on SmolLM2-135M-Instruct (LoRA), one table of its own runs, by loss", "pretrained.py run"),
+    "smollm2_scratch": ("the same model, mixtures found by scratch proxies of 0.1M", "pretrained.py run"),
 }
 CONTENDERS = (
     "all rows once", "equal rows", "temperature 2", "best of random", "RegMix", "Olmix, KL 0.05", "Olmix, KL 0.005",
     "GP, lowest mean", "DoReMi", "DoGE", "IDEAL's rule, two rounds", "OP-Mix", "ours", "ours, protected",
-    "ours, with gradients", "ours, on the target",
+    "ours, with gradients",
 )  # fmt: skip
+NO_SEARCH = ("equal rows", "temperature 2")
+ON_TARGET = ", on the target"
+RENAMED = {"ours": "ours, protected", "ours, unprotected": "ours", "best of the 42 runs": "best of random"}
 EMPTY = "·"
 NOT_SHOWN = (
     "One search on a pretrained model decided ([on_target.md](on_target.md)), by loss; +7 % exact match was not "
@@ -37,13 +41,34 @@ NOT_SHOWN = (
     "Nothing here says that a mixture found by small proxies helps a model of a billion parameters or more.",
 )
 REPEATS = 4000  # of the bootstrap over mixtures
-SET_ON = "skills"  # what is believed of a step in size was set on it
+SET_ON = ("skills", "smollm2_scratch")  # on these was set what is believed of a step in size, of a pretrained target
+
+
+def outcomes(suite: str) -> dict[str, np.ndarray]:
+    """Losses relative to base's, (pairs, capabilities), by contender."""
+    import real
+
+    if not suite.startswith("smollm2"):
+        return real.outcomes(suite)
+    told = {name: shown(suite, name) for name in real.outcomes("smollm2")}
+    return {told[name]: pairs for name, pairs in real.outcomes("smollm2").items() if told[name]}
+
+
+def shown(suite: str, name: str) -> str:
+    """The contender's name in the tables; nothing where a mixture on SmolLM2 belongs to the other of its suites."""
+    if not suite.startswith("smollm2") or name in NO_SEARCH:
+        return name
+    if suite == "smollm2_scratch":
+        return name if name in ("ours", "Olmix, KL 0.05") else ""
+    found = name.endswith(ON_TARGET) or (name in RENAMED and name != "ours")
+    short = name.removesuffix(ON_TARGET)
+    return RENAMED.get(short, short) if found else ""
 
 
 def gains(suite: str) -> dict[str, str]:
     """Observed gain over base by contender, in per cent, from recorded targets."""
     from efficiency import text
-    from real import outcomes, pair_interval
+    from real import pair_interval
 
     told = {name: 100 * (1 - pairs.mean(axis=1)) for name, pairs in outcomes(suite).items()}
     return {name: f"{text(pair_interval(g), '+')} (n {len(g)})" for name, g in told.items()}
@@ -52,7 +77,7 @@ def gains(suite: str) -> dict[str, str]:
 def against_the_best(suite: str) -> list[str]:
     """Ours beside the best other contender of a suite, whose choice after seeing all flatters it; pairs of a seed."""
     from efficiency import text
-    from real import outcomes, pair_interval
+    from real import pair_interval
 
     seen = {name: 100 * (1 - pairs.mean(axis=1)) for name, pairs in outcomes(suite).items()}
     rivals = {name: g.mean() for name, g in seen.items() if not name.startswith(("ours", "untuned"))}
@@ -71,21 +96,23 @@ def cases(suite: str) -> tuple[list[np.ndarray], list[list[bool]], list[bool], l
 
     A mixture that two contenders share counts once; base itself does not count.
     """
-    from real import FIRST_STEP, inside_by_the_step, outcomes
+    from real import FIRST_STEP, inside_by_the_step
 
-    path = HERE / "predictions" / f"{suite}.json"
+    path = HERE / "predictions" / f"{suite.removesuffix('_scratch')}.json"
     told, seen = (json.loads(path.read_text()) if path.exists() else {"mixtures": {}}), outcomes(suite)
     ratios, now, whole, pairs, had = [], [], [], [], set[str]()
     for name, record in told["mixtures"].items():
         bounds, key = np.array(list(record["ratios"].values())), repr(record["tokens"])
-        if name not in seen or key in had or (bounds == 1.0).all():
+        step = record.get("step", told.get("step", FIRST_STEP))
+        itself = step == [1.0, 0.0, 0.0]  # found on the model itself
+        if suite.startswith("smollm2") and itself != (suite == "smollm2"):
+            continue
+        if (of := shown(suite, name)) not in seen or key in had or (bounds == 1.0).all():
             continue
         had.add(key)
-        mean = seen[name].mean(axis=0)
+        mean = seen[of].mean(axis=0)
         ratios.append((bounds[:, 1] <= mean) & (mean <= bounds[:, 2]))
-        step = record.get("step", told.get("step", FIRST_STEP))
-        same = step == [1.0, 0.0, 0.0]  # found on the model itself
-        now.append(ratios[-1].tolist() if same else inside_by_the_step(bounds, np.log(mean), step))
+        now.append(ratios[-1].tolist() if itself else inside_by_the_step(bounds, np.log(mean), step))
         gain = float(1 - mean.mean())
         whole.append(record["gain"][1] <= gain <= record["gain"][2])
         pairs.append((record["gain"][0], gain))
@@ -102,10 +129,10 @@ def calibration() -> list[str]:
         if len(ratios) < 3:
             continue
         rank = spearmanr(*zip(*pairs, strict=True)).statistic
-        own = "set on it" if suite == SET_ON else share(np.concatenate(now))
+        own = "set on it" if suite in SET_ON else share(np.concatenate(now))
         then = share(np.concatenate(ratios))
         lines.append(f"| {suite} | {len(ratios)} | {then} | {own} | {sum(gain)} of {len(gain)} | {rank:.2f} |")
-        if suite != SET_ON:
+        if suite not in SET_ON:
             together += [np.array(part) for part in now]
             whole += gain
     if together:
@@ -116,7 +143,7 @@ def calibration() -> list[str]:
         ]
         low, high = np.quantile(drawn, [0.025, 0.975])
         lines.append(
-            f"| all but {SET_ON} | {len(together)} | | {share(np.concatenate(together))} [{low:.0%}, {high:.0%}] "
+            f"| all others | {len(together)} | | {share(np.concatenate(together))} [{low:.0%}, {high:.0%}] "
             f"| {sum(whole)} of {len(whole)} | |"
         )
     return lines
