@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.data.template import make_template
@@ -39,6 +41,17 @@ def pretrained_folder(folder: Path, *, steps_tokens: int = 12_000, layers: int =
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def mixtral() -> Any:
+    """Build a model of two experts, whose weights lie in one tensor a layer."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=32,
+    ))  # fmt: skip
 
 
 def smollm2() -> tuple[Path, str]:

@@ -2,6 +2,7 @@ from .curvature import processes as processes
 from .estimation import estimate as estimate
 from .estimation import open_folder as open_folder
 from .estimation import read_tau as read_tau
+from .factors import refuse_uncovered as refuse_uncovered
 from .finite import finite_responses as finite_responses
 from .influence import InfluenceSettings as InfluenceSettings
 from .influence import responses as responses

@@ -11,7 +11,8 @@ width):
 * tied head: one block for both uses, the sum of both Kronecker products in the eigenbasis of their right sides;
 * norm scales: the diagonal of the Fisher matrix.
 
-Any other parameter is listed in `Factors.excluded` and gets no response. Legend: N supervised tokens, n tokens of a
+Any other parameter is listed in `Factors.excluded` and gets no response; where those are many, `refuse_uncovered`
+refuses the model. Legend: N supervised tokens, n tokens of a
 layer that a loss reaches, g_t the gradient of the summed loss at its output, a_t its input; l, r a block's sides.
 """
 
@@ -35,6 +36,9 @@ DAMPING = 1e-2
 
 MAX_DENSE = 8192
 """A side longer than this keeps its diagonal only."""
+
+MOST_UNCOVERED = 0.01
+"""Of the trained weights: where more lie in no block, a response is not the model's."""
 
 Method = Literal["ekfac", "kfac"]
 FisherKind = Literal["sampled", "empirical"]
@@ -108,9 +112,10 @@ def find_layers(
     find_head = getattr(model, "get_output_embeddings", None)
     output = find_head() if callable(find_head) else None
     uses: dict[int, list[tuple[str, nn.Module]]] = {}
+    unseen = _multiplied_unseen(model)
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and id(weight) in names and _role(module) is not None:
+        if isinstance(weight, Tensor) and id(weight) in names.keys() - unseen and _role(module) is not None:
             uses.setdefault(id(weight), []).append((path, module))
     layers: list[Layer] = []
     for weight_id, users in uses.items():
@@ -147,6 +152,29 @@ def find_layers(
         raise UserError(f"No trainable layer matches {select or '*'}; give patterns of module paths such as '*mlp*'.")
     covered = {name for layer in layers for name in layer.parameters}
     return layers, [name for name in names.values() if name not in covered]
+
+
+def refuse_uncovered(model: nn.Module) -> None:
+    """Refuse a model of whose trained weights many lie in no block, such as a GPT-2 trained in full."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    excluded = find_layers(model)[1]
+    share = sum(sizes[name] for name in excluded) / sum(sizes.values())
+    if share > MOST_UNCOVERED:
+        raise UserError(
+            f"gradients reach {1 - share:.0%} of the weights that are trained of a {type(model).__name__}, not "
+            f"{excluded[0]} and its like; set gradients: none, or train low-rank updates of its linear layers"
+        )
+
+
+def _multiplied_unseen(model: nn.Module) -> set[int]:
+    """Name the factors of low-rank updates that peft adds to a parameter, so that no hook sees their inputs."""
+    wrappers = [module for module in model.modules() if type(module).__name__ == "ParamWrapper"]
+    return {
+        id(parameter)
+        for wrapper in wrappers
+        for part in ("lora_A", "lora_B")
+        for parameter in wrapper.get_submodule(part).parameters()
+    }
 
 
 def _role(module: nn.Module) -> Literal["linear", "embedding", "norm"] | None:

@@ -25,7 +25,15 @@ from ideal_proxy.batching import Loss
 from ideal_proxy.data import IGNORED, Batch, TokenRows
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import LabelledLogits, measuring, processes, sum_over_processes, trainable
-from ideal_proxy.gradients.factors import DAMPING, Factors, FisherKind, KroneckerOperator, Method, find_layers
+from ideal_proxy.gradients.factors import (
+    DAMPING,
+    Factors,
+    FisherKind,
+    KroneckerOperator,
+    Method,
+    find_layers,
+    refuse_uncovered,
+)
 from ideal_proxy.gradients.kfac import fit_factors
 from ideal_proxy.gradients.records import (
     Cost,
@@ -268,6 +276,8 @@ def responses(
     q_D, w_D = shares(volumes_D, supervised_tokens)
 
     curvature_tokens = 0
+    if operator is None and settings.select is None:
+        refuse_uncovered(model)
     if method == "implicit" and operator is None:
         factors, curvature_tokens = mixture_factors(model, domains, volumes_D, settings)
         operator = factors.inverse(settings.damping)

@@ -136,6 +136,8 @@ def disagreeing(ends_P2J: Array, middle_PJ: Array) -> NDArray[np.bool_]:
 
 def told_imitations(anchors: Anchors, mixtures: int, disagree: Sequence[str], trust: Sequence[str]) -> str:
     """Say how many mixtures were imitated, between which anchors, and what that was worth."""
+    if not (mixtures or disagree):
+        return f"none of {count_text(anchors.imitations, 'mixture')} could be imitated; the warnings say why"
     apart = ""
     if disagree:
         named = ", ".join(disagree[:NAMED]) + (f" and {len(disagree) - NAMED} more" if len(disagree) > NAMED else "")

@@ -131,7 +131,7 @@ class Bench:
 
     def _spec(
         self, volumes: Iterable[float], seed: int, role: str, rate: float, *, keep: bool = False,
-        ends: Sequence[str] = (),
+        anchor: bool = False, ends: Sequence[str] = (),
     ) -> RunSpec:  # fmt: skip
         """Describe a run; its id is made of what its numbers depend on, so that equal runs are done once."""
         seed = int(seed)
@@ -150,15 +150,15 @@ class Bench:
             role=role,
             learning_rate=rate,
             references=references,
-            save_model=not ends and ((keep and self.gradients == "implicit") or self._keeps_weights(role)),
+            save_model=not ends and ((keep and self.gradients == "implicit") or self._keeps_weights(anchor)),
             metrics=metrics,
             blend=tuple((run, 1 / len(ends)) for run in ends),
             timeout_seconds=self.config.proxy.timeout_seconds,
         )
 
-    def _keeps_weights(self, role: str) -> bool:
+    def _keeps_weights(self, anchor: bool) -> bool:
         """Whether a run's weights are kept: for imitations, or for capabilities that come later."""
-        if self.config.proxy.mode == "target" and role in {"design", "sweep"}:
+        if self.config.proxy.mode == "target" and anchor:
             return True
         if self.config.proxy.command is not None:  # what a trainer of one's own leaves may be of any kind
             return False

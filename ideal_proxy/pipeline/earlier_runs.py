@@ -45,6 +45,7 @@ Array = NDArray[np.float64]
 
 REUSED = "reused"  # of the new run directory
 FULL_SIZE = "full_size"  # of a run directory: what its mixture's full-size trainings lost, one folder each
+WEIGHTS = "weights"  # of proxies: the SHA-256 of what a pretrained one began from
 ROLES = ("design", "verify", "sweep")  # whose losses on search rows tell of a mixture
 
 
@@ -124,13 +125,15 @@ def read_packages(place: Path) -> list[Package]:
         raise UserError(f"--reuse {place}: that search has trained no mixture yet, so there is nothing to reuse")
     _refuse_other_keys(run)
     config, record = load_config(run / "config.yaml"), load_record(run / RECORD)
-    proxies, sizes = proxies_told(config), {size_name(size): size for size in config.swarm.sizes}
+    base_model = read_json(run / "prepared" / "facts.json").get("base_model", {})
+    smaller = base_model.get("lower", {})
+    proxies, sizes = _with_weights(config, base_model), {size_name(size): size for size in config.swarm.sizes}
     found = list(_finished(run))
     own_package = _of_search(str(run), run, record, found, proxies)
     lower = [
         _of_search(
             str(run), place, load_record(place / RECORD), list(_finished(place)),
-            proxies_told(settings_of(config, sizes[place.name])),
+            _with_weights(settings_of(config, sizes[place.name]), smaller.get(sizes[place.name], {})),
         )
         for place in sorted(run.glob(f"{LOWER}/*")) if (place / "rate.json").exists() and place.name in sizes
     ]  # fmt: skip
@@ -150,6 +153,11 @@ def proxies_told(config: SearchConfig) -> dict[str, Any]:
     """Say what a search's proxies are, so that another search knows whether its own are the same."""
     told = {key: getattr(config.proxy, key) for key in ("size", "model", "gguf", "revision", "lora_rank")}
     return {key: value for key, value in told.items() if value is not None}
+
+
+def _with_weights(config: SearchConfig, base_model: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what a pretrained proxy's weights were, for a folder may hold others by now."""
+    return proxies_told(config) | ({WEIGHTS: base_model["fingerprint"]} if base_model else {})
 
 
 def _of_search(name: str, folder: Path, record: RowRecord, found: Sequence[Run], proxies: Mapping[str, Any]) -> Package:

@@ -97,7 +97,8 @@ class Laboratory(Bench):
         mixtures, seeds = self._first_design()
         chosen = [0, *spread_mixtures(mixtures, SWEEP_MIXTURES - 1)]
         specs = {
-            rate: [self._spec(mixtures[k], seeds[k], "sweep", rate, keep=k == 0) for k in chosen] for rate in rates
+            rate: [self._spec(mixtures[k], seeds[k], "sweep", rate, keep=k == 0, anchor=True) for k in chosen]
+            for rate in rates
         }
         distinct = {spec.id: spec for group in specs.values() for spec in group}  # some may be equal
         self._run(Stage.LEARNING_RATE, list(distinct.values()), role="sweep")
@@ -123,7 +124,10 @@ class Laboratory(Bench):
             volumes, seeds = self._design(centre, spread, count, number, wanted)
         points = zip(volumes, seeds, strict=True)
         at_centre = self.config.swarm.seeds  # the first runs: their weights are what gradients start from
-        specs = [self._spec(v, seed, "design", rate, keep=k < at_centre) for k, (v, seed) in enumerate(points)]
+        specs = [
+            self._spec(v, seed, "design", rate, keep=k < at_centre, anchor=number == 0)
+            for k, (v, seed) in enumerate(points)
+        ]
         distinct: dict[str, RunSpec] = {}
         for spec in specs:
             distinct.setdefault(spec.id, spec)
@@ -171,7 +175,7 @@ class Laboratory(Bench):
 
     def told_imitations(self, model: ResponseModel) -> str:
         """Say what was imitated and what that was worth in a fit; "" where nothing was."""
-        if self.anchors is None or not (self.imitated or self.disagree):
+        if self.anchors is None or not self.anchors.imitations:
             return ""
         worth = told_kinds(model, self.prepared.capability_names, imitations=True)
         return told_imitations(self.anchors, len(self.imitated), self.disagree, worth)

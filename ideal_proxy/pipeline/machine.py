@@ -17,6 +17,7 @@ from ideal_proxy.batching import BATCH_ROWS
 from ideal_proxy.config import SearchConfig
 from ideal_proxy.data import TokenRows
 from ideal_proxy.errors import UsageError
+from ideal_proxy.gradients import refuse_uncovered
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.proxy import Products, TrainSettings, count_products
 from ideal_proxy.swarm import (
@@ -84,6 +85,8 @@ def measure(config: SearchConfig, prepared: Prepared, device: str) -> Measured:
             choices.append("bfloat16")
         for dtype in choices:
             model = _throw_away(config, prepared).to(device)
+            if config.gradients == "implicit":
+                refuse_uncovered(model)
             settings = TrainSettings(
                 learning_rate=1e-4, batch_rows=batch, dtype=dtype, micro_batch_tokens=micro_batch_tokens(config, device)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def override(
     reuse: Sequence[str | Path] = (),
 ) -> SearchConfig:
     """Apply command-line options to a run file."""
-    for option, amount in (("--price", price), ("--max-cost", max_cost)):
-        if amount is not None and not amount > 0:
+    for option, amount in (("--price", price), ("--max-cost", max_cost), ("--max-hours", max_hours)):
+        if amount is not None and not 0 < amount < math.inf:
             raise UsageError(f"{option} is {amount:g}; give an amount above 0, or leave it out")
     if engine not in {None, "local", "ray", "slurm"}:
         raise UsageError(f"--engine is {engine!r}; choose local, ray or slurm")

@@ -27,6 +27,8 @@ from ideal_proxy.pipeline.machine import (
 )
 from ideal_proxy.pipeline.plan_cost import (
     FILL,
+    MOST_EXTENSIONS,
+    SWEEP_MIXTURES,
     LowerSize,
     Plan,
     describe_plan,
@@ -127,10 +129,13 @@ def _copy(path: Path) -> Path:
 
 def _refuse_full_disk(plan: Plan, folder: Path) -> None:
     """Refuse a search whose anchors keep more weights than the disk has room for."""
-    needed, free = 4.0 * (plan.trainable_parameters or plan.parameters) * plan.runs, shutil.disk_usage(folder).free
+    kept, free = plan.runs, shutil.disk_usage(folder).free
+    if len(plan.rates) > 1:  # anchors at other rates, which may be extended
+        kept += SWEEP_MIXTURES * (len(plan.rates) - 1 + MOST_EXTENSIONS)
+    needed = 4.0 * (plan.trainable_parameters or plan.parameters) * kept
     if needed > FILL * free:
         raise UsageError(
-            f"proxy.mode: target keeps the weights of {plan.runs} runs, {needed / 1e9:.3g} GB, and {folder} has "
+            f"proxy.mode: target keeps the weights of up to {kept} runs, {needed / 1e9:.3g} GB, and {folder} has "
             f"{free / 1e9:.3g} GB free; set proxy.lora_rank, or choose another --out"
         )
 

@@ -7,6 +7,7 @@ Legend: D domains, J capabilities.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -302,6 +303,13 @@ def _keep_bases(config: SearchConfig, folder: Path, reporter: Reporter) -> dict[
         source, name = pretrained_source(config, size), f"model-{size_name(size)}"
         lower[size] = {**_keep_base(config, source, folder / name, reporter), "folder": name}
     own = _keep_base(config, pretrained_source(config), folder / "model", reporter)
+    counts = [(size, kept["parameters"]) for size, kept in lower.items()] + [(config.proxy.model, own["parameters"])]
+    for (before, fewer), (size, more) in itertools.pairwise(counts):
+        if fewer >= more:
+            raise UserError(
+                f"swarm.sizes goes from {before} ({fewer / 1e6:.4g}M parameters) to {size} ({more / 1e6:.4g}M); name "
+                "the smallest model first"
+            )
     return own | ({"lower": lower} if lower else {})
 
 

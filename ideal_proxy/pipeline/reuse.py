@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from ideal_proxy.config import SearchConfig, load_config
 from ideal_proxy.errors import UserError
 from ideal_proxy.pipeline.changes import Change, compare_domains, data_changed, move_runs
-from ideal_proxy.pipeline.earlier_runs import REUSED, Inherited, Package, inherited_from, proxies_told, take_over
+from ideal_proxy.pipeline.earlier_runs import (
+    REUSED,
+    WEIGHTS,
+    Inherited,
+    Package,
+    inherited_from,
+    proxies_told,
+    take_over,
+)
 from ideal_proxy.pipeline.plan import Wanted
 from ideal_proxy.pipeline.plan_cost import scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
@@ -258,6 +266,7 @@ def make_reuse(
     names = prepared.domains.names
     changes = compare_domains(packages[0].record, names, keys)
     references = [np.array(prepared.reference_rows(j, "search").keys) for j in range(len(prepared.capabilities))]
+    _refuse_other_weights(config, prepared, packages)
     kinds = [_other_proxies(package, config) for package in packages]
     runs, kept = reused_runs(packages, names, keys, references, folder, kinds)
     runs = replace(runs, kinds={k: _believed(p, config) for k, p in zip(kinds, packages, strict=True) if k})
@@ -287,9 +296,23 @@ def make_reuse(
     )  # fmt: skip
 
 
+def _refuse_other_weights(config: SearchConfig, prepared: Prepared, packages: Sequence[Package]) -> None:
+    """Refuse runs of a model whose folder held other weights then."""
+    weights = str(prepared.base_model.get("fingerprint", ""))
+    for package in packages:
+        before = package.proxies.get(WEIGHTS, weights)
+        if package.proxies.get("model") == config.proxy.model and before != weights:
+            raise UserError(
+                f"--reuse {package.name}: its runs began from other weights of {config.proxy.model} ({before[:12]}… "
+                f"where there are {weights[:12]}… today), so they say nothing of this model; give that model again, "
+                "or search without --reuse"
+            )
+
+
 def _other_proxies(package: Package, config: SearchConfig) -> str:
     """Name the kind of a package whose proxies are not this search's; "" where they are."""
-    told, own = package.proxies, proxies_told(config)
+    told = {key: value for key, value in package.proxies.items() if key != WEIGHTS}
+    own = proxies_told(config)
     if "full" in told:
         return f"full-size runs of {told['full']}"
     if told != own:

@@ -21,6 +21,8 @@ from ideal_proxy.sections import SIZES
 from ideal_proxy.terminal import Reporter, duration, paragraph, sentence, table
 
 RANK = 16  # of low-rank updates, where all weights do not fit memory or hours
+OF_MODEL = {"gguf", "revision", "trust_remote_code"}  # keys of the run file that go with its model
+OF_TRAINING = {"lora_rank", "learning_rate", "dtype", "imitations"}  # and with its search on that model
 SCRATCH, LADDER, TARGET = "proxies from scratch", "a ladder", "the target itself"
 KNOWN = {  # measured; the files name the commands
     SCRATCH: "at 12 times the proxies' size 1.00 % was left of 2.1 % promised, and 2 of 5 changes lay inside their "
@@ -67,10 +69,12 @@ def compare_ways(config: SearchConfig, model: str | None, max_hours: float | Non
     if model is not None:
         whole: dict[str, Any] = {"mode": "target", "model": model}
         if model == config.proxy.model:
-            whole |= config.proxy.model_dump(include={"gguf", "revision", "trust_remote_code"}, exclude_defaults=True)
-        ways += [(TARGET, {"proxy": whole}), (TARGET, {"proxy": whole | {"lora_rank": RANK}})]
+            given = OF_MODEL | (OF_TRAINING if config.proxy.mode == "target" else set())
+            whole |= config.proxy.model_dump(include=given, exclude_defaults=True)
+        ranked = {"lora_rank": RANK} | whole  # a rank that the run file has stays
+        ways += [(TARGET, {"proxy": whole})] + [(TARGET, {"proxy": ranked})] * (ranked != whole)
         if config.swarm.judge_rows is None:  # many reference rows take longer than the training
-            ways.append((TARGET, {"proxy": whole | {"lora_rank": RANK}, "swarm": {"judge_rows": FEW_JUDGED}}))
+            ways.append((TARGET, {"proxy": ranked, "swarm": {"judge_rows": FEW_JUDGED}}))
     found: list[Way] = []
     for name, lines in ways:
         before = found[-1] if found and found[-1].name == name == TARGET else None

@@ -36,11 +36,7 @@ def blend_weights(model: Any, parts: Sequence[tuple[Path, float]], lora_rank: in
                     for name, parameter in own.items():
                         tensor = file.get_tensor(name).to(parameter.device)
                         if lora_rank is not None:
-                            here = slice(number * lora_rank, (number + 1) * lora_rank)
-                            if ".lora_A." in name:
-                                parameter[here] = tensor
-                            else:
-                                parameter[:, here] = share * tensor
+                            _put_beside(model, name, tensor, number, share)
                         elif number == 0:
                             parameter.mul_(rest).add_(tensor, alpha=share)
                         else:
@@ -49,3 +45,19 @@ def blend_weights(model: Any, parts: Sequence[tuple[Path, float]], lora_rank: in
                 raise UserError(
                     f"the weights {path} cannot be read ({error}); remove {path.parent} and run the same command again"
                 ) from error
+
+
+def _put_beside(model: Any, name: str, factor: torch.Tensor, number: int, share: float) -> None:
+    """Write a run's factor of a low-rank update beside those of the runs before it.
+
+    Experts in one tensor have a factor each: A is (experts, rank, inputs), B (outputs, rank, experts). Ranks are the
+    factors' own, for peft gives some layers more than others.
+    """
+    place, _, of = name.rpartition(".lora_")
+    experts = getattr(model.get_submodule(place), "num_experts", 1)
+    parameter = model.get_parameter(name)
+    first = of.startswith("A")
+    shape = (experts, -1, parameter.shape[1]) if first else (parameter.shape[0], -1, experts)
+    part = factor.view(shape)
+    rank = part.shape[1]
+    parameter.view(shape)[:, number * rank : (number + 1) * rank] = part if first else share * part

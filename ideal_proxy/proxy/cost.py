@@ -57,13 +57,14 @@ def count_products(model: Any) -> Products:
         else:
             frozen += module.weight.numel()
     config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # models without attention have none
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     return Products(
         trained=trained,
         frozen=frozen,
         head=0 if head is None else head.weight.numel(),
         head_trained=head is not None and bool(head.weight.requires_grad),
-        attention=config.num_hidden_layers * config.num_attention_heads * width,
+        attention=config.num_hidden_layers * heads * width,
     )
 
 

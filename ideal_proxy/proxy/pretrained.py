@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.errors import UsageError, UserError, shortened
 from ideal_proxy.proxy.cost import Products
 from ideal_proxy.proxy.model import use_packed_attention
 from ideal_proxy.store import save_pretrained
@@ -188,7 +188,13 @@ def with_lora(model: Any, rank: int, seed: int) -> Any:
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), quiet_libraries():
-        wrapped = get_peft_model(model, config)
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:  # such as a layer that its model reads past
+            raise UserError(
+                f"LoRA does not fit a {type(model).__name__} ({shortened(str(error), 160)}); train every weight, "
+                "without lora_rank, or give another model"
+            ) from error
         torch.manual_seed(seed)
         for module in wrapped.modules():  # again, now that they are float32: the first draw took the base's precision
             if isinstance(module, LoraLayer):
@@ -219,6 +225,7 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", module=r"peft\.")  # what it puts right by itself
             yield
     finally:
         if bars:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ideal_proxy.pipeline import proxies_of
 from ideal_proxy.report.steps import shares_table, steps_text
-from ideal_proxy.response import SMALLER_SIZE
+from ideal_proxy.response import LEAST_OVERLAP, SMALLER_SIZE
 from ideal_proxy.terminal import count_text, duration, money, paragraph, table
 
 
@@ -99,4 +99,7 @@ def _planned_runs(plan: dict[str, Any]) -> str:
     last = f"{plan['total']['runs'] - sum(stage['runs'] for stage in lower)} of {proxy_text(plan)}"
     sizes = ", ".join([*(f"{stage['runs']} of {proxies_of(stage['size'])}" for stage in lower), last])
     text = f"{plan['total']['runs']} runs at most: {sizes}" if lower else last.replace(" of ", " runs at most of ", 1)
-    return f"{text}, and {count_text(plan['imitations'], 'imitation')}," if plan["imitations"] else text
+    if not plan["imitations"]:
+        return text
+    few = f" (fewer than {LEAST_OVERLAP}, which cannot prove themselves)" * (plan["imitations"] < LEAST_OVERLAP)
+    return f"{text}, and {count_text(plan['imitations'], 'imitation')}{few},"

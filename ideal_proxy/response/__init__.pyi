@@ -1,4 +1,5 @@
 from .bends import SHIFT as SHIFT
+from .evidence import LEAST_OVERLAP as LEAST_OVERLAP
 from .evidence import fit_kinds as fit_kinds
 from .evidence import told_trusts as told_trusts
 from .forms import ON_LAW as ON_LAW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,8 @@ class ModelSpec:
 
     def learning_rate(self, proxies: ProxySetting) -> float:
         """Choose the peak rate where the user gives none."""
-        if proxies.learning_rate and (proxies.model, proxies.gguf, proxies.lora_rank) == (
-            self.name, self.gguf, self.lora,
-        ):  # fmt: skip
+        alike = (proxies.gguf, proxies.lora_rank) == (self.gguf, self.lora)
+        if proxies.learning_rate and alike and proxies.model and same_model(proxies.model, self.name):
             return proxies.learning_rate
         if self.lora is not None:
             return LORA_RATE
@@ -82,6 +82,15 @@ class ModelSpec:
         if proxies.learning_rate is None or proxies.model is not None or proxies.size not in SCRATCH_RATES:
             return rate
         return proxies.learning_rate * rate / SCRATCH_RATES[proxies.size]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: a hub id and its folder share the last part, two folders what is in them."""
+    with contextlib.suppress(OSError, ValueError):  # a name too long for a path, or with a null byte
+        if Path(one).is_dir() and Path(other).is_dir():
+            told = [Path(place) / "config.json" for place in (one, other)]
+            return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
+    return Path(one).name == Path(other).name
 
 
 def load_template(

@@ -6,10 +6,8 @@ J capabilities, N_j reference rows.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ from ideal_proxy.response import (
     between_sizes,
     combine,
 )
-from ideal_proxy.scaleup.model import ModelSpec
+from ideal_proxy.scaleup.model import ModelSpec, same_model
 from ideal_proxy.scaleup.run import RunLosses
 from ideal_proxy.scaleup.scores import ArmScores
 from ideal_proxy.sections import SIZES
@@ -122,22 +120,13 @@ def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
     size, model = proxy.get("size"), proxy.get("model")
     if not (size or model) or transfer.get("at_full_size"):
         return None
-    if model is not None and _same_model(str(model), spec.name):
+    if model is not None and same_model(str(model), spec.name):
         return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
     if size in SIZES and model is None and spec.scratch is None:
         return PRETRAINED
     if size not in SIZES or spec.scratch not in SIZES:
         return LARGER_SIZE
     return None if size == spec.scratch else between_sizes(spec.scratch, size)
-
-
-def _same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model: a hub id and its folder share the last part, two folders what is in them."""
-    with contextlib.suppress(OSError, ValueError):  # a name too long for a path, or with a null byte
-        if Path(one).is_dir() and Path(other).is_dir():
-            told = [Path(place) / "config.json" for place in (one, other)]
-            return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
-    return Path(one).name == Path(other).name
 
 
 def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[dict[str, float | None] | None]:

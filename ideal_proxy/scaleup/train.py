@@ -106,6 +106,8 @@ def scale_up(
         keep_model=wanted.keep_models,
         track=wanted.track,
     )
+    whose = "given" if wanted.learning_rate else "the search's own" if rate == proxies.learning_rate else "by default"
+    reporter.note(f"peak learning rate {rate:g} ({whose})")
     if size_step(mixture, wanted.spec) is PRETRAINED:
         reporter.note(
             f"warning: the proxies were trained from scratch and {wanted.spec.name} is pretrained, of which they say "

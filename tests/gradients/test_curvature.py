@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pretrained_folder import mixtral
 from tiny_lm import (
     VOCABULARY,
     WIDTH,
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.gradients.curvature import LabelledLogits, hash_uniform, sample_labels
-from ideal_proxy.gradients.factors import Factors, KroneckerOperator
+from ideal_proxy.gradients.factors import Factors, KroneckerOperator, refuse_uncovered
 from ideal_proxy.gradients.kfac import fit_factors
+from ideal_proxy.proxy.pretrained import with_lora
 
 LAYOUTS = [(packed, 1), (packed, 8), (packed, 99), (padded, 1), (padded, 8), (padded, 99)]
 
@@ -297,3 +299,25 @@ def test_sampled_labels_follow_the_models_distribution_and_the_row():
     assert abs(uniform.mean() - 0.5) < 0.01
     assert uniform.min() > 0
     assert uniform.max() < 1
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+
+
+def test_a_model_whose_weights_lie_in_unknown_layers_is_refused():
+    """Half of a GPT-2 is Conv1D, whose gradients a response would leave out in silence."""
+    with pytest.raises(UserError, match=r"gradients reach \d\d% of the weights that are trained of a GPT2LMHeadModel"):
+        refuse_uncovered(gpt2())
+    refuse_uncovered(tiny_model(1))
+    pytest.importorskip("peft")
+    refuse_uncovered(with_lora(gpt2(), 2, 0))
+
+
+def test_updates_of_experts_in_one_tensor_are_unseen():
+    pytest.importorskip("peft")
+    with pytest.raises(UserError, match=r"of a PeftModelForCausalLM, not .*mlp.*lora_A"):
+        refuse_uncovered(with_lora(mixtral(), 2, 0))

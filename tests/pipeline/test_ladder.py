@@ -219,6 +219,15 @@ def test_models_named_on_the_command_line_lie_where_it_is_typed(family, tmp_path
         override(config, sizes="~nosuchuser/x,b")
 
 
+def test_a_ladder_that_goes_down_is_refused(family, tmp_path):
+    settings = of_family(family, lora_rank=4)
+    settings["swarm"]["sizes"] = [str(family / "tiny-8"), str(family / "tiny-2")]
+    with pytest.raises(
+        UserError, match=r"from .*tiny-8 \(.*M parameters\) to .*tiny-2 .*; name the smallest model first"
+    ):
+        plan_search(parse_config(settings), tmp_path / "run", Reporter(quiet=True))
+
+
 def test_models_that_read_other_tokens_are_no_family(family, tmp_path):
     shutil.copytree(family, tmp_path / "models")
     path = tmp_path / "models" / "tiny-2" / "tokenizer.json"

@@ -36,9 +36,10 @@ from ideal_proxy.proxy.base_model import (
     place_base,
     trainable_parameters,
 )
+from ideal_proxy.proxy.cost import count_products
 from ideal_proxy.proxy.metric import export_model
 from ideal_proxy.proxy.model import batch_loss, collate_across, label_losses
-from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer
+from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, with_lora
 from ideal_proxy.report.text import result_tables
 from ideal_proxy.swarm.context import RunSpec, SwarmContext, draw_run, prepare_context
 from ideal_proxy.swarm.scheduler import zero_spec
@@ -319,12 +320,17 @@ def test_labels_are_those_of_scale_up(folder: Path, tmp_path: Path) -> None:
     assert prepared.vocabulary == 300
 
 
-def test_scale_up_takes_the_searchs_rate_for_the_same_model_only() -> None:
+def test_scale_up_takes_the_searchs_rate_for_the_same_model_only(tmp_path: Path, monkeypatch) -> None:
     from ideal_proxy.scaleup.model import LORA_RATE, PRETRAINED_RATE, SCRATCH_RATES, ModelSpec
     from ideal_proxy.scaleup.source import ProxySetting
 
     proxies = ProxySetting(model="org/name", lora_rank=8, learning_rate=1.6e-3)
     assert ModelSpec(name="org/name", lora=8).learning_rate(proxies) == 1.6e-3
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    absolute = ProxySetting(model=str(tmp_path / "tiny"), lora_rank=8, learning_rate=1.6e-3)
+    assert ModelSpec(name="tiny", lora=8).learning_rate(absolute) == 1.6e-3, "a folder by its relative name"
     assert ModelSpec(name="org/name", lora=16).learning_rate(proxies) == LORA_RATE
     assert ModelSpec(name="org/larger", lora=8).learning_rate(proxies) == LORA_RATE
     assert ModelSpec(name="org/name").learning_rate(proxies) == PRETRAINED_RATE
@@ -404,6 +410,19 @@ def test_the_sweep_starts_where_such_models_learn(folder: Path) -> None:
 @pytest.mark.parametrize(("each", "workers"), [(1e9, 8), (2e9, 4), (4.1e9, 1), (30e9, 1), (None, 8)])
 def test_no_more_workers_than_memory_holds(each: float | None, workers: int) -> None:
     assert workers_that_fit(8, each, 10.1e9) == workers
+
+
+def test_models_without_attention_are_counted_and_low_ranks_that_do_not_fit_are_refused(folder: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
+    products = count_products(model)
+    assert products.trained > 0
+    assert products.attention == 0
+    pytest.importorskip("peft")
+    with pytest.raises(UserError, match=r"LoRA does not fit a MambaForCausalLM \(.*\); train every weight"):
+        with_lora(model, 4, 0)
 
 
 def test_pickles_and_long_contexts_are_refused_before_any_run(folder: Path, tmp_path: Path) -> None:

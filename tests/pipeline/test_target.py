@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,9 +15,9 @@ from pretrained_folder import pretrained_folder
 
 from ideal_proxy.config import dump_config, load_config, parse_config
 from ideal_proxy.data.context import Context
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.pipeline import laboratory
-from ideal_proxy.pipeline.anchors import CHECKED, default_runs, disagreeing, make_anchors
+from ideal_proxy.pipeline.anchors import CHECKED, default_runs, disagreeing, make_anchors, told_imitations
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.outer_loop import run_search
 from ideal_proxy.pipeline.prepare import Prepared
@@ -116,6 +117,12 @@ def test_what_is_trained_is_distinct_in_a_proxys_rows_and_stays_chosen(prepared,
     assert again == (first, needed)
 
 
+def test_imitations_that_all_failed_are_told():
+    anchors = SimpleNamespace(imitations=4, names=("a up", "b up"))
+    assert told_imitations(anchors, 0, (), ()) == "none of 4 mixtures could be imitated; the warnings say why"
+    assert told_imitations(anchors, 3, (), ()) == "3 mixtures imitated by interpolation between 2 anchors"
+
+
 def test_weights_that_lose_more_than_either_disagree():
     ends = np.array([[[1.0, 2.0], [2.0, 1.0]]] * 3)
     middle = np.array([[1.4, 1.4], [1.4, 2.1], [1.9, 1.99]])
@@ -191,3 +198,9 @@ def test_a_pretrained_target_answers_for_itself(tmp_path):
     assert min(result["imitated"]["trust"]["explained"]) > 0.5
     signs = np.sign(np.array(result["gradients"]["M"]))
     assert signs[:, :2].tolist() == [[-1.0, 1.0], [1.0, -1.0]], "more rows of its own domain lower a loss"
+    again = config.model_copy(update={"reuse": (str(tmp_path / "run"),)})
+    assert run_search(again, tmp_path / "again", QUIET)["reuse"]["runs"][0]["runs"] > 6
+    shutil.rmtree(folder)
+    pretrained_folder(folder, steps_tokens=6_000)
+    with pytest.raises(UserError, match=r"began from other weights of .*tiny"):
+        run_search(again, tmp_path / "other", QUIET)

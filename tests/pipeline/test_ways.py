@@ -81,6 +81,10 @@ def test_every_way_is_planned_by_what_dry_run_counts(monkeypatch):
         ("q4.gguf", None, True)
     ] * 2, "its file and its code are those of the run file"
     asked.clear()
+    own = {"mode": "target", "model": "some/model", "lora_rank": 8, "learning_rate": 0.01, "imitations": 4}
+    ways = compare_ways(config_of(("a", "b"), ("a",), proxy=own), None, 2.0, Reporter(quiet=True))
+    assert ways[-1].lines == {"proxy": own}, "a search on the target is planned as the run file has it"
+    asked.clear()
     family = {"proxy": {"lora_rank": 8}, "swarm": {"sizes": ["some/small", "some/model"]}}
     compare_ways(config_of(("a", "b"), ("a",), **family), None, None, Reporter(quiet=True))
     assert [(s.proxy.size, s.swarm.sizes, s.proxy.model, s.proxy.lora_rank) for s in asked[:2]] == [

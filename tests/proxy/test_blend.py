@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from builders import make_context, make_rows, spec
-from pretrained_folder import CONTEXT, pretrained_folder
+from pretrained_folder import CONTEXT, mixtral, pretrained_folder
 
 from ideal_proxy.errors import UserError
 from ideal_proxy.proxy.base_model import build_pretrained_proxy, keep_base
 from ideal_proxy.proxy.blend import blend_weights
 from ideal_proxy.proxy.model import build_proxy, evaluate
-from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm
+from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, with_lora
 from ideal_proxy.proxy.training import save_weights
 from ideal_proxy.swarm.context import MODEL
 from ideal_proxy.swarm.scheduler import Swarm, warm_spec
@@ -69,6 +69,23 @@ def test_low_rank_updates_are_averaged_as_products(tmp_path):
     assert not torch.allclose(update(between), update(factors), atol=1e-3), "the mean of the factors is another thing"
     blend_weights(end, [(tmp_path / "two", 1.0)], 4)
     assert evaluate(end, rows).loss_sum.tolist() == evaluate(two, rows).loss_sum.tolist()
+
+
+def test_experts_in_one_tensor_are_averaged_each(tmp_path):
+    """Peft keeps their updates in one tensor, with twice the rank where two layers are one."""
+    pytest.importorskip("peft")
+
+    def proxy(rank):
+        return with_lora(mixtral(), rank, 0)
+
+    ends = [shaken(proxy(2), seed, tmp_path / name) for seed, name in ((1, "one"), (2, "two"))]
+    between = proxy(4)
+    blend_weights(between, [(tmp_path / "one", 0.25), (tmp_path / "two", 0.75)], 2)
+    whole = [model.merge_and_unload().state_dict() for model in (between, *ends)]
+    for name, tensor in whole[0].items():
+        torch.testing.assert_close(tensor, 0.25 * whole[1][name] + 0.75 * whole[2][name])
+    one, two = (ended["model.layers.0.mlp.experts.down_proj"] for ended in whole[1:])
+    assert not torch.allclose(one, two)
 
 
 def test_an_imitation_is_its_anchor_at_the_ends_and_near_a_training_halfway(tmp_path):
