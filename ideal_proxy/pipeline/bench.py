@@ -200,7 +200,8 @@ class Bench:
         if needed and len(failed) > MOST_FAILED * len(specs):
             raise UserError(
                 f"{label}: {len(failed)} of {len(specs)} runs failed ({self._failures[failed[0]]}); "
-                "finished runs are kept, put the cause right and run the same command again"
+                "finished runs are kept: put the cause right and run the same command again, or with another --out if "
+                "the run file has to change"
             )
         for spec in specs:
             if spec.id in self._results and self._roles.get(spec.id) != "design":

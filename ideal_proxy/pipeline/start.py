@@ -186,7 +186,7 @@ def _text(out: Path, domains: Sequence[Part], capabilities: Sequence[Part]) -> s
         "",
         "objective:",
         "  kind: mean          # mean, weighted or worst of loss / loss at base",
-        "  min_gain: 0.005     # a smaller gain is no gain",
+        "  min_gain: 0.005     # with an upper bound below it a gain counts as none",
         "",
         "proxy:",
         "  size: 1M            # 0.1M, 1M, 3M or 10M parameters; or a pretrained model instead:",
