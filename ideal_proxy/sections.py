@@ -176,7 +176,7 @@ class ObjectiveConfig(Section):
     upper_confidence: float | None = Field(
         default=None, gt=0.5, lt=1, description="optimise the upper bound at this level, e.g. 0.9"
     )
-    min_gain: float = Field(default=0.005, gt=0, lt=0.5, description="with an upper bound below it a gain counts as none")
+    min_gain: float = Field(default=0.005, gt=0, lt=0.5, description="a gain with its upper bound below is none")
 
 
 SCRATCH_DEFAULTS: dict[str, Any] = {"size": "1M", "vocabulary": 4096, "warm_fraction": 0.15}

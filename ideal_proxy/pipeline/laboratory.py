@@ -171,7 +171,7 @@ class Laboratory(Bench):
                     chosen.append([p, seed])
             atomic_write_json(path, {"pairs": chosen}, seal=True)
         specs = [self._spec(anchors.halfway[p], seed, "design", rate) for p, seed in chosen]
-        self._run(Stage.IMITATION, specs, role="design", needed=False, number=0)
+        self._run(Stage.SWARM, specs, role="design", needed=False, number=0)
 
     def told_imitations(self, model: ResponseModel) -> str:
         """Say what was imitated and what that was worth in a fit; "" where nothing was."""

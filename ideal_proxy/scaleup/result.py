@@ -260,6 +260,8 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         ))  # fmt: skip
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))
+    elif result.get("is_base"):
+        lines.append(paragraph("The mixture is the base itself, so no gain was predicted or is checked."))
     else:
         lines.append(paragraph("Base was not trained: --baseline compares with it, and checks the prediction."))
     if result.get("guard"):

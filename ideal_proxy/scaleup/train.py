@@ -21,7 +21,7 @@ from ideal_proxy.hooks import check_service
 from ideal_proxy.mixture import IMPROVES, MixtureFile, reading_part
 from ideal_proxy.provenance import provenance
 from ideal_proxy.proxy import TrainSettings, pick_device
-from ideal_proxy.response import PRETRAINED
+from ideal_proxy.response import OTHER_SIZE, PRETRAINED
 from ideal_proxy.scaleup.evidence import keep_as_evidence
 from ideal_proxy.scaleup.guard import guard, skipped
 from ideal_proxy.scaleup.model import ModelSpec, load_template, make_start
@@ -108,7 +108,10 @@ def scale_up(
     )
     whose = "given" if wanted.learning_rate else "the search's own" if rate == proxies.learning_rate else "by default"
     reporter.note(f"peak learning rate {rate:g} ({whose})")
-    if size_step(mixture, wanted.spec) is PRETRAINED:
+    step, rank = size_step(mixture, wanted.spec), proxies.lora_rank
+    if step is OTHER_SIZE and rank is not None and wanted.spec.lora is None:
+        reporter.note(f"the search trained LoRA of rank {rank}, this trains every weight; --lora {rank} does as it did")
+    if step is PRETRAINED:
         reporter.note(
             f"warning: the proxies were trained from scratch and {wanted.spec.name} is pretrained, of which they say "
             "little; --baseline compares, and a search with `proxy: {mode: target, model: ...}` asks the model itself"
@@ -189,6 +192,7 @@ def scale_up(
             "model": wanted.spec.name,
             "parameters": first["parameters"],
             "trainable_parameters": first["trainable_parameters"],
+            "is_base": same,
             "seeds": seeds,
             "fraction": wanted.fraction,
             "rows": sum(first["rows"].values()),
