@@ -30,7 +30,7 @@ from ideal_proxy.pipeline.plan import Wanted
 from ideal_proxy.pipeline.plan_cost import scaled_rate
 from ideal_proxy.pipeline.prepare import Prepared, load_template
 from ideal_proxy.pipeline.row_record import Heritage
-from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, EvidenceKind, between_sizes
+from ideal_proxy.response import LARGER_SIZE, OTHER_SIZE, SAME_FRACTION, EvidenceKind, between_sizes
 from ideal_proxy.sections import SIZES
 from ideal_proxy.store import is_whole, read_json, run_folder
 from ideal_proxy.swarm import JUDGED, MODEL, RunSpec
@@ -40,7 +40,6 @@ Array = NDArray[np.float64]
 
 LEAST_KEPT = 0.1  # of the rows that earlier runs drew: with fewer in the new domains they tell of other data
 RUNS_FOR = {"added": 3, "split": 2, "grown": 1, "filtered": 1, "refilled": 2}  # for each domain that they made
-SAME_FRACTION = 1e-3  # relative: so near fractions are one
 GROWN = 0.2  # of its old rows: a domain that grew by less is taken to be what it was
 POOR_TOKENIZER = 0.6  # bytes of a token of a new domain, against those of the others
 # What `ReusedRuns` holds of every run.

@@ -17,7 +17,7 @@ from ideal_proxy.pipeline.outer_loop import plan_search
 from ideal_proxy.pipeline.overrides import override
 from ideal_proxy.pipeline.plan import FEW_JUDGED
 from ideal_proxy.pipeline.plan_cost import FILL
-from ideal_proxy.sections import SIZES
+from ideal_proxy.sections import SIZES, size_name
 from ideal_proxy.terminal import Reporter, duration, paragraph, sentence, table
 
 RANK = 16  # of low-rank updates, where all weights do not fit memory or hours
@@ -141,6 +141,11 @@ def recommend(ways: Sequence[Way]) -> tuple[Way, str]:
     return can[name], "nothing else can be done here"
 
 
+def _sizes(way: Way) -> str:
+    sizes = way.lines.get("swarm", {}).get("sizes")
+    return f" ({', '.join(map(size_name, sizes))})" if sizes else ""
+
+
 def ways_text(ways: Sequence[Way], chosen: Way, why: str, config: Path) -> str:
     """Lay out the ways, the recommendation and the lines that set it, in 80 columns."""
     rows = []
@@ -153,8 +158,14 @@ def ways_text(ways: Sequence[Way], chosen: Way, why: str, config: Path) -> str:
         rows.append((
             way.name, f"{total['runs']}", f"{way.plan['fraction']:.0%}", duration(total["seconds"]), memory,
         ))  # fmt: skip
-    lines = [table("Ways to search", ("way", "runs", "of the rows", "time at most", "a worker"), rows), ""]
-    lines += [paragraph(f"{way.name}: {KNOWN[way.name]}.") for way in ways]
+    lines = [table("Ways to search", ("way", "runs", "rows", "time", "memory"), rows), ""]
+    speeds = ", ".join(f"{way.plan['tokens_per_second']:,.0f} for {way.name}" for way in ways if way.plan)
+    lines += [paragraph(
+        "Runs and times are the most there can be: a sweep of rates, all rounds, every pair of the check; the rows are "
+        f"those of one run, of base's. Measured just now, tokens a second of one worker: {speeds or 'none'}; a busy "
+        "machine looks slower than it is."
+    ), ""]  # fmt: skip
+    lines += [paragraph(f"{way.name}{_sizes(way)}: {KNOWN[way.name]}.") for way in ways]
     lines += [paragraph(f"{way.name} cannot be done: {way.why_not}.") for way in ways if way.why_not]
     lines += ["", paragraph(sentence(f"take {chosen.name}: {why}")), f"In {config}:", ""]
     return "\n".join([*lines, yaml.safe_dump(chosen.lines, default_flow_style=None, sort_keys=False).rstrip()])

@@ -9,6 +9,7 @@ from .kinds import CHANGED_DATA as CHANGED_DATA
 from .kinds import LARGER_SIZE as LARGER_SIZE
 from .kinds import OTHER_SIZE as OTHER_SIZE
 from .kinds import PRETRAINED as PRETRAINED
+from .kinds import SAME_FRACTION as SAME_FRACTION
 from .kinds import SMALLER_SIZE as SMALLER_SIZE
 from .kinds import EvidenceKind as EvidenceKind
 from .kinds import between_sizes as between_sizes

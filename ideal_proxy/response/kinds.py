@@ -41,6 +41,7 @@ PRETRAINED = EvidenceKind(0.5, 0.5, same_level=False, error=1.0)
 
 # Where nothing says which of the two is the larger one: another rank of LoRA, another share of the rows.
 OTHER_SIZE = EvidenceKind(1.0, 0.35, same_level=False, error=0.25)
+SAME_FRACTION = 1e-3  # relative: shares of the rows so near are one
 
 
 def between_sizes(runs: str, target: str) -> EvidenceKind:

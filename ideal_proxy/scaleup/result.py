@@ -21,6 +21,7 @@ from ideal_proxy.response import (
     LARGER_SIZE,
     OTHER_SIZE,
     PRETRAINED,
+    SAME_FRACTION,
     Combination,
     EvidenceKind,
     Yardstick,
@@ -113,20 +114,22 @@ def _interval(ratios: NDArray[np.float64]) -> dict[str, Any]:
     return {"value": value, "lower": value - half, "upper": value + half}
 
 
-def size_step(mixture: MixtureFile, spec: ModelSpec) -> EvidenceKind | None:
-    """Say how much of the proxies' changes a model is expected to show; None where the prediction is its own size's."""
+def size_step(mixture: MixtureFile, spec: ModelSpec, fraction: float = 1.0) -> EvidenceKind | None:
+    """Say how much of the proxies' changes a model is expected to show; None at the search's size, rank and share."""
     found = (mixture.provenance.get(key) for key in ("proxy", "transfer"))  # strangers' files hold anything there
     proxy, transfer = (told if isinstance(told, dict) else {} for told in found)
     size, model = proxy.get("size"), proxy.get("model")
     if not (size or model) or transfer.get("at_full_size"):
         return None
+    whole = mixture.proxy_fraction is None or abs(mixture.proxy_fraction / fraction - 1.0) <= SAME_FRACTION
+    itself = None if whole else OTHER_SIZE
     if model is not None and same_model(str(model), spec.name):
-        return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else None
+        return OTHER_SIZE if proxy.get("lora_rank") != spec.lora else itself
     if size in SIZES and model is None and spec.scratch is None:
         return PRETRAINED
     if size not in SIZES or spec.scratch not in SIZES:
         return LARGER_SIZE
-    return None if size == spec.scratch else between_sizes(spec.scratch, size)
+    return itself if size == spec.scratch else between_sizes(spec.scratch, size)
 
 
 def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[dict[str, float | None] | None]:
@@ -255,8 +258,9 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         lines += [_score_table(scored, with_base=with_base), ""]
     if step := result.get("step"):
         lines.append(paragraph(
-            f"Predicted: the proxies' changes times {step['factor']:g} ± {step['spread']:g}, which other models "
-            f"were seen to show; besides, a capability may miss by {step['error']:.0%} of the mean change."
+            f"Predicted: the search's changes times {step['factor']:g} ± {step['spread']:g}, which another size, rank "
+            f"or share of the rows was seen to show; besides, a capability may miss by {step['error']:.0%} of the mean "
+            "change."
         ))  # fmt: skip
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))

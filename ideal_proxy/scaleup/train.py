@@ -108,7 +108,7 @@ def scale_up(
     )
     whose = "given" if wanted.learning_rate else "the search's own" if rate == proxies.learning_rate else "by default"
     reporter.note(f"peak learning rate {rate:g} ({whose})")
-    step, rank = size_step(mixture, wanted.spec), proxies.lora_rank
+    step, rank = size_step(mixture, wanted.spec, wanted.fraction), proxies.lora_rank
     if step is OTHER_SIZE and rank is not None and wanted.spec.lora is None:
         reporter.note(f"the search trained LoRA of rank {rank}, this trains every weight; --lora {rank} does as it did")
     if step is PRETRAINED:
@@ -174,7 +174,7 @@ def scale_up(
             scores = measure_arms(metrics, mixture, data, trained, seeds, device, reporter)
         result = compare(
             mixture, arms["mixture"].runs, base.runs if base else None, data.verify, scores=scores,
-            step=size_step(mixture, wanted.spec), **judged,
+            step=size_step(mixture, wanted.spec, wanted.fraction), **judged,
         )  # fmt: skip
         if base is not None and _main() and result["gain"]["answer"] == IMPROVES:
             result["guard"] = _look_at_answers(wanted, data, arms, template, device, reporter)

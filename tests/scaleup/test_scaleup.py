@@ -519,10 +519,10 @@ def fake(losses: list[float], tokens: int = 10, rows: int = 8) -> RunLosses:
 
 
 def test_a_prediction_is_carried_to_another_size(tmp_path: Path) -> None:
-    def step(model: str, proxy: Any, lora: int | None = None, **more: Any) -> Any:
+    def step(model: str, proxy: Any, lora: int | None = None, share: float | None = None, **more: Any) -> Any:
         domains = [DomainVolume(name="a", source="x", fingerprint="0" * 64, available=1, rows=1)]
-        told = MixtureFile(domains=domains, provenance={"proxy": proxy, **more})
-        return size_step(told, ModelSpec(name=model, lora=lora))
+        told = MixtureFile(domains=domains, provenance={"proxy": proxy, **more}, proxy_fraction=share)
+        return size_step(told, ModelSpec(name=model, lora=lora), 0.5)
 
     assert step("scratch:10M", {"size": "1M"}) is LARGER_SIZE
     assert step("org/large", {"size": "1M"}) is PRETRAINED
@@ -537,6 +537,9 @@ def test_a_prediction_is_carried_to_another_size(tmp_path: Path) -> None:
     assert step(at[1], {"model": at[0]}) is LARGER_SIZE, "folders of one name may hold models of two sizes"
     assert step(at[2], {"model": at[0]}) is None
     assert step("scratch:1M", {"size": "1M"}) is None
+    assert step("scratch:1M", {"size": "1M"}, share=0.5) is None
+    assert step("scratch:1M", {"size": "1M"}, share=0.2) is OTHER_SIZE, "another share of the rows"
+    assert step("org/large", {"model": "/disk/large"}, share=0.2) is OTHER_SIZE
     assert step("scratch:1M", "1M") is step("scratch:1M", {"size": "1M"}, transfer=[1]) is None
     assert step("scratch:1M", {}) is None, "somebody's table of runs may be of any size"
     assert step("scratch:10M", {"size": "1M"}, transfer={"at_full_size": True}) is None
