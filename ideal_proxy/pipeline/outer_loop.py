@@ -147,6 +147,8 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
             f"{plan.runs} proxies of {plan.parameters / 1e6:.3g}M parameters{_trained(plan)} on {plan.fraction:.0%} of "
             f"the volumes, about {whole['steps_per_run']} steps each on base, {plan.workers} side by side"
         )
+        if done := sum(is_complete(run) for run in (folder / "runs").glob("*")):
+            reporter.note(f"going on: {count_text(done, 'run')} finished before")
         with (
             StatusRecord(folder, whole["stages"]) as record,
             Laboratory(

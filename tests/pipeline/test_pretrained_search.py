@@ -246,6 +246,9 @@ def test_a_search_with_lora_proxies_killed_and_resumed(folder: Path, tmp_path: P
         mixture = json.loads((tmp_path / out / "mixture.json").read_text(encoding="utf-8"))
         files.append({key: value for key, value in mixture.items() if key not in ("created", "provenance")})
     assert files[0] == files[1]
+    said = [(tmp_path / out / "log.txt").read_text(encoding="utf-8").count("going on: 6 runs finished before")
+            for out in ("run", "killed")]  # fmt: skip
+    assert said == [0, 1]
     assert result["verdict"]["gain"]["value"] > 0.005
     judged, unjudged = result["domains"][:2], result["domains"][2]
     assert all(domain["proposal_rows"] > domain["base_rows"] for domain in judged)
