@@ -384,7 +384,7 @@ def test_the_pages_show_blocks_that_are_right() -> None:
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             keys = yaml.safe_load(block).get("proxy", {})
             shown += [parse_config(config(Path("x"), proxy=keys)).proxy] if "model" in keys else []
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert {(entry.model, entry.lora_rank) for entry in shown} == {("HuggingFaceTB/SmolLM2-135M-Instruct", 16)}
     known = load_config(ROOT / "benchmarks" / "verdict" / "sft5_smollm2_lora.yaml").proxy
     assert (known.lora_rank, known.size) == (8, None)
