@@ -343,8 +343,11 @@ def show(given: argparse.Namespace) -> None:
     (HERE / f"real_{given.suite}.md").write_text("\n".join(page))
 
 
-def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any) -> list[bool]:
-    """Which capabilities' changes lie in the intervals that `scale-up` shows today of the same proxies."""
+def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any, kind: Any = None) -> list[bool]:
+    """Which capabilities' changes lie in the intervals that `scale-up` shows today of the same proxies.
+
+    The step is one to a larger size where no other kind is named.
+    """
     from ideal_proxy.mixture import CapabilityResult, DomainVolume, MixtureFile
     from ideal_proxy.response import LARGER_SIZE
     from ideal_proxy.scaleup.result import predicted_ratios
@@ -360,7 +363,7 @@ def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any)
         for j, (c, h) in enumerate(zip(change, fit, strict=True))
     ]  # fmt: skip
     domain = DomainVolume(name="d", source="-", fingerprint="0" * 64, available=1, rows=1)
-    bounds = predicted_ratios(MixtureFile(domains=[domain], capabilities=parts), LARGER_SIZE)
+    bounds = predicted_ratios(MixtureFile(domains=[domain], capabilities=parts), kind or LARGER_SIZE)
     return [bool(b["lower"] <= x <= b["upper"]) for b, x in zip(bounds, np.exp(observed), strict=True)]
 
 
