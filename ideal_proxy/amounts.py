@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, some
 
 Unit = Literal["rows", "tokens", "share"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -53,9 +53,8 @@ def check_name(name: str, known: Sequence[str], *, what: str, where: str) -> str
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
     hint = f'; did you mean "{near[0]}"?' if near else ";"
-    raise UsageError(f'Unknown {what} "{name}" in {where}{hint} The {what} names are: {listed}.')
+    raise UsageError(f'Unknown {what} "{name}" in {where}{hint} The {what} names are: {some(known, 12)}.')
 
 
 def parse_amount(value: Any, *, where: str) -> Amount:

@@ -86,10 +86,15 @@ class Ours:
 
     def propose(self, task: Task, runs: Runs, seed: int) -> tuple[ResponseModel, Array]:
         model = fit(task, runs, seed, **(self.fitting or {}))
+        return model, self.best(model, task, runs)
+
+    def best(self, model: ResponseModel, task: Task, runs: Runs, objective: Objective | None = None) -> Array:
+        """The best mixture of a fit, no farther than these runs went."""
+        objective = objective or Objective()
         limits = constraints(task, runs.losses.shape[1], self.protect)
         limits = replace(limits, trust_region=self.explored(runs, limits))
-        found = optimize(model, Objective(), limits, random_state=0)
-        return model, task.within(nearest_base(model, Objective(), limits, found).volumes)
+        found = optimize(model, objective, limits, random_state=0)
+        return task.within(nearest_base(model, objective, limits, found).volumes)
 
 
 CONTENDERS = (

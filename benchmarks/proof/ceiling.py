@@ -15,7 +15,6 @@ import json
 import logging
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,13 @@ SUITES = ("sft5", "sft5_all", "skills", "skills_clean", "demo")  # those of `rea
 
 def table_of(suite: str) -> tuple[Any, list[str], Any]:
     """The task, each target run's contender, and all runs: proxies first, then the target's."""
+    import jsonl
     import real
     from peers.task import Runs
 
     told, task, pool = real.read_pool(suite)
     tokens = json.loads((HERE.parent / "predictions" / f"{suite}.json").read_text())["mixtures"]
-    rows = [json.loads(line) for line in (HERE.parent / f"real_{suite}.jsonl").read_text().splitlines()]
+    rows = jsonl.read(HERE.parent / f"real_{suite}.jsonl")
     mixtures = {"base": task.base} | {name: np.array(record["tokens"]) for name, record in tokens.items()}
     runs = Runs(
         np.vstack([pool.volumes, *(mixtures[row["contender"]] for row in rows)]),
@@ -71,7 +71,6 @@ def one_suite(suite: str) -> dict[str, Any]:
     from peers import ours
     from peers.task import Runs
 
-    from ideal_proxy.optimizer import Objective, nearest_base, optimize
     from ideal_proxy.response import compare
 
     (told, task), contenders, runs = table_of(suite)
@@ -83,10 +82,7 @@ def one_suite(suite: str) -> dict[str, Any]:
     if suite == "sft5":
         rivals["all rows once"] = runs.volumes[contenders.index("all rows once")]
     for name, protect in (("free", None), ("protected", 0.02)):
-        limits = ours.constraints(task, runs.losses.shape[1], protect)
-        limits = replace(limits, trust_region=ours.Ours().explored(target_runs, limits))
-        best = optimize(model, Objective(), limits, random_state=0)
-        best = task.within(nearest_base(model, Objective(), limits, best).volumes)
+        best = ours.Ours(protect=protect).best(model, task, target_runs)
         found[name] = {"tokens": best.round(1).tolist()}
         for rival, volumes in rivals.items():
             gain = compare(model, best, volumes, pairs=MANY, chosen=True).gain

@@ -122,6 +122,8 @@ def is_decisive(family: str, noise: float, seed: int, name: str, runs: int) -> b
 
 
 def main() -> None:
+    import jsonl
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--hours", type=float, default=24.0, help="then stop; the next call goes on")
@@ -130,7 +132,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     raw = HERE.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
+    rows = jsonl.read(raw)
     keys = ("family", "noise", "seed", "name", "runs")
     done, stop = {tuple(row[key] for key in keys) for row in rows}, time.monotonic() + 3600 * given.hours
     for values in () if given.show else wanted(given.repeats):
@@ -139,8 +141,7 @@ def main() -> None:
         family, _, seed, name, runs = values
         found = one_table(name, runs, seed) if family == TABLES else one_search(*values)
         rows.append(dict(zip(keys, values, strict=True)) | {k: round(v, 4) for k, v in found.items()})
-        with raw.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        jsonl.add(raw, rows[-1])
     write(rows)
 
 

@@ -10,7 +10,6 @@ goes to `explored.jsonl`; what stands there is not done again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import warnings
@@ -51,6 +50,7 @@ def one_fit(family: str, noise: float, seed: int, runs: int) -> dict[str, float]
 
 
 def main() -> None:
+    import jsonl
     from efficiency import FAMILIES, NOISES, interval, text
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,15 +61,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     raw = HERE.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
+    rows = jsonl.read(raw)
     done = {(r["family"], r["noise"], r["seed"], r["runs"]) for r in rows}
     for seed, runs, family, noise in product(range(given.repeats), given.runs, FAMILIES, NOISES[::-1]):
         if given.show or (family, noise, seed, runs) in done:
             continue
         found = {key: round(value, 4) for key, value in one_fit(family, noise, seed, runs).items()}
         rows.append({"family": family, "noise": noise, "seed": seed, "runs": runs, **found})
-        with raw.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        jsonl.add(raw, rows[-1])
     names = ["1", "1.25", "1.5", "none"]
     lines = ["# What the limit to the explored region costs", "",
              "`OMP_NUM_THREADS=1 nice -n 5 python benchmarks/proof/explored.py`. Mean regret in points within the",

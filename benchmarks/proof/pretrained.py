@@ -83,6 +83,7 @@ def run(given: argparse.Namespace) -> None:
     """Train every arm with every seed, each judged at once; what is there already is not trained again."""
     import time
 
+    import jsonl
     import torch
     from gpu import exact_match
 
@@ -144,8 +145,7 @@ def run(given: argparse.Namespace) -> None:
         plain = plain.to(getattr(torch, given.dtype))
         row["exact"] = list(exact_match(plain, tokenizer, tests, LONGEST, False).values())
         row["judge_seconds"] = time.monotonic() - start
-        with OUT.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl.add(OUT, row)
         print(f"{arm}, seed {seed}: exact match {100 * np.mean(row['exact']):.2f} %", flush=True)
 
 
@@ -155,7 +155,9 @@ def judged_as(row: dict[str, Any]) -> tuple[int, str]:
 
 
 def recorded() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    import jsonl
+
+    return jsonl.read(OUT)
 
 
 def show(given: argparse.Namespace) -> None:  # noqa: ARG001

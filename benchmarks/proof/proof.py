@@ -51,8 +51,7 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
 
     if not suite.startswith("smollm2"):
         return real.outcomes(suite)
-    told = {name: shown(suite, name) for name in real.outcomes("smollm2")}
-    return {told[name]: pairs for name, pairs in real.outcomes("smollm2").items() if told[name]}
+    return {said: pairs for name, pairs in real.outcomes("smollm2").items() if (said := shown(suite, name))}
 
 
 def shown(suite: str, name: str) -> str:

@@ -260,11 +260,13 @@ def predicted(
 
 def targets(given: argparse.Namespace) -> None:
     """Train every mixture on the target, seed by seed, each pair with base's run of the same seed."""
+    import jsonl
+
     size = sizes_of(given.suite)[1]
     setting = Setting(given.suite, given.suites, given.work, size, "verify", given.workers)
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     out = HERE / f"real_{given.suite}.jsonl"
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = jsonl.read(out)
     done = {(row["contender"], row["seed"]) for row in rows}
     for seed in range(101, 101 + given.seeds):
         for name, record in {"base": {"tokens": setting.task.base.tolist()}, **told["mixtures"]}.items():
@@ -272,8 +274,7 @@ def targets(given: argparse.Namespace) -> None:
                 continue
             losses = setting.train(np.array([record["tokens"]]), np.array([seed]))[0]
             row = {"contender": name, "seed": seed, "size": size, "losses": losses.round(5).tolist()}
-            with out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            jsonl.add(out, row)
     show(given)
 
 
@@ -281,8 +282,10 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
     """Losses relative to base's run of the same seed, (pairs, capabilities), by contender; of runs judged twice, as
     SmolLM2's were, those on most test rows.
     """
+    import jsonl
+
     out = HERE / f"real_{suite}.jsonl"
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = jsonl.read(out)
     rows.sort(key=lambda row: row.get("tests", 0))
     keys = [(row["seed"], row.get("tests"), row.get("dtype")) for row in rows]
     base = {key: np.array(row["losses"]) for key, row in zip(keys, rows, strict=True) if row["contender"] == "base"}

@@ -11,7 +11,6 @@ A row a fit is appended to `forms.jsonl`; what stands there is not done again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -85,6 +84,8 @@ def regmix() -> tuple[np.ndarray, ...]:
 
 
 def main() -> None:
+    import jsonl
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--first", type=int, default=0)
@@ -94,7 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = jsonl.read(given.out)
     done = {(r["surface"], r["runs"], r["repeat"]) for r in rows}
     for repeat in range(given.first, given.first + given.repeats):
         for name in given.surfaces:
@@ -103,9 +104,7 @@ def main() -> None:
                     continue
                 row = {"surface": name, "runs": runs, "repeat": repeat, **one_fit(name, runs, repeat)}
                 rows.append(row)
-                with given.out.open("a") as file:
-                    short = {k: round(x, 5) if isinstance(x, float) else x for k, x in row.items()}
-                    file.write(json.dumps(short) + "\n")
+                jsonl.add(given.out, {k: round(x, 5) if isinstance(x, float) else x for k, x in row.items()})
     print(table(rows))
 
 

@@ -13,7 +13,6 @@ done again.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import warnings
@@ -110,6 +109,8 @@ def summary(lines: list[dict]) -> None:
 
 
 def main() -> None:
+    import jsonl
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--show", action="store_true", help="only print what was recorded")
@@ -124,15 +125,14 @@ def main() -> None:
             print(f"{family}, {arm}: inside {np.mean(every):.1%} ± {error:.1%} (n {len(every)})", flush=True)
     if options.intervals:
         return
-    lines = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    lines = jsonl.read(OUT)
     done = {(line["family"], line["seed"], line["arm"]) for line in lines}
     for seed in range(0 if options.show else options.repeats):
         for family in ("law", "interactions"):
             for arm in ARMS:
                 if (family, seed, arm) not in done:
                     lines.append(search(family, seed, arm))
-                    with open(OUT, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
+                    jsonl.add(OUT, lines[-1])
     summary(lines)
 
 

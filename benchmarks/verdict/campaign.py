@@ -11,7 +11,6 @@ runs; 39 where domains are poisoned) and at most six (the first of 3(n + 1) runs
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -95,6 +94,7 @@ def search(family: str, noise: float, seed: int, rounds: int) -> dict[str, float
 
 
 def main() -> None:
+    import jsonl
     from surfaces import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +106,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    rows = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    rows = jsonl.read(given.out)
     keys = ("family", "noise", "seed", "rounds")
     done = {tuple(r[key] for key in keys) for r in rows}
     for seed in range(given.first, given.first + given.searches):
@@ -115,8 +115,7 @@ def main() -> None:
                 continue
             row = dict(zip(keys, values, strict=True)) | search(*values)
             rows.append({k: round(x, 4) if isinstance(x, float) else x for k, x in row.items()})
-            with given.out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            jsonl.add(given.out, rows[-1])
     print(table(rows))
 
 

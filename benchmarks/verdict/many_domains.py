@@ -11,12 +11,10 @@ A row a surface goes to `many_domains.jsonl`; what stands there is not done agai
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 import warnings
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -36,7 +34,7 @@ def one_surface(family: str, noise: float, seed: int) -> dict:
     from peers.task import Runs, Task
     from surfaces import SPREAD, Surface
 
-    from ideal_proxy.optimizer import Objective, nearest_base, optimize
+    from ideal_proxy.optimizer import Objective
     from ideal_proxy.response import compare
 
     started = time.monotonic()
@@ -47,18 +45,13 @@ def one_surface(family: str, noise: float, seed: int) -> dict:
     losses = surface.observe(volumes, noise, np.random.default_rng([seed, round(1e4 * noise), 3]))
     table = Runs(volumes, losses, seeds)
     model = ours.fit(task, table, 0, own=np.arange(DOMAINS), baseline_loss=surface.Z)
-    limits = ours.constraints(task, DOMAINS, None)
-    limits = replace(limits, trust_region=ours.Ours().explored(table, limits))
-    safe = replace(limits, limits=ours.constraints(task, DOMAINS, 0.02).limits)
-    found = {}
-    for name, objective, held in (
-        ("free", Objective(), limits), ("protected", Objective(), safe),
-        ("upper bound", Objective(upper_confidence=0.9), limits),
-    ):  # fmt: skip
-        best = optimize(model, objective, held, random_state=0)
-        found[name] = task.within(nearest_base(model, objective, held, best).volumes)
-    found["RegMix"] = regmix.propose(task, table, 0)
-    found["Olmix, KL 0.05"] = olmix.propose(task, table, 0, 0.05)
+    found = {
+        "free": ours.Ours().best(model, task, table),
+        "protected": ours.Ours(protect=0.02).best(model, task, table),
+        "upper bound": ours.Ours().best(model, task, table, Objective(upper_confidence=0.9)),
+        "RegMix": regmix.propose(task, table, 0),
+        "Olmix, KL 0.05": olmix.propose(task, table, 0, 0.05),
+    }
     told = {"family": family, "noise": noise, "seed": seed, "reachable": round(100 * surface.best.predicted_gain, 3)}
     for name, mixture in found.items():
         ratio = surface.losses(mixture[None])[0] / surface.losses(base[None])[0]
@@ -71,6 +64,8 @@ def one_surface(family: str, noise: float, seed: int) -> dict:
 
 
 def main() -> None:
+    import jsonl
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--show", action="store_true", help="only write the page of what was recorded")
@@ -78,13 +73,12 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     kept = HERE.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = jsonl.read(kept)
     done = {(row["family"], row["noise"], row["seed"]) for row in rows}
     cases = product(range(0 if given.show else given.repeats), FAMILIES, NOISES)
     for family, noise, seed in [(f, n, s) for s, f, n in cases if (f, n, s) not in done]:
         rows.append(one_surface(family, noise, seed))
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        jsonl.add(kept, rows[-1])
     lines = []
     for family, noise in product(FAMILIES, NOISES):
         of = [row for row in rows if (row["family"], row["noise"]) == (family, noise)]

@@ -132,6 +132,8 @@ def search(kind: str, number: int, pool: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    import jsonl
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=20, help="of each kind")
     parser.add_argument("--work", type=Path, default=Path("runs/nulls"))
@@ -141,14 +143,13 @@ def main() -> None:
     pool, out = given.work / "pool", HERE / "nulls.jsonl"
     if not (pool / "pool.json").exists():
         fill(pool)
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = jsonl.read(out)
     done = {(row["kind"], row["number"]) for row in rows}
     for number in range(given.searches):
         for kind in KINDS:
             if (kind, number) not in done:
                 rows.append(search(kind, number, pool))
-                with out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                jsonl.add(out, rows[-1])
     (HERE / "nulls.md").write_text(table(rows))
     print(table(rows))
 

@@ -112,10 +112,10 @@ def find_layers(
     find_head = getattr(model, "get_output_embeddings", None)
     output = find_head() if callable(find_head) else None
     uses: dict[int, list[tuple[str, nn.Module]]] = {}
-    unseen = _multiplied_unseen(model)
+    seen = names.keys() - _multiplied_unseen(model)
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and id(weight) in names.keys() - unseen and _role(module) is not None:
+        if isinstance(weight, Tensor) and id(weight) in seen and _role(module) is not None:
             uses.setdefault(id(weight), []).append((path, module))
     layers: list[Layer] = []
     for weight_id, users in uses.items():

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.config import SearchConfig
-from ideal_proxy.errors import UsageError
+from ideal_proxy.errors import UsageError, some
 from ideal_proxy.pipeline.design import ETA_FRACTION, box, spread_mixtures, to_total
 from ideal_proxy.pipeline.prepare import Prepared
 from ideal_proxy.terminal import count_text, sentence
@@ -140,7 +140,6 @@ def told_imitations(anchors: Anchors, mixtures: int, disagree: Sequence[str], tr
         return f"none of {count_text(anchors.imitations, 'mixture')} could be imitated; the warnings say why"
     apart = ""
     if disagree:
-        named = ", ".join(disagree[:NAMED]) + (f" and {len(disagree) - NAMED} more" if len(disagree) > NAMED else "")
-        apart = f"; left out, because their mean weights lose more than either: {named}"
+        apart = f"; left out, because their mean weights lose more than either: {some(disagree, NAMED)}"
     text = f"{count_text(mixtures, 'mixture')} imitated by interpolation between {len(anchors.names)} anchors{apart}"
     return ". ".join([text, *(sentence(line).rstrip(".") for line in trust)])

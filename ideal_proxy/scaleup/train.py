@@ -174,7 +174,7 @@ def scale_up(
             scores = measure_arms(metrics, mixture, data, trained, seeds, device, reporter)
         result = compare(
             mixture, arms["mixture"].runs, base.runs if base else None, data.verify, scores=scores,
-            step=size_step(mixture, wanted.spec, wanted.fraction), **judged,
+            step=step, **judged,
         )  # fmt: skip
         if base is not None and _main() and result["gain"]["answer"] == IMPROVES:
             result["guard"] = _look_at_answers(wanted, data, arms, template, device, reporter)
