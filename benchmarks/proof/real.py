@@ -32,6 +32,7 @@ RANGE, CAP = 2.0, 4.0
 SETTINGS: dict[str, dict[str, Any]] = {
     "skills": {"fraction": 0.05, "context": 256, "vocabulary": 1024, "runs": 40, "judged": 60},
     "skills_clean": {"fraction": 0.05, "context": 256, "vocabulary": 1024, "runs": 36, "judged": 60},
+    "unseen": {"fraction": 0.05, "context": 512, "vocabulary": 1024, "runs": 36, "judged": 60},
     "sft5": {"fraction": 0.1, "context": 512, "vocabulary": 4096, "runs": 18, "judged": 100, "sizes": ("1M", "10M")},
     "sft5_all": {"fraction": 0.1, "context": 512, "vocabulary": 2048, "runs": 18, "judged": 100},
     "traces": {"fraction": 0.1, "context": 4096, "vocabulary": 1024, "runs": 12, "judged": 30},
@@ -46,6 +47,7 @@ SHARES = {  # of the rows that there are, in base; 1 elsewhere
 DEMO_JUDGED = ("lists", "strings", "facts")
 POISONED = ("shuffled", "copy")
 RESPONSES = "responses at base"
+Step = tuple[float, ...]  # factor, its spread, a capability's own share of the mean change, spread of its own factor
 FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen
 
 
@@ -57,8 +59,8 @@ def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, lis
     if suite == "demo":
         train = {name: list(read_rows(f"demo:{name}?rows=2400")) for name in DOMAINS}
         return train, {name: list(read_rows(f"demo:{name}?rows=400&split=reference")) for name in DEMO_JUDGED}
-    folder = {"sft5": ROOT.parent / "shared" / "data", "skills": suites, "traces": suites}[suite.split("_")[0]]
-    folder /= suite.split("_")[0]
+    name = suite.split("_")[0]
+    folder = (ROOT.parent / "shared" / "data" if name == "sft5" else suites) / name
     without = POISONED if suite == "skills_clean" else ()
     return (
         {
@@ -74,11 +76,16 @@ def shares_of(suite: str, names: Any) -> np.ndarray:
     return np.array([SHARES.get(suite, {}).get(name, 1.0) for name in names])
 
 
-def today() -> tuple[float, float, float]:
-    """What `scale-up` believes of a step to a larger size: factor, its spread, a capability's own share."""
+def today() -> Step:
+    """What `scale-up` believes of a step to a larger size."""
     from ideal_proxy.response import LARGER_SIZE
 
-    return LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error
+    return LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error, LARGER_SIZE.own
+
+
+def parts_of(step: Step) -> Step:
+    """Earlier predictions knew no factor of a capability's own."""
+    return (*step, 0.0)[:4]
 
 
 def sizes_of(suite: str) -> tuple[str, str]:
@@ -217,7 +224,8 @@ def propose(given: argparse.Namespace) -> None:
     """Write what every contender proposes and what our fit predicts of it, before any target is trained."""
     out = HERE / "predictions" / f"{given.suite}.json"
     before = json.loads(out.read_text()) if (HERE / f"real_{given.suite}.jsonl").exists() else {"mixtures": {}}
-    step = factor, spread, alone = before.get("step", FIRST_STEP if before["mixtures"] else today())
+    step = before.get("step", FIRST_STEP if before["mixtures"] else today())
+    factor, spread, alone, own = parts_of(step)
     made, task, model = mixtures(given.suite)
     told = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
     records = dict(before["mixtures"])
@@ -225,7 +233,7 @@ def propose(given: argparse.Namespace) -> None:
         records[name] = predicted(model, task, made[name], name, given.seeds, told["capabilities"], step)
     about = (
         f"gain and ratios of the target: the proxies' log changes times {factor} ± {spread}, a capability alone "
-        f"another {alone} of the mean change; 90 % intervals of the pairs' mean"
+        f"another {alone} of the mean change and its factor another ± {own}; 90 % intervals of the pairs' mean"
     )
     out.parent.mkdir(exist_ok=True)
     told = {"about": about, "step": step, "domains": told["domains"], "pairs": given.seeds, "mixtures": records}
@@ -235,22 +243,23 @@ def propose(given: argparse.Namespace) -> None:
 
 
 def predicted(
-    model: Any, task: Any, volumes: np.ndarray, name: str, pairs: int, capabilities: list[str], step: Any
+    model: Any, task: Any, volumes: np.ndarray, name: str, pairs: int, capabilities: list[str], step: Step
 ) -> dict[str, Any]:
     """What our fit says of a mixture on the target: ratios to base and gain, value and 90 % bounds."""
     from scipy.stats import norm
 
     from ideal_proxy.response import compare
 
-    z, (factor, spread, alone) = float(norm.ppf(0.95)), step
+    z, (factor, spread, alone, single) = float(norm.ppf(0.95)), parts_of(step)
     here = compare(model, volumes, task.base, pairs=pairs, chosen=name.startswith("ours"))
     value = np.array([bound.value for bound in here.ratios])
     change, half = np.log(value), np.array([bound.upper - bound.lower for bound in here.ratios]) / 2 / value
-    own = z * alone * np.sqrt(np.mean(np.square(change)))
-    wide = np.sqrt((factor * half) ** 2 + (z * spread * change) ** 2 + own**2)
+    own = np.hypot(alone * np.sqrt(np.mean(np.square(change))), single * change)
+    wide = np.sqrt((factor * half) ** 2 + z**2 * ((spread * change) ** 2 + own**2))
     ratios = np.exp(factor * change + np.multiply.outer([0, -1, 1], wide)).T.round(5).tolist()
     gain = here.gain
-    half = z * np.hypot(factor * (gain.upper - gain.lower) / 2 / z, spread * gain.value)
+    of_fit = factor * (gain.upper - gain.lower) / 2 / z
+    half = z * np.sqrt(of_fit**2 + (spread * gain.value) ** 2 + np.mean(own**2) / len(own))
     return {
         "tokens": volumes.round(1).tolist(), "ratios": dict(zip(capabilities, ratios, strict=True)),
         "proxy_gain": [round(v, 5) for v in (gain.value, gain.lower, gain.upper)],
@@ -325,9 +334,10 @@ def show(given: argparse.Namespace) -> None:
             f"| {len(pairs)} | {100 * poison:.0f} % | {worst} {100 * (mean.max() - 1):+.1f} % |"
         )
     inside_now = f"Ratios inside: {sum(cases)} of {len(cases)}"
-    if tuple(step) != today():
-        inside_now += "; with what `scale-up` adds for another size today ({} ± {} of a change, ".format(*today())
-        inside_now += f"{today()[2]} of the mean change for a capability alone): {sum(stepped)}"
+    if parts_of(step) != today():
+        inside_now += "; with what `scale-up` adds for another size today ({} ± {} of a change, for a capability "
+        inside_now += "alone {} of the mean change and ± {} of its own): {}"
+        inside_now = inside_now.format(*today(), sum(stepped))
     page = [
         f"# Contenders on a real model: {given.suite}", "",
         f"`real.py pool`, `online`, `propose`, then `targets --seeds {most}`; settings in `real.py`.",
@@ -346,7 +356,7 @@ def show(given: argparse.Namespace) -> None:
     (HERE / f"real_{given.suite}.md").write_text("\n".join(page))
 
 
-def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any, kind: Any = None) -> list[bool]:
+def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Step, kind: Any = None) -> list[bool]:
     """Which capabilities' changes lie in the intervals that `scale-up` shows today of the same proxies.
 
     The step is one to a larger size where no other kind is named.
@@ -355,11 +365,11 @@ def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Any,
     from ideal_proxy.response import LARGER_SIZE
     from ideal_proxy.scaleup.result import predicted_ratios
 
-    factor, spread, alone = made_with
+    factor, spread, alone, single = parts_of(made_with)
     change = np.log(ratios[:, 0]) / factor
-    own = 1.645 * alone * np.sqrt(np.mean(np.square(change)))
+    own = alone**2 * np.mean(np.square(change)) + (single * change) ** 2
     half = np.log(ratios[:, 2] / ratios[:, 1]) / 2
-    fit = np.sqrt(np.maximum(half**2 - (1.645 * spread * change) ** 2 - own**2, 0)) / factor
+    fit = np.sqrt(np.maximum(half**2 - 1.645**2 * ((spread * change) ** 2 + own), 0)) / factor
     parts = [
         CapabilityResult(name=f"c{j}", base_loss=1.0, predicted_loss=np.exp(c), predicted_lower=np.exp(c - h),
                          predicted_upper=np.exp(c + h))

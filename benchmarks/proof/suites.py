@@ -1,12 +1,15 @@
 """The suites of the proof, written from seeds: rows, reference rows, a run file for each; only hashes are kept here.
 
-    python benchmarks/proof/suites.py skills --out runs/suites        # or traces, sft5, sft5_all, demo
+    python benchmarks/proof/suites.py skills --out runs/suites        # or unseen, traces, sft5, sft5_all, demo
     python benchmarks/proof/suites.py --check runs/suites             # are these the rows that were recorded?
 
 skills: 16 generators of reasoning-gym 0.1.25 (Apache-2.0), 300 to 6,000 rows each; `shuffled` has the answers of
 another generator in a wrong order, `copy` is `simple_equations` under another name; 18 capabilities, two of them
 (`basic_arithmetic`, `lcm`) without a domain; 400 reference rows each, half for the search and half unseen until the
 check, and 200 for tests.
+unseen: 16 other generators and two without a domain, drawn by lot after the method was set: the others in the order of
+`random.Random(2026).shuffle`, of which the first were taken that write 300 rows, nearly all different, of at most 500
+characters and answers of 120, in under 3 ms each.
 traces: sums of long lists, written out step by step (near 4,000 tokens of SmolLM2's), beside short questions and chat.
 sft5, sft5_all: run files over `../shared/data/sft5`. demo: the embedded demo. Exchangeable nulls stand in
 `benchmarks/verdict/`.
@@ -35,6 +38,12 @@ ROWS = {  # of each domain, equal steps of the logarithm in a shuffled order
     "family_relationships": 2460, "fraction_simplification": 993, "number_filtering": 4914, "complex_arithmetic": 447,
     "word_sequence_reversal": 1350, "leg_counting": 1106,
 }  # fmt: skip
+DRAWN = (
+    "number_sorting", "aiw", "maze", "count_primes", "number_format", "cryptarithm", "knights_knaves",
+    "simple_geometry", "binary_matrix", "manipulate_matrix", "isomorphic_strings", "binary_alternation",
+    "gsm_symbolic", "mini_sudoku", "dice", "tsumego",
+)  # fmt: skip
+DRAWN_WITHOUT_DOMAIN = ("course_schedule", "rush_hour")
 SHUFFLED, SHUFFLED_ROWS = "products", 3000
 COPIED = "simple_equations"
 WITHOUT_DOMAIN = ("basic_arithmetic", "lcm")
@@ -58,16 +67,26 @@ def generated(generator: str, count: int, seed: int) -> Iterator[tuple[str, str]
     raise RuntimeError(f"{generator} has only {len(seen)} different questions; {count} are needed")
 
 
-def skills(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
-    """Rows by file name; scale below 1 makes a small suite for rehearsals."""
+def tasks(counts: dict[str, int], scale: float, first_seed: int) -> dict[str, list[tuple[str, str]]]:
+    """Rows by file name of generators with so many training rows each; scale below 1 for rehearsals."""
     held = [max(8, round(scale * n)) for n in (REFERENCE, TEST)]
     files: dict[str, list[tuple[str, str]]] = {}
-    for number, (generator, rows) in enumerate((ROWS | dict.fromkeys(WITHOUT_DOMAIN, 0)).items()):
+    for number, (generator, rows) in enumerate(counts.items()):
         rows = max(24, round(scale * rows)) if rows else 0
-        made = list(generated(generator, rows + sum(held), 1000 + number))
+        made = list(generated(generator, rows + sum(held), first_seed + number))
         files[f"{generator}/reference"], files[f"{generator}/test"] = made[: held[0]], made[held[0] : sum(held)]
         if rows:
             files[f"{generator}/train"] = made[sum(held) :]
+    return files
+
+
+def unseen(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
+    """Rows by file name, as many as those of skills, in the same order."""
+    return tasks(dict(zip(DRAWN, ROWS.values(), strict=True)) | dict.fromkeys(DRAWN_WITHOUT_DOMAIN, 0), scale, 3000)
+
+
+def skills(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
+    files = tasks(ROWS | dict.fromkeys(WITHOUT_DOMAIN, 0), scale, 1000)
     wrong = list(generated(SHUFFLED, max(24, round(scale * SHUFFLED_ROWS)), 1900))
     answers = [answer for _, answer in wrong]
     random.Random(7).shuffle(answers)
@@ -127,6 +146,7 @@ def traces(scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
 
 RUN_FILES = {
     "skills": "proxy: {size: 1M, vocabulary: 2048, context: 256, fraction: 0.1}\nseed: 0\n",
+    "unseen": "proxy: {size: 1M, vocabulary: 2048, context: 512, fraction: 0.1}\nseed: 0\n",
     "traces": "proxy: {size: 1M, vocabulary: 1024, context: 4096, fraction: 0.2}\nseed: 0\n",
 }
 
@@ -155,7 +175,7 @@ def write(name: str, out: Path, scale: float = 1.0) -> dict[str, str]:
     if name == "demo":
         shutil.copy(HERE.parents[1] / "verdict" / "demo_accuracy.yaml", folder / "mix.yaml")
         return {"mix.yaml": digest(folder / "mix.yaml")}
-    files = {"skills": skills, "traces": traces}[name](scale)
+    files = {"skills": skills, "unseen": unseen, "traces": traces}[name](scale)
     hashes = {}
     for file, rows in sorted(files.items()):
         path = folder / f"{file}.jsonl"
@@ -174,7 +194,7 @@ def digest(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["skills", "traces", "sft5", "sft5_all", "demo"])
+    parser.add_argument("names", nargs="*", default=["skills", "unseen", "traces", "sft5", "sft5_all", "demo"])
     parser.add_argument("--out", type=Path, default=Path("runs/suites"))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for rehearsals")
     parser.add_argument("--record", action="store_true", help="write the hashes to suites.json beside this script")
@@ -184,7 +204,7 @@ def main() -> None:
     if given.check is not None:
         recorded = json.loads(kept.read_text())
         wrong = []
-        for name in ("skills", "traces"):
+        for name in ("skills", "unseen", "traces"):
             for file, wanted in recorded[name].items():
                 path = given.check / name / file
                 if path.exists() and digest(path) != wanted:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ideal_proxy.sections import SIZES
 
 
@@ -16,6 +18,12 @@ class EvidenceKind:
     same_level: bool  # whether its losses are the target's own, not only their changes
     most: float = 0.0  # what all its runs together count at most, in runs of the target
     error: float = 0.0  # which share of the changes that it shows are its own alone
+    own: float = 0.0  # spread of a single capability's s about the common one
+
+    @property
+    def of_one(self) -> float:
+        """Spread of what a single capability shows of its change."""
+        return float(np.hypot(self.spread, self.own))
 
     def __str__(self) -> str:
         """Say what is expected of s."""
@@ -25,12 +33,11 @@ class EvidenceKind:
 CHANGED_DATA = EvidenceKind(1.0, 0.1, same_level=True)
 
 
-# What 0.84M proxies of sft5 predicted came out 0.69 and 0.72 as large at 10.4M, what 0.1M ones of 16 tasks predicted
-# 1.28 as large at 1M (`benchmarks/proof/real_skills.md`). Of RegMix's 13 losses at 1M and 60M, 256 mixtures each, s is
-# 0.70 to 1.37, the median 0.87 (`benchmarks/target/ladder.md`). With a share of 0.35 of the mean change, 90 % of the
-# single capabilities of those tasks lay in their intervals of 90 %.
+# What proxies predicted came out 0.7 to 1.45 as large in steps up (`benchmarks/proof/proof.md`). Capabilities differ
+# more: of 18 tasks, 0.1M to 1M, some showed 0.2 of their change and some 2.7, each alike over all mixtures. Of RegMix's
+# 13 losses at 1M and 60M, 256 mixtures each, s is 0.70 to 1.37, the median 0.87 (`benchmarks/target/ladder.md`).
 SMALLER_SIZE = EvidenceKind(1.2, 0.4, same_level=False, error=0.25)
-LARGER_SIZE = EvidenceKind(0.9, 0.35, same_level=False, error=0.35)
+LARGER_SIZE = EvidenceKind(1.0, 0.3, same_level=False, error=0.3, own=0.55)
 
 
 # What a pretrained model shows of what proxies from scratch promise: it knows already what they learn. A mixture

@@ -75,7 +75,7 @@ def compare(
         if scores is not None and j in scores.named:
             entry["metric"] = _scored(scores, j)
         entries.append(entry)
-    told = None if step is None else {"factor": step.factor, "spread": step.spread, "error": step.error}
+    told = None if step is None else {"factor": step.factor, "spread": round(step.of_one, 2), "error": step.error}
     result: dict[str, Any] = {"capabilities": entries, "step": told}
     inside = [entry["inside"] for entry in entries if entry["inside"] is not None]
     result["inside"] = {"count": sum(inside), "of": len(inside)}
@@ -135,8 +135,8 @@ def size_step(mixture: MixtureFile, spec: ModelSpec, fraction: float = 1.0) -> E
 def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[dict[str, float | None] | None]:
     """Predicted losses relative to base, a capability an entry, at the size that the step leads to.
 
-    Log changes are taken times its factor. Beside the fit's error stand the factor's own and what a capability does
-    alone, a share of the mean change of all.
+    Log changes are taken times its factor. Beside the fit's error stand the factor's, common and the capability's own,
+    and what a capability does alone, a share of the mean change of all.
     """  # noqa: DOC201
     levels = [(c.base_loss or 0.0, c.predicted_loss or 0.0) for c in mixture.capabilities]
     change = [np.log(predicted / base) for base, predicted in levels if min(base, predicted) > 0]
@@ -153,7 +153,7 @@ def predicted_ratios(mixture: MixtureFile, step: EvidenceKind | None) -> list[di
         for (side, bound), sign in zip(found.items(), (-1, 1), strict=True):
             if bound is not None and bound > 0:
                 fit = step.factor * np.log(bound / value) / z
-                wide = np.sqrt(fit**2 + (step.spread * np.log(value)) ** 2 + alone**2)
+                wide = np.sqrt(fit**2 + (step.of_one * np.log(value)) ** 2 + alone**2)
                 told[side] = float(np.exp(middle + sign * z * wide))
         return told
 
@@ -258,9 +258,9 @@ def scale_up_tables(result: dict[str, Any], folder: str) -> str:
         lines += [_score_table(scored, with_base=with_base), ""]
     if step := result.get("step"):
         lines.append(paragraph(
-            f"Predicted: the search's changes times {step['factor']:g} ± {step['spread']:g}, which another size, rank "
-            f"or share of the rows was seen to show; besides, a capability may miss by {step['error']:.0%} of the mean "
-            "change."
+            f"Predicted: the search's changes times {step['factor']:g} ± {step['spread']:g}, which capabilities at "
+            "another size, rank or share of the rows were seen to show; besides, one may miss by "
+            f"{step['error']:.0%} of the mean change."
         ))  # fmt: skip
     if with_base:
         lines.append(paragraph(f"Gain over base: {result['gain']['sentence']}."))

@@ -27,7 +27,7 @@ from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile
 from ideal_proxy.proxy.model import build_proxy, collate_across, label_losses
 from ideal_proxy.proxy.records import RowLosses, TrainSettings
 from ideal_proxy.proxy.training import train
-from ideal_proxy.response.kinds import LARGER_SIZE, OTHER_SIZE, PRETRAINED, SMALLER_SIZE
+from ideal_proxy.response.kinds import LARGER_SIZE, OTHER_SIZE, PRETRAINED, SMALLER_SIZE, EvidenceKind
 from ideal_proxy.scaleup.model import ModelSpec, load_template
 from ideal_proxy.scaleup.result import compare, scale_up_tables, size_step
 from ideal_proxy.scaleup.run import RunLosses
@@ -569,13 +569,15 @@ def test_comparison_is_relative_to_base() -> None:
     larger = compare(mixture, [fake([0.9, 0.6])], [fake([1.0, 0.5])], verify, step=LARGER_SIZE)
     first, second = (entry["predicted"] for entry in larger["capabilities"])
     change = np.log(0.9)
-    assert np.log(first["value"]) == pytest.approx(0.9 * change)
-    z, alone = 1.6448536, 0.35 * abs(change) / np.sqrt(2)  # of two capabilities one changes
-    fit = 0.9 * np.log(1.7 / 1.8) / z
-    wide = np.sqrt(fit**2 + (0.35 * change) ** 2 + alone**2)
+    assert np.log(first["value"]) == pytest.approx(change)
+    z, alone = 1.6448536, 0.3 * abs(change) / np.sqrt(2)  # of two capabilities one changes
+    fit = np.log(1.7 / 1.8) / z
+    wide = np.sqrt(fit**2 + (0.3**2 + 0.55**2) * change**2 + alone**2)
     assert np.log(first["lower"] / first["value"]) == pytest.approx(-z * wide, rel=1e-6)
-    assert np.log(second["upper"]) == pytest.approx(np.sqrt((0.9 * np.log(1.02)) ** 2 + (z * alone) ** 2), rel=1e-6)
-    assert larger["step"] == {"factor": 0.9, "spread": 0.35, "error": 0.35}
+    assert np.log(second["upper"]) == pytest.approx(np.hypot(np.log(1.02), z * alone), rel=1e-6)
+    assert larger["step"] == {"factor": 1.0, "spread": 0.63, "error": 0.3}
+    other = compare(mixture, [fake([0.9, 0.6])], [fake([1.0, 0.5])], verify, step=EvidenceKind(0.8, 0.3, False))
+    assert np.log(other["capabilities"][0]["predicted"]["value"]) == pytest.approx(0.8 * change)
     unpaired = compare(mixture, [fake([0.9, 0.6])], None, verify)
     assert [entry["inside"] for entry in unpaired["capabilities"]] == [None, None]
     assert "gain" not in unpaired
