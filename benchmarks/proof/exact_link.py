@@ -5,9 +5,9 @@
 
 The search of `on_target.py` judged by loss, all capabilities alike, and kept no model. Here its runs at base and the
 one with more of each domain are trained once more, and judged on reference rows that neither the search nor the tests
-saw: loss, and whether every token of the answer and its end is the likeliest, which is when a greedy answer is the row's
-word for word. Exact match of a capability over its log loss, over all these runs, is its weight in the mean; those whose
-answers no loss here makes right weigh nothing.
+saw: loss, and whether every token of the answer and its end is the likeliest, which is when a greedy answer is the
+row's word for word. Exact match of a capability over its log loss, over all these runs, is its weight in the mean;
+those whose answers no loss here makes right weigh nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "
 HERE = Path(__file__).parent
 ARM = "ours, weighted by exact match, on the target"
 OUT = HERE / "exact_link.jsonl"
-FIRST, JUDGED, AT_ONCE = 40, 120, 20  # reference rows: those after the search's
-HALF = 0.5
+FIRST, JUDGED, AT_ONCE = 40, 80, 20  # reference rows: those after the search's
+HALF, PROTECT = 0.5, 0.02
 DOUBT = 0.05  # of the slope of exact match over log loss, before runs are seen; in shares
 
 
 def answered(model: Any, tokenizer: Any, rows: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Which answers are the likeliest token by token, to their end; and the nats of each with its tokens: (N,), (N, 2)."""
+    """Which answers are the likeliest token by token, to their end; the nats of each with its tokens: (N,), (N, 2)."""
     import torch
 
     exact, nats = [], []
@@ -49,11 +49,14 @@ def answered(model: Any, tokenizer: Any, rows: list[Any]) -> tuple[np.ndarray, n
         for i, (q, a) in enumerate(texts):
             ids[i, : len(q) + len(a)] = torch.tensor(q + a)
             of_answer[i, len(q) : len(q) + len(a)] = True
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[:, :-1].float()  # padding stands behind, unseen by what is before it
         wanted, kept = ids[:, 1:], of_answer[:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none") * kept
-        exact += ((logits.argmax(-1) == wanted) | ~kept).all(dim=1).tolist()
+        with torch.no_grad():  # padding stands behind, unseen by what is before it
+            seen = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1]
+            logits = model.get_output_embeddings()(seen[kept]).float()
+        loss, right = torch.zeros(kept.shape), ~kept
+        loss[kept] = torch.nn.functional.cross_entropy(logits, wanted[kept], reduction="none")
+        right[kept] = logits.argmax(-1) == wanted[kept]
+        exact += right.all(dim=1).tolist()
         nats += torch.stack([loss.sum(dim=1), kept.sum(dim=1)], dim=1).tolist()
     return np.array(exact), np.array(nats)
 
@@ -118,12 +121,13 @@ def runs(given: argparse.Namespace) -> None:
         found = [answered(plain, tokenizer, rows) for rows in judged.values()]
         row["exact"] = [round(float(exact.mean()), 5) for exact, _ in found]
         row["losses"] = [round(float(nats[:, 0].sum() / nats[:, 1].sum()), 5) for _, nats in found]
-        if given.written:  # are these what greedy decoding writes?
+        if given.written and not done:  # are these what greedy decoding writes?
             few = {name: rows[: given.written] for name, rows in judged.items()}
             row["written"] = list(exact_match(plain, tokenizer, few, 32, False).values())
             row["of_them"] = [round(float(exact[: given.written].mean()), 5) for exact, _ in found]
         row["seconds"] = time.monotonic() - start
         jsonl.add(OUT, row)
+        done.add(run["run"])
         print(f"{run['run']}: exact match {100 * np.mean(row['exact']):.2f} %", flush=True)
 
 
@@ -138,37 +142,50 @@ def slopes(exact: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def propose(given: argparse.Namespace) -> None:
-    """Optimise the mean weighted by the slopes, of the same fit, and say what it gives."""
+    """Optimise the mean weighted by the slopes, of the search's fit and limits, and say what it gives."""
     import jsonl
-    import real
     from on_target import said_of
-    from peers.ours import Ours
-    from peers.task import Runs
+    from pretrained import recorded
 
-    from ideal_proxy.optimizer import Objective
+    from ideal_proxy.domains import Domains
+    from ideal_proxy.limits import Limits
+    from ideal_proxy.optimizer import Constraints, Objective, Problem, explored_region, nearest_base, optimize
     from ideal_proxy.response import ResponseModel
     from ideal_proxy.store import read_json
 
     path = HERE / "predictions" / "smollm2.json"
     told, result = json.loads(path.read_text()), json.loads((HERE / "on_target.json").read_text())["result"]
+    if ARM in {row["contender"] for row in recorded()}:
+        sys.exit("there are outcomes: predictions are not written anew")
     model = ResponseModel.from_json(read_json(given.work / "run" / "fit.json"))
-    table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
-    domains, capabilities = ([entry["name"] for entry in result[kind]] for kind in ("domains", "capabilities"))
+    entries, capabilities = result["domains"], tuple(entry["name"] for entry in result["capabilities"])
+    names = tuple(entry["name"] for entry in entries)
+    base = np.array([float(entry["base_rows"]) for entry in entries])
+    domains = Domains(
+        names=names, base=base, available=np.array([float(entry["available"]) for entry in entries]),
+        tokens_per_row=np.array([entry["base_tokens"] for entry in entries]) / base,
+    )  # fmt: skip
     found = jsonl.read(OUT)
     exact, losses = (np.array([row[part] for row in found]) for part in ("exact", "losses"))
     slope, error = slopes(exact, losses)
-    weight = np.maximum(-slope, 0)
-    for name, w, e, x in zip(capabilities, slope, error, exact.mean(axis=0), strict=True):
-        print(f"{name:26s} exact {100 * x:5.1f} %   {w:+.3f} ± {e:.3f} for a log loss one higher")
-    base = np.array([float(entry["base_rows"]) for entry in result["domains"]])
-    lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in result["domains"]])
-    task = real.task_of(base, np.array([float(entry["available"]) for entry in result["domains"]]))
-    seen = Runs(
-        table[[f"rows/{name}" for name in domains]].to_numpy(),
-        table[[f"search_loss/{name}" for name in capabilities]].to_numpy(), table["seed"].to_numpy(),
-    )  # fmt: skip
-    del lengths, weight, seen, task, Ours, Objective, model, said_of
-    raise NotImplementedError
+    for name, *numbers in zip(capabilities, 100 * exact.mean(axis=0), 100 * slope, 100 * error, strict=True):
+        print("{:26s} exact {:5.1f} %, {:+6.1f} ± {:4.1f} points for a log loss one higher".format(name, *numbers))
+    weights = dict(zip(capabilities, np.maximum(-slope, 0).round(4).tolist(), strict=True))
+    objective = Objective(kind="weighted", weights=weights)
+    table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
+    region = explored_region(table[[f"rows/{name}" for name in names]].to_numpy(), domains)
+    limits = Limits(budget_unit="tokens", protect={name: PROTECT for name, w in weights.items() if w > 0})
+    held = Constraints(Problem(domains=domains, capabilities=capabilities), limits, trust_region=region)
+    best = nearest_base(model, objective, held, optimize(model, objective, held, random_state=0)).volumes
+    record = said_of(ARM, dict(zip(names, best, strict=True)), model, result, told)
+    change = np.log([record["ratios"][name][0] for name in capabilities])
+    record["exact"] = {"slopes": dict(zip(capabilities, slope.round(4).tolist(), strict=True)),
+                       "gain": round(float((slope @ change) / len(change)), 5)}  # fmt: skip
+    print(f"exact match predicted {100 * record['exact']['gain']:+.2f} points in the mean")
+    for name, rows, r in zip(names, base, best, strict=True):
+        print(f"{name:26s} {rows:4.0f} -> {r:5.1f} rows")
+    told["mixtures"][ARM] = record
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def main() -> None:

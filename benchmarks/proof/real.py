@@ -258,8 +258,7 @@ def predicted(
     wide = np.sqrt((factor * half) ** 2 + z**2 * ((spread * change) ** 2 + own**2))
     ratios = np.exp(factor * change + np.multiply.outer([0, -1, 1], wide)).T.round(5).tolist()
     gain = here.gain
-    of_fit = factor * (gain.upper - gain.lower) / 2 / z
-    half = z * np.sqrt(of_fit**2 + (spread * gain.value) ** 2 + np.mean(own**2) / len(own))
+    half = gain_half(parts_of(step), (gain.upper - gain.lower) / 2 / z, gain.value, change)
     return {
         "tokens": volumes.round(1).tolist(), "ratios": dict(zip(capabilities, ratios, strict=True)),
         "proxy_gain": [round(v, 5) for v in (gain.value, gain.lower, gain.upper)],
@@ -378,6 +377,22 @@ def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Step
     domain = DomainVolume(name="d", source="-", fingerprint="0" * 64, available=1, rows=1)
     bounds = predicted_ratios(MixtureFile(domains=[domain], capabilities=parts), kind or LARGER_SIZE)
     return [bool(b["lower"] <= x <= b["upper"]) for b, x in zip(bounds, np.exp(observed), strict=True)]
+
+
+def gain_by_the_step(record: dict[str, Any], made_with: Step, kind: Any) -> tuple[float, float, float]:
+    """The gain that is predicted today of the same proxies, with its 90 % bounds."""
+    value, low, high = record["proxy_gain"]
+    change = np.log(np.array(list(record["ratios"].values()))[:, 0]) / made_with[0]
+    step = (kind.factor, kind.spread, kind.error, kind.own)
+    half = gain_half(step, (high - low) / 2 / 1.645, value, change)
+    return kind.factor * value, kind.factor * value - half, kind.factor * value + half
+
+
+def gain_half(step: Step, of_fit: float, gain: float, change: np.ndarray) -> float:
+    """Half of a gain's interval: of the fit, of the common factor, of what capabilities do alone."""
+    factor, spread, alone, single = step
+    own = np.mean(alone**2 * np.mean(change**2) + (single * change) ** 2) / len(change)
+    return 1.645 * float(np.sqrt((factor * of_fit) ** 2 + (spread * gain) ** 2 + own))
 
 
 def pair_interval(gains: np.ndarray) -> tuple[float, float, float]:
