@@ -3,11 +3,11 @@
     python benchmarks/proof/exact_link.py runs        # resumable; needs what `on_target.py search` left
     python benchmarks/proof/exact_link.py propose     # a prediction for `pretrained.py run`, to be committed before it
 
-The search of `on_target.py` judged by loss, all capabilities alike, and kept no model. Here its runs at base and the
-one with more of each domain are trained once more, and judged on reference rows that neither the search nor the tests
-saw: loss, and whether every token of the answer and its end is the likeliest, which is when a greedy answer is the
-row's word for word. Exact match of a capability over its log loss, over all these runs, is its weight in the mean;
-those whose answers no loss here makes right weigh nothing.
+The search of `on_target.py` judged by loss, all capabilities alike, and kept no model. Here its runs at base, and of
+each domain whose capability had a right answer there the one with more of it, are trained once more, and judged on
+reference rows that neither the search nor the tests saw: loss, and whether every token of the answer and its end is the
+likeliest, which is when a greedy answer is the row's word for word. Exact match of a capability over its log loss, over
+all these runs, is its weight in the mean; those whose answers no loss here makes right weigh nothing.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def answered(model: Any, tokenizer: Any, rows: list[Any]) -> tuple[np.ndarray, n
     return np.array(exact), np.array(nats)
 
 
-def levers(table: pd.DataFrame, domains: list[str], capabilities: list[str]) -> pd.DataFrame:
-    """The runs at base, and of each domain that has a capability the one with most of it alone."""
+def levers(table: pd.DataFrame, domains: list[str], able: list[str]) -> pd.DataFrame:
+    """The runs at base, and of each of these domains the one with more of it alone."""
     rows = table[[f"rows/{name}" for name in domains]].to_numpy()
     change = np.log(rows / rows[0])
     up = [i for i in range(len(rows)) if (change[i] > 0.5).sum() == 1 and (change[i] > 0.1).sum() == 1]
-    up = [i for i in up if domains[int(change[i].argmax())] in capabilities]
+    up = [i for i in up if domains[int(change[i].argmax())] in able]
     return table.iloc[[i for i in range(len(rows)) if not np.any(np.abs(change[i]) > 0.01)] + up]
 
 
@@ -102,8 +102,10 @@ def runs(given: argparse.Namespace) -> None:
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
     settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
     part, parts = map(int, given.part.split("/"))
-    done = {row["run"] for row in jsonl.read(OUT)}
-    for _, run in list(levers(table, domains, capabilities).iterrows())[part - 1 :: parts]:
+    before = jsonl.read(OUT)  # the parts begin when base's first run is there
+    done = {row["run"] for row in before}
+    able = [name for name, exact in zip(capabilities, before[0]["exact"] if before else [], strict=False) if exact]
+    for _, run in list(levers(table, domains, able).iterrows())[part - 1 :: parts]:
         if run["run"] in done:
             continue
         start = time.monotonic()
