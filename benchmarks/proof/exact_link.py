@@ -29,7 +29,7 @@ ARM = "ours, weighted by exact match, on the target"
 OUT = HERE / "exact_link.jsonl"
 FIRST, JUDGED, AT_ONCE = 40, 80, 20  # reference rows: those after the search's
 HALF, PROTECT = 0.5, 0.02
-DOUBT = 0.05  # of the slope of exact match over log loss, before runs are seen; in shares
+DOUBT = 0.3  # of the slope of exact match over log loss, before runs are seen: all right or all wrong over three of it
 
 
 def answered(model: Any, tokenizer: Any, rows: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +177,8 @@ def propose(given: argparse.Namespace) -> None:
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
     region = explored_region(table[[f"rows/{name}" for name in names]].to_numpy(), domains)
     limits = Limits(budget_unit="tokens", protect={name: PROTECT for name, w in weights.items() if w > 0})
-    held = Constraints(Problem(domains=domains, capabilities=capabilities), limits, trust_region=region)
+    problem = Problem(domains=domains, capabilities=capabilities)
+    held = Constraints(problem=problem, limits=limits, trust_region=region)
     best = nearest_base(model, objective, held, optimize(model, objective, held, random_state=0)).volumes
     record = said_of(ARM, dict(zip(names, best, strict=True)), model, result, told)
     change = np.log([record["ratios"][name][0] for name in capabilities])
