@@ -10,14 +10,16 @@ import sys
 
 import numpy as np
 import pytest
-from builders import ROOT
+from builders import ROOT, write_rows
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "benchmarks/proof"))
 
 import efficiency
+import exact_link
 import gpu
 import pretrained
+import proof
 import real
 import suites
 from peers import ours
@@ -55,6 +57,100 @@ def test_skills_have_a_shuffled_and_a_copied_domain_and_unseen_questions():
             {question for question, _ in made.get(f"{name}/{part}", [])} for part in ("train", "reference", "test")
         ]
         assert not (asked[0] & asked[1] | asked[0] & asked[2] | asked[1] & asked[2])
+
+
+def test_the_suite_drawn_by_lot_shares_no_task_with_the_others():
+    pytest.importorskip("reasoning_gym")
+    made = suites.unseen(0.02)
+    domains = {name.split("/")[0] for name in made if name.endswith("/train")}
+    capabilities = {name.split("/")[0] for name in made if name.endswith("/reference")}
+    assert len(domains) == 16
+    assert capabilities - domains == set(suites.DRAWN_WITHOUT_DOMAIN)
+    assert not capabilities & {*suites.ROWS, *suites.WITHOUT_DOMAIN, suites.SHUFFLED}
+    for name in capabilities:
+        asked = [{question for question, _ in made.get(f"{name}/{part}", [])} for part in ("train", "reference")]
+        assert not asked[0] & asked[1]
+
+
+def test_intervals_of_a_step_shown_today_are_those_that_were_committed_with_it():
+    """From a committed prediction the fit's own error is found again, so another belief can be held against it."""
+
+    class Fit:
+        residual_scale_ = np.array([0.01, 0.02, 0.01, 0.03])
+
+        def value_and_gradient(self, v):
+            return np.array([1.0, 2.0, 1.0, 3.0]) * np.exp(-np.array([0.3, 0.1, -0.05, 0.0]) * (v[0] - 1.0)), None
+
+        def draws_value_and_gradient(self, v):
+            rng = np.random.default_rng(3)
+            return self.value_and_gradient(v)[0] * np.exp(0.05 * (v[0] - 1.0) * rng.standard_normal((400, 4))), None
+
+    task = Task(np.ones(1), np.ones(1), np.ones(1), 4 * np.ones(1))
+    names = ["a", "b", "c", "d"]
+    early = real.predicted(Fit(), task, np.array([2.0]), "RegMix", 3, names, real.FIRST_STEP)
+    now = real.predicted(Fit(), task, np.array([2.0]), "RegMix", 3, names, real.today())
+    bounds = np.array([now["ratios"][name] for name in names])
+    assert np.log(bounds[:, 0]) == pytest.approx([-0.3, -0.1, 0.05, 0.0], abs=1e-4)
+    shown = np.array([early["ratios"][name] for name in names])
+    for side, sign in ((1, -1), (2, 1)):
+        just = np.log(bounds[:, side])
+        assert real.inside_by_the_step(shown, just - sign * 2e-4, real.FIRST_STEP) == [True] * 4
+        assert real.inside_by_the_step(shown, just + sign * 2e-4, real.FIRST_STEP) == [False] * 4
+    from ideal_proxy.response import LARGER_SIZE
+
+    again = real.gain_by_the_step(early, real.FIRST_STEP, LARGER_SIZE)
+    assert again == pytest.approx(now["gain"], abs=2e-4)
+    assert now["gain"][2] - now["gain"][1] > early["gain"][2] - early["gain"][1]
+
+
+def test_cases_that_err_together_widen_the_share_inside():
+    alike = [np.ones(20), np.ones(20), np.ones(20), np.zeros(20)]  # one capability is wrong in all mixtures
+    mixed = list(np.array(alike).T)
+    wide, narrow = (tuple(map(int, re.findall(r"\d+", proof.resampled(part)))) for part in (alike, mixed))
+    assert narrow == (75, 75)
+    assert wide[0] <= 25
+    assert wide[1] == 100
+
+
+def test_a_capability_weighs_what_its_loss_is_worth_in_exact_match():
+    rng = np.random.default_rng(0)
+    log_loss = rng.normal(0.0, 0.3, (14, 3))
+    exact = 0.5 + np.stack([-0.4 * log_loss[:, 0], 0.0 * log_loss[:, 1], -0.2 * log_loss[:, 2]], axis=1)
+    exact += 0.01 * rng.standard_normal(exact.shape)
+    slope, error = exact_link.slopes(exact, np.exp(log_loss))
+    assert np.abs(slope - [-0.4, 0.0, -0.2]).max() < 0.03
+    assert (error < 0.03).all()
+    unsure, error = exact_link.slopes(exact[:, :1] + 0.5 * rng.standard_normal((14, 1)), np.exp(0.01 * log_loss[:, :1]))
+    assert abs(unsure[0]) < 0.1 < error[0] < exact_link.DOUBT + 1e-9
+
+
+def test_an_answer_is_exact_where_greedy_decoding_writes_it(tmp_path):
+    import torch
+    from pretrained_folder import pretrained_folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ideal_proxy.data.rows import read_rows
+
+    folder = pretrained_folder(tmp_path / "model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<|end|>"
+    lines, wanted = [], []
+    for number, prompt in enumerate(row.prompt for row in read_rows("demo:facts?rows=12&seed=7")):
+        asked = tokenizer(f"<|user|>\n{prompt}<|end|><|assistant|>\n", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([asked])
+        with torch.no_grad():
+            written = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=tokenizer.eos_token_id)[0]
+        said = tokenizer.decode(written[len(asked) :], skip_special_tokens=True)
+        right = number % 3 > 0 and int(written[-1]) == tokenizer.eos_token_id
+        lines.append({"prompt": prompt, "completion": said if number % 3 else f"{said} no"})
+        wanted.append(right)
+    path = write_rows(tmp_path / "rows.jsonl", lines)
+    exact, nats = exact_link.answered(model, tokenizer, list(read_rows(path)))
+    assert exact.tolist() == wanted
+    assert {True, False} == set(wanted)
+    assert (nats[:, 0] > 0).all()
+    lengths = [len(tokenizer(line["completion"], add_special_tokens=False)["input_ids"]) + 1 for line in lines]
+    assert nats[:, 1].tolist() == lengths
 
 
 def test_accounts_of_the_curve():

@@ -6,9 +6,9 @@
     python benchmarks/proof/pretrained.py show
 
 Mixtures are those that `real.py` found from scratch proxies of 0.1M (`predictions/skills.json`), none of them
-pretrained, and the one that `on_target.py` found on the model itself. All keep base's tokens (of SmolLM2's tokenizer)
-and draw from the same share φ of the rows, so repeats are those of the proxies. Judged on test rows that nothing else
-saw: answers word for word, greedy, and losses.
+pretrained, and those that `on_target.py` and `exact_link.py` found on the model itself. All keep base's tokens (of
+SmolLM2's tokenizer) and draw from the same share φ of the rows, so repeats are those of the proxies. Judged on test
+rows that nothing else saw: answers word for word, greedy, and losses.
 """
 
 from __future__ import annotations
@@ -203,6 +203,8 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
         "| mixture | seeds | test rows | exact match | more than base, % | loss gain predicted, % | observed, % "
         "| ratios inside |",
         "|---|---:|---:|---:|---|---|---|---|", *lines, "",
+        *(f"Of exact match `exact_link.py` foretold {100 * record['exact']['gain']:+.2f} points for {arm}.\n"
+          for arm, record in told["mixtures"].items() if "exact" in record),
         "| capability | " + " | ".join(f"{arm}: exact, % | loss" for arm, _, _ in parts) + " |",
         "|---|" + "---:|" * (2 * len(parts)),
         *(f"| {name} | " + " | ".join(f"{e[j]:.1f} | {loss[j]:.3f}" for _, e, loss in parts) + " |"
