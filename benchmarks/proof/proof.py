@@ -179,7 +179,8 @@ def main() -> None:
         "`python benchmarks/proof/proof.py`. Gain over base in per cent of the mean relative loss on unseen rows and",
         f"seeds [95 % interval of the pairs]; {EMPTY} is empty: not run. Rows of every figure: `real_SUITE.jsonl`,",
         "`efficiency.jsonl`; predictions made before outcomes: `predictions/`. Proxies of 0.1M and targets of 1M where",
-        "nothing else is said. Ours reads the same table of runs as the others, without gradients; with them, beside.",
+        "nothing else is said. Ours reads the same table as the others (and which domain is a capability's own),",
+        "without gradients; with them, beside.",
         "", "| contender | " + " | ".join(SUITES) + " |", "|---" * (len(SUITES) + 1) + "|",
     ]  # fmt: skip
     for name in CONTENDERS:
@@ -197,9 +198,9 @@ def main() -> None:
         "95 % by bootstrap, over mixtures and over capabilities, for a capability errs alike in all mixtures.",
         "`scale-up` widens a prediction by what a step in size may do. Today's belief (1 ± 0.3 of a change, ± 0.55",
         "more for a capability alone, and 0.3 of the mean change) was set on `skills` and `skills_clean` when all",
-        "outcomes but those of `unseen` were known; only `unseen` was predicted with it. For the others it is shown",
-        "beside what was committed. On SmolLM2 the step is one from half of the rows to all (1 ± 0.35, 0.25), added",
-        "since.", "",
+        "outcomes but those of `unseen` were known ([step_in_size.md](step_in_size.md)); only `unseen` was predicted",
+        "with it, and tests it. For the others it is shown beside what was committed. On SmolLM2 the step is one from",
+        "half of the rows to all (1 ± 0.35, 0.25), added since.", "",
         "| suite | mixtures | ratios inside | by today's step in size | gains inside, then and now | rank |",
         "|---|---:|---|---|---|---|", *calibration(),
         "", "Regret over compute, on surfaces of known truth and on RegMix's 512 real runs:",

@@ -2,6 +2,7 @@
 
     python benchmarks/proof/suites.py skills --out runs/suites
     python benchmarks/proof/real.py pool --suite skills       # proxies of 0.1M: the table that every contender reads
+    python benchmarks/proof/real.py online --suite skills     # contenders that train proxies of their own
     python benchmarks/proof/real.py propose --suite skills    # mixtures and predictions, to be committed now
     python benchmarks/proof/real.py targets --suite skills --seeds 3
     python benchmarks/proof/real.py show --suite skills
@@ -10,7 +11,8 @@ Rows are a share φ of the suite's, for proxies and target alike, so that repeat
 and lie within e^±2 of base, no row more than four times. Base is all rows once (sft5 and demo: an uneven base). Proxies
 are judged on the search half of the reference rows, targets on the other half, on seeds that no proxy had. Each stage
 is kept (`--work`), and a stopped one goes on. `predictions/NAME.json` keeps what it says of a mixture once there are
-outcomes; `propose` then adds only contenders that were not there.
+outcomes; `propose` then adds only contenders that were not there. To train again what is recorded here, move
+`real_NAME*` and `predictions/NAME.json` away first.
 """
 
 from __future__ import annotations
