@@ -27,14 +27,8 @@ for place in (ROOT, ROOT / "benchmarks", ROOT / "benchmarks" / "proof"):
     sys.path.insert(0, str(place))
 HERE = Path(__file__)
 MANY = 10**6  # pairs: the noise of single runs is left out
-SUITES = (
-    "sft5",
-    "sft5_all",
-    "skills",
-    "skills_clean",
-    "unseen",
-    "demo",
-)  # those of `real.py` whose optimum is not at the bounds
+# Those of `real.py` whose optimum is not at the bounds.
+SUITES = ("sft5", "sft5_all", "skills", "skills_clean", "unseen", "demo")
 
 
 def table_of(suite: str) -> tuple[Any, list[str], Any]:

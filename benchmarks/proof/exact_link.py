@@ -27,8 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "
 HERE = Path(__file__).parent
 ARM = "ours, weighted by exact match, on the target"
 OUT = HERE / "exact_link.jsonl"
-FIRST, JUDGED, AT_ONCE = 40, 80, 20  # reference rows: those after the search's
-HALF, PROTECT = 0.5, 0.02
+JUDGED, AT_ONCE = 80, 20  # reference rows, which begin after the search's
+PROTECT = 0.02
 DOUBT = 0.3  # of the slope of exact match over log loss, before runs are seen: all right or all wrong over three of it
 
 
@@ -75,6 +75,7 @@ def runs(given: argparse.Namespace) -> None:
     import jsonl
     import torch
     from gpu import exact_match
+    from on_target import HALF, REFERENCE
     from pretrained import BATCH, CONTEXT, RANK, RATE, source_of
 
     from ideal_proxy.data.rows import read_rows
@@ -96,7 +97,7 @@ def runs(given: argparse.Namespace) -> None:
         rows = list(read_rows(given.work / "train" / f"{name}.jsonl"))
         sets[name] = tokenize_rows(rows[: round(HALF * len(rows))], template, CONTEXT, work / "cache")
     judged = {
-        name: list(read_rows(given.suites / "skills" / name / "reference.jsonl"))[FIRST : FIRST + given.judged]
+        name: list(read_rows(given.suites / "skills" / name / "reference.jsonl"))[REFERENCE : REFERENCE + given.judged]
         for name in capabilities
     }
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")

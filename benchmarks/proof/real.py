@@ -82,7 +82,11 @@ def today() -> Step:
     """What `scale-up` believes of a step to a larger size."""
     from ideal_proxy.response import LARGER_SIZE
 
-    return LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.error, LARGER_SIZE.own
+    return step_of(LARGER_SIZE)
+
+
+def step_of(kind: Any) -> Step:
+    return kind.factor, kind.spread, kind.error, kind.own
 
 
 def parts_of(step: Step) -> Step:
@@ -357,6 +361,15 @@ def show(given: argparse.Namespace) -> None:
     (HERE / f"real_{given.suite}.md").write_text("\n".join(page))
 
 
+def before_the_step(ratios: np.ndarray, made_with: Step) -> tuple[np.ndarray, np.ndarray]:
+    """Find the proxies' log changes and their errors, (J,) each, in committed intervals (J, 3)."""
+    factor, spread, alone, single = parts_of(made_with)
+    change = np.log(ratios[:, 0]) / factor
+    own = alone**2 * np.mean(np.square(change)) + (single * change) ** 2
+    half = np.log(ratios[:, 2] / ratios[:, 1]) / 2
+    return change, np.sqrt(np.maximum((half / 1.645) ** 2 - (spread * change) ** 2 - own, 0)) / factor
+
+
 def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Step, kind: Any = None) -> list[bool]:
     """Which capabilities' changes lie in the intervals that `scale-up` shows today of the same proxies.
 
@@ -366,15 +379,11 @@ def inside_by_the_step(ratios: np.ndarray, observed: np.ndarray, made_with: Step
     from ideal_proxy.response import LARGER_SIZE
     from ideal_proxy.scaleup.result import predicted_ratios
 
-    factor, spread, alone, single = parts_of(made_with)
-    change = np.log(ratios[:, 0]) / factor
-    own = alone**2 * np.mean(np.square(change)) + (single * change) ** 2
-    half = np.log(ratios[:, 2] / ratios[:, 1]) / 2
-    fit = np.sqrt(np.maximum(half**2 - 1.645**2 * ((spread * change) ** 2 + own), 0)) / factor
+    change, error = before_the_step(ratios, made_with)
     parts = [
         CapabilityResult(name=f"c{j}", base_loss=1.0, predicted_loss=np.exp(c), predicted_lower=np.exp(c - h),
                          predicted_upper=np.exp(c + h))
-        for j, (c, h) in enumerate(zip(change, fit, strict=True))
+        for j, (c, h) in enumerate(zip(change, 1.645 * error, strict=True))
     ]  # fmt: skip
     domain = DomainVolume(name="d", source="-", fingerprint="0" * 64, available=1, rows=1)
     bounds = predicted_ratios(MixtureFile(domains=[domain], capabilities=parts), kind or LARGER_SIZE)
@@ -385,8 +394,7 @@ def gain_by_the_step(record: dict[str, Any], made_with: Step, kind: Any) -> tupl
     """The gain that is predicted today of the same proxies, with its 90 % bounds."""
     value, low, high = record["proxy_gain"]
     change = np.log(np.array(list(record["ratios"].values()))[:, 0]) / made_with[0]
-    step = (kind.factor, kind.spread, kind.error, kind.own)
-    half = gain_half(step, (high - low) / 2 / 1.645, value, change)
+    half = gain_half(step_of(kind), (high - low) / 2 / 1.645, value, change)
     return kind.factor * value, kind.factor * value - half, kind.factor * value + half
 
 

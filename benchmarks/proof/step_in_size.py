@@ -59,16 +59,15 @@ def changes(suite: str) -> Changes:
 
     told = json.loads((HERE.parent / "predictions" / f"{suite}.json").read_text())
     names, seen = list(next(iter(told["mixtures"].values()))["ratios"]), real.outcomes(suite)
-    factor, spread, alone, single = real.parts_of(told.get("step", real.FIRST_STEP))
+    step = told.get("step", real.FIRST_STEP)
     rows, had = [], set()
     for name, record in told["mixtures"].items():
         bounds = np.array([record["ratios"][c] for c in names])
         if name not in seen or (bounds == 1.0).all() or (key := repr(record["tokens"])) in had:
             continue
         had.add(key)
-        change, half = np.log(bounds[:, 0]) / factor, np.log(bounds[:, 2] / bounds[:, 1]) / 2 / Z
-        step = (spread**2 + single**2) * change**2 + alone**2 * np.mean(change**2)
-        rows.append((change, np.log(seen[name].mean(axis=0)), np.sqrt(np.maximum(half**2 - step, 0)) / factor))
+        change, error = real.before_the_step(bounds, step)
+        rows.append((change, np.log(seen[name].mean(axis=0)), error))
     return Changes(*(np.array(part) for part in zip(*rows, strict=True)), names)
 
 
