@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from ideal_proxy.scaleup.source import ProxySetting
 from ideal_proxy.store import is_whole, mark_complete, save_pretrained
 
 SCRATCH = "scratch:"
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 # Peak rates of full fine-tuning and of LoRA where the user gives none: the middle of what SFT recipes use.
 PRETRAINED_RATE, LORA_RATE = 2e-5, 2e-4
 # Peak rates of scratch models: the middle of the proxies' sweep at that size.
@@ -88,8 +90,9 @@ def same_model(one: str, other: str) -> bool:
     """Whether two names are of one model: a hub id and its folder share the last part, two folders what is in them."""
     with contextlib.suppress(OSError, ValueError):  # a name too long for a path, or with a null byte
         if Path(one).is_dir() and Path(other).is_dir():
-            told = [Path(place) / "config.json" for place in (one, other)]
-            return all(path.is_file() for path in told) and told[0].read_bytes() == told[1].read_bytes()
+            held = [{path.name for path in Path(place).iterdir()} for place in (one, other)]
+            told = [name for name in held[0] & held[1] if name == "config.json" or name.endswith(WEIGHTS)]
+            return bool(told) and filecmp.cmpfiles(one, other, told, shallow=False)[0] == told
     return Path(one).name == Path(other).name
 
 

@@ -341,6 +341,25 @@ def test_scale_up_takes_the_searchs_rate_for_the_same_model_only(tmp_path: Path,
     assert ModelSpec(name="scratch:1M").learning_rate(ProxySetting(learning_rate=5e-4)) == 5e-4
 
 
+def test_folders_hold_the_same_model_where_settings_and_weights_agree(tmp_path: Path) -> None:
+    from ideal_proxy.scaleup.model import same_model
+
+    files = {"config.json": b"{}", "model.safetensors": b"pretrained", "README.md": b"mine"}
+    changed = {
+        "copy": {"README.md": b"yours"},
+        "instruct": {"model.safetensors": b"instructed"},
+        "wide": {"config.json": b"[]"},
+    }
+    for folder, other in {"first": {}, **changed}.items():
+        (tmp_path / folder).mkdir()
+        for name, content in (files | other).items():
+            (tmp_path / folder / name).write_bytes(content)
+    same = {name for name in changed if same_model(str(tmp_path / "first"), str(tmp_path / name))}
+    assert same == {"copy"}
+    (tmp_path / "empty").mkdir()
+    assert not same_model(str(tmp_path / "empty"), str(tmp_path / "first"))
+
+
 # What is refused
 
 
