@@ -76,15 +76,12 @@ def runs(given: argparse.Namespace) -> None:
     import torch
     from gpu import exact_match
     from on_target import HALF, REFERENCE
-    from pretrained import BATCH, CONTEXT, RANK, RATE, source_of
+    from pretrained import CONTEXT, by_lora, merged, source_of
 
     from ideal_proxy.data.rows import read_rows
     from ideal_proxy.data.template import make_template
     from ideal_proxy.data.tokenizing import tokenize_rows
-    from ideal_proxy.mixture.draws import domain_order, draw, training_order
-    from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, save_model, with_lora
-    from ideal_proxy.proxy.records import TrainSettings
-    from ideal_proxy.proxy.training import train
+    from ideal_proxy.proxy.pretrained import load_causal_lm, load_tokenizer
 
     torch.set_num_threads(given.threads)
     source = source_of(given.model)
@@ -101,7 +98,6 @@ def runs(given: argparse.Namespace) -> None:
         for name in capabilities
     }
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
-    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
     part, parts = map(int, given.part.split("/"))
     before = jsonl.read(OUT)  # the parts begin when base's first run is there
     done = {row["run"] for row in before}
@@ -111,15 +107,9 @@ def runs(given: argparse.Namespace) -> None:
             continue
         start = time.monotonic()
         seed = int(run["seed"]) + 1
-        drawn = [
-            (rows.keys, *draw(domain_order(seed, name, rows.keys), round(HALF * run[f"rows/{name}"])))
-            for name, rows in sets.items()
-        ]
-        model = with_lora(load_causal_lm(source, context=CONTEXT), RANK, seed)
-        log = train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
-        save_model(model, tokenizer, work / "trained")
-        plain = load_causal_lm(Pretrained(name=str(work / "trained")), context=CONTEXT, packed=False)
-        plain = plain.to(getattr(torch, given.dtype)).eval()
+        counts = [round(HALF * run[f"rows/{name}"]) for name in sets]
+        model, log = by_lora(load_causal_lm(source, context=CONTEXT), sets, counts, seed, given.dtype)
+        plain = merged(model, tokenizer, work / "trained", given.dtype)
         row: dict[str, Any] = {"run": run["run"], "seed": seed, "rows": log.rows, "tokens": log.tokens}
         found = [answered(plain, tokenizer, rows) for rows in judged.values()]
         row["exact"] = [round(float(exact.mean()), 5) for exact, _ in found]

@@ -79,6 +79,32 @@ def propose(given: argparse.Namespace) -> None:
         print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in record["gain"])))
 
 
+def by_lora(model: Any, sets: dict[str, Any], counts: Any, seed: int, dtype: str) -> tuple[Any, Any]:
+    """Train an adapter on so many rows of each domain; the model with it, and what training recorded."""
+    from ideal_proxy.mixture.draws import domain_order, draw, training_order
+    from ideal_proxy.proxy.pretrained import with_lora
+    from ideal_proxy.proxy.records import TrainSettings
+    from ideal_proxy.proxy.training import train
+
+    drawn = [
+        (part.keys, *draw(domain_order(seed, name, part.keys), int(count)))
+        for (name, part), count in zip(sets.items(), counts, strict=True)
+    ]
+    model = with_lora(model, RANK, seed)
+    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=dtype)
+    return model, train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
+
+
+def merged(model: Any, tokenizer: Any, folder: Path, dtype: str) -> Any:
+    """The model without adapters, as it answers: saved, and loaded again."""
+    import torch
+
+    from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, save_model
+
+    save_model(model, tokenizer, folder)
+    return load_causal_lm(Pretrained(name=str(folder)), context=CONTEXT, packed=False).to(getattr(torch, dtype)).eval()
+
+
 def run(given: argparse.Namespace) -> None:
     """Train every arm with every seed, each judged at once; what is there already is not trained again."""
     import time
@@ -90,11 +116,9 @@ def run(given: argparse.Namespace) -> None:
     from ideal_proxy.data.rows import read_rows
     from ideal_proxy.data.template import make_template
     from ideal_proxy.data.tokenizing import tokenize_rows
-    from ideal_proxy.mixture.draws import apportion, domain_order, draw, training_order
+    from ideal_proxy.mixture.draws import apportion
     from ideal_proxy.proxy.model import evaluate
-    from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, save_model, with_lora
-    from ideal_proxy.proxy.records import TrainSettings
-    from ideal_proxy.proxy.training import train
+    from ideal_proxy.proxy.pretrained import load_causal_lm, load_tokenizer
 
     torch.set_num_threads(given.threads)
     source = source_of(given.model)
@@ -118,7 +142,6 @@ def run(given: argparse.Namespace) -> None:
     assert list(judged) == told["capabilities"]
     base = np.array([len(part) for part in sets.values()], dtype=float)
     lengths = np.array([part.lengths.mean() for part in sets.values()])
-    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=given.dtype)
     done = {(row["contender"], row["seed"]) for row in recorded() if judged_as(row) == (given.tests, given.dtype)}
     arms = [arm for arm in given.arms if arm != "untuned"]
     if unknown := set(arms) - {"base", *told["mixtures"]}:
@@ -133,16 +156,11 @@ def run(given: argparse.Namespace) -> None:
             wanted = base if arm == "base" else np.array(told["mixtures"][arm]["rows"])
             volumes = wanted * (base @ lengths) / (wanted @ lengths)
             whole = apportion(volumes, round(float(volumes.sum())))
-            drawn = [(part.keys, *draw(domain_order(seed, name, part.keys), int(n))) for (name, part), n in
-                     zip(sets.items(), whole, strict=True)]  # fmt: skip
-            model = with_lora(model, RANK, seed)
-            log = train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
+            model, log = by_lora(model, sets, whole, seed, given.dtype)
             row |= {"rows": log.rows, "tokens": log.tokens, "steps": len(log.losses), "train_seconds": log.seconds}
         start = time.monotonic()
         row["losses"] = [round(evaluate(model, part).mean, 5) for part in judged.values()]
-        save_model(model, tokenizer, given.work / "trained")
-        plain = load_causal_lm(Pretrained(name=str(given.work / "trained")), context=CONTEXT, packed=False)
-        plain = plain.to(getattr(torch, given.dtype))
+        plain = merged(model, tokenizer, given.work / "trained", given.dtype)
         row["exact"] = list(exact_match(plain, tokenizer, tests, LONGEST, False).values())
         row["judge_seconds"] = time.monotonic() - start
         jsonl.add(OUT, row)
