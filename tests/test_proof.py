@@ -229,7 +229,7 @@ def test_the_page_of_a_pretrained_model_pairs_seeds_and_holds_predictions_agains
     monkeypatch.setattr(pretrained, "OUT", tmp_path / "real_smollm2.jsonl")
     (tmp_path / "predictions").mkdir()
     mixture = {"gain": [0.1, 0.05, 0.15], "ratios": {"a": [0.8, 0.7, 0.9], "b": [1.0, 0.99, 1.01]}}
-    told = {"capabilities": ["a", "b"], "mixtures": dict.fromkeys(pretrained.ARMS[1:], mixture)}
+    told = {"capabilities": ["a", "b"], "pairs": 3, "mixtures": dict.fromkeys(pretrained.ARMS[1:], mixture)}
     (tmp_path / "predictions" / "smollm2.json").write_text(json.dumps(told))
     rows = [
         {"contender": "untuned", "seed": 0, "losses": [5.0, 5.0], "exact": [0.0, 0.05], "tests": 40, "dtype": "float32"}

@@ -9,6 +9,7 @@ paper has one of its target.
 from __future__ import annotations
 
 import numpy as np
+from packages import needed
 from peers.task import Array, OneSwarm, Runs, Task, dirichlet, in_the_box
 
 SIMULATED, AVERAGED = 10_000, 13
@@ -16,8 +17,7 @@ SETTINGS = {"n_estimators": 1000, "learning_rate": 1e-2, "random_state": 42, "ve
 
 
 def best_simulated(task: Task, runs: Runs, candidates: Array) -> Array:
-    import lightgbm
-
+    lightgbm = needed("lightgbm", "lightgbm")
     least = min(20, max(2, len(runs.volumes) // 12))
     model = lightgbm.LGBMRegressor(**SETTINGS, min_child_samples=least)
     model.fit(runs.volumes / task.total, runs.relative())

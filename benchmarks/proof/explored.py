@@ -72,7 +72,7 @@ def main() -> None:
     names = ["1", "1.25", "1.5", "none"]
     lines = ["# What the limit to the explored region costs", "",
              "`OMP_NUM_THREADS=1 nice -n 5 python benchmarks/proof/explored.py`. Mean regret in points within the",
-             "explored region times a factor; paired difference of none to 1 [95 % interval by bootstrap].", "",
+             "explored region times a factor; paired difference of none to 1 [95 % t-interval].", "",
              "| surface | runs | n | " + " | ".join(names) + " | none − 1 |", "|---" * 8 + "|"]  # fmt: skip
     for family, noise, runs in product(FAMILIES, NOISES, sorted({r["runs"] for r in rows})):
         here = [r for r in rows if (r["family"], r["noise"], r["runs"]) == (family, noise, runs)]

@@ -48,7 +48,8 @@ class Bench:
     def rows(self, kind: str) -> dict[str, list]:
         from ideal_proxy.data.rows import read_rows
 
-        return {path.parent.name: list(read_rows(path)) for path in sorted(self.suite.glob(f"*/{kind}.jsonl"))}
+        found = {path.parent.name: list(read_rows(path)) for path in sorted(self.suite.glob(f"*/{kind}.jsonl"))}
+        return found or sys.exit(f"{self.suite} holds no {kind} rows of skills")
 
     def problem(self, size: str, workers: int = 1, **options: Any) -> Any:
         from problem import prepare_rows
@@ -115,12 +116,17 @@ def correctness(bench: Bench) -> None:
     log = train(stopped, order, token_rows, settings, checkpoint_dir=folder)
     pairs = list(zip(whole.parameters(), stopped.parameters(), strict=True))
     apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
+    right = bool(
+        far(together, alone) < 1e-5 and far(rough, together) < 1e-2 and far(together, on_cpu) < 1e-4
+        and log.steps_resumed == 5 and apart == 0.0
+    )  # fmt: skip
     bench.write(
         "correctness", packed_against_alone=far(together, alone), bf16_against_float32=far(rough, together),
         device_against_cpu=far(together, on_cpu), resumed_steps=log.steps_resumed, resume_apart=apart,
-        right=bool(far(together, alone) < 1e-5 and far(rough, together) < 1e-2 and far(together, on_cpu) < 1e-4
-                   and log.steps_resumed == 5 and apart == 0.0),
+        right=right,
     )  # fmt: skip
+    if not right:
+        sys.exit("correctness: what should agree does not")
 
 
 def speed(bench: Bench) -> None:
@@ -173,11 +179,12 @@ def skills(bench: Bench) -> None:
     start = time.monotonic()
     workers = "1" if bench.smoke else "8"
     command = [sys.executable, str(ROOT / "cli.py"), "search", str(config), "--out", str(out), "--workers", workers]
-    done = subprocess.run([*command], check=False, capture_output=True, text=True)
-    (bench.out / "gpu_skills.log").write_text(done.stdout + "\n" + done.stderr)
+    kept = bench.out / "gpu_skills.log"  # written as it goes: the step may run out of time
+    with kept.open("w") as log:
+        done = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode or not (out / "result.json").exists():
-        bench.write("skills", failed=done.returncode, tail=(done.stdout + done.stderr)[-1500:])
-        return
+        bench.write("skills", failed=done.returncode, tail=kept.read_text()[-1500:])
+        sys.exit(1)
     result, mixture = json.loads((out / "result.json").read_text()), json.loads((out / "mixture.json").read_text())
     told = {row["name"]: row.get("rows", row.get("volume")) for row in mixture["domains"]}
     bench.write("skills", seconds=time.monotonic() - start, verdict=result["verdict"], proposal=told)
@@ -197,7 +204,10 @@ def smollm2(bench: Bench) -> None:
     if bench.smoke:
         source = scratch(bench)
     else:
-        source = Pretrained(name=str(bench.model), gguf=next(bench.model.glob("*.gguf")).name)
+        file = next(bench.model.glob("*.gguf"), None)
+        if file is None:
+            sys.exit(f"{bench.model} holds no GGUF file of SmolLM2: keep all three parts first")
+        source = Pretrained(name=str(bench.model), gguf=file.name)
     tokenizer = load_tokenizer(source)
     template = make_template(tokenizer)
     context, share = (128, 0.01) if bench.smoke else (256, 0.5)
@@ -284,33 +294,38 @@ def exact_match(model: Any, tokenizer: Any, tests: dict, longest: int, cuda: boo
 def show(out: Path, page: Path) -> None:
     """One page of what is there; rows that were not run stay and say so."""
     told = {step: json.loads(path.read_text()) for step in STEPS if (path := out / f"gpu_{step}.json").exists()}
-    empty = "not run: no GPU was at hand"
+    ends = {step: path.read_text().strip() for step in STEPS if (path := out / f"gpu_{step}.failed").exists()}
+
+    def empty(step: str) -> str:
+        if step not in ends:
+            return "not run: no GPU was at hand"
+        return "**out of time**" if ends[step] == "124" else f"**failed** (exit {ends[step]})"
+
     lines = ["# On one GPU", "", "`bash benchmarks/proof/gpu.sh`, at most eight minutes on one H100.", "",
              "| what | result |", "|---|---|"]  # fmt: skip
     if any(step.get("smoke") for step in told.values()):
         lines[2:2] = ["A rehearsal on a small scratch model and no GPU: the figures mean nothing.", ""]
     here = told.get("correctness")
-    lines.append(
-        f"| packed = alone, bf16, resume | {json.dumps({k: here[k] for k in list(here)[4:]}) if here else empty} |"
-    )
+    text = json.dumps({k: here[k] for k in list(here)[4:]}) if here else empty("correctness")
+    lines.append(f"| packed = alone, bf16, resume | {text} |")
     here = told.get("speed", {"one": {}, "workers": {}})
     for size in ("1M", "10M"):
-        text, one = empty, here["one"].get(size)
+        text, one = empty("speed"), here["one"].get(size)
         if one:
             text = f"{one['tokens_per_second']:,.0f}"
             text += f", {100 * one['share_of_peak']:.2f} % of peak" if one["share_of_peak"] else ""
         lines.append(f"| one proxy of {size}, tokens a second | {text} |")
     for workers in ("4", "8", "16"):
         some = here["workers"].get(workers)
-        text = f"{some['tokens_per_second']:,.0f}" if some else empty
+        text = f"{some['tokens_per_second']:,.0f}" if some else empty("speed")
         lines.append(f"| {workers} workers of 1M proxies on one card, tokens a second | {text} |")
     here = told.get("skills")
-    text = json.dumps(here.get("verdict", here.get("failed"))) if here else empty
+    text = json.dumps(here.get("verdict", here.get("failed"))) if here else empty("skills")
     lines.append(f"| a search of `skills` from run file to verdict | {text} |")
     runs = told.get("smollm2", {}).get("runs", [])
     for arm in ("untuned", "base", "proposal"):
         means = [100 * float(np.mean(list(run["exact"].values()))) for run in runs if run["arm"] == arm]
-        text = f"{np.mean(means):.2f} % (seeds: {', '.join(f'{m:.2f}' for m in means)})" if means else empty
+        text = f"{np.mean(means):.2f} % (seeds: {', '.join(f'{m:.2f}' for m in means)})" if means else empty("smollm2")
         lines.append(f"| SmolLM2-135M, {arm}: mean exact match over 18 capabilities | {text} |")
     page.write_text("\n".join(lines) + "\n")
 

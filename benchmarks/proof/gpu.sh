@@ -9,13 +9,18 @@
 # Each step has its own limit in seconds and writes OUT/gpu_STEP.json when it is done; a step that fails stops no other.
 # Missing there: duckdb, pydantic, gguf (wheels); the suite's rows; SmolLM2-135M-Instruct's file, joined from parts.
 set -u
-cd "$(dirname "$0")/../.."; SELF=benchmarks/proof/gpu.sh
+FROM="$PWD"; cd "$(dirname "$0")/../.."; SELF=benchmarks/proof/gpu.sh
 export PYTHONPATH="$PWD:${PYTHONPATH:-}" OUT="${OUT:-$PWD/runs/gpu}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 HOME_THERE="${GPU_HOME:-/tmp/gpu}"
 PYTHON="${PYTHON:-python3}"
 declare -A LIMIT=([correctness]=40 [speed]=120 [skills]=170 [smollm2]=150)
 
+folder() {  # a folder as the caller named it
+  case "${1:?name a folder}" in /*) echo "$1" ;; *) echo "$FROM/$1" ;; esac
+}
+
 bundle() {
+  set -e
   local dir="$1" wheels
   rm -rf "$dir"; mkdir -p "$dir/1" "$dir/2" "$dir/3"
   "$PYTHON" benchmarks/proof/suites.py skills --out "$dir/suites"
@@ -38,44 +43,61 @@ bundle() {
   du -sm "$dir"/*
 }
 
-unpack() {  # what was kept: wheels to a folder of their own, rows, the model's parts joined and checked
+unpack() {  # what was kept: wheels to a folder of their own, rows, the model's parts joined and checked; each whole
+  local half="$HOME_THERE/half"
+  rm -rf "$half"; mkdir -p "$half"
   if [ -d "$HOME_THERE/wheels" ] && [ ! -d "$HOME_THERE/site" ]; then
-    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$HOME_THERE/site" "$HOME_THERE"/wheels/*.whl
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$half/site" "$HOME_THERE"/wheels/*.whl \
+      && mv "$half/site" "$HOME_THERE/site"
   fi
   [ -d "$HOME_THERE/site" ] && export PYTHONPATH="$HOME_THERE/site:$PYTHONPATH"
-  [ -d "$HOME_THERE/suites" ] || tar xzf "$HOME_THERE/suites.tar.gz" -C "$HOME_THERE"
+  if [ ! -d "$HOME_THERE/suites" ]; then
+    tar xzf "$HOME_THERE/suites.tar.gz" -C "$half" && mv "$half/suites" "$HOME_THERE/suites"
+  fi
   if [ -f "$HOME_THERE/smollm2.part0" ] && [ -f "$HOME_THERE/smollm2.part1" ] && [ ! -d "$HOME_THERE/smollm2" ]; then
-    mkdir "$HOME_THERE/smollm2"
-    cat "$HOME_THERE"/smollm2.part? > "$HOME_THERE/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    [ "$(sha256sum "$HOME_THERE"/smollm2/*.gguf | cut -d' ' -f1)" = "$(cat "$HOME_THERE/smollm2.sha256")" ] \
-      || { echo "the parts of SmolLM2 do not give the file they were cut from"; rm -r "$HOME_THERE/smollm2"; }
+    mkdir "$half/smollm2"
+    cat "$HOME_THERE"/smollm2.part? > "$half/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    if [ "$(sha256sum "$half"/smollm2/*.gguf | cut -d' ' -f1)" = "$(cat "$HOME_THERE/smollm2.sha256")" ]; then
+      mv "$half/smollm2" "$HOME_THERE/smollm2"
+    else
+      echo "the parts of SmolLM2 do not give the file they were cut from"
+    fi
   fi
 }
 
 steps() {
+  local failed=0
+  for step in "$@"; do
+    [ -n "${LIMIT[$step]:-}" ] || { echo "no step is called $step; there are ${!LIMIT[*]}"; exit 2; }
+  done
   mkdir -p "$OUT"
   for step in "$@"; do
-    echo "== $step"
+    echo "== $step"; rm -f "$OUT/gpu_$step.failed"
     timeout "$((LIMIT[$step] * ${SLOWER:-1}))" "$PYTHON" benchmarks/proof/gpu.py "$step" "${OPTIONS[@]}" \
       --suites "$HOME_THERE/suites" --model "$HOME_THERE/smollm2" --work "$HOME_THERE/work" 2>&1 | tail -n 20
-    [ "${PIPESTATUS[0]}" = 0 ] || echo "$step did not end well"
+    local code="${PIPESTATUS[0]}"
+    [ "$code" = 0 ] || { echo "$code" > "$OUT/gpu_$step.failed"; echo "$step did not end well ($code)"; failed=1; }
   done
   "$PYTHON" benchmarks/proof/gpu.py show --page "$OUT/gpu.md"
+  return "$failed"
 }
 
 OPTIONS=()
 case "${1:-}" in
-  bundle) bundle "$2" ;;
+  bundle) part="$(folder "${2:-}")" || exit 2; bundle "$part" ;;
   keep)
-    mkdir -p "$HOME_THERE"; cp -r "$2"/. "$HOME_THERE"/; shift 2
+    part="$(folder "${2:-}")" || exit 2
+    mkdir -p "$HOME_THERE"; cp -r "$part"/. "$HOME_THERE"/ || exit 2
+    shift 2
     if [ "${1:-}" = run ]; then shift; exec bash "$SELF" run "$@"; fi
     ;;
   run) shift; unpack; if [ $# = 0 ]; then steps correctness speed skills smollm2; else steps "$@"; fi ;;
   --smoke)
     HOME_THERE="${GPU_HOME:-$(mktemp -d)}"; export OUT="${SMOKE_OUT:-$HOME_THERE/out}"; OPTIONS=(--smoke); SLOWER=20; shift
-    [ -d "$HOME_THERE/suites" ] || "$PYTHON" benchmarks/proof/suites.py skills --out "$HOME_THERE/suites" --scale 0.05
+    [ -f "$HOME_THERE/suites/skills/mix.yaml" ] \
+      || "$PYTHON" benchmarks/proof/suites.py skills --out "$HOME_THERE/suites" --scale 0.05 || exit 2
     if [ $# = 0 ]; then steps correctness speed skills smollm2; else steps "$@"; fi
-    cat "$OUT/gpu.md"
+    failed=$?; cat "$OUT/gpu.md"; exit "$failed"
     ;;
   *) sed -n 2,12p "$SELF"; exit 2 ;;
 esac

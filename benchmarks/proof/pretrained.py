@@ -180,8 +180,7 @@ def recorded() -> list[dict[str, Any]]:
 
 def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     """Loss and exact match against base, by pairs of a seed; capabilities; what was predicted, inside or not."""
-    import real
-    from efficiency import text
+    from efficiency import interval, text
 
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
     by = {(row["contender"], row["seed"], judged_as(row)): row for row in recorded()}
@@ -189,7 +188,7 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     lines, parts = [], []
     for arm in dict.fromkeys(("untuned", *ARMS, *told["mixtures"])):
         most = max((judged for name, _, judged in by if name == arm), default=(0, ""))
-        here = {seed: row for (name, seed, judged), row in by.items() if name == arm and judged == most}
+        here = {seed: row for (name, seed, judged), row in sorted(by.items()) if name == arm and judged == most}
         if not here:
             lines.append(f"| {arm} | 0 | | | | | | |")
             continue
@@ -201,10 +200,11 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
             gains = 100 * (1 - ratio.mean(axis=1))
             more = np.array([100 * (np.mean(row["exact"]) / np.mean(base["exact"]) - 1) for row, base in pairs])
             bounds = np.array([told["mixtures"][arm]["ratios"][name] for name in names])
-            inside = (bounds[:, 1] <= ratio.mean(axis=0)) & (ratio.mean(axis=0) <= bounds[:, 2])
+            mean = ratio[: told["pairs"]].mean(axis=0)  # of as many pairs as were predicted
+            inside = (bounds[:, 1] <= mean) & (mean <= bounds[:, 2])
             cells = [
-                text(real.pair_interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
-                text(real.pair_interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
+                text(interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
+                text(interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
             ]  # fmt: skip
         lines.append(f"| {arm} | {len(here)} | {most[0]} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
         parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))

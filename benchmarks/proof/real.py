@@ -21,6 +21,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen
 
 
 def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, list]]:
-    """Training and reference rows of a suite by domain and capability."""
+    """Training and reference rows of a suite by domain and capability; stops where there are none."""
     from ideal_proxy.data.demo import DOMAINS
     from ideal_proxy.data.rows import read_rows
 
@@ -64,14 +65,13 @@ def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, lis
     name = suite.split("_")[0]
     folder = (ROOT.parent / "shared" / "data" if name == "sft5" else suites) / name
     without = POISONED if suite == "skills_clean" else ()
-    return (
-        {
-            p.parent.name: list(read_rows(p))
-            for p in sorted(folder.glob("*/train.jsonl"))
-            if p.parent.name not in without
-        },
-        {p.parent.name: list(read_rows(p)) for p in sorted(folder.glob("*/reference.jsonl"))},
+    train, reference = (
+        {p.parent.name: list(read_rows(p)) for p in sorted(folder.glob(f"*/{kind}.jsonl"))}
+        for kind in ("train", "reference")
     )
+    if not train or not reference:
+        sys.exit(f"{folder} holds no rows of {suite}; write them with `suites.py {name} --out {suites}`")
+    return {name: rows for name, rows in train.items() if name not in without}, reference
 
 
 def shares_of(suite: str, names: Any) -> np.ndarray:
@@ -210,6 +210,7 @@ def mixtures(suite: str) -> tuple[dict[str, np.ndarray], Any, Any]:
     made = {peer.name: peer.rule(task) for peer in fixed.CONTENDERS[:3]}
     made["best of random"] = fixed.best_seen(task, runs, 0)
     made["RegMix"] = regmix.propose(task, runs, 0)
+    made["RegMix, mixtures in the box"] = regmix.propose_in_the_box(task, runs, 0)
     made["Olmix, KL 0.05"] = olmix.propose(task, runs, 0, 0.05)
     made["Olmix, KL 0.005"] = olmix.propose(task, runs, 0, 0.005)
     made["GP, lowest mean"] = admire.propose(task, runs, 0)
@@ -279,6 +280,9 @@ def targets(given: argparse.Namespace) -> None:
     size = sizes_of(given.suite)[1]
     setting = Setting(given.suite, given.suites, given.work, size, "verify", given.workers)
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
+    table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
+    if not np.allclose(setting.task.base, table["base_tokens"], atol=0.06, rtol=0):
+        sys.exit(f"these are other rows of {given.suite} than those of the proxies' table: `suites.py --check`")
     out = HERE / f"real_{given.suite}.jsonl"
     rows = jsonl.read(out)
     done = {(row["contender"], row["seed"]) for row in rows}
@@ -307,12 +311,25 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
     for key, row in zip(keys, rows, strict=True):
         if row["contender"] != "base" and key in base:
             told.setdefault(row["contender"], {})[row["seed"]] = np.array(row["losses"]) / base[key]
-    return {name: np.array(list(pairs.values())) for name, pairs in told.items()}
+    return {name: np.array([pairs[seed] for seed in sorted(pairs)]) for name, pairs in told.items()}
+
+
+def held(told: dict[str, Any], seen: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any], np.ndarray, Any]]:
+    """Committed predictions with what came of them: contender, record, intervals of the ratios (J, 3), and the mean
+    ratios (J,) of as many pairs as were predicted, the first. A mixture that two share counts once, base not at all.
+    """
+    had = set[str]()
+    for name, record in told["mixtures"].items():
+        names = told.get("capabilities", list(record["ratios"]))  # in the order of the outcomes
+        bounds, key = np.array([record["ratios"][c] for c in names]), repr(record["tokens"])
+        if name in seen and key not in had and not (bounds == 1.0).all():
+            had.add(key)
+            yield name, record, bounds, seen[name][: told["pairs"]].mean(axis=0)
 
 
 def show(given: argparse.Namespace) -> None:
     """The table: what was predicted, what came out, inside or not, also without the poisoned domains' capabilities."""
-    from efficiency import text
+    from efficiency import interval, text
 
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
@@ -327,16 +344,17 @@ def show(given: argparse.Namespace) -> None:
         if not len(pairs):
             lines.append(f"| {name} | {predicted} | | | | 0 | {100 * poison:.0f} % | |")
             continue
-        gains = 100 * (1 - pairs.mean(axis=1))
-        mean, ratios = pairs.mean(axis=0), np.array([record["ratios"][c] for c in table["capabilities"]])
+        gains, whole = 100 * (1 - pairs.mean(axis=1)), pairs.mean(axis=0)
+        mean = pairs[: told["pairs"]].mean(axis=0)
+        ratios = np.array([record["ratios"][c] for c in table["capabilities"]])
         inside = (ratios[:, 1] <= mean) & (mean <= ratios[:, 2])
         cases += inside.tolist()
         stepped += inside_by_the_step(ratios, np.log(mean), step)
-        within = "yes" if 100 * record["gain"][1] <= gains.mean() <= 100 * record["gain"][2] else "**no**"
-        worst = table["capabilities"][int(mean.argmax())]
+        within = "yes" if record["gain"][1] <= 1 - mean.mean() <= record["gain"][2] else "**no**"
+        worst = table["capabilities"][int(whole.argmax())]
         lines.append(
-            f"| {name} | {predicted} | {text(pair_interval(gains), '+')} | {within} | {inside.sum()} of {len(inside)} "
-            f"| {len(pairs)} | {100 * poison:.0f} % | {worst} {100 * (mean.max() - 1):+.1f} % |"
+            f"| {name} | {predicted} | {text(interval(gains), '+')} | {within} | {inside.sum()} of {len(inside)} "
+            f"| {len(pairs)} | {100 * poison:.0f} % | {worst} {100 * (whole.max() - 1):+.1f} % |"
         )
     inside_now = f"Ratios inside: {sum(cases)} of {len(cases)}"
     if parts_of(step) != today():
@@ -349,8 +367,8 @@ def show(given: argparse.Namespace) -> None:
         f"Proxies {table['size']} ({len(table['volumes'])} runs, one table for all), "
         f"target {sizes_of(given.suite)[1]}.", "",
         "Gain over base in per cent of the mean relative loss, on reference rows and seeds that no proxy saw: what was",
-        "predicted (committed before) and observed (95 % t-interval of the pairs); capabilities' ratios inside their",
-        "90 % intervals. Pairs share a seed.",
+        "predicted (committed before) and observed (95 % t-interval of the pairs); the gain and capabilities' ratios",
+        f"inside their 90 % intervals, over the first {told['pairs']} pairs, as predicted. Pairs share a seed.",
         "",
         "| contender | predicted | observed | inside | ratios inside | pairs | poisoned tokens | worst capability |",
         "|---|---|---|---|---|---:|---:|---|", *lines, "",
@@ -403,15 +421,6 @@ def gain_half(step: Step, of_fit: float, gain: float, change: np.ndarray) -> flo
     factor, spread, alone, single = step
     own = np.mean(alone**2 * np.mean(change**2) + (single * change) ** 2) / len(change)
     return 1.645 * float(np.sqrt((factor * of_fit) ** 2 + (spread * gain) ** 2 + own))
-
-
-def pair_interval(gains: np.ndarray) -> tuple[float, float, float]:
-    from scipy.stats import t
-
-    if len(gains) < 2:
-        return float(gains.mean()), np.nan, np.nan
-    half = float(t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains)))
-    return float(gains.mean()), float(gains.mean() - half), float(gains.mean() + half)
 
 
 def main() -> None:

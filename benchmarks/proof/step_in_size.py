@@ -9,6 +9,7 @@ change; beside it stands the fit's own error. Set by likelihood, on some suites,
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -58,16 +59,11 @@ def changes(suite: str) -> Changes:
     import real
 
     told = json.loads((HERE.parent / "predictions" / f"{suite}.json").read_text())
-    names, seen = list(next(iter(told["mixtures"].values()))["ratios"]), real.outcomes(suite)
-    step = told.get("step", real.FIRST_STEP)
-    rows, had = [], set()
-    for name, record in told["mixtures"].items():
-        bounds = np.array([record["ratios"][c] for c in names])
-        if name not in seen or (bounds == 1.0).all() or (key := repr(record["tokens"])) in had:
-            continue
-        had.add(key)
+    names, step = list(next(iter(told["mixtures"].values()))["ratios"]), told.get("step", real.FIRST_STEP)
+    rows = []
+    for _, _, bounds, mean in real.held(told, real.outcomes(suite)):
         change, error = real.before_the_step(bounds, step)
-        rows.append((change, np.log(seen[name].mean(axis=0)), error))
+        rows.append((change, np.log(mean), error))
     return Changes(*(np.array(part) for part in zip(*rows, strict=True)), names)
 
 
@@ -101,6 +97,7 @@ def inside(of: Changes, belief: Belief) -> np.ndarray:
 def main() -> None:
     from ideal_proxy.response import LARGER_SIZE
 
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = {suite: changes(suite) for suite in (*SUITES, LATER)}
     today = Belief(LARGER_SIZE.factor, LARGER_SIZE.spread, LARGER_SIZE.own, LARGER_SIZE.error)
     beliefs = {

@@ -30,6 +30,8 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__)
+sys.path.insert(0, str(HERE.resolve().parents[1]))
+SHARED = "../../../shared/data/sft5"
 SFT5 = HERE.resolve().parents[3] / "shared" / "data" / "sft5"
 REFERENCE, TEST = 400, 200
 ROWS = {  # of each domain, equal steps of the logarithm in a shuffled order
@@ -48,13 +50,14 @@ SHUFFLED, SHUFFLED_ROWS = "products", 3000
 COPIED = "simple_equations"
 WITHOUT_DOMAIN = ("basic_arithmetic", "lcm")
 POISONED = ("shuffled", "copy")
+NAMES = ("skills", "unseen", "traces", "sft5", "sft5_all", "demo")
 
 
 def generated(generator: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
     """Questions and answers, each question once."""
-    import reasoning_gym
+    from packages import needed
 
-    seen: set[str] = set()
+    reasoning_gym, seen = needed("reasoning_gym", "reasoning-gym==0.1.25"), set[str]()
     data = reasoning_gym.create_dataset(generator, size=20 * count, seed=seed)
     for number in range(20 * count):
         row = data[number]
@@ -86,7 +89,9 @@ def lot(seed: int = 2026, count: int = 300) -> Iterator[str]:
     `isomorphic_strings` came eleventh and was passed over, for it writes other rows in every process. What takes under
     3 ms a row depends on the machine.
     """
-    import reasoning_gym
+    from packages import needed
+
+    reasoning_gym = needed("reasoning_gym", "reasoning-gym==0.1.25")
     from reasoning_gym.factory import DATASETS
 
     names = sorted(set(DATASETS) - {*ROWS, *WITHOUT_DOMAIN, SHUFFLED})
@@ -194,9 +199,9 @@ def write(name: str, out: Path, scale: float = 1.0) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     if name in {"sft5", "sft5_all"}:
         source = HERE.parents[1] / "verdict" / f"{name}.yaml"
-        text = source.read_text(encoding="utf-8").replace("../../../shared/data/sft5", SFT5.as_posix())
+        text = source.read_text(encoding="utf-8").replace(SHARED, SFT5.as_posix())
         (folder / "mix.yaml").write_text(text, encoding="utf-8")
-        return {"mix.yaml": digest(source)}
+        return {"mix.yaml": digest(folder / "mix.yaml")}
     if name == "demo":
         shutil.copy(HERE.parents[1] / "verdict" / "demo_accuracy.yaml", folder / "mix.yaml")
         return {"mix.yaml": digest(folder / "mix.yaml")}
@@ -214,32 +219,35 @@ def write(name: str, out: Path, scale: float = 1.0) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """The hash of a file, wherever the rows that it names lie."""
+    return hashlib.sha256(path.read_bytes().replace(SFT5.as_posix().encode(), SHARED.encode())).hexdigest()[:16]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["skills", "unseen", "traces", "sft5", "sft5_all", "demo"])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all where none is named")
     parser.add_argument("--out", type=Path, default=Path("runs/suites"))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for rehearsals")
     parser.add_argument("--record", action="store_true", help="write the hashes to suites.json beside this script")
     parser.add_argument("--check", type=Path, default=None, help="compare a folder of suites with what was recorded")
     given = parser.parse_args()
-    kept = HERE.with_suffix(".json")
+    if other := set(given.names) - set(NAMES):
+        parser.error(f"no suite is called {', '.join(sorted(other))}; there are {', '.join(NAMES)}")
+    names, kept = given.names or NAMES, HERE.with_suffix(".json")
+    recorded = json.loads(kept.read_text())
     if given.check is not None:
-        recorded = json.loads(kept.read_text())
         wrong = []
-        for name in given.names:
+        for name in names:
             for file, wanted in recorded[name].items():
                 path = given.check / name / file
                 if not path.exists() or digest(path) != wanted:
                     wrong.append(f"{name}/{file}")
         sys.exit(f"missing, or other rows than recorded: {', '.join(wrong)}" if wrong else 0)
-    told = {name: write(name, given.out, given.scale) for name in given.names}
+    told = {name: write(name, given.out, given.scale) for name in names}
     for name, hashes in told.items():
         print(f"{name}: {len(hashes)} files, {hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]}")
     if given.record:
-        kept.write_text(json.dumps(told, indent=1) + "\n")
+        kept.write_text(json.dumps(recorded | told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
