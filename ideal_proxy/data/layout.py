@@ -32,7 +32,10 @@ from ideal_proxy.data.files import (
 )
 from ideal_proxy.errors import UserError
 
-REFERENCE_WORDS = ("reference", "ref", "validation", "valid", "val", "eval", "dev", "test")
+REFERENCE_WORDS = (
+    "reference", "ref", "validation", "valid", "val", "eval", "dev", "test", "heldout", "held_out", "held-out",
+    "holdout",
+)  # fmt: skip
 UNREAD = (
     ".txt", ".md", ".feather", ".orc", ".avro", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".pkl",
     ".db",
@@ -107,7 +110,7 @@ def look(folder: Path) -> Layout:
                 lonely.append((entry.name, entry))
         elif is_data(entry):
             if _partner(entry) is None:
-                found.append(Found(_stem(entry), entry, _beside(_stem(entry), entry.parent, held)))
+                found.append(Found(_named(entry), entry, _beside(_named(entry), entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
             passed.append(f"{entry.name} (a link to {entry.readlink()}, which does not exist)")
         elif _unread([entry]):
@@ -117,7 +120,7 @@ def look(folder: Path) -> Layout:
     for entry in entries:
         if entry.is_dir() or not is_data(entry) or entry in taken or (of := _partner(entry)) is None:
             continue
-        owner = of.name if of.is_dir() else _stem(of)
+        owner = of.name if of.is_dir() else _named(of)
         if owner in known:
             passed.append(f"{entry.name} ({owner} has other reference rows)")
         else:
@@ -278,13 +281,25 @@ def _partner(path: Path) -> Path | None:
     beside = path.parent / stem
     if beside.is_dir() and data_files(beside) and not no_rows(beside):
         return beside
-    return next((p for suffix in SUFFIXES if (p := path.parent / f"{stem}{suffix}").is_file()), None)
+    files = (path.parent / f"{stem}{train}{suffix}" for train in ("", *TRAIN_ENDS) for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+TRAIN_ENDS = tuple(f"{joint}{word}" for joint in "_-." for word in ("train", "training"))
+
+
+def _named(path: Path) -> str:
+    """Name the domain of a file: `coding` of `coding_train.jsonl`, where nothing else there is named so."""
+    stem = _stem(path)
+    name = re.sub(r"(?<=[^-_.])[-_.]train(ing)?$", "", stem, flags=re.IGNORECASE)
+    taken = any((path.parent / f"{name}{suffix}").exists() for suffix in ("", *SUFFIXES))
+    return stem if taken else name
 
 
 def _last_word(path: Path) -> str | None:
     """Return the reference word that a file's name ends in, as in `coding_test.jsonl`."""
-    head, _, last = _stem(path).replace("-", "_").replace(".", "_").rpartition("_")
-    return last if head and last.lower() in REFERENCE_WORDS else None
+    found = re.search(rf"[^-_.][-_.]({'|'.join(REFERENCE_WORDS)})$", _stem(path), re.IGNORECASE)
+    return found[1] if found else None
 
 
 def _stem(path: Path) -> str:

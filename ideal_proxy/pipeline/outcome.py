@@ -168,6 +168,7 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
         "optimum": {"scope": proposal.optimum.settled, "active": list(proposal.optimum.active)},
         "warnings": [
             *(text for text in leaks if NO_JUDGE in text),  # the verdict itself is in doubt
+            *_unjudged(config, domains),
             *objective_notes(
                 prepared.capability_names,
                 added,
@@ -176,7 +177,6 @@ def _result(laboratory: Laboratory, proposals: list[Proposal], verdict: Verdict)
                 base_losses_J=np.array([losses[0] for losses in pair_losses]),
             ),
             *_cautions(steps, proposal),
-            *_unjudged(config, domains),
             *proposal.notes,
             *(text for text in leaks if NO_JUDGE not in text),
             *prepared.health["few"],

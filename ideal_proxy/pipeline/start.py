@@ -78,13 +78,15 @@ def write_run_file(
         lines.append((domain.name, domain.train, train))
         if domain.reference is not None and reference is not None:
             capabilities.append((domain.name, domain.reference, reference))
-        elif domain.reference is None and how is None:
-            notes.append(
-                f"  {domain.name} has no reference rows: the others judge it (or hold some out with --hold-out "
-                f"{ENOUGH_REFERENCE_ROWS})"
-            )
         for which, info in ((f"domain {domain.name}", train), (f"reference rows of {domain.name}", reference)):
             unread += [f"{which}: {line}" for line in (info.tally.lines() if info else [])]
+    alone = [domain.name for domain in domains if domain.reference is None and how is None]
+    if alone:
+        has, it = ("has", "it") if len(alone) == 1 else ("have", "them")
+        notes.append(
+            f"  {some(alone)} {has} no reference rows: the others judge {it}, and may cut {it} to little (hold some "
+            f"out with --hold-out {ENOUGH_REFERENCE_ROWS}, or set a min in the run file)"
+        )
     notes += [f"  {line.removeprefix('domain ')}" for line in folded(unread)]
     for name, place in references:
         if place not in read:

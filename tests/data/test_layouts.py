@@ -264,6 +264,26 @@ def test_what_this_program_wrote_is_passed_over_and_listed(tmp_path, monkeypatch
     assert "passed over: runs/mix/ (a run of ideal-proxy)" in said
 
 
+@pytest.mark.parametrize("held", ["test", "heldout", "held-out", "held_out", "holdout", "validation"])
+@pytest.mark.parametrize("joint", ["_", "-", "."])
+def test_files_named_train_and_held_out_are_one_domain(tmp_path, held, joint):
+    for name in ("law", "tax"):
+        for part in ("train", held):
+            write_rows(tmp_path / f"{name}{joint}{part}.jsonl", [{"prompt": f"{name} {part}", "completion": "yes"}])
+    write_rows(tmp_path / f"alone{joint}train.jsonl", [{"prompt": "q", "completion": "a"}])
+    write_rows(tmp_path / f"law2{joint}train.jsonl", [{"prompt": "q", "completion": "a"}])
+    write_rows(tmp_path / "law2.jsonl", [{"prompt": "q", "completion": "a"}])
+    seen = look(tmp_path)
+    assert {domain.name: (domain.train, domain.reference) for domain in seen.domains} == {
+        "alone": (tmp_path / f"alone{joint}train.jsonl", None),
+        "law": (tmp_path / f"law{joint}train.jsonl", tmp_path / f"law{joint}{held}.jsonl"),
+        "law2": (tmp_path / "law2.jsonl", None),
+        f"law2{joint}train": (tmp_path / f"law2{joint}train.jsonl", None),
+        "tax": (tmp_path / f"tax{joint}train.jsonl", tmp_path / f"tax{joint}{held}.jsonl"),
+    }
+    assert not seen.passed_over
+
+
 @pytest.mark.parametrize("file", ["tales.reference.jsonl", "tales_test.csv", "tales-val.json"])
 def test_reference_rows_beside_a_folder_of_parts_are_never_trained_on(tmp_path, file):
     for part in ("part0", "part1"):
