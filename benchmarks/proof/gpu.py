@@ -192,14 +192,14 @@ def skills(bench: Bench) -> None:
 
 def smollm2(bench: Bench) -> None:
     import torch
+    from pretrained import train_on
 
     from ideal_proxy.data.template import make_template
     from ideal_proxy.data.tokenizing import tokenize_rows
-    from ideal_proxy.mixture.draws import apportion, domain_order, draw, training_order
+    from ideal_proxy.mixture.draws import apportion
     from ideal_proxy.proxy.model import evaluate
     from ideal_proxy.proxy.pretrained import Pretrained, load_causal_lm, load_tokenizer, save_model
     from ideal_proxy.proxy.records import TrainSettings
-    from ideal_proxy.proxy.training import train
 
     if bench.smoke:
         source = scratch(bench)
@@ -241,11 +241,8 @@ def smollm2(bench: Bench) -> None:
     for seed in (1,) if bench.smoke else (1, 2, 3):
         for arm, volumes in arms.items():
             whole = apportion(volumes, round(float(volumes.sum())))
-            drawn = [(part.keys, *draw(domain_order(seed, name, part.keys), int(n))) for (name, part), n in
-                     zip(sets.items(), whole, strict=True)]  # fmt: skip
-            order = training_order(seed, list(sets), drawn)
             model = load_causal_lm(source, context=context).to(bench.device)
-            log = train(model, order, list(sets.values()), settings)
+            log = train_on(model, sets, whole, seed, settings)
             judge(model, arm, seed, log.seconds)
 
 

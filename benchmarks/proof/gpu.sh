@@ -67,6 +67,7 @@ unpack() {  # what was kept: wheels to a folder of their own, rows, the model's 
 
 steps() {
   local failed=0
+  [ $# -gt 0 ] || set -- correctness speed skills smollm2
   for step in "$@"; do
     [ -n "${LIMIT[$step]:-}" ] || { echo "no step is called $step; there are ${!LIMIT[*]}"; exit 2; }
   done
@@ -91,12 +92,12 @@ case "${1:-}" in
     shift 2
     if [ "${1:-}" = run ]; then shift; exec bash "$SELF" run "$@"; fi
     ;;
-  run) shift; unpack; if [ $# = 0 ]; then steps correctness speed skills smollm2; else steps "$@"; fi ;;
+  run) shift; unpack; steps "$@" ;;
   --smoke)
     HOME_THERE="${GPU_HOME:-$(mktemp -d)}"; export OUT="${SMOKE_OUT:-$HOME_THERE/out}"; OPTIONS=(--smoke); SLOWER=20; shift
     [ -f "$HOME_THERE/suites/skills/mix.yaml" ] \
       || "$PYTHON" benchmarks/proof/suites.py skills --out "$HOME_THERE/suites" --scale 0.05 || exit 2
-    if [ $# = 0 ]; then steps correctness speed skills smollm2; else steps "$@"; fi
+    steps "$@"
     failed=$?; cat "$OUT/gpu.md"; exit "$failed"
     ;;
   *) sed -n 2,12p "$SELF"; exit 2 ;;

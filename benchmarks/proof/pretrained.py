@@ -79,20 +79,25 @@ def propose(given: argparse.Namespace) -> None:
         print(f"{name:20s} " + "{:+.2f} % [{:+.2f}, {:+.2f}]".format(*(100 * v for v in record["gain"])))
 
 
-def by_lora(model: Any, sets: dict[str, Any], counts: Any, seed: int, dtype: str) -> tuple[Any, Any]:
-    """Train an adapter on so many rows of each domain; the model with it, and what training recorded."""
+def train_on(model: Any, sets: dict[str, Any], counts: Any, seed: int, settings: Any) -> Any:
+    """Train a model on so many rows of each domain; what training recorded."""
     from ideal_proxy.mixture.draws import domain_order, draw, training_order
-    from ideal_proxy.proxy.pretrained import with_lora
-    from ideal_proxy.proxy.records import TrainSettings
     from ideal_proxy.proxy.training import train
 
     drawn = [
         (part.keys, *draw(domain_order(seed, name, part.keys), int(count)))
         for (name, part), count in zip(sets.items(), counts, strict=True)
     ]
+    return train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
+
+
+def by_lora(model: Any, sets: dict[str, Any], counts: Any, seed: int, dtype: str) -> tuple[Any, Any]:
+    """Train an adapter on so many rows of each domain; the model with it, and what training recorded."""
+    from ideal_proxy.proxy.pretrained import with_lora
+    from ideal_proxy.proxy.records import TrainSettings
+
     model = with_lora(model, RANK, seed)
-    settings = TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=dtype)
-    return model, train(model, training_order(seed, list(sets), drawn), list(sets.values()), settings)
+    return model, train_on(model, sets, counts, seed, TrainSettings(learning_rate=RATE, batch_rows=BATCH, dtype=dtype))
 
 
 def merged(model: Any, tokenizer: Any, folder: Path, dtype: str) -> Any:

@@ -85,11 +85,10 @@ def against_the_best(suite: str) -> list[str]:
 
     seen = {name: 100 * (1 - pairs.mean(axis=1)) for name, pairs in outcomes(suite).items()}
     rivals = {name: g.mean() for name, g in seen.items() if not name.startswith(("ours", "untuned"))}
-    lines = []
-    for name in ("ours", "ours, protected"):
-        if name not in seen or not rivals:
-            continue
-        best = max(rivals, key=lambda rival: rivals[rival])
+    if not rivals:
+        return []
+    best, lines = max(rivals, key=lambda name: rivals[name]), []
+    for name in [name for name in ("ours", "ours, protected") if name in seen]:
         both = min(len(seen[name]), len(seen[best]))
         apart = interval(seen[name][:both] - seen[best][:both])
         place = 1 + sum(g > seen[name].mean() for g in rivals.values())

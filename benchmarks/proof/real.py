@@ -280,8 +280,8 @@ def targets(given: argparse.Namespace) -> None:
     size = sizes_of(given.suite)[1]
     setting = Setting(given.suite, given.suites, given.work, size, "verify", given.workers)
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
-    table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
-    if not np.allclose(setting.task.base, table["base_tokens"], atol=0.06, rtol=0):
+    _, task, _ = read_pool(given.suite)
+    if not np.allclose(setting.task.base, task.base, atol=0.06, rtol=0):
         sys.exit(f"these are other rows of {given.suite} than those of the proxies' table: `suites.py --check`")
     out = HERE / f"real_{given.suite}.jsonl"
     rows = jsonl.read(out)

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -53,12 +54,16 @@ POISONED = ("shuffled", "copy")
 NAMES = ("skills", "unseen", "traces", "sft5", "sft5_all", "demo")
 
 
-def generated(generator: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Questions and answers, each question once."""
+def gym() -> ModuleType:
     from packages import needed
 
-    reasoning_gym, seen = needed("reasoning_gym", "reasoning-gym==0.1.25"), set[str]()
-    data = reasoning_gym.create_dataset(generator, size=20 * count, seed=seed)
+    return needed("reasoning_gym", "reasoning-gym==0.1.25")
+
+
+def generated(generator: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Questions and answers, each question once."""
+    seen: set[str] = set()
+    data = gym().create_dataset(generator, size=20 * count, seed=seed)
     for number in range(20 * count):
         row = data[number]
         question, answer = row["question"].strip(), str(row["answer"]).strip()
@@ -89,9 +94,7 @@ def lot(seed: int = 2026, count: int = 300) -> Iterator[str]:
     `isomorphic_strings` came eleventh and was passed over, for it writes other rows in every process. What takes under
     3 ms a row depends on the machine.
     """
-    from packages import needed
-
-    reasoning_gym = needed("reasoning_gym", "reasoning-gym==0.1.25")
+    reasoning_gym = gym()
     from reasoning_gym.factory import DATASETS
 
     names = sorted(set(DATASETS) - {*ROWS, *WITHOUT_DOMAIN, SHUFFLED})

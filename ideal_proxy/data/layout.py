@@ -21,6 +21,7 @@ from pathlib import Path
 from ideal_proxy.data.files import (
     HELD_OUT_NAME,
     KINDS,
+    REFERENCE_WORDS,
     SUFFIXES,
     TRAIN_NAME,
     data_files,
@@ -32,10 +33,7 @@ from ideal_proxy.data.files import (
 )
 from ideal_proxy.errors import UserError
 
-REFERENCE_WORDS = (
-    "reference", "ref", "validation", "valid", "val", "eval", "dev", "test", "heldout", "held_out", "held-out",
-    "holdout",
-)  # fmt: skip
+TRAIN_WORDS = ("train", "training")
 UNREAD = (
     ".txt", ".md", ".feather", ".orc", ".avro", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".pkl",
     ".db",
@@ -110,7 +108,8 @@ def look(folder: Path) -> Layout:
                 lonely.append((entry.name, entry))
         elif is_data(entry):
             if _partner(entry) is None:
-                found.append(Found(_named(entry), entry, _beside(_named(entry), entry.parent, held)))
+                own = _named(entry)
+                found.append(Found(own, entry, _beside(own, entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
             passed.append(f"{entry.name} (a link to {entry.readlink()}, which does not exist)")
         elif _unread([entry]):
@@ -281,17 +280,15 @@ def _partner(path: Path) -> Path | None:
     beside = path.parent / stem
     if beside.is_dir() and data_files(beside) and not no_rows(beside):
         return beside
-    files = (path.parent / f"{stem}{train}{suffix}" for train in ("", *TRAIN_ENDS) for suffix in SUFFIXES)
+    ends = ("", *(f"{joint}{word}" for joint in "_-." for word in TRAIN_WORDS))
+    files = (path.parent / f"{stem}{end}{suffix}" for end in ends for suffix in SUFFIXES)
     return next((file for file in files if file.is_file()), None)
-
-
-TRAIN_ENDS = tuple(f"{joint}{word}" for joint in "_-." for word in ("train", "training"))
 
 
 def _named(path: Path) -> str:
     """Name the domain of a file: `coding` of `coding_train.jsonl`, where nothing else there is named so."""
     stem = _stem(path)
-    name = re.sub(r"(?<=[^-_.])[-_.]train(ing)?$", "", stem, flags=re.IGNORECASE)
+    name = re.sub(rf"(?<=[^-_.])[-_.]({'|'.join(TRAIN_WORDS)})$", "", stem, flags=re.IGNORECASE)
     taken = any((path.parent / f"{name}{suffix}").exists() for suffix in ("", *SUFFIXES))
     return stem if taken else name
 
