@@ -93,7 +93,7 @@ def environment(kind):
         pip(python, *arguments)
     else:
         say("keeping the torch that is there")
-    say("installing transformers, scipy, scikit-learn, pandas, matplotlib, typer and what they need (about 400 MB)")
+    say("installing transformers, scipy, scikit-learn, pandas, matplotlib, typer and what they need (400 MB, minutes)")
     pip(python, "--editable", f"{ROOT}[{extra}]" if extra else str(ROOT))
     mark.write_text(stamp(extra))
     say("done")

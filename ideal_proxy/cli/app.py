@@ -36,7 +36,7 @@ app = typer.Typer(
 
 START = (
     "Start with a folder of rows: ideal-proxy init data/ (it says what comes next). Without data: ideal-proxy search "
-    "runs an embedded demo in about a minute."
+    "runs an embedded demo, one to three minutes."
 )
 WATCH_SECONDS = 2.0
 ORDER = (  # of the list of commands: as a user needs them

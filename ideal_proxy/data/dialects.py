@@ -254,9 +254,9 @@ def used_keys(format: str) -> set[str]:
 
 def suggest_columns(value: dict[str, Any]) -> dict[str, Any] | None:
     """Suggest `columns:` for a record of no known layout, None where its names tell nothing."""
-    asked = ("question", "query", "problem", "prompt", "instruction", "task", "input", "text")
+    asked = ("question", "query", "problem", "prompt", "instruction", "task", "input", "inputs", "text")
     beside = ("context", "passage", "input")  # what is asked about
-    told = ("answer", "response", "solution", "output", "completion", "target", "answers", "reply")
+    told = ("answer", "response", "solution", "output", "completion", "target", "targets", "answers", "reply")
     for name, cell in value.items():
         if chat_like(cell) and (turns := _turns_in(cell, name)):
             if isinstance(turns[0], str):

@@ -150,7 +150,7 @@ def format_of(source: str, format: str = "auto") -> str:
 
 
 class NothingToTrainOnError(UserError):
-    """A source whose rows are all of kinds that are left out by name."""
+    """A source without rows, or whose rows are all of kinds that are left out by name."""
 
 
 class SourceReader:
@@ -345,7 +345,7 @@ class SourceReader:
                     f"none of the {tally.without_answer} rows of {self.source} has an answer; "
                     f"fill the {ANSWER_OF.get(split_format(self.format)[0], 'answers')} of its rows"
                 )
-            raise UserError(f"{self.source} has no rows; take it out or put rows in it")
+            raise NothingToTrainOnError(f"{self.source} has no rows; take it out or put rows in it")
         limit = max(FEW_BAD, int(BAD_SHARE * (tally.rows + tally.bad_rows))) if self._max_bad is None else self._max_bad
         if 0 <= limit < tally.bad_rows:
             raise UserError(

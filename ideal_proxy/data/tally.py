@@ -52,7 +52,8 @@ class Tally:
         said = self.lost_lines()
         said += [f"{rows(count)} hold {name}" for name, count in self.used.items()]
         if self.unused:
-            said.append("not used: " + ", ".join(f"{name} ({rows(count)})" for name, count in self.unused.items()))
+            named = {name or "a column without a name": count for name, count in self.unused.items()}
+            said.append("not used: " + ", ".join(f"{name} ({rows(count)})" for name, count in named.items()))
         return said
 
 

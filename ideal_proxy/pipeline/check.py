@@ -229,7 +229,7 @@ def health_tables(health: dict[str, Any], run_file: str = "mix.yaml") -> str:
             (
                 entry["name"], entry["format"], *(f"{entry[name]:,}" for name in more), f"{entry['rows']:,}",
                 f"{entry['tokens']:,}", f"{entry['supervised_tokens']:,}", f"{entry['median']:,}",
-                f"{entry['longest']:,}", f"{entry['truncated']:,}",
+                f"{'>' * bool(entry['truncated'])}{entry['longest']:,}", f"{entry['truncated']:,}",
             )
             for entry in health[kind]
         ]  # fmt: skip

@@ -135,9 +135,8 @@ def _read_all(
     if len(faults) == 1:
         raise UserError(faults[0])
     if faults:
-        raise UserError(
-            f"{len(faults)} sources cannot be used: " + "; ".join(f"({n}) {f}" for n, f in enumerate(faults, 1))
-        )
+        told = [paragraph(f"  ({n}) {fault}") for n, fault in enumerate(faults, 1)]
+        raise UserError("\n".join([f"{len(faults)} sources cannot be used:", *told]))
     return read, empty
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ideal_proxy.pipeline import SearchRun
 from ideal_proxy.report.full_size import HEADER, full_size_rows, full_size_text, scale_ups
-from ideal_proxy.report.plan_text import proxy_text
+from ideal_proxy.report.steps import proxy_text
 from ideal_proxy.report.text import says, who_pays
 from ideal_proxy.terminal import change_text, harmless, interval_text, paragraph, sentence, table
 

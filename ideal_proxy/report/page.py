@@ -15,8 +15,8 @@ import markupsafe
 
 from ideal_proxy.mixture import IMPROVES, NO_BETTER, UNDECIDED
 from ideal_proxy.report.explorer import embed, script
-from ideal_proxy.report.plan_text import proxy_text
 from ideal_proxy.report.plot_style import THEME
+from ideal_proxy.report.steps import proxy_text
 from ideal_proxy.report.text import says
 from ideal_proxy.terminal import change_text, count_text, duration, interval_text, number_text, sentence
 

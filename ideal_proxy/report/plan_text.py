@@ -6,20 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ideal_proxy.pipeline import proxies_of
-from ideal_proxy.report.steps import shares_table, steps_text
+from ideal_proxy.report.steps import proxy_text, shares_table, steps_text
 from ideal_proxy.response import LEAST_OVERLAP, SMALLER_SIZE
 from ideal_proxy.terminal import count_text, duration, money, paragraph, table
-
-
-def proxy_text(proxy: dict[str, Any]) -> str:
-    """Name the proxies: "a 0.84M proxy", or the pretrained model with its size and how it is trained."""
-    digits = 2 if proxy["parameters"] < 1e8 else 3
-    millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
-    if not proxy.get("model"):
-        return f"a {millions} proxy"
-    rank = proxy.get("lora_rank")
-    how = f"LoRA of rank {rank} trains {proxy['trainable_parameters'] / 1e6:.2g}M" if rank else "all trained"
-    return f"{Path(proxy['model']).name} ({millions} parameters, {how})"
 
 
 def plan_tables(plan: dict[str, Any]) -> str:

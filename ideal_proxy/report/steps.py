@@ -1,8 +1,9 @@
-"""Optimiser steps of base and proposal, and what each domain is of a mixture, as text that fits 60 columns."""
+"""Optimiser steps, what each domain is of a mixture and which proxies measured it, as text that fits 60 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ideal_proxy.terminal import table
@@ -43,3 +44,14 @@ def shares_table(title: str, entries: Sequence[dict[str, Any]]) -> str:
         for entry in entries
     ]
     return table(title, ("domain", "rows", "tokens", "supervised", "loss weight"), rows)
+
+
+def proxy_text(proxy: dict[str, Any]) -> str:
+    """Name the proxies: "a 0.84M proxy", or the pretrained model with its size and how it is trained."""
+    digits = 2 if proxy["parameters"] < 1e8 else 3
+    millions = f"{proxy['parameters'] / 1e6:.{digits}g}M"
+    if not proxy.get("model"):
+        return f"a {millions} proxy"
+    rank = proxy.get("lora_rank")
+    how = f"LoRA of rank {rank} trains {proxy['trainable_parameters'] / 1e6:.2g}M" if rank else "all trained"
+    return f"{Path(proxy['model']).name} ({millions} parameters, {how})"

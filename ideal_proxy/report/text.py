@@ -7,8 +7,7 @@ from typing import Any
 
 from ideal_proxy.mixture import IMPROVES, Applied, MixtureFile, kept_base
 from ideal_proxy.pipeline import folded
-from ideal_proxy.report.plan_text import proxy_text
-from ideal_proxy.report.steps import shares_table, steps_text
+from ideal_proxy.report.steps import proxy_text, shares_table, steps_text
 from ideal_proxy.terminal import (
     change_text,
     count_text,

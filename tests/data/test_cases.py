@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -417,10 +418,22 @@ def test_init_tells_everything_it_did_not_use(tmp_path):
     said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True).split())
     assert "dpo.jsonl holds no row to train on: 60 rows left out, preference rows (chosen and rejected)" in said
     assert "mix.yaml written with 2 domains" in said
+    (tmp_path / "index.csv").write_text(",prompt,completion\n0,a,b\n1,c,d\n")
+    assert scan(tmp_path / "index.csv").tally.lines() == ["not used: a column without a name (2 rows)"]
+    write_rows(tmp_path / "d" / "pairs.jsonl", [{"inputs": q, "targets": a} for q, a in SUMS])
+    (tmp_path / "d" / "bare.jsonl").write_text("\n")
+    said = " ".join(write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True).split())
+    assert "pairs: no known layout; targets as completion, inputs as prompt is a guess" in said
+    assert "passed over: " in said
+    assert "bare.jsonl has no rows" in said
     (tmp_path / "d" / "x.json").write_text('{"version": 1}')
     (tmp_path / "d" / "y.parquet").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"2 sources cannot be used: .*x\.json .*; \(2\) .*y\.parquet is a broken"):
+    with pytest.raises(UserError) as told:
         write_run_file(tmp_path / "d", tmp_path / "mix.yaml", force=True)
+    head, *faults = str(told.value).splitlines()
+    assert head == "2 sources cannot be used:"
+    assert max(map(len, faults)) <= 80
+    assert re.search(r"\(1\) \S+x\.json .* \(2\) \S+y\.parquet is a broken", " ".join(" ".join(faults).split()))
 
 
 def test_no_prompt_stands_on_both_sides_of_what_is_held_out(tmp_path):

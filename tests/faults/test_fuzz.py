@@ -28,7 +28,7 @@ def test_a_bent_file_is_read_or_one_sentence(name: str) -> None:
         content = mutated(name, random.Random(seed))
         began = time.process_time()
         fed(name, content, FOLDER)
-        assert time.process_time() - began < 10
+        assert time.process_time() - began < 60
 
     check()
 

@@ -50,6 +50,7 @@ def test_it_is_done_where_the_run_file_allows_it_and_where_it_is_little(tmp_path
     allowed = config(tmp_path, 30, allow_truncation=True)
     assert prepare(allowed, tmp_path / "allowed", Reporter(quiet=True)).facts[1].truncated == 30
     assert not [line for line in check_sources(allowed)["findings"] if "allow_truncation" in line]
+    assert any(line.split()[-2:] == [">32", "30"] for line in health_tables(check_sources(allowed)).splitlines())
     little = config(tmp_path, 1)
     assert prepare(little, tmp_path / "little", Reporter(quiet=True)).facts[1].truncated == 1
     assert not [line for line in check_sources(little)["findings"] if "allow_truncation" in line]

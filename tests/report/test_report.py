@@ -336,6 +336,7 @@ def test_a_run_opens_as_it_was_written(run):
 def test_import_is_light_and_every_name_is_there():
     code = (
         "import sys, ideal_proxy; light = not {'numpy', 'torch', 'matplotlib'} & set(sys.modules); "
+        "import ideal_proxy.report.text; light &= not {'torch', 'scipy', 'sklearn'} & set(sys.modules); "  # for show
         "names = [getattr(ideal_proxy, n) for n in ideal_proxy.__all__]; "
         "import ideal_proxy.pipeline, ideal_proxy.optimizer; from ideal_proxy import search, optimize; "
         "print(light, callable(search), callable(optimize), 'torch' in sys.modules)"
