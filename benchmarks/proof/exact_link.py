@@ -135,10 +135,13 @@ def slopes(exact: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def propose(given: argparse.Namespace) -> None:
-    """Optimise the mean weighted by the slopes, of the search's fit and limits, and say what it gives."""
+    """Optimise the mean weighted by the slopes, of the search's fit and limits, and say what it gives.
+
+    With `--clean` base and proposal have no row of the two poisoned domains; the fit, which knows them, is the same.
+    """
     import jsonl
     from on_target import said_of
-    from pretrained import recorded
+    from pretrained import CLEAN, POISONED, base_rows, recorded
 
     from ideal_proxy.domains import Domains
     from ideal_proxy.limits import Limits
@@ -148,15 +151,17 @@ def propose(given: argparse.Namespace) -> None:
 
     path = HERE / "predictions" / "smollm2.json"
     told, result = json.loads(path.read_text()), json.loads((HERE / "on_target.json").read_text())["result"]
-    if ARM in {row["contender"] for row in recorded()}:
+    arm, left_out = (ARM + CLEAN, POISONED) if given.clean else (ARM, ())
+    if arm in {row["contender"] for row in recorded()}:
         sys.exit("there are outcomes: predictions are not written anew")
     model = ResponseModel.from_json(read_json(given.work / "run" / "fit.json"))
     entries, capabilities = result["domains"], tuple(entry["name"] for entry in result["capabilities"])
     names = tuple(entry["name"] for entry in entries)
-    base = np.array([float(entry["base_rows"]) for entry in entries])
+    whole = {entry["name"]: entry["base_rows"] for entry in entries}
+    base = base_rows(arm, whole)
     domains = Domains(
         names=names, base=base, available=np.array([float(entry["available"]) for entry in entries]),
-        tokens_per_row=np.array([entry["base_tokens"] for entry in entries]) / base,
+        tokens_per_row=np.array([entry["base_tokens"] / entry["base_rows"] for entry in entries]),
     )  # fmt: skip
     found = jsonl.read(OUT)
     exact, losses = (np.array([row[part] for row in found]) for part in ("exact", "losses"))
@@ -167,18 +172,19 @@ def propose(given: argparse.Namespace) -> None:
     objective = Objective(kind="weighted", weights=weights)
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
     region = explored_region(table[[f"rows/{name}" for name in names]].to_numpy(), domains)
-    limits = Limits(budget_unit="tokens", protect={name: PROTECT for name, w in weights.items() if w > 0})
+    protected = {name: PROTECT for name, w in weights.items() if w > 0}
+    limits = Limits(budget_unit="tokens", protect=protected, pinned=dict.fromkeys(left_out))
     problem = Problem(domains=domains, capabilities=capabilities)
     held = Constraints(problem=problem, limits=limits, trust_region=region)
     best = nearest_base(model, objective, held, optimize(model, objective, held, random_state=0)).volumes
-    record = said_of(ARM, dict(zip(names, best, strict=True)), model, result, told)
+    record = said_of(arm, dict(zip(names, best, strict=True)), model, result, told)
     change = np.log([record["ratios"][name][0] for name in capabilities])
     record["exact"] = {"slopes": dict(zip(capabilities, slope.round(4).tolist(), strict=True)),
                        "gain": round(float((slope @ change) / len(change)), 5)}  # fmt: skip
     print(f"exact match predicted {100 * record['exact']['gain']:+.2f} points in the mean")
     for name, rows, r in zip(names, base, best, strict=True):
         print(f"{name:26s} {rows:4.0f} -> {r:5.1f} rows")
-    told["mixtures"][ARM] = record
+    told["mixtures"][arm] = record
     path.write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -188,6 +194,7 @@ def main() -> None:
     parser.add_argument("--suites", type=Path, default=Path("runs/suites"))
     parser.add_argument("--work", type=Path, default=Path("runs/on_target"))
     parser.add_argument("--model", type=Path, help="a folder with another model, for rehearsals")
+    parser.add_argument("--clean", action="store_true", help="propose: without the two poisoned domains")
     parser.add_argument("--judged", type=int, default=JUDGED, help="reference rows a capability")
     parser.add_argument("--written", type=int, default=0, help="of them greedily answered too, as a check")
     parser.add_argument("--part", default="1/1", help="I/N: every N-th run, from the I-th")

@@ -66,11 +66,12 @@ def search(given: argparse.Namespace) -> None:
 def said_of(name: str, rows: dict[str, float], model: Any, result: dict[str, Any], told: dict[str, Any]) -> Any:
     """What the search's fit says of a mixture, brought to base's tokens: a record of `predictions/smollm2.json`."""
     import real
+    from pretrained import base_rows
 
     entries = {entry["name"]: entry for entry in result["domains"]}
     lengths = {name: entry["base_tokens"] / entry["base_rows"] for name, entry in entries.items()}
-    scale = sum(e["base_tokens"] for e in entries.values()) / sum(rows[d] * lengths[d] for d in entries)
-    base = np.array([float(entry["base_rows"]) for entry in entries.values()])
+    base = base_rows(name, {domain: entry["base_rows"] for domain, entry in entries.items()})
+    scale = float(base @ np.array(list(lengths.values()))) / sum(rows[d] * lengths[d] for d in entries)
     record = real.predicted(
         model, argparse.Namespace(base=base), np.array([rows[d] * scale for d in entries]), name, told["pairs"],
         [entry["name"] for entry in result["capabilities"]], (1.0, 0.0, 0.0),
@@ -88,6 +89,7 @@ def peers(given: argparse.Namespace) -> None:
     import real
     from peers import admire, fixed, olmix, regmix
     from peers.task import Runs
+    from pretrained import CLEAN, base_rows
 
     from ideal_proxy.response import ResponseModel
     from ideal_proxy.store import read_json
@@ -98,14 +100,15 @@ def peers(given: argparse.Namespace) -> None:
     table = pd.read_csv(HERE / "on_target_runs.csv").query("role == 'design'")
     domains = [entry["name"] for entry in result["domains"]]
     lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in result["domains"]])
-    base = np.array([float(entry["base_tokens"]) for entry in result["domains"]])
+    whole = {entry["name"]: entry["base_rows"] for entry in result["domains"]}
     available = np.array([entry["available"] for entry in result["domains"]]) * lengths
-    task = real.task_of(base, available)
+    task, clean = (real.task_of(base_rows(arm, whole) * lengths, available) for arm in ("base", "base" + CLEAN))
     losses = table[[f"search_loss/{entry['name']}" for entry in result["capabilities"]]].to_numpy()
     runs = Runs(table[[f"rows/{name}" for name in domains]].to_numpy() * lengths, losses, table["seed"].to_numpy())
     made = {
         "temperature 2": fixed.temperature(task), "best of the 42 runs": fixed.best_seen(task, runs, 0),
         "RegMix, on the target": regmix.propose(task, runs, 0),
+        "RegMix, on the target" + CLEAN: regmix.propose(clean, runs, 0),
         "Olmix, KL 0.05, on the target": olmix.propose(task, runs, 0, 0.05),
         "Olmix, KL 0.005, on the target": olmix.propose(task, runs, 0, 0.005),
         "GP, lowest mean, on the target": admire.propose(task, runs, 0),

@@ -28,8 +28,19 @@ HERE = Path(__file__).parent
 FOUND = ("ours", "equal rows", "Olmix, KL 0.05")  # from scratch proxies
 ARMS = ("base", *FOUND, "ours, on the target")  # base is all rows once
 FRACTION, CONTEXT, RANK, RATE, BATCH = 0.025, 256, 8, 1e-3, 8
+POISONED, CLEAN = ("shuffled", "copy"), ", clean"  # an arm so ended has no row of them, and a base of its own
 TESTS, LOSS_TESTS, LONGEST = 200, 40, 32  # test rows of a capability: all answer, the first are judged by loss
 OUT = HERE / "real_smollm2.jsonl"
+
+
+def base_of(arm: str) -> str:
+    """Name the arm that an arm is compared with."""
+    return "base" + CLEAN * arm.endswith(CLEAN)
+
+
+def base_rows(arm: str, rows: dict[str, int]) -> np.ndarray:
+    """All rows once, (D,): of every domain, or for the clean arms of those that are not poisoned."""
+    return np.array([n * (not arm.endswith(CLEAN) or name not in POISONED) for name, n in rows.items()], dtype=float)
 
 
 def pool_size(rows: int) -> int:
@@ -145,11 +156,11 @@ def run(given: argparse.Namespace) -> None:
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
     assert list(sets) == told["domains"]
     assert list(judged) == told["capabilities"]
-    base = np.array([len(part) for part in sets.values()], dtype=float)
+    there = {name: len(part) for name, part in sets.items()}
     lengths = np.array([part.lengths.mean() for part in sets.values()])
     done = {(row["contender"], row["seed"]) for row in recorded() if judged_as(row) == (given.tests, given.dtype)}
     arms = [arm for arm in given.arms if arm != "untuned"]
-    if unknown := set(arms) - {"base", *told["mixtures"]}:
+    if unknown := set(arms) - {"base", "base" + CLEAN, *told["mixtures"]}:
         sys.exit(f"no prediction of {', '.join(sorted(unknown))}")
     pairs = [("untuned", 0)] * ("untuned" in given.arms)
     pairs += [(arm, seed) for seed in range(1, given.seeds + 1) for arm in arms]
@@ -158,7 +169,8 @@ def run(given: argparse.Namespace) -> None:
         row: dict[str, Any] = {"contender": arm, "seed": seed, "size": "SmolLM2-135M", "tests": given.tests}
         row["dtype"] = given.dtype
         if seed:
-            wanted = base if arm == "base" else np.array(told["mixtures"][arm]["rows"])
+            base = base_rows(arm, there)
+            wanted = base if arm == base_of(arm) else np.array(told["mixtures"][arm]["rows"])
             volumes = wanted * (base @ lengths) / (wanted @ lengths)
             whole = apportion(volumes, round(float(volumes.sum())))
             model, log = by_lora(model, sets, whole, seed, given.dtype)
@@ -191,14 +203,15 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     by = {(row["contender"], row["seed"], judged_as(row)): row for row in recorded()}
     names = told["capabilities"]
     lines, parts = [], []
-    for arm in dict.fromkeys(("untuned", *ARMS, *told["mixtures"])):
+    for arm in dict.fromkeys(("untuned", *ARMS, *told["mixtures"], "base" + CLEAN)):
         most = max((judged for name, _, judged in by if name == arm), default=(0, ""))
         here = {seed: row for (name, seed, judged), row in sorted(by.items()) if name == arm and judged == most}
         if not here:
             lines.append(f"| {arm} | 0 | | | | | | |")
             continue
         exact = np.array([row["exact"] for row in here.values()])
-        pairs = [(row, by[key]) for seed, row in here.items() if (key := ("base", seed, most)) in by and arm != "base"]
+        own = base_of(arm)
+        pairs = [(row, by[key]) for seed, row in here.items() if (key := (own, seed, most)) in by and arm != own]
         cells = ["", "", "", ""]  # exact match against base, gain predicted and observed, ratios inside
         if pairs:
             ratio = np.array([np.divide(row["losses"], base["losses"]) for row, base in pairs])
