@@ -115,13 +115,23 @@ def what_if(
     keep_total: Annotated[
         bool, typer.Option("--keep-total", help="Scale the other domains to the base's tokens.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="MIXTURE.JSON", help="Also write it as a mixture file, for apply, export and scale-up."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the losses of a mixture of your own."""
+    from ideal_proxy.errors import UsageError
+    from ideal_proxy.mixture import save_mixture
     from ideal_proxy.pipeline import load_run
-    from ideal_proxy.report import read_settings, what_if_tables
+    from ideal_proxy.report import mixture_of, read_settings, what_if_tables
     from ideal_proxy.report import what_if as ask
 
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists; give another name")
     loaded = load_run(run)
     answer = ask(loaded, read_settings(changes or [], loaded.domains), start=start, keep_total=keep_total)
+    if out is not None:
+        save_mixture(out, mixture_of(loaded, answer))
     say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))

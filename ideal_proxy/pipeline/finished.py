@@ -151,13 +151,13 @@ class SearchRun:
         """Give the runs that the model was fitted to and whose losses have its level: not those of other sizes."""
         fitted = self.fitted()
         sizes = [name for name, kind in self.model.fidelity_.items() if not kind.get("same_level", True)]
-        return fitted[~fitted["from"].isin(sizes)] if sizes else fitted
+        return _without(fitted, sizes)
 
     def _design(self) -> pd.DataFrame:
         """Give the swarm's runs, and before them earlier searches' that have weight in the fit."""
         design = self.runs[self.runs["role"].isin([REUSED, "design"])]
         unused = [name for name, trust in self.model.fidelity_.items() if trust.get("weight") == 0]
-        return design[~design["from"].isin(unused)] if unused else design
+        return _without(design, unused)
 
     def held_out(self) -> pd.DataFrame:
         """Compare observed losses with predictions by fits that did not see the run.
@@ -279,3 +279,8 @@ def _runs(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it, or run the search again") from error
+
+
+def _without(runs: pd.DataFrame, origins: list[str]) -> pd.DataFrame:
+    """Leave out runs of other sizes or earlier searches; a table without any such run has no column of origins."""
+    return runs[~runs["from"].isin(origins)] if "from" in runs else runs

@@ -9,6 +9,7 @@ from .text import applied_table as applied_table
 from .text import applied_values as applied_values
 from .text import result_screen as result_screen
 from .text import result_tables as result_tables
+from .whatif import mixture_of as mixture_of
 from .whatif import read_settings as read_settings
 from .whatif import what_if as what_if
 from .whatif import what_if_tables as what_if_tables

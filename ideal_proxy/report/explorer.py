@@ -19,9 +19,7 @@ from ideal_proxy.pipeline import SearchRun, make_constraints
 from ideal_proxy.report.choices import optima
 from ideal_proxy.report.curves import Array
 from ideal_proxy.report.embedded import LEAST_DRAWS, comparison, singles
-
-MIXTURE = {"format", "name", "created", "seed", "key_version", "loss", "batch", "epochs", "domains", "template"}
-"""What a mixture file made in the page keeps of the search's own; it was never checked, so no verdict."""
+from ideal_proxy.report.whatif import MIXTURE
 
 
 def explorer(run: SearchRun) -> dict[str, Any] | None:

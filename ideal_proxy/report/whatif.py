@@ -13,6 +13,7 @@ import numpy as np
 
 from ideal_proxy.config import rows_of
 from ideal_proxy.errors import UsageError
+from ideal_proxy.mixture import MixtureFile, with_shares
 from ideal_proxy.pipeline import SearchRun
 from ideal_proxy.report.curves import Array, predict
 from ideal_proxy.response import Bound, compare
@@ -22,6 +23,8 @@ BEYOND = 1.01  # a volume so much outside of what was run is an extrapolation
 FAR = 0.1  # half-widths of what was run
 LEAST_WIDTH = 0.3  # of what was run, in log-volume: a domain that hardly moved says little of what lies beyond
 MOVED = 0.02  # a change of the total that is worth a word
+# What a mixture file of one's own keeps of the search's; it was never checked, so no verdict.
+MIXTURE = {"format", "name", "created", "seed", "key_version", "loss", "batch", "epochs", "domains", "template"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,22 @@ def what_if(
         beyond=beyond,
         cautions=tuple(_cautions(run, rows, beyond)),
     )
+
+
+def mixture_of(run: SearchRun, answer: WhatIf) -> MixtureFile:
+    """Make the mixture asked about a mixture file, which `apply`, `export` and `scale-up` read; it has no verdict."""
+    lengths = run.prepared.domains.lengths
+    domains = [
+        domain.model_copy(update={
+            "rows": rows, "tokens": round(rows * float(length)),
+            "supervised_tokens": round(rows * fact.supervised_per_row), "base_rows": answer.base[domain.name],
+        })
+        for domain, rows, length, fact in zip(
+            run.mixture.domains, answer.rows.values(), lengths, run.prepared.facts, strict=True
+        )
+    ]  # fmt: skip
+    kept = {name: getattr(run.mixture, name) for name in MIXTURE}
+    return MixtureFile(**kept | {"domains": with_shares(domains), "predicted_gain": answer.gain.value})
 
 
 def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ from ideal_proxy.report import write as report
 from ideal_proxy.report.curves import response_matrix
 from ideal_proxy.report.numbers import collect, shown_domains
 from ideal_proxy.report.page import DARK, escape, page
+from ideal_proxy.report.whatif import what_if
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +329,22 @@ def test_a_run_opens_as_it_was_written(run):
     assert run.adopted
     assert len(run.fitted()) == 16
     assert run.volumes()[0] == pytest.approx(BASE)
+
+
+def test_imitations_without_weight_are_passed_over_as_if_there_were_none(run, tmp_path):
+    """A search on the target that imitates in vain has no run from elsewhere: its table does not tell origins."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    fit = json.loads((folder / "fit.json").read_text())
+    vain = {"factor": 1.0, "spread": 0.1, "weight": 0.0, "learned": False, "runs": 28, "error": 0.0, "same_level": True}
+    explained = [None] * len(CAPABILITIES)
+    (folder / "fit.json").write_text(json.dumps(fit | {"fidelity_": {"imitations": vain | {"explained": explained}}}))
+    opened = load_run(folder)
+    assert "from" not in opened.runs
+    assert len(opened.fitted()) == len(opened.at_size()) == 16
+    assert opened.volumes() == pytest.approx(run.volumes())
+    assert what_if(opened, {"coding": 1500}).gain == what_if(run, {"coding": 1500}).gain
+    assert report.write_report(opened, tmp_path / "page").page.exists()
 
 
 # ---------------------------------------------------------------- the public names

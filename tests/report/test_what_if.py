@@ -13,6 +13,7 @@ from finished_run import BASE, CAPABILITIES, DOMAINS, PROPOSAL, TOKENS
 
 from ideal_proxy.cli import report as cli_report
 from ideal_proxy.errors import UsageError, UserError
+from ideal_proxy.mixture import load_mixture
 from ideal_proxy.report.curves import predict
 from ideal_proxy.report.whatif import read_settings, what_if, what_if_tables
 
@@ -54,6 +55,22 @@ def test_base_gains_nothing_and_the_proposal_gains_its_own(run):
     same = what_if(run, {}, start="proposal")
     assert same.gain == same.proposal_gain
     assert same.gain.value > 0
+
+
+def test_a_mixture_of_ones_own_is_written_for_those_who_train(run, tmp_path):
+    """A proposal that the check did not adopt can be tried so."""
+    cli_report.what_if(run.folder, ["coding=900"], start="proposal", out=tmp_path / "try.json")
+    mine, own = load_mixture(tmp_path / "try.json"), run.mixture
+    volumes = [900, *PROPOSAL[1:]]
+    assert [d.rows for d in mine.domains] == volumes
+    assert [d.base_rows for d in mine.domains] == pytest.approx(BASE)
+    assert [d.share for d in mine.domains] == pytest.approx(volumes * TOKENS / (volumes @ TOKENS), abs=1e-4)
+    assert [d.fingerprint for d in mine.domains] == [d.fingerprint for d in own.domains]
+    assert (mine.seed, mine.loss, mine.batch, mine.template) == (own.seed, own.loss, own.batch, own.template)
+    assert (mine.verdict, mine.capabilities, mine.law) == (None, [], None)
+    assert mine.predicted_gain == what_if(run, {"coding": 900}, start="proposal").gain.value
+    with pytest.raises(UsageError, match="exists"):
+        cli_report.what_if(run.folder, [], out=tmp_path / "try.json")
 
 
 def test_keep_total_scales_the_domains_not_named(run):
