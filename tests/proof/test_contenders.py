@@ -92,6 +92,12 @@ def test_no_contender_is_left_out_and_no_two_are_the_same(made):
         assert np.abs(one - two).max() > 1.0
 
 
+def test_our_fit_is_told_which_domain_is_a_capability_s_own():
+    told = real.fitting_of({"domains": DOMAINS, "capabilities": ("facts", "lists", "sums"), "before": BEFORE})
+    assert told["own"].tolist() == [2, 1, -1]
+    assert told["baseline_loss"].tolist() == BEFORE
+
+
 class Doubtful:
     """A fit that promises 0.8 of base's loss at twice the volume, with an error as large as that gain."""
 

@@ -1,4 +1,4 @@
-"""Contenders that train proxies of their own move towards the domain that is wanted: tiny proxies, seconds of training."""
+"""Contenders that train proxies of their own move towards the domain that is wanted: proxies of seconds."""
 
 from __future__ import annotations
 
