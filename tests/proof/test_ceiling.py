@@ -1,4 +1,4 @@
-"""What there is to gain on a target: a fit of made-up target runs, and mixtures foretold from the runs of all others."""
+"""What there is to gain on a target: a fit of made-up target runs, and mixtures foretold from all others."""
 
 from __future__ import annotations
 
