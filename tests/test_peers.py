@@ -96,11 +96,41 @@ def test_expected_improvement_is_what_draws_show():
     assert admire.expected_improvement(np.array(0.7), np.array(0.0), 1.0) == pytest.approx(0.3)
 
 
+def test_the_next_run_is_where_more_may_be_gained_over_the_best_run_than_is_surely_there(monkeypatch):
+    """What is as good as the best run for sure gains nothing; what is a little worse, but unknown, may gain."""
+    sure, open_, bad = BASE, BEST, np.array([100.0, 300.0 + 1e-9, 200.0])
+    mean = {sure.tobytes(): 1.0, open_.tobytes(): 1.05, bad.tobytes(): 2.0}
+
+    class Known:
+        kernel_ = type("Kernel", (), {"k2": type("Noise", (), {"noise_level": 0.0})})
+
+        def predict(self, volumes, return_std=False):
+            told = np.array([mean[v.tobytes()] for v in volumes])
+            return (told, np.where(told == 1.05, 0.2, 1e-6)) if return_std else told
+
+    monkeypatch.setattr(admire, "features", lambda task, volumes: volumes)
+    monkeypatch.setattr(admire, "fit", lambda task, runs: Known())
+    monkeypatch.setattr(admire, "candidates", lambda task, runs, seed: np.array([sure, open_]))
+    runs = Runs(np.array([sure, bad]), np.array([[1.0], [2.0]]), np.zeros(2))
+    assert np.array_equal(admire.next_run(TASK, runs, 0), open_)
+    assert np.array_equal(admire.propose(TASK, runs, 0), sure)
+
+
+def test_candidates_lie_in_the_whole_box_and_about_the_best_run():
+    runs = Runs(np.array([BASE, BEST]), np.array([[2.0, 1.0], [1.0, 1.1]]), np.zeros(2))
+    some = admire.candidates(TASK, runs, 0)
+    assert np.allclose(some.sum(axis=1), 600.0)
+    wide, near = some[: admire.CANDIDATES], some[admire.CANDIDATES :]
+    assert np.abs(np.log(np.median(near, axis=0) / BEST)).max() < 0.1
+    assert (np.log(wide).std(axis=0) > 1.2 * np.log(near).std(axis=0)).all()
+
+
 def test_doremi_by_hand():
     half = np.array([0.5, 0.5])
     assert np.allclose(doremi.step(half, np.array([np.log(2), 0.0]), smoothing=0.0), [2 / 3, 1 / 3])
     assert np.allclose(doremi.step(half, np.array([np.log(2), -5.0]), smoothing=0.1), [0.65, 0.35])
     assert np.allclose(doremi.step(half, np.array([np.log(2), 0.0]), rate=2.0, smoothing=0.0), [0.8, 0.2])
+    assert np.allclose(doremi.step(half, np.array([np.log(2), 0.0])), [0.6665, 0.3335], atol=1e-9)  # the paper's c
     mean = doremi.weights(2, 2, lambda n, alpha: np.array([np.log(2), 0.0]))
     first = doremi.step(half, np.array([np.log(2), 0.0]))
     assert np.allclose(mean, (first + doremi.step(first, np.array([np.log(2), 0.0]))) / 2)
