@@ -141,7 +141,8 @@ def propose(given: argparse.Namespace) -> None:
     """
     import jsonl
     from on_target import said_of
-    from pretrained import CLEAN, POISONED, base_rows, recorded
+    from pretrained import base_rows, recorded
+    from real import CLEAN, POISONED
 
     from ideal_proxy.domains import Domains
     from ideal_proxy.limits import Limits

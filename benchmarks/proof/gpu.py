@@ -317,7 +317,9 @@ def show(out: Path, page: Path) -> None:
         text = f"{some['tokens_per_second']:,.0f}" if some else empty("speed")
         lines.append(f"| {workers} workers of 1M proxies on one card, tokens a second | {text} |")
     here = told.get("skills")
-    text = json.dumps(here.get("verdict", here.get("failed"))) if here else empty("skills")
+    if here and "failed" in here:
+        ends["skills"] = str(here["failed"])
+    text = json.dumps(here["verdict"]) if here and "verdict" in here else empty("skills")
     lines.append(f"| a search of `skills` from run file to verdict | {text} |")
     runs = told.get("smollm2", {}).get("runs", [])
     for arm in ("untuned", "base", "proposal"):

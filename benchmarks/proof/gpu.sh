@@ -73,7 +73,7 @@ steps() {
   done
   mkdir -p "$OUT"
   for step in "$@"; do
-    echo "== $step"; rm -f "$OUT/gpu_$step.failed"
+    echo "== $step"; rm -f "$OUT/gpu_$step".{failed,json}
     timeout "$((LIMIT[$step] * ${SLOWER:-1}))" "$PYTHON" benchmarks/proof/gpu.py "$step" "${OPTIONS[@]}" \
       --suites "$HOME_THERE/suites" --model "$HOME_THERE/smollm2" --work "$HOME_THERE/work" 2>&1 | tail -n 20
     local code="${PIPESTATUS[0]}"

@@ -89,7 +89,7 @@ def peers(given: argparse.Namespace) -> None:
     import real
     from peers import admire, fixed, olmix, regmix
     from peers.task import Runs
-    from pretrained import CLEAN, base_rows
+    from pretrained import base_rows
 
     from ideal_proxy.response import ResponseModel
     from ideal_proxy.store import read_json
@@ -102,13 +102,13 @@ def peers(given: argparse.Namespace) -> None:
     lengths = np.array([entry["base_tokens"] / entry["base_rows"] for entry in result["domains"]])
     whole = {entry["name"]: entry["base_rows"] for entry in result["domains"]}
     available = np.array([entry["available"] for entry in result["domains"]]) * lengths
-    task, clean = (real.task_of(base_rows(arm, whole) * lengths, available) for arm in ("base", "base" + CLEAN))
+    task, clean = (real.task_of(base_rows(arm, whole) * lengths, available) for arm in ("base", "base" + real.CLEAN))
     losses = table[[f"search_loss/{entry['name']}" for entry in result["capabilities"]]].to_numpy()
     runs = Runs(table[[f"rows/{name}" for name in domains]].to_numpy() * lengths, losses, table["seed"].to_numpy())
     made = {
         "temperature 2": fixed.temperature(task), "best of the 42 runs": fixed.best_seen(task, runs, 0),
         "RegMix, on the target": regmix.propose(task, runs, 0),
-        "RegMix, on the target" + CLEAN: regmix.propose(clean, runs, 0),
+        "RegMix, on the target" + real.CLEAN: regmix.propose(clean, runs, 0),
         "Olmix, KL 0.05, on the target": olmix.propose(task, runs, 0, 0.05),
         "Olmix, KL 0.005, on the target": olmix.propose(task, runs, 0, 0.005),
         "GP, lowest mean, on the target": admire.propose(task, runs, 0),

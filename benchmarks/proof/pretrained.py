@@ -28,18 +28,14 @@ HERE = Path(__file__).parent
 FOUND = ("ours", "equal rows", "Olmix, KL 0.05")  # from scratch proxies
 ARMS = ("base", *FOUND, "ours, on the target")  # base is all rows once
 FRACTION, CONTEXT, RANK, RATE, BATCH = 0.025, 256, 8, 1e-3, 8
-POISONED, CLEAN = ("shuffled", "copy"), ", clean"  # an arm so ended has no row of them, and a base of its own
 TESTS, LOSS_TESTS, LONGEST = 200, 40, 32  # test rows of a capability: all answer, the first are judged by loss
 OUT = HERE / "real_smollm2.jsonl"
 
 
-def base_of(arm: str) -> str:
-    """Name the arm that an arm is compared with."""
-    return "base" + CLEAN * arm.endswith(CLEAN)
-
-
 def base_rows(arm: str, rows: dict[str, int]) -> np.ndarray:
     """All rows once, (D,): of every domain, or for the clean arms of those that are not poisoned."""
+    from real import CLEAN, POISONED
+
     return np.array([n * (not arm.endswith(CLEAN) or name not in POISONED) for name, n in rows.items()], dtype=float)
 
 
@@ -128,6 +124,7 @@ def run(given: argparse.Namespace) -> None:
     import jsonl
     import torch
     from gpu import exact_match
+    from real import CLEAN, base_of
 
     from ideal_proxy.data.rows import read_rows
     from ideal_proxy.data.template import make_template
@@ -198,6 +195,7 @@ def recorded() -> list[dict[str, Any]]:
 def show(given: argparse.Namespace) -> None:  # noqa: ARG001
     """Loss and exact match against base, by pairs of a seed; capabilities; what was predicted, inside or not."""
     from efficiency import interval, text
+    from real import CLEAN, base_of
 
     told = json.loads((HERE / "predictions" / "smollm2.json").read_text())
     by = {(row["contender"], row["seed"], judged_as(row)): row for row in recorded()}

@@ -49,13 +49,17 @@ REPEATS = 4000  # of the bootstrap
 SET_ON = ("skills", "skills_clean", "smollm2_scratch")
 
 
-def outcomes(suite: str) -> dict[str, np.ndarray]:
-    """Losses relative to base's, (pairs, capabilities), by contender."""
+def outcomes_by_seed(suite: str) -> dict[str, dict[int, np.ndarray]]:
+    """Losses relative to base's, (capabilities,), by contender and seed."""
     import real
 
-    if not suite.startswith("smollm2"):
-        return real.outcomes(suite)
-    return {said: pairs for name, pairs in real.outcomes("smollm2").items() if (said := shown(suite, name))}
+    found = real.outcomes_by_seed("smollm2" if suite.startswith("smollm2") else suite)
+    return {said: pairs for name, pairs in found.items() if (said := shown(suite, name))}
+
+
+def outcomes(suite: str) -> dict[str, np.ndarray]:
+    """The same without their seeds, (pairs, capabilities)."""
+    return {name: np.array(list(pairs.values())) for name, pairs in outcomes_by_seed(suite).items()}
 
 
 def shown(suite: str, name: str) -> str:
@@ -83,18 +87,22 @@ def against_the_best(suite: str) -> list[str]:
     """
     from efficiency import interval, text
 
-    seen = {name: 100 * (1 - pairs.mean(axis=1)) for name, pairs in outcomes(suite).items()}
+    by_seed = {
+        name: {seed: 100 * (1 - ratios.mean()) for seed, ratios in pairs.items()}
+        for name, pairs in outcomes_by_seed(suite).items()
+    }
+    seen = {name: np.array(list(pairs.values())) for name, pairs in by_seed.items()}
     rivals = {name: g.mean() for name, g in seen.items() if not name.startswith(("ours", "untuned"))}
     if not rivals:
         return []
     best, lines = max(rivals, key=lambda name: rivals[name]), []
     for name in [name for name in ("ours", "ours, protected") if name in seen]:
-        both = min(len(seen[name]), len(seen[best]))
-        apart = interval(seen[name][:both] - seen[best][:both])
+        both = [seed for seed in by_seed[name] if seed in by_seed[best]]
+        apart = interval(np.array([by_seed[name][seed] - by_seed[best][seed] for seed in both]))
         place = 1 + sum(g > seen[name].mean() for g in rivals.values())
         lines.append(
             f"| {suite} | {name} | {seen[name].mean():+.2f} | {place} of {len(rivals) + 1} | {best} "
-            f"| {rivals[best]:+.2f} | {text(apart, '+')} | {both} |"
+            f"| {rivals[best]:+.2f} | {text(apart, '+')} | {len(both)} |"
         )
     return lines
 

@@ -48,10 +48,15 @@ SHARES = {  # of the rows that there are, in base; 1 elsewhere
     "demo": {"strings": 0.06, "lists": 0.3, "facts": 0.1},
 }
 DEMO_JUDGED = ("lists", "strings", "facts")
-POISONED = ("shuffled", "copy")
+POISONED, CLEAN = ("shuffled", "copy"), ", clean"  # an arm so ended has no row of them, and a base of its own
 RESPONSES = "responses at base"
 Step = tuple[float, ...]  # factor, its spread, a capability's own share of the mean change, spread of its own factor
 FIRST_STEP = (0.75, 0.35, 0.0)  # of `skills`, before any target was seen
+
+
+def base_of(arm: str) -> str:
+    """Name the arm that an arm is compared with."""
+    return "base" + CLEAN * arm.endswith(CLEAN)
 
 
 def suite_rows(suite: str, suites: Path) -> tuple[dict[str, list], dict[str, list]]:
@@ -276,12 +281,14 @@ def predicted(
 def targets(given: argparse.Namespace) -> None:
     """Train every mixture on the target, seed by seed, each pair with base's run of the same seed."""
     import jsonl
+    from suites import differing
 
     size = sizes_of(given.suite)[1]
     setting = Setting(given.suite, given.suites, given.work, size, "verify", given.workers)
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
     _, task, _ = read_pool(given.suite)
-    if not np.allclose(setting.task.base, task.base, atol=0.06, rtol=0):
+    others = differing(given.suite.removesuffix("_clean"), given.suites)
+    if others or not np.allclose(setting.task.base, task.base, atol=0.06, rtol=0):
         sys.exit(f"these are other rows of {given.suite} than those of the proxies' table: `suites.py --check`")
     out = HERE / f"real_{given.suite}.jsonl"
     rows = jsonl.read(out)
@@ -296,8 +303,8 @@ def targets(given: argparse.Namespace) -> None:
     show(given)
 
 
-def outcomes(suite: str) -> dict[str, np.ndarray]:
-    """Losses relative to base's run of the same seed, (pairs, capabilities), by contender; of runs judged twice, as
+def outcomes_by_seed(suite: str) -> dict[str, dict[int, np.ndarray]]:
+    """Losses relative to base's run of the same seed, (capabilities,), by contender and seed; of runs judged twice, as
     SmolLM2's were, those on most test rows.
     """
     import jsonl
@@ -306,12 +313,18 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
     rows = jsonl.read(out)
     rows.sort(key=lambda row: row.get("tests", 0))
     keys = [(row["seed"], row.get("tests"), row.get("dtype")) for row in rows]
-    base = {key: np.array(row["losses"]) for key, row in zip(keys, rows, strict=True) if row["contender"] == "base"}
+    by = {(row["contender"], *key): np.array(row["losses"]) for key, row in zip(keys, rows, strict=True)}
     told: dict[str, dict[int, np.ndarray]] = {}
     for key, row in zip(keys, rows, strict=True):
-        if row["contender"] != "base" and key in base:
-            told.setdefault(row["contender"], {})[row["seed"]] = np.array(row["losses"]) / base[key]
-    return {name: np.array([pairs[seed] for seed in sorted(pairs)]) for name, pairs in told.items()}
+        arm, base = row["contender"], (base_of(row["contender"]), *key)
+        if arm != base[0] and base in by:
+            told.setdefault(arm, {})[row["seed"]] = np.array(row["losses"]) / by[base]
+    return {name: dict(sorted(pairs.items())) for name, pairs in told.items()}
+
+
+def outcomes(suite: str) -> dict[str, np.ndarray]:
+    """The same without their seeds, (pairs, capabilities), in their order."""
+    return {name: np.array(list(pairs.values())) for name, pairs in outcomes_by_seed(suite).items()}
 
 
 def held(told: dict[str, Any], seen: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any], np.ndarray, Any]]:

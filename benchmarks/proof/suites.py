@@ -226,6 +226,15 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes().replace(SFT5.as_posix().encode(), SHARED.encode())).hexdigest()[:16]
 
 
+def differing(name: str, out: Path) -> list[str]:
+    """Name the files of a suite that are missing, or others than were recorded."""
+    recorded = json.loads(HERE.with_suffix(".json").read_text())[name]
+    return [
+        f"{name}/{file}" for file, wanted in recorded.items()
+        if not (path := out / name / file).exists() or digest(path) != wanted
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all where none is named")
@@ -237,20 +246,16 @@ def main() -> None:
     if other := set(given.names) - set(NAMES):
         parser.error(f"no suite is called {', '.join(sorted(other))}; there are {', '.join(NAMES)}")
     names, kept = given.names or NAMES, HERE.with_suffix(".json")
-    recorded = json.loads(kept.read_text())
+    if given.record and given.scale != 1:
+        parser.error("--record is of whole suites: leave --scale out")
     if given.check is not None:
-        wrong = []
-        for name in names:
-            for file, wanted in recorded[name].items():
-                path = given.check / name / file
-                if not path.exists() or digest(path) != wanted:
-                    wrong.append(f"{name}/{file}")
+        wrong = [path for name in names for path in differing(name, given.check)]
         sys.exit(f"missing, or other rows than recorded: {', '.join(wrong)}" if wrong else 0)
     told = {name: write(name, given.out, given.scale) for name in names}
     for name, hashes in told.items():
         print(f"{name}: {len(hashes)} files, {hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]}")
     if given.record:
-        kept.write_text(json.dumps(recorded | told, indent=1) + "\n")
+        kept.write_text(json.dumps(json.loads(kept.read_text()) | told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

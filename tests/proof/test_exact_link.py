@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks/proof"))
 
 import exact_link
 import pretrained
+import real
 from peers.task import Task, in_the_box
 
 from ideal_proxy.response import ResponseModel
@@ -56,7 +57,7 @@ def searched(tmp_path, monkeypatch):
     parts = zip(seen.tolist(), exact.tolist(), strict=True)
     lines = [{"run": f"r{i}", "losses": loss, "exact": share} for i, (loss, share) in enumerate(parts)]
     (tmp_path / "exact_link.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return argparse.Namespace(work=tmp_path)
+    return argparse.Namespace(work=tmp_path, clean=False)
 
 
 def test_a_capability_whose_answers_get_worse_with_a_lower_loss_weighs_nothing(searched, capsys):
@@ -73,6 +74,21 @@ def test_a_capability_whose_answers_get_worse_with_a_lower_loss_weighs_nothing(s
     assert told["exact"]["gain"] == pytest.approx(np.mean(SLOPES * change), abs=0.01)
     assert told["exact"]["gain"] > 0.02
     assert f"predicted {100 * told['exact']['gain']:+.2f} points" in capsys.readouterr().out
+
+
+def test_without_the_poisoned_domains_neither_base_nor_proposal_has_a_row_of_them(searched, monkeypatch):
+    monkeypatch.setattr(real, "POISONED", ("never",))
+    searched.clean = True
+    exact_link.propose(searched)
+    told = json.loads((searched.work / "predictions" / "smollm2.json").read_text())["mixtures"]
+    ((name, record),) = told.items()
+    assert name == f"{exact_link.ARM}, clean"
+    right, wrong, never = record["rows"]
+    assert never == 0
+    assert 20 * right + 10 * wrong == pytest.approx(100 * 20 + 100 * 10, rel=1e-3)
+    assert right > 115 > 70 > wrong
+    ratios = [record["ratios"][capability][0] for capability in NAMES[:2]]
+    assert ratios == pytest.approx((losses(np.array([right, wrong])) / losses(BASE[:2])).tolist(), rel=0.03)
 
 
 def test_nothing_is_foretold_of_what_has_outcomes(searched):

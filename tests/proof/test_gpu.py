@@ -79,4 +79,5 @@ def test_what_a_step_had_done_before_it_failed_is_shown(tmp_path):
     assert page["4 workers of 1M proxies on one card, tokens a second"] == "**out of time**"
     assert page["SmolLM2-135M, base: mean exact match over 18 capabilities"] == "25.00 % (seeds: 20.00, 30.00)"
     assert page["SmolLM2-135M, proposal: mean exact match over 18 capabilities"] == "**out of time**"
+    assert page["a search of `skills` from run file to verdict"] == "**failed** (exit 3)"
     assert "the figures mean nothing" in (tmp_path / "gpu.md").read_text()

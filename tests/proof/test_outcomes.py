@@ -44,6 +44,11 @@ def test_a_run_is_divided_by_base_s_run_of_its_own_seed(folder):
     assert seen["ours"] == pytest.approx(np.array([[0.9, 1.1], [0.5, 1.1]]))  # by seed; 104 has no base
 
 
+def test_arms_without_the_poisoned_domains_have_a_base_of_their_own(folder):
+    write_runs(folder / "real_demo.jsonl", {"base": {1: [8.0]}, "base, clean": {1: [2.0]}, "ours, clean": {1: [1.0]}})
+    assert real.outcomes("demo") == {"ours, clean": pytest.approx(np.array([[0.5]]))}
+
+
 def test_runs_judged_twice_count_once_against_the_base_that_was_judged_alike(folder):
     path = folder / "real_smollm2.jsonl"
     write_runs(path, {"base": {1: [2.0]}, "ours": {1: [1.0]}}, tests=200, dtype="float32")
@@ -97,6 +102,14 @@ def test_ours_stands_beside_the_best_other_and_has_its_place_among_all(folder):
     (line,) = cells(proof.against_the_best("demo"))
     apart = "-1.83 [-2.55, -1.12]"  # -2, -1.5 and -2
     assert line == ["demo", "ours", "+5.17", "2 of 4", "Olmix, KL 0.05", "+7.00", apart, "3"]
+
+
+def test_pairs_are_of_one_seed_where_a_contender_lacks_some(folder):
+    runs = {"base": BASE, "rival": gaining(10, 50, 10)}
+    runs["ours"] = {seed: run for seed, run in gaining(10, 0, 10).items() if seed != 102}
+    write_runs(folder / "real_demo.jsonl", runs)
+    (line,) = proof.against_the_best("demo")
+    assert line.endswith("| +0.00 [+0.00, +0.00] | 2 |")
 
 
 def test_no_form_of_ours_is_a_rival_and_the_protected_one_has_a_line_of_its_own(folder):

@@ -67,9 +67,8 @@ def test_a_run_file_is_the_same_wherever_its_rows_lie(tmp_path, monkeypatch):
 def test_rows_that_are_written_again_are_those_that_were_recorded_and_one_other_row_is_found(
     tmp_path, monkeypatch, copied
 ):
-    copied.write_text("{}")
-    assert call(monkeypatch, "traces", "--out", str(tmp_path), "--scale", "0.1", "--record") is None
-    recorded = json.loads(copied.read_text())["traces"]
+    recorded = suites.write("traces", tmp_path, scale=0.1)
+    copied.write_text(json.dumps({"traces": recorded}))
     assert {"chat/train.jsonl", "chat/reference.jsonl", "mix.yaml"} < set(recorded)
     shutil.rmtree(tmp_path / "traces")
     assert call(monkeypatch, "traces", "--out", str(tmp_path), "--scale", "0.1") is None
@@ -90,6 +89,12 @@ def test_a_new_record_keeps_what_it_does_not_name_and_only_it_is_written(tmp_pat
     told = json.loads(copied.read_text())
     true = json.loads((ROOT / "benchmarks" / "proof" / "suites.json").read_text())
     assert told == {"skills": {"mix.yaml": "kept"}, "demo": true["demo"], "sft5": true["sft5"]}
+
+
+def test_a_rehearsal_is_not_recorded(tmp_path, monkeypatch, copied):
+    copied.write_text("{}")
+    assert call(monkeypatch, "demo", "--out", str(tmp_path), "--scale", "0.1", "--record") == 2
+    assert copied.read_text() == "{}"
 
 
 def test_no_suite_of_another_name_is_written(tmp_path, monkeypatch, capsys):

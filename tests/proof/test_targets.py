@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks/proof"))
 import jsonl
 import problem
 import real
+import suites
 
 from ideal_proxy.data.rows import read_rows
 from ideal_proxy.mixture.draws import search_verify_split
@@ -41,6 +42,7 @@ def suite(tmp_path, monkeypatch):
         return train, {name: list(read_rows(f"demo:{name}?rows=60&split=reference")) for name in JUDGED}
 
     monkeypatch.setattr(real, "HERE", tmp_path)
+    suites.write("demo", tmp_path)
     monkeypatch.setattr(real, "suite_rows", few_rows)
     monkeypatch.setattr(problem.Problem, "losses", losses)
     given = argparse.Namespace(
@@ -88,4 +90,8 @@ def test_targets_refuse_other_rows_than_those_of_the_table(suite):
     with pytest.raises(SystemExit, match=r"other rows of demo .*suites.py --check"):
         real.targets(given)
     assert "demo-1M-verify" not in asked
+    write_pool(real.HERE, "demo", **table)
+    (given.suites / "demo" / "mix.yaml").write_text("of other reference rows")
+    with pytest.raises(SystemExit, match="other rows of demo"):
+        real.targets(given)
     assert not (real.HERE / "real_demo.jsonl").exists()
