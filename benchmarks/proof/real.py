@@ -239,7 +239,7 @@ def propose(given: argparse.Namespace) -> None:
     step = before.get("step", FIRST_STEP if before["mixtures"] else today())
     factor, spread, alone, own = parts_of(step)
     made, task, model = mixtures(given.suite)
-    told = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
+    told, _, _ = read_pool(given.suite)
     records = dict(before["mixtures"])
     for name in [name for name in made if name not in records]:
         records[name] = predicted(model, task, made[name], name, given.seeds, told["capabilities"], step)
@@ -345,7 +345,7 @@ def show(given: argparse.Namespace) -> None:
     from efficiency import interval, text
 
     told = json.loads((HERE / "predictions" / f"{given.suite}.json").read_text())
-    table = json.loads((HERE / f"real_{given.suite}_pool.json").read_text())
+    table, _, _ = read_pool(given.suite)
     seen = outcomes(given.suite)
     most, step = max(map(len, seen.values()), default=1), told.get("step", FIRST_STEP)
     lines, cases, stepped = [], [], []
