@@ -16,15 +16,18 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "benchmarks/proof"))
 
 import exact_link
+import on_target
 import pretrained
 import real
-from peers.task import Task, in_the_box
+from peers import fixed, olmix, regmix
+from peers.task import Runs, Task, in_the_box
 
 from ideal_proxy.response import ResponseModel
 from ideal_proxy.store import atomic_write_json
 
 NAMES = ["right", "wrong", "never"]
 BASE, LENGTHS = np.array([100.0, 100.0, 100.0]), np.array([20.0, 10.0, 10.0])
+FREE = np.array([150.0, 60.0, 40.0])  # what the search proposes without protection
 SLOPES = [-0.3, 0.3, 0.0]  # exact match over log loss: of `wrong` it rises with the loss
 
 
@@ -35,7 +38,8 @@ def losses(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
     """What a search on the target and the runs of exact match left; each domain has a capability of its name."""
-    monkeypatch.setattr(exact_link, "HERE", tmp_path)
+    for module in (exact_link, on_target):
+        monkeypatch.setattr(module, "HERE", tmp_path)
     monkeypatch.setattr(exact_link, "OUT", tmp_path / "exact_link.jsonl")
     monkeypatch.setattr(pretrained, "OUT", tmp_path / "real_smollm2.jsonl")
     rng = np.random.default_rng(0)
@@ -44,13 +48,17 @@ def searched(tmp_path, monkeypatch):
     model = ResponseModel(available=4 * BASE, base=BASE, random_state=0)
     model.fit(rows, seen, seed_id=np.arange(16) % 2, own=np.arange(3), baseline_loss=np.full(3, 2.1))
     atomic_write_json(tmp_path / "run" / "fit.json", model.to_json())
-    table = pd.DataFrame(rows, columns=[f"rows/{name}" for name in NAMES])
-    table.assign(run=[f"r{i}" for i in range(16)], role="design").to_csv(tmp_path / "on_target_runs.csv", index=False)
+    columns = [f"{what}/{name}" for what in ("rows", "search_loss") for name in NAMES]
+    table = pd.DataFrame(np.hstack([rows, seen]), columns=columns)
+    table.assign(run=[f"r{i}" for i in range(16)], seed=np.arange(16) % 2, role="design").to_csv(
+        tmp_path / "on_target_runs.csv", index=False
+    )
     domains = [
         {"name": name, "available": 400, "base_rows": 100, "base_tokens": 100 * length}
         for name, length in zip(NAMES, LENGTHS.tolist(), strict=True)
     ]
-    result = {"domains": domains, "capabilities": [{"name": name} for name in NAMES]}
+    free = {"rows": dict(zip(NAMES, FREE.tolist(), strict=True))}
+    result = {"domains": domains, "capabilities": [{"name": name} for name in NAMES], "free": free}
     (tmp_path / "on_target.json").write_text(json.dumps({"result": result}))
     write_predictions(tmp_path, "smollm2", domains=NAMES, capabilities=NAMES, pairs=3, mixtures={})
     exact = 0.5 + np.log(seen / losses(BASE)) * SLOPES
@@ -89,6 +97,28 @@ def test_without_the_poisoned_domains_neither_base_nor_proposal_has_a_row_of_the
     assert right > 115 > 70 > wrong
     ratios = [record["ratios"][capability][0] for capability in NAMES[:2]]
     assert ratios == pytest.approx((losses(np.array([right, wrong])) / losses(BASE[:2])).tolist(), rel=0.03)
+
+
+def test_peers_read_the_search_s_own_runs_in_tokens_of_base(searched, monkeypatch):
+    monkeypatch.setattr(real, "POISONED", ("never",))
+    on_target.peers(searched)
+    told = json.loads((searched.work / "predictions" / "smollm2.json").read_text())["mixtures"]
+    table = pd.read_csv(searched.work / "on_target_runs.csv")
+    volumes, seen = (table[[f"{what}/{name}" for name in NAMES]].to_numpy() for what in ("rows", "search_loss"))
+    runs = Runs(volumes * LENGTHS, seen, table["seed"].to_numpy())
+    task, clean = (real.task_of(base * LENGTHS, 4 * BASE * LENGTHS) for base in (BASE, BASE * [1, 1, 0]))
+    expected = {
+        "temperature 2": fixed.temperature(task), "RegMix, on the target": regmix.propose(task, runs, 0),
+        "Olmix, KL 0.005, on the target": olmix.propose(task, runs, 0, 0.005),
+        "RegMix, on the target, clean": regmix.propose(clean, runs, 0),
+        "ours, unprotected, on the target": FREE * LENGTHS * (BASE @ LENGTHS) / (FREE @ LENGTHS),
+    }  # fmt: skip
+    for name, tokens in expected.items():
+        assert told[name]["tokens"] == pytest.approx(tokens.tolist(), abs=1)
+    assert told["RegMix, on the target, clean"]["rows"][2] == 0
+    before = (searched.work / "predictions" / "smollm2.json").read_text()
+    on_target.peers(searched)  # what was said stays
+    assert (searched.work / "predictions" / "smollm2.json").read_text() == before
 
 
 def test_nothing_is_foretold_of_what_has_outcomes(searched):
