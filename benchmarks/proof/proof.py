@@ -40,8 +40,8 @@ NOT_SHOWN = (
     "planned, and one of the eight loses 9.5 %. By loss ours with its default protection is level with temperature 2, "
     "RegMix and Olmix there; without protection it promises most and keeps least of it.",
     "The curve's surfaces are synthetic and were drawn by the makers of one of the contenders; trained models compare "
-    "the contenders from scratch, at 1M and 10M parameters, over three to five seeds; ours is not surely above the "
-    "best other on any of them.",
+    "the contenders from scratch, at 1M and 10M parameters, over five seeds; ours is not surely above the best "
+    "other on any of them.",
     "Nothing here says that a mixture found by small proxies helps a model of a billion parameters or more.",
 )
 REPEATS = 4000  # of the bootstrap
