@@ -327,9 +327,11 @@ def outcomes(suite: str) -> dict[str, np.ndarray]:
     return {name: np.array(list(pairs.values())) for name, pairs in outcomes_by_seed(suite).items()}
 
 
-def held(told: dict[str, Any], seen: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[str, Any], np.ndarray, Any]]:
+def held(
+    told: dict[str, Any], seen: dict[str, np.ndarray], pairs: int | None = None
+) -> Iterator[tuple[str, dict[str, Any], np.ndarray, Any]]:
     """Committed predictions with what came of them: contender, record, intervals of the ratios (J, 3), and the mean
-    ratios (J,) of as many pairs as were predicted, the first. A mixture that two share counts once, base not at all.
+    ratios (J,) of the first pairs, as many as were predicted. A mixture that two share counts once, base not at all.
     """
     had = set[str]()
     for name, record in told["mixtures"].items():
@@ -337,7 +339,7 @@ def held(told: dict[str, Any], seen: dict[str, np.ndarray]) -> Iterator[tuple[st
         bounds, key = np.array([record["ratios"][c] for c in names]), repr(record["tokens"])
         if name in seen and key not in had and not (bounds == 1.0).all():
             had.add(key)
-            yield name, record, bounds, seen[name][: told["pairs"]].mean(axis=0)
+            yield name, record, bounds, seen[name][: pairs or told["pairs"]].mean(axis=0)
 
 
 def show(given: argparse.Namespace) -> None:

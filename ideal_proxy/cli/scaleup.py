@@ -206,7 +206,7 @@ def export(
     ] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Longest row in tokens; default the search's.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak rate; default the search's of this model, else 2e-5.")
+        float | None, typer.Option(help="Peak rate; default the search's of this model, else 2e-5, as LoRA 2e-4.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Write turns even where the target reads tokens.")] = False,
     strict: Annotated[
