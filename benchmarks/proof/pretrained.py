@@ -205,12 +205,12 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
         most = max((judged for name, _, judged in by if name == arm), default=(0, ""))
         here = {seed: row for (name, seed, judged), row in sorted(by.items()) if name == arm and judged == most}
         if not here:
-            lines.append(f"| {arm} | 0 | | | | | | |")
+            lines.append(f"| {arm} | 0 | | | | | | | |")
             continue
         exact = np.array([row["exact"] for row in here.values()])
         own = base_of(arm)
         pairs = [(row, by[key]) for seed, row in here.items() if (key := (own, seed, most)) in by and arm != own]
-        cells = ["", "", "", ""]  # exact match against base, gain predicted and observed, ratios inside
+        cells = ["", "", "", "", ""]  # exact match, gain predicted and observed, ratios inside, what is surely worse
         if pairs:
             ratio = np.array([np.divide(row["losses"], base["losses"]) for row, base in pairs])
             gains = 100 * (1 - ratio.mean(axis=1))
@@ -218,9 +218,11 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
             bounds = np.array([told["mixtures"][arm]["ratios"][name] for name in names])
             mean = ratio[: told["pairs"]].mean(axis=0)  # of as many pairs as were predicted
             inside = (bounds[:, 1] <= mean) & (mean <= bounds[:, 2])
+            points = 100 * np.array([np.subtract(row["exact"], base["exact"]) for row, base in pairs]).T
+            worse = [f"{name} {p.mean():+.1f}" for name, p in zip(names, points, strict=True) if interval(p)[2] < 0]
             cells = [
                 text(interval(more), "+"), text(tuple(100 * v for v in told["mixtures"][arm]["gain"]), "+"),
-                text(interval(gains), "+"), f"{inside.sum()} of {len(inside)}",
+                text(interval(gains), "+"), f"{inside.sum()} of {len(inside)}", ", ".join(worse),
             ]  # fmt: skip
         lines.append(f"| {arm} | {len(here)} | {most[0]} | {100 * exact.mean():.2f} % | " + " | ".join(cells) + " |")
         parts.append((arm, 100 * exact.mean(axis=0), np.mean([row["losses"] for row in here.values()], axis=0)))
@@ -233,10 +235,12 @@ def show(given: argparse.Namespace) -> None:  # noqa: ARG001
         + (f"; {np.mean([row['tokens'] for row in rows]):,.0f} tokens a run. " if rows else ". ")
         + f"Losses are of {LOSS_TESTS} test rows a capability, answers of so many as the table says.", "",
         "Exact match: greedy answers word for word, mean over 18 capabilities. Gains against all rows once, pairs of",
-        "one seed, 95 % t-intervals; predicted (committed before) at 90 %, of losses only.", "",
+        "one seed, 95 % t-intervals; predicted (committed before) at 90 %, of losses only. Clean arms have no row of",
+        "the two poisoned domains, and the tokens of a base without them, which they are held against. Surely worse:",
+        "capabilities whose exact match falls by its own interval, in points.", "",
         "| mixture | seeds | test rows | exact match | more than base, % | loss gain predicted, % | observed, % "
-        "| ratios inside |",
-        "|---|---:|---:|---:|---|---|---|---|", *lines, "",
+        "| ratios inside | surely worse |",
+        "|---|---:|---:|---:|---|---|---|---|---|", *lines, "",
         *(f"Of exact match `exact_link.py` foretold {100 * record['exact']['gain']:+.2f} points for {arm}.\n"
           for arm, record in told["mixtures"].items() if "exact" in record),
         "| capability | " + " | ".join(f"{arm}: exact, % | loss" for arm, _, _ in parts) + " |",
