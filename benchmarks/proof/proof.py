@@ -37,8 +37,9 @@ EMPTY = "·"
 NOT_SHOWN = (
     "The default, judged by loss, is not shown to gain in exact match on SmolLM2-135M "
     "([real_smollm2.md](real_smollm2.md)); ours weighted by exact match does over eight pairs, of which three were "
-    "planned and one loses 9.5 %, and without the poisoned domains over six, all planned. By loss ours with its default protection is level with temperature 2, "
-    "RegMix and Olmix there; without protection it promises most and keeps least of it.",
+    "planned and one loses 9.5 %, and without the poisoned domains over six, all planned. "
+    "By loss ours with its default protection is level with temperature 2, RegMix and Olmix there; without "
+    "protection it promises most and keeps least of it.",
     "The curve's surfaces are synthetic and were drawn by the makers of one of the contenders; trained models compare "
     "the contenders from scratch, at 1M and 10M parameters, over five seeds; ours is not surely above the best "
     "other on any of them.",
