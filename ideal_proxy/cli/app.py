@@ -311,11 +311,22 @@ app.registered_commands.sort(key=lambda command: ORDER.index(_called(command)) i
 
 
 def _stop_by_signals() -> None:
-    """Let a batch system's SIGTERM and a closed terminal's SIGHUP do what Ctrl-C does, where nobody has set them."""
+    """Answer Ctrl-C at once, and let a batch system's SIGTERM and a closed terminal's SIGHUP do what it does."""
+    # Where nobody has set them, that is.
     if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _stopping)
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, _stopping)
+
+
+def _stopping(number: int, frame: Any) -> None:
+    """Say that a signal came, for workers take seconds to end, and do what Python does with Ctrl-C."""
+    signal.signal(number, signal.default_int_handler)  # said once
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopping\n")  # within a signal's handler print may not be entered again
+    signal.default_int_handler(number, frame)
 
 
 def main(**options: Any) -> None:

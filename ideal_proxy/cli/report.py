@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ideal_proxy.cli.options import Json, RunFolder
-from ideal_proxy.terminal import say
+from ideal_proxy.terminal import say, step
 
 
 def register(app: typer.Typer) -> None:
@@ -134,4 +134,9 @@ def what_if(
     answer = ask(loaded, read_settings(changes or [], loaded.domains), start=start, keep_total=keep_total)
     if out is not None:
         save_mixture(out, mixture_of(loaded, answer))
-    say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))
+    said = (
+        ""
+        if out is None
+        else f"\nMixture file: {out} (predicted, not checked)\n" + step("next: ", f"apply {out} --out DIR")
+    )
+    say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer) + said)

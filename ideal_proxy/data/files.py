@@ -22,8 +22,8 @@ SUFFIXES = (*TEXTS, *(text + packed for text in TEXTS for packed in PACKED), ".p
 KINDS = ".jsonl, .ndjson, .jsonlines, .json, .csv, .tsv (also .gz, .zst, .bz2, .xz), .parquet and .arrow"
 TRAIN_NAME = re.compile(r"^train(ing)?([-_.]|$)", re.IGNORECASE)
 REFERENCE_WORDS = (  # the first is preferred
-    "reference", "ref", "validation", "valid", "val", "eval", "dev", "test", "heldout", "held_out", "held-out",
-    "holdout",
+    "reference", "references", "ref", "validation", "valid", "val", "eval", "dev", "test", "heldout", "held_out",
+    "held-out", "holdout",
 )  # fmt: skip
 HELD_OUT_NAME = re.compile(rf"^({'|'.join(REFERENCE_WORDS)})([-_.]|$)", re.IGNORECASE)
 NO_DATA = ("manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")

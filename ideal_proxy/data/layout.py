@@ -11,6 +11,7 @@ Understood are, for a domain NAME:
 
 from __future__ import annotations
 
+import difflib
 import glob as globbing
 import os
 import re
@@ -34,6 +35,7 @@ from ideal_proxy.data.files import (
 from ideal_proxy.errors import UserError
 
 TRAIN_WORDS = ("train", "training")
+SURE_WORDS = ("reference", "references", "ref", "validation", "heldout", "held_out", "held-out", "holdout")
 UNREAD = (
     ".txt", ".md", ".feather", ".orc", ".avro", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".pkl",
     ".db",
@@ -80,6 +82,7 @@ def look(folder: Path) -> Layout:
     splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
     if splits and not any(data_files(e) if e.is_dir() else is_data(e) for e in entries if e not in splits):
         entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
+    strays = _strays(entries)
     found: list[Found] = []
     unread: list[str] = []
     lonely: list[tuple[str, Path]] = []
@@ -107,7 +110,7 @@ def look(folder: Path) -> Layout:
             elif data_files(entry):
                 lonely.append((entry.name, entry))
         elif is_data(entry):
-            if _partner(entry) is None:
+            if _partner(entry) is None and entry not in strays:
                 own = _named(entry)
                 found.append(Found(own, entry, _beside(own, entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
@@ -117,9 +120,14 @@ def look(folder: Path) -> Layout:
     taken = {found_.reference for found_ in found}
     known = {domain.name for domain in found} | {name for name, _ in lonely}
     for entry in entries:
-        if entry.is_dir() or not is_data(entry) or entry in taken or (of := _partner(entry)) is None:
+        if entry.is_dir() or not is_data(entry) or entry in taken:
             continue
-        owner = of.name if of.is_dir() else _named(of)
+        of = _partner(entry)
+        if of is None:
+            questions += _asked(entry, strays.get(entry), sorted(known))
+            if entry not in strays:
+                continue
+        owner = strays[entry] if of is None else of.name if of.is_dir() else _named(of)
         if owner in known:
             passed.append(f"{entry.name} ({owner} has other reference rows)")
         else:
@@ -285,6 +293,34 @@ def _partner(path: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def _strays(entries: Sequence[Path]) -> dict[Path, str]:
+    """Name by whose reference rows they are the files that say so by their name where nothing has that owner's name."""
+    files = [entry for entry in entries if not entry.is_dir() and is_data(entry)]
+    words = {file: word for file in files if (word := _last_word(file)) is not None}
+    if len(words) == len(files) and not any(entry.is_dir() for entry in entries):
+        return {}  # nothing else is there to train on
+    owners = {file: _stem(file)[: -len(word) - 1] for file, word in words.items() if _partner(file) is None}
+    # `self_eval` and `unit-test` are good names of what is trained on.
+    return {
+        file: owner for file, owner in owners.items()
+        if _stem(file)[len(owner)] == "." or words[file].lower() in SURE_WORDS
+    }  # fmt: skip
+
+
+def _asked(path: Path, owner: str | None, domains: Sequence[str]) -> list[str]:
+    """Ask about a file that may be reference rows of a domain under another name."""
+    word = _last_word(path)
+    if word is None:
+        return []
+    stem = _stem(path)[: -len(word) - 1]
+    near = difflib.get_close_matches(stem, [name for name in domains if name != _named(path)], 1)
+    meant = f"if it is of {near[0]}, name it {near[0]}.reference{_suffix(path)}" if near else ""
+    if owner is None:
+        return [f"{path.name} is trained on: {meant}"] if near else []
+    said = f"{path.name} is by its name reference rows, and no {owner} is here to train on"
+    return [f"{said}: {meant}" if near else f"{said}; rename it if it is to be trained on"]
+
+
 def _named(path: Path) -> str:
     """Name the domain of a file: `coding` of `coding_train.jsonl`, where nothing else there is named so."""
     stem = _stem(path)
@@ -301,7 +337,12 @@ def _last_word(path: Path) -> str | None:
 
 def _stem(path: Path) -> str:
     """Return a file's name without its suffix."""
-    return next(path.name[: -len(s)] for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
+    return path.name[: -len(_suffix(path))]
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix by which a file is known to hold rows, `.jsonl.gz` and not `.gz`."""
+    return next(s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
 
 
 ABOUT = re.compile(

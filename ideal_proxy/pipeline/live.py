@@ -29,6 +29,7 @@ class Watcher:
         self._kind = config.objective.kind
         self._weights = [capability.weight for capability in config.capabilities]
         self._by_loss = not config.has_metrics
+        self._fitted = False
         self._runs: dict[str, tuple[tuple[int, ...], Array]] = {}
 
     @property
@@ -44,6 +45,11 @@ class Watcher:
             text += f", at most {duration(left)} left"
         self._reporter.fact(TIME, text)
 
+    def best(self, text: str) -> None:
+        """Say what a fit or the check found; from then on the luckiest single run is not told."""
+        self._fitted = True
+        self._reporter.fact(BEST, text)
+
     def evidence(self, runs: Sequence[tuple[Run, Array]], base: tuple[int, ...]) -> None:
         """Count what the fit may learn from, and name the best single run; `base` is what a proxy draws of base."""
         self._runs |= {run.spec.id: (run.spec.rows, losses) for run, losses in runs}
@@ -51,7 +57,7 @@ class Watcher:
         text = f"{count_text(len(self._runs), 'run')} of {count_text(mixtures, 'mixture')}"
         self._reporter.fact(EVIDENCE, text)
         at_base = [losses for rows, losses in self._runs.values() if rows == base]
-        if not at_base or not self._by_loss or mixtures < 2:
+        if not at_base or not self._by_loss or mixtures < 2 or self._fitted:
             return
         mean = np.mean(at_base, axis=0)
         kind, weights = self._kind, self._weights

@@ -28,12 +28,11 @@ from ideal_proxy.pipeline.evidence import told_kinds
 from ideal_proxy.pipeline.frozen import with_frozen_rows
 from ideal_proxy.pipeline.laboratory import Laboratory
 from ideal_proxy.pipeline.ladder import climb
-from ideal_proxy.pipeline.live import BEST
 from ideal_proxy.pipeline.opening import OPENING_SHARE, judge_pairs, verify_seeds
 from ideal_proxy.pipeline.outcome import write_outcome
 from ideal_proxy.pipeline.plan import check_gradients, make_plan
 from ideal_proxy.pipeline.plan_cost import Plan, describe_plan
-from ideal_proxy.pipeline.prepare import Prepared, prepare
+from ideal_proxy.pipeline.prepare import Prepared, load_prepared, prepare
 from ideal_proxy.pipeline.proposal import Proposal, check_constraints, fit_and_propose, gradient_note, make_objective
 from ideal_proxy.pipeline.rate import choose_rate
 from ideal_proxy.pipeline.result_file import load_result
@@ -42,6 +41,7 @@ from ideal_proxy.pipeline.rounds import look_ahead, next_opening, why_again
 from ideal_proxy.pipeline.row_record import Heritage
 from ideal_proxy.pipeline.stage import Stage, stage_text
 from ideal_proxy.pipeline.status_record import StatusRecord
+from ideal_proxy.pipeline.unchanged import refuse_changed_sources
 from ideal_proxy.pipeline.verdict import IMPROVES, Verdict, nothing_to_check
 from ideal_proxy.proxy import UTILISATION, Elsewhere, budget_hours
 from ideal_proxy.store import (
@@ -128,6 +128,7 @@ def _search(config: SearchConfig, folder: Path, reporter: Reporter, tracker: Tra
                 _drop_report(folder, reporter)
             else:
                 reporter.note(f"{folder} is finished; showing its result")
+                warn_of_other_rows(folder, reporter)
                 if any(is_complete(place) for place in folder.glob(f"{FULL_SIZE}/*")):
                     again = f"{program()} search RUN_FILE --reuse {folder} --out ANOTHER_FOLDER"
                     reporter.note(f"full-size runs of its mixture came since; a search that begins with them: {again}")
@@ -205,6 +206,15 @@ def _refuse_other_rows(folder: Path, prepared: Prepared) -> None:
             f"the rows of {', '.join(changed)} are no longer those of the search in {folder}, whose prepared data are "
             "damaged; put the rows back and run the same command again (its mixture.json is whole)"
         )
+
+
+def warn_of_other_rows(folder: Path, reporter: Reporter) -> None:
+    """Say where the data are no longer those of a finished search."""
+    try:
+        prepared = load_prepared(folder / "prepared")
+        refuse_changed_sources(prepared.sources, prepared.health["stamps"], folder)
+    except UserError as error:
+        reporter.note(f"warning: the result is not of today's rows: {error} (--reuse {folder} keeps what still counts)")
 
 
 def _drop_report(folder: Path, reporter: Reporter) -> None:
@@ -304,7 +314,9 @@ def _rounds(laboratory: Laboratory, rate: float, tracker: Tracker, earlier: Sequ
         proposals.append(proposal)
         gain = proposal.predicted.gain
         reporter.note(f"round {number + 1}: predicted gain {gain.value:+.2%}")
-        reporter.fact(BEST, f"{gain.value:+.1%} [{gain.lower:+.1%}, {gain.upper:+.1%}] predicted, round {number + 1}")
+        laboratory.watcher.best(
+            f"{gain.value:+.1%} [{gain.lower:+.1%}, {gain.upper:+.1%}] predicted, round {number + 1}"
+        )
         objective, proposed = make_objective(config, proposal.yardstick), proposal.rows.astype(float)
         outlook = look_ahead(proposal.model, objective, proposal.constraints, proposal.yardstick, proposed)
         before = proposals[-2].predicted.gain.value if number else -np.inf
@@ -361,7 +373,7 @@ def _check(laboratory: Laboratory, proposal: Proposal, rate: float, opening: int
         if not verdict.go_on:
             break
         reporter.note(f"{verdict.answer} after {look} pairs ({verdict.gain.value:+.2%}); training more")
-        reporter.fact(BEST, f"{verdict.gain.value:+.1%} after {look} pairs of fresh runs; not decided yet")
+        laboratory.watcher.best(f"{verdict.gain.value:+.1%} after {look} pairs of fresh runs; more are trained")
     assert verdict is not None
     return verdict
 

@@ -24,7 +24,10 @@ FAR = 0.1  # half-widths of what was run
 LEAST_WIDTH = 0.3  # of what was run, in log-volume: a domain that hardly moved says little of what lies beyond
 MOVED = 0.02  # a change of the total that is worth a word
 # What a mixture file of one's own keeps of the search's; it was never checked, so no verdict.
-MIXTURE = {"format", "name", "created", "seed", "key_version", "loss", "batch", "epochs", "domains", "template"}
+MIXTURE = {
+    "format", "name", "created", "seed", "key_version", "loss", "batch", "epochs", "domains", "template", "provenance",
+    "proxy_fraction",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +162,9 @@ def mixture_of(run: SearchRun, answer: WhatIf) -> MixtureFile:
             run.mixture.domains, answer.rows.values(), lengths, run.prepared.facts, strict=True
         )
     ]  # fmt: skip
-    kept = {name: getattr(run.mixture, name) for name in MIXTURE}
-    return MixtureFile(**kept | {"domains": with_shares(domains), "predicted_gain": answer.gain.value})
+    kept = {name: getattr(run.mixture, name) for name in (*MIXTURE, "law")}
+    own = {"name": f"{run.mixture.name}-what-if", "domains": with_shares(domains), "predicted_gain": answer.gain.value}
+    return MixtureFile(**kept | own)
 
 
 def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:

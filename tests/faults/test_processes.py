@@ -141,4 +141,4 @@ def test_sigterm_ends_any_command_with_one_sentence(tmp_path: Path) -> None:
             text=True, check=False, preexec_fn=heard,
         )  # fmt: skip
         assert done.returncode == 130, (sent, done.stderr)
-        assert done.stderr.strip() == "stopped; run the same command again to go on where it was"
+        assert done.stderr == "stopping\nstopped; run the same command again to go on where it was\n"

@@ -34,6 +34,9 @@ def test_the_best_run_is_told_against_the_mean_of_bases_own(tmp_path, kind, best
     watcher.evidence([finished("d", (50, 150), (1.2, 2.0))], BASE)
     assert reporter._facts[EVIDENCE] == "4 runs of 3 mixtures"
     assert reporter._facts[BEST].startswith(f"{best} against base")
+    watcher.best("+3.1% predicted")
+    watcher.evidence([finished("e", (50, 150), (0.1, 0.1))], BASE)
+    assert reporter._facts[BEST] == "+3.1% predicted", "no lucky run stands in its place"
 
 
 @pytest.mark.parametrize("part", ["", f"{LOWER}/0.1M"])

@@ -114,6 +114,24 @@ def test_a_name_that_ends_in_a_reference_word_is_a_domain_where_nothing_stands_b
     assert [found.name for found in look(tmp_path).domains] == ["self_eval", "unit-test"]
 
 
+def test_reference_rows_under_a_misspelt_name_are_not_trained_on(tmp_path):
+    for name in ("caps", "sums"):
+        put(tmp_path / "data" / f"{name}.jsonl", train(name))
+    for name in ("capps.reference", "lore.test", "old_holdout", "sum_val", "self_eval"):
+        put(tmp_path / "data" / f"{name}.jsonl", judge(name))
+    put(tmp_path / "data" / "references" / "sums.jsonl", judge("sums"))
+    found = look(tmp_path / "data")
+    assert [domain.name for domain in found.domains] == ["caps", "self_eval", "sum_val", "sums"]
+    assert [name for name, _ in found.references] == ["capps", "lore", "old"]
+    assert next(domain.reference for domain in found.domains if domain.name == "sums").parent.name == "references"
+    said = " ".join(write_run_file(tmp_path / "data", tmp_path / "mix.yaml").split())
+    assert "capps: no training rows, 4 reference rows" in said
+    assert "no capps is here to train on: if it is of caps, name it caps.reference.jsonl" in said
+    assert "no lore is here to train on; rename it if it is to be trained on" in said
+    assert "sum_val.jsonl is trained on: if it is of sums, name it sums.reference.jsonl" in said
+    assert "self_eval.jsonl" not in said
+
+
 def test_what_is_not_taken_is_said(tmp_path):
     for name in BOTH:
         one_file_each(tmp_path / "data", name)

@@ -17,6 +17,7 @@ from ideal_proxy.errors import UserError
 from ideal_proxy.export.hand_over import export_mixture
 from ideal_proxy.mixture.apply import apply_mixture
 from ideal_proxy.mixture.file import DomainVolume, MixtureFile
+from ideal_proxy.pipeline.outer_loop import warn_of_other_rows
 from ideal_proxy.pipeline.prepare import prepare
 from ideal_proxy.scaleup.source import read_domains
 from ideal_proxy.terminal import Reporter
@@ -82,6 +83,26 @@ def test_a_change_in_any_kind_of_source_is_refused_by_name(tmp_path: Path, kind:
     with pytest.raises(UserError) as refused:
         prepare(config, folder, QUIET)
     assert str(refused.value).startswith(f"{source} changed since {tmp_path / 'run'} was begun")
+
+
+def test_a_finished_search_says_that_its_result_is_not_of_todays_rows(tmp_path: Path) -> None:
+    source, other = a_file(tmp_path, False), write_rows(tmp_path / "other.jsonl", rows_of())
+    config = parse_config({
+        "name": "done", "domains": [{"name": "a", "path": source}, {"name": "b", "path": other}],
+        "capabilities": [{"name": "a", "path": other}],
+        "proxy": {"size": "0.1M", "vocabulary": 300, "context": 32},
+    })  # fmt: skip
+    prepare(config, tmp_path / "run" / "prepared", QUIET)
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.on_note = said.append
+    warn_of_other_rows(tmp_path / "run", reporter)
+    assert not said
+    a_file(tmp_path, True)
+    warn_of_other_rows(tmp_path / "run", reporter)
+    (line,) = said
+    assert line.startswith(f"warning: the result is not of today's rows: {source} changed since")
+    assert f"--reuse {tmp_path / 'run'}" in line
 
 
 def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:

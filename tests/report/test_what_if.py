@@ -57,7 +57,7 @@ def test_base_gains_nothing_and_the_proposal_gains_its_own(run):
     assert same.gain.value > 0
 
 
-def test_a_mixture_of_ones_own_is_written_for_those_who_train(run, tmp_path):
+def test_a_mixture_of_ones_own_is_written_for_those_who_train(run, tmp_path, capsys):
     """A proposal that the check did not adopt can be tried so."""
     cli_report.what_if(run.folder, ["coding=900"], start="proposal", out=tmp_path / "try.json")
     mine, own = load_mixture(tmp_path / "try.json"), run.mixture
@@ -67,7 +67,9 @@ def test_a_mixture_of_ones_own_is_written_for_those_who_train(run, tmp_path):
     assert [d.share for d in mine.domains] == pytest.approx(volumes * TOKENS / (volumes @ TOKENS), abs=1e-4)
     assert [d.fingerprint for d in mine.domains] == [d.fingerprint for d in own.domains]
     assert (mine.seed, mine.loss, mine.batch, mine.template) == (own.seed, own.loss, own.batch, own.template)
-    assert (mine.verdict, mine.capabilities, mine.law) == (None, [], None)
+    assert (mine.verdict, mine.capabilities, mine.law) == (None, [], own.law)
+    assert (mine.name, mine.provenance) == (f"{own.name}-what-if", own.provenance)
+    assert "try.json (predicted, not checked)" in capsys.readouterr().out
     assert mine.predicted_gain == what_if(run, {"coding": 900}, start="proposal").gain.value
     with pytest.raises(UsageError, match="exists"):
         cli_report.what_if(run.folder, [], out=tmp_path / "try.json")
