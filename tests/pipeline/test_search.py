@@ -110,6 +110,20 @@ def test_apply_writes_the_exact_rows(finished, tmp_path):
     assert upper == mixture["domains"][0]["rows"]
 
 
+def test_transfer_predicts_the_proposal_as_the_search_did(finished, tmp_path):
+    folder, _ = finished
+    answer = run(
+        "transfer", "run/mixture.json", "--mode", "repeat", "--out", str(tmp_path / "full.json"), "--json", cwd=folder
+    )
+    assert answer.returncode == 0, answer.stderr
+    result, moved = json.loads((folder / "run" / "result.json").read_text()), json.loads(answer.stdout)
+    assert [d["rows"] for d in moved["domains"]] == [d["proposal_rows"] for d in result["domains"]]
+    drawn = [d["tokens"] / d["rows"] for d in moved["domains"]]
+    assert list(moved["provenance"]["tokens_per_row"].values()) == pytest.approx(drawn, rel=0.02)
+    for shown, searched in zip(moved["capabilities"], result["capabilities"], strict=True):
+        assert shown["predicted_loss"] / shown["base_loss"] == pytest.approx(searched["predicted"]["value"], abs=2e-4)
+
+
 def test_a_tracker_may_break_and_hears_everything(finished, tmp_path):
     """Of a copy of the finished search that lost its result."""
     folder, _ = finished
