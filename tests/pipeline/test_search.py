@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -315,6 +316,23 @@ def test_a_ladder_or_a_trainer_that_changed_is_another_search(before, after, ref
         with pytest.raises(UserError, match=r"config\.yaml differs"):
             claim(second, tmp_path / "run")
     return None
+
+
+def test_a_folder_of_another_run_says_which_keys_differ(tmp_path):
+    def refusal(changes):
+        with pytest.raises(UserError, match="holds another run") as refused:
+            claim(parse_config(given | changes), tmp_path)
+        return re.search(r"config\.yaml differs in ([^)]*)\)", str(refused.value))[1]
+
+    given = small_search()
+    claim(parse_config(given), tmp_path)
+    (tmp_path / "runs").mkdir()
+    runs = {"swarm": {**given.get("swarm", {}), "runs": 77}}
+    assert refusal(runs) == "swarm.runs"
+    pinned = [{**given["domains"][0], "pinned": True}, *given["domains"][1:]]
+    assert refusal({**runs, "domains": pinned}) == "domains.0.pinned, swarm.runs"
+    assert refusal({"domains": [*given["domains"], {"name": "more", "path": "demo:more"}]}) == "domains"
+    assert refusal({**runs, "domains": pinned, "seed": 5, "loss": "row"}).endswith(" and 1 more")
 
 
 def test_changed_data_is_refused_on_resume(tmp_path):
