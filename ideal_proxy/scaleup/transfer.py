@@ -59,7 +59,7 @@ def transfer_volumes(
 ) -> Transfer:
     """Carry volumes to another total or to other available rows, beside a base that has as much of the unit."""
     if mode not in get_args(Mode):
-        raise UsageError(f"--transfer is {mode!r}; it must be share, repeat or law")
+        raise UsageError(f"the mode of transfer is {mode!r}; it must be share, repeat or law")
     available, base_total = domains.supply, float(domains.base.sum())
     full = available if full_available is None else np.asarray(full_available, dtype=float)
     notes: list[str] = []
@@ -78,7 +78,7 @@ def transfer_volumes(
         found = apportion(rows, size)
     else:
         if law is None:
-            raise UsageError("--transfer law needs the law in the mixture file, and there is none; use share or repeat")
+            raise UsageError("mode law needs the law in the mixture file, and there is none; use share or repeat")
         size = int(rows.sum()) if total is None else int(total)
         room = float((repeat_cap * full).sum())
         if size > room:
@@ -106,9 +106,8 @@ def transfer_volumes(
     base_rows = apportion(domains.base, round(float(_beside(domains, found, unit).sum())))
     over = [d for d, v, u in zip(domains.names, found, full, strict=True) if v > repeat_cap * u + 1]
     if over:
-        notes.append(
-            f"{', '.join(over)}: more than {repeat_cap:g} times over; the law was not asked, consider --transfer law"
-        )
+        hint = "there is no law here to judge that" if law is None else "the law was not asked, consider mode law"
+        notes.append(f"{', '.join(over)}: more than {repeat_cap:g} times over; {hint}")
     grown = size / base_total
     if grown > FAR or grown < 1 / FAR:
         notes.append(

@@ -170,8 +170,18 @@ def test_what_cannot_be_is_said() -> None:
         carry("same", BASE, 1000, None)
     with pytest.raises(UsageError, match="needs the law"):
         carry("law", BASE, 1000, None)
+    with pytest.raises(UsageError, match=r"^mode law needs") as refused:
+        carry("law", BASE, 1000, None)
+    assert "--" not in str(refused.value), "scale-up names the mode by another option than transfer"
     with pytest.raises(UsageError, match=r"are more than 161,200, all domains 4 times over"):
         carry("law", BASE, 200_000, surface(TRUTH))
+
+
+def test_the_law_is_recommended_only_where_there_is_one() -> None:
+    rows = np.array([600.0, 200.0, 200.0])
+    bare, lawful = (carry("share", rows, 4000, law).notes for law in (None, surface(TRUTH)))
+    assert bare == ("small: more than 4 times over; there is no law here to judge that",)
+    assert lawful == ("small: more than 4 times over; the law was not asked, consider mode law",)
 
 
 def moving(z: float) -> SizeSurface:
