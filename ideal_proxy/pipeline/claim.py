@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ideal_proxy.pipeline.prepare import BAD_ROWS, still_true
 from ideal_proxy.provenance import provenance
 from ideal_proxy.sections import CostConfig
 from ideal_proxy.store import atomic_write_json, atomic_write_text, is_complete, is_json, marked_as, strangers
+
+MOST_KEYS = 3  # named of those by which a run file differs
 
 
 def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
@@ -36,9 +39,10 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
     if path.exists():
         if is_complete(folder) and marked_as(path, text.encode()):  # of this very run file: made anew where damaged
             atomic_write_text(path, text)
-        if identity(load_config(path)) != identity(config):
+        if (held := identity(load_config(path))) != (asked := identity(config)):
             raise UserError(
-                f"{folder} holds another run (its config.yaml differs); choose another --out, or remove the folder"
+                f"{folder} holds another run (its config.yaml differs{_told(held, asked)}); choose another --out, or "
+                "remove the folder"
             )
         if not is_json(folder / "provenance.json"):
             atomic_write_json(folder / "provenance.json", provenance(), seal=True)
@@ -49,6 +53,24 @@ def claim(config: SearchConfig, folder: Path, *, dry_run: bool = False) -> None:
         planned_only(folder)
     atomic_write_text(path, text)  # first, so that a search killed here is known as one
     atomic_write_json(folder / "provenance.json", provenance(), seal=True)
+
+
+def _told(held: SearchConfig, asked: SearchConfig) -> str:
+    """Name the first keys by which two configurations differ."""
+    keys = list(_differing(held.model_dump(mode="json"), asked.model_dump(mode="json")))
+    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
+    return f" in {', '.join(keys[:MOST_KEYS])}{more}" if keys else ""
+
+
+def _differing(held: Any, asked: Any, key: str = "") -> Iterator[str]:
+    """Go down where both sides have the same keys, or lists of one length, and give the dotted keys that differ."""
+    if isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
+        held, asked = dict(enumerate(held)), dict(enumerate(asked))
+    if not key or (isinstance(held, dict) and isinstance(asked, dict) and held.keys() == asked.keys()):
+        for name in held:
+            yield from _differing(held[name], asked[name], f"{key}.{name}" if key else str(name))
+    elif held != asked:
+        yield key
 
 
 def planned_only(folder: Path) -> None:

@@ -82,6 +82,7 @@ def mixture_of(
         provenance={
             **provenance,
             "proposal_rows": {d["name"]: d["proposal_rows"] for d in result["domains"]},
+            "tokens_per_row": dict(zip(prepared.domains.names, prepared.domains.lengths.tolist(), strict=True)),
             "proxy": {
                 "size": config.proxy.size,
                 "vocabulary": config.proxy.vocabulary,

@@ -226,13 +226,16 @@ def _free(prepared: Prepared, proposal: Proposal) -> dict[str, Any] | None:
 
 
 def _price_of_pairs(config: SearchConfig, plan: Plan, laboratory: Laboratory, verdict: Verdict) -> str | None:
-    """Say what the pairs that would decide cost beside those that were run."""
+    """Say what the pairs that would decide cost beside those that were run, and what asks for them."""
     if verdict.pairs_needed is None or not verdict.pairs:
         return None
     more = verdict.pairs_needed - verdict.pairs
     seconds = 2 * more * laboratory.seconds_of_check() / plan.workers
     cost = cost_of(config.cost, seconds, plan.devices)
-    return f"{more} more, {duration(seconds)}" + (f", {money(cost, config.cost.currency)}" if cost is not None else "")
+    price = f"{more} more, {duration(seconds)}" + (f", {money(cost, config.cost.currency)}" if cost is not None else "")
+    if verdict.pairs_needed <= config.verify.max_pairs:
+        return price
+    return f"{price}: verify.max_pairs: {verdict.pairs_needed} or more and the same command"
 
 
 def _cautions(steps: dict[str, Any], proposal: Proposal) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ideal_proxy.amounts import Unit
+from ideal_proxy.domains import Domains
 from ideal_proxy.limits import Budget, Limits
 from ideal_proxy.mixture import MixtureFile, reading_part
 from ideal_proxy.optimizer import Constraints, Objective, Problem
@@ -48,8 +49,7 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     # A tolerance of a score says nothing of a loss, by which full-size runs are judged.
     scores = {c.name for c in mixture.capabilities if c.metric is not None}
     # A share without a unit of its own is one of the search's budget, whatever unit the full-size total is given in.
-    tokens = limits.budget_unit == "tokens" and problem.domains.tokens_per_row is not None
-    of: Literal["rows", "tokens"] = "tokens" if tokens else "rows"
+    of = compared_unit(mixture, problem.domains)
     limits = replace(
         limits, budget=budget, budget_unit=unit,
         must_not_drop={name: told for name, told in limits.must_not_drop.items() if name not in scores},
@@ -59,8 +59,17 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     return Constraints(problem=problem, limits=limits, **more)
 
 
+def compared_unit(mixture: MixtureFile, domains: Domains) -> Literal["rows", "tokens"]:
+    """Say what two mixtures have as much of when they are compared: what the search's budget counts, where known."""
+    tokens = file_limits(mixture).budget_unit == "tokens" and domains.tokens_per_row is not None
+    return "tokens" if tokens else "rows"
+
+
 def tokens_per_row(mixture: MixtureFile, measured: Array | None = None) -> Array | None:
     """Give every domain's tokens a row, in the proxies' tokenizer where the file tells them."""
+    if "tokens_per_row" in mixture.provenance:
+        with reading_part("provenance.tokens_per_row"):
+            return np.array([float(mixture.provenance["tokens_per_row"][d.name]) for d in mixture.domains])
     told = np.array([d.tokens / d.rows if d.rows and d.tokens else np.nan for d in mixture.domains])
     missing = np.isnan(told)
     if missing.any():

@@ -31,7 +31,7 @@ from ideal_proxy.mixture import MixtureFile, load_mixture, save_mixture
 from ideal_proxy.optimizer import Problem, optimize, round_volumes
 from ideal_proxy.response import Combination, Prediction, combine, compare
 from ideal_proxy.scaleup.full_surface import FullSizeSurface, Observed, fit_surface
-from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
+from ideal_proxy.scaleup.limits import compared_unit, file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.scaleup.model import ModelSpec, load_model, with_adapter
 from ideal_proxy.scaleup.result import gain_over, judged_rows
 from ideal_proxy.scaleup.run import RunLosses, RunSettings
@@ -324,11 +324,7 @@ class Refiner:
         return tokens_per_row(self.mixture, np.array(lengths))
 
     def _unit(self, problem: Problem) -> Literal["rows", "tokens"]:
-        return (
-            "tokens"
-            if file_limits(self.mixture).budget_unit == "tokens" and problem.domains.tokens_per_row is not None
-            else "rows"
-        )
+        return compared_unit(self.mixture, problem.domains)
 
     def _budget(self, problem: Problem, start: Array) -> Budget:
         """Keep the parent's total, so that iterations are compared at one budget, unless the search's was open."""

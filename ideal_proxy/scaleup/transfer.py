@@ -22,12 +22,13 @@ from ideal_proxy.limits import Budget, Limits
 from ideal_proxy.mixture import DomainVolume, MixtureFile, apportion, kept_base, reading_part, resolve, with_shares
 from ideal_proxy.optimizer import Constraints, Objective, Problem, ResponseSurface, optimize, round_volumes
 from ideal_proxy.response import Prediction, compare
-from ideal_proxy.scaleup.limits import file_constraints, file_limits, file_objective, tokens_per_row
+from ideal_proxy.scaleup.limits import compared_unit, file_constraints, file_limits, file_objective, tokens_per_row
 from ideal_proxy.terminal import Reporter, table
 
 Mode = Literal["share", "repeat", "law"]
 Array = NDArray[np.float64]
 FAR = 4.0  # times the base total: beyond it the law is told to be extrapolating
+PASSES, NEAR = 3, 2e-3  # of the law's optimum, whose tokens say how large base is; relative change that ends them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Transfer:
 
     mode: Mode  # how they were found
     rows: NDArray[np.int64]  # (D,) full-size rows
-    base_rows: NDArray[np.int64]  # (D,) the base mixture scaled to the same total
+    base_rows: NDArray[np.int64]  # (D,) the base mixture scaled to the same total in the unit compared by
     predicted: Prediction | None = None  # against the scaled base, intervals for one pair of runs; None without a law
     notes: tuple[str, ...] = ()  # what a user must know
 
@@ -54,10 +55,11 @@ def transfer_volumes(
     limits: Callable[[Problem, int], Constraints] | None = None,
     repeat_cap: float = 4.0,
     random_state: int = 0,
+    unit: Literal["rows", "tokens"] = "rows",
 ) -> Transfer:
-    """Carry volumes to another total or to other available rows."""
+    """Carry volumes to another total or to other available rows, beside a base that has as much of the unit."""
     if mode not in get_args(Mode):
-        raise UsageError(f"--transfer is {mode!r}; it must be share, repeat or law")
+        raise UsageError(f"the mode of transfer is {mode!r}; it must be share, repeat or law")
     available, base_total = domains.supply, float(domains.base.sum())
     full = available if full_available is None else np.asarray(full_available, dtype=float)
     notes: list[str] = []
@@ -76,7 +78,7 @@ def transfer_volumes(
         found = apportion(rows, size)
     else:
         if law is None:
-            raise UsageError("--transfer law needs the law in the mixture file, and there is none; use share or repeat")
+            raise UsageError("mode law needs the law in the mixture file, and there is none; use share or repeat")
         size = int(rows.sum()) if total is None else int(total)
         room = float((repeat_cap * full).sum())
         if size > room:
@@ -84,24 +86,28 @@ def transfer_volumes(
                 f"{size:,} rows are more than {room:,.0f}, all domains {repeat_cap:g} times over; lower the total, "
                 "raise max_repeat or add rows"
             )
-        there = replace(domains, base=domains.base * size / base_total, available=full)
-        problem = Problem(domains=there, capabilities=tuple(capabilities))
-        if limits is not None:
-            constraints = limits(problem, size)
-        else:
-            constraints = Constraints(
-                problem=problem, limits=Limits(budget=_exactly(size), budget_unit="rows", repeat_cap=repeat_cap)
-            )
         starts = [rows * size / rows.sum()] if rows.sum() > 0 else []
-        best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
-        found = round_volumes(best.volumes, constraints)
+        beside = _beside(domains, starts[0] if starts else domains.base * size / base_total, unit)
+        for _ in range(PASSES):
+            there = replace(domains, base=beside, available=full)
+            problem = Problem(domains=there, capabilities=tuple(capabilities))
+            if limits is not None:
+                constraints = limits(problem, size)
+            else:
+                constraints = Constraints(
+                    problem=problem, limits=Limits(budget=_exactly(size), budget_unit="rows", repeat_cap=repeat_cap)
+                )
+            best = optimize(law, objective or Objective(), constraints, random_state=random_state, starts=starts)
+            found = round_volumes(best.volumes, constraints)
+            beside = _beside(domains, found, unit)
+            if np.allclose(beside, there.base, rtol=NEAR):
+                break
         notes.append(str(best.message))
-    base_rows = apportion(domains.base, size)
+    base_rows = apportion(domains.base, round(float(_beside(domains, found, unit).sum())))
     over = [d for d, v, u in zip(domains.names, found, full, strict=True) if v > repeat_cap * u + 1]
     if over:
-        notes.append(
-            f"{', '.join(over)}: more than {repeat_cap:g} times over; the law was not asked, consider --transfer law"
-        )
+        hint = "there is no law here to judge that" if law is None else "the law was not asked, consider mode law"
+        notes.append(f"{', '.join(over)}: more than {repeat_cap:g} times over; {hint}")
     grown = size / base_total
     if grown > FAR or grown < 1 / FAR:
         notes.append(
@@ -109,6 +115,12 @@ def transfer_volumes(
         )
     predicted = None if law is None else compare(law, found.astype(float), base_rows.astype(float), pairs=1)
     return Transfer(mode=mode, rows=found, base_rows=base_rows, predicted=predicted, notes=tuple(notes))  # type: ignore[arg-type]
+
+
+def _beside(domains: Domains, rows: Array | NDArray[np.int64], unit: str) -> Array:
+    """Scale the base to the total that these rows have in a unit."""
+    each = domains.lengths if unit == "tokens" else np.ones(len(domains))
+    return np.asarray(domains.base * (each @ rows) / (each @ domains.base))
 
 
 def _exactly(rows: int) -> Budget:
@@ -137,7 +149,7 @@ def transfer_mixture(
             [c.name for c in mixture.capabilities], total=total, full_available=full, law=law,
             objective=file_objective(mixture),
             limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
-            repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
+            repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed, unit=compared_unit(mixture, domains),
         )  # fmt: skip
     for note in moved.notes:
         reporter.note(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,20 @@ def test_apply_writes_the_exact_rows(finished, tmp_path):
     assert len(lines) == sum(d["rows"] for d in mixture["domains"])
     upper = sum(json.loads(line)["instruction"].startswith(("upper", "first", "twice", "spell")) for line in lines)
     assert upper == mixture["domains"][0]["rows"]
+
+
+def test_transfer_predicts_the_proposal_as_the_search_did(finished, tmp_path):
+    folder, _ = finished
+    answer = run(
+        "transfer", "run/mixture.json", "--mode", "repeat", "--out", str(tmp_path / "full.json"), "--json", cwd=folder
+    )
+    assert answer.returncode == 0, answer.stderr
+    result, moved = json.loads((folder / "run" / "result.json").read_text()), json.loads(answer.stdout)
+    assert [d["rows"] for d in moved["domains"]] == [d["proposal_rows"] for d in result["domains"]]
+    drawn = [d["tokens"] / d["rows"] for d in moved["domains"]]
+    assert list(moved["provenance"]["tokens_per_row"].values()) == pytest.approx(drawn, rel=0.02)
+    for shown, searched in zip(moved["capabilities"], result["capabilities"], strict=True):
+        assert shown["predicted_loss"] / shown["base_loss"] == pytest.approx(searched["predicted"]["value"], abs=2e-4)
 
 
 def test_a_tracker_may_break_and_hears_everything(finished, tmp_path):
@@ -301,6 +316,23 @@ def test_a_ladder_or_a_trainer_that_changed_is_another_search(before, after, ref
         with pytest.raises(UserError, match=r"config\.yaml differs"):
             claim(second, tmp_path / "run")
     return None
+
+
+def test_a_folder_of_another_run_says_which_keys_differ(tmp_path):
+    def refusal(changes):
+        with pytest.raises(UserError, match="holds another run") as refused:
+            claim(parse_config(given | changes), tmp_path)
+        return re.search(r"config\.yaml differs in ([^)]*)\)", str(refused.value))[1]
+
+    given = small_search()
+    claim(parse_config(given), tmp_path)
+    (tmp_path / "runs").mkdir()
+    runs = {"swarm": {**given.get("swarm", {}), "runs": 77}}
+    assert refusal(runs) == "swarm.runs"
+    pinned = [{**given["domains"][0], "pinned": True}, *given["domains"][1:]]
+    assert refusal({**runs, "domains": pinned}) == "domains.0.pinned, swarm.runs"
+    assert refusal({"domains": [*given["domains"], {"name": "more", "path": "demo:more"}]}) == "domains"
+    assert refusal({**runs, "domains": pinned, "seed": 5, "loss": "row"}).endswith(" and 1 more")
 
 
 def test_changed_data_is_refused_on_resume(tmp_path):

@@ -21,7 +21,7 @@ from ideal_proxy.pipeline.verdict import (
     nothing_to_check,
     sentence,
 )
-from ideal_proxy.sections import CostConfig
+from ideal_proxy.sections import CostConfig, VerifyConfig
 from ideal_proxy.terminal import duration, money
 
 
@@ -209,11 +209,15 @@ def test_pairs_that_would_decide_are_priced():
     assert verdict.pairs_needed is not None
     plan = SimpleNamespace(workers=2, devices=1)
     lab = SimpleNamespace(
-        config=SimpleNamespace(cost=CostConfig(price=3.0, currency="EUR")), plan=plan, seconds_of_check=lambda: 60.0
-    )
+        config=SimpleNamespace(cost=CostConfig(price=3.0, currency="EUR"), verify=VerifyConfig(max_pairs=3)),
+        plan=plan, seconds_of_check=lambda: 60.0,
+    )  # fmt: skip
     more = verdict.pairs_needed - 3
     price = _price_of_pairs(lab.config, plan, lab, verdict)
-    assert price == f"{more} more, {duration(60.0 * more)}, {money(more / 20, 'EUR')}"  # a minute is 5 cents
+    cost = f"{more} more, {duration(60.0 * more)}, {money(more / 20, 'EUR')}"  # a minute is 5 cents
+    assert price == f"{cost}: verify.max_pairs: {verdict.pairs_needed} or more and the same command"
     assert f"about {verdict.pairs_needed} pairs would decide ({price})" in sentence(
         verdict, ["a", "b", "c"], min_gain=0.005, price=price
     )
+    lab.config.verify = VerifyConfig(max_pairs=verdict.pairs_needed)
+    assert _price_of_pairs(lab.config, plan, lab, verdict) == cost, "they are allowed already"

@@ -20,6 +20,7 @@ from ideal_proxy.errors import UsageError, UserError
 from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, load_mixture, save_mixture
 from ideal_proxy.response.law import Volumes
 from ideal_proxy.response.model import ResponseModel
+from ideal_proxy.response.prediction import compare
 from ideal_proxy.scaleup.size_law import SizeLaw, SizeSurface, rank_agreement
 from ideal_proxy.scaleup.transfer import transfer_mixture, transfer_volumes
 from ideal_proxy.terminal import Reporter
@@ -169,8 +170,18 @@ def test_what_cannot_be_is_said() -> None:
         carry("same", BASE, 1000, None)
     with pytest.raises(UsageError, match="needs the law"):
         carry("law", BASE, 1000, None)
+    with pytest.raises(UsageError, match=r"^mode law needs") as refused:
+        carry("law", BASE, 1000, None)
+    assert "--" not in str(refused.value), "scale-up names the mode by another option than transfer"
     with pytest.raises(UsageError, match=r"are more than 161,200, all domains 4 times over"):
         carry("law", BASE, 200_000, surface(TRUTH))
+
+
+def test_the_law_is_recommended_only_where_there_is_one() -> None:
+    rows = np.array([600.0, 200.0, 200.0])
+    bare, lawful = (carry("share", rows, 4000, law).notes for law in (None, surface(TRUTH)))
+    assert bare == ("small: more than 4 times over; there is no law here to judge that",)
+    assert lawful == ("small: more than 4 times over; the law was not asked, consider mode law",)
 
 
 def moving(z: float) -> SizeSurface:
@@ -329,7 +340,7 @@ def test_the_run_files_limits_hold_at_full_size_too() -> None:
         return found
 
     assert limited(repeat_cap=2.0)[0] <= 2 * AVAILABLE[0] < free[0]
-    assert limited(pinned=["other"])[2] == pytest.approx(3000 * BASE[2] / BASE.sum(), abs=1)
+    assert limited(pinned=["other"], budget_unit="rows")[2] == pytest.approx(3000 * BASE[2] / BASE.sum(), abs=1)
     assert limited(lower={"wide": "1500 rows"})[1] >= 1500 > free[1]
     tokens = np.array([d.tokens / d.rows for d in mixture.domains])
     grouped = limited(groups=["small <= 20 %"])
@@ -343,6 +354,42 @@ def test_the_run_files_limits_hold_at_full_size_too() -> None:
     greedy = limited(objective=for_a)
     kept = limited(objective=for_a, must_not_drop={"b": 0.01})
     assert second(greedy) > 1.1 > 1.011 > second(kept), "b may rise by 1 % and no more"
+
+
+def in_tokens(*rows: int, **limits: object) -> MixtureFile:
+    """A mixture file of these rows from a search whose budget keeps the tokens, 20 in a row of `small` and 10 else."""
+    mixture = fitted_file()
+    told = {
+        "constraints": {"budget": "keep", "budget_unit": "tokens", "repeat_cap": 4.0, **limits},
+        "tokens_per_row": dict(zip(NAMES, (20.0, 10.0, 10.0), strict=True)),
+    }
+    domains = [
+        d.model_copy(update={"rows": r, "tokens": d.tokens // d.rows * r})
+        for d, r in zip(mixture.domains, rows, strict=True)
+    ]
+    return mixture.model_copy(update={"domains": domains, "provenance": told})
+
+
+@pytest.mark.parametrize("rows", [(400, 200, 300), (0, 900, 400)], ids=["moved", "dropped"])
+@pytest.mark.parametrize("mode", ["repeat", "share"])
+def test_a_proposal_at_its_own_size_is_predicted_as_the_search_did(mode: str, rows: tuple[int, ...]) -> None:
+    mixture = in_tokens(*rows)
+    searched = compare(ResponseModel.from_json(mixture.law), np.array(rows, dtype=float), BASE, pairs=3)
+    moved = transfer_mixture(mixture, mode, None, QUIET)
+    assert tuple(d.rows for d in moved.domains) == rows
+    assert [d.base_rows for d in moved.domains] == BASE.tolist()
+    changes = [c.predicted_loss / c.base_loss for c in moved.capabilities]
+    np.testing.assert_allclose(changes, [r.value for r in searched.ratios])
+
+
+def test_the_law_is_asked_beside_a_base_of_as_many_tokens() -> None:
+    mixture = in_tokens(400, 200, 300, pinned=["other"])
+    moved = transfer_mixture(mixture, "law", 2700, QUIET)
+    base = np.array([d.base_rows for d in moved.domains])
+    tokens = np.array([20, 10, 10])
+    assert moved.total_rows == 2700 != base.sum()
+    assert base @ tokens == pytest.approx(rows_of(moved) @ tokens, rel=1e-3)
+    assert moved.domains[2].rows == pytest.approx(moved.domains[2].base_rows, rel=5e-3), "pinned: as in base"
 
 
 def test_other_rows_at_full_size_change_where_repeats_saturate(tmp_path: Path) -> None:
