@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ideal_proxy.config import dump_config, parse_config
-from ideal_proxy.mixture.file import DomainVolume, MixtureFile, save_mixture
+from ideal_proxy.mixture.file import CapabilityResult, DomainVolume, MixtureFile, save_mixture
 from ideal_proxy.response.model import ResponseModel
 
 DOMAINS = ["coding", '<b>"trust" & $x_1$', "_facts"]
@@ -70,6 +70,7 @@ def folder(runs: int = 14, fitted: int | None = None) -> Path:
     _write(path / "result.json", result())
     save_mixture(path / "mixture.json", MixtureFile(
         name="nasty", created="2026-01-01T00:00:00Z",
+        capabilities=[CapabilityResult(name=n, base_loss=2.0) for n in CAPABILITIES],
         domains=[DomainVolume(name=n, source="x", fingerprint="0" * 64, available=int(a), rows=int(r))
                  for n, a, r in zip(DOMAINS, AVAILABLE, PROPOSAL, strict=True)],
     ))  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from ideal_proxy.config import rows_of
 from ideal_proxy.errors import UsageError
-from ideal_proxy.mixture import MixtureFile, with_shares
+from ideal_proxy.mixture import CapabilityResult, MixtureFile, with_shares
 from ideal_proxy.pipeline import SearchRun
 from ideal_proxy.report.curves import Array, predict
 from ideal_proxy.response import Bound, compare
@@ -162,9 +162,25 @@ def mixture_of(run: SearchRun, answer: WhatIf) -> MixtureFile:
             run.mixture.domains, answer.rows.values(), lengths, run.prepared.facts, strict=True
         )
     ]  # fmt: skip
+    asked = {predicted.name: predicted for predicted in answer.capabilities}
+    capabilities = [
+        CapabilityResult(
+            name=told.name, source=told.source, format=told.format, fingerprint=told.fingerprint,
+            base_loss=told.base_loss, **_predicted(told.base_loss, asked[told.name]),
+        )
+        for told in run.mixture.capabilities
+    ]  # fmt: skip
     kept = {name: getattr(run.mixture, name) for name in (*MIXTURE, "law")}
     own = {"name": f"{run.mixture.name}-what-if", "domains": with_shares(domains), "predicted_gain": answer.gain.value}
-    return MixtureFile(**kept | own)
+    return MixtureFile(**kept | own | {"capabilities": capabilities})
+
+
+def _predicted(base: float | None, asked: Predicted) -> dict[str, Any]:
+    """Give the losses predicted at the mixture asked about, beside the loss that base was seen to have."""
+    if base is None or asked.kind != "loss":
+        return {}
+    return {f"predicted_{end}": getattr(asked.ratio, name) * base
+            for end, name in (("loss", "value"), ("lower", "lower"), ("upper", "upper"))}  # fmt: skip
 
 
 def read_settings(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:

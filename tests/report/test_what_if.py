@@ -67,7 +67,11 @@ def test_a_mixture_of_ones_own_is_written_for_those_who_train(run, tmp_path, cap
     assert [d.share for d in mine.domains] == pytest.approx(volumes * TOKENS / (volumes @ TOKENS), abs=1e-4)
     assert [d.fingerprint for d in mine.domains] == [d.fingerprint for d in own.domains]
     assert (mine.seed, mine.loss, mine.batch, mine.template) == (own.seed, own.loss, own.batch, own.template)
-    assert (mine.verdict, mine.capabilities, mine.law) == (None, [], own.law)
+    assert (mine.verdict, mine.gain, mine.law) == (None, None, own.law)
+    asked = what_if(run, {"coding": 900}, start="proposal")
+    for c, predicted in zip(mine.capabilities, asked.capabilities, strict=True):
+        assert (c.name, c.verified_loss) == (predicted.name, None)
+        assert c.predicted_upper == pytest.approx(2.0 * predicted.ratio.upper)
     assert (mine.name, mine.provenance) == (f"{own.name}-what-if", own.provenance)
     assert "try.json (predicted, not checked)" in capsys.readouterr().out
     assert mine.predicted_gain == what_if(run, {"coding": 900}, start="proposal").gain.value
