@@ -100,6 +100,7 @@ def test_without_the_poisoned_domains_neither_base_nor_proposal_has_a_row_of_the
 
 
 def test_peers_read_the_search_s_own_runs_in_tokens_of_base(searched, monkeypatch):
+    pytest.importorskip("lightgbm")
     monkeypatch.setattr(real, "POISONED", ("never",))
     on_target.peers(searched)
     told = json.loads((searched.work / "predictions" / "smollm2.json").read_text())["mixtures"]
