@@ -324,7 +324,12 @@ def outcomes_by_seed(suite: str) -> dict[str, dict[int, np.ndarray]]:
 
 def outcomes(suite: str) -> dict[str, np.ndarray]:
     """The same without their seeds, (pairs, capabilities), in their order."""
-    return {name: np.array(list(pairs.values())) for name, pairs in outcomes_by_seed(suite).items()}
+    return without_seeds(outcomes_by_seed(suite))
+
+
+def without_seeds(told: dict[str, dict[int, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack what was told by contender and seed in the order of the seeds."""
+    return {name: np.array(list(pairs.values())) for name, pairs in told.items()}
 
 
 def held(

@@ -134,9 +134,7 @@ def what_if(
     answer = ask(loaded, read_settings(changes or [], loaded.domains), start=start, keep_total=keep_total)
     if out is not None:
         save_mixture(out, mixture_of(loaded, answer))
-    said = (
-        ""
-        if out is None
-        else f"\nMixture file: {out} (predicted, not checked)\n" + step("next: ", f"apply {out} --out DIR")
-    )
-    say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer) + said)
+    say(json.dumps(answer.to_dict(), indent=1) if as_json else what_if_tables(answer))
+    if out is not None and not as_json:
+        say(f"Mixture file: {out} (predicted, not checked)")
+        say(step("next: ", f"apply {out} --out DIR"))

@@ -15,7 +15,7 @@ import difflib
 import glob as globbing
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ideal_proxy.data.files import (
 from ideal_proxy.errors import UserError
 
 TRAIN_WORDS = ("train", "training")
-SURE_WORDS = ("reference", "references", "ref", "validation", "heldout", "held_out", "held-out", "holdout")
+UNSURE_WORDS = ("valid", "val", "eval", "dev", "test")  # `self_eval` and `unit-test` are names of what is trained on
 UNREAD = (
     ".txt", ".md", ".feather", ".orc", ".avro", ".xlsx", ".zst", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".pkl",
     ".db",
@@ -82,7 +82,8 @@ def look(folder: Path) -> Layout:
     splits = [entry for entry in entries if entry.is_dir() and entry.name.lower() in {"train", "training"}]
     if splits and not any(data_files(e) if e.is_dir() else is_data(e) for e in entries if e not in splits):
         entries = sorted(entry for split in splits for entry in split.iterdir() if not entry.name.startswith("."))
-    strays = _strays(entries)
+    partners = {entry: _partner(entry) for entry in entries if not entry.is_dir() and is_data(entry)}
+    strays = _strays(partners, alone=not any(entry.is_dir() for entry in entries))
     found: list[Found] = []
     unread: list[str] = []
     lonely: list[tuple[str, Path]] = []
@@ -110,7 +111,7 @@ def look(folder: Path) -> Layout:
             elif data_files(entry):
                 lonely.append((entry.name, entry))
         elif is_data(entry):
-            if _partner(entry) is None and entry not in strays:
+            if partners[entry] is None and entry not in strays:
                 own = _named(entry)
                 found.append(Found(own, entry, _beside(own, entry.parent, held)))
         elif entry.is_symlink() and not entry.exists():
@@ -120,11 +121,11 @@ def look(folder: Path) -> Layout:
     taken = {found_.reference for found_ in found}
     known = {domain.name for domain in found} | {name for name, _ in lonely}
     for entry in entries:
-        if entry.is_dir() or not is_data(entry) or entry in taken:
+        if entry not in partners or entry in taken:
             continue
-        of = _partner(entry)
+        of = partners[entry]
         if of is None:
-            questions += _asked(entry, strays.get(entry), sorted(known))
+            questions += _asked(entry, entry in strays, sorted(known))
             if entry not in strays:
                 continue
         owner = strays[entry] if of is None else of.name if of.is_dir() else _named(of)
@@ -281,10 +282,10 @@ def _elsewhere(name: str, held: Sequence[Path]) -> Path | None:
 
 def _partner(path: Path) -> Path | None:
     """Return the training file or folder whose reference rows a file holds by its name, None for a file of its own."""
-    word = _last_word(path)
-    if word is None:
+    said = _last_word(path)
+    if said is None:
         return None
-    stem = _stem(path)[: -len(word) - 1]
+    stem, _ = said
     beside = path.parent / stem
     if beside.is_dir() and data_files(beside) and not no_rows(beside):
         return beside
@@ -293,32 +294,29 @@ def _partner(path: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _strays(entries: Sequence[Path]) -> dict[Path, str]:
+def _strays(partners: Mapping[Path, Path | None], *, alone: bool) -> dict[Path, str]:
     """Name by whose reference rows they are the files that say so by their name where nothing has that owner's name."""
-    files = [entry for entry in entries if not entry.is_dir() and is_data(entry)]
-    words = {file: word for file in files if (word := _last_word(file)) is not None}
-    if len(words) == len(files) and not any(entry.is_dir() for entry in entries):
+    words = {file: said for file in partners if (said := _last_word(file)) is not None}
+    if alone and len(words) == len(partners):
         return {}  # nothing else is there to train on
-    owners = {file: _stem(file)[: -len(word) - 1] for file, word in words.items() if _partner(file) is None}
-    # `self_eval` and `unit-test` are good names of what is trained on.
     return {
-        file: owner for file, owner in owners.items()
-        if _stem(file)[len(owner)] == "." or words[file].lower() in SURE_WORDS
+        file: owner for file, (owner, word) in words.items()
+        if partners[file] is None and (_stem(file)[len(owner)] == "." or word.lower() not in UNSURE_WORDS)
     }  # fmt: skip
 
 
-def _asked(path: Path, owner: str | None, domains: Sequence[str]) -> list[str]:
+def _asked(path: Path, stray: bool, domains: Sequence[str]) -> list[str]:
     """Ask about a file that may be reference rows of a domain under another name."""
-    word = _last_word(path)
-    if word is None:
+    said = _last_word(path)
+    if said is None:
         return []
-    stem = _stem(path)[: -len(word) - 1]
-    near = difflib.get_close_matches(stem, [name for name in domains if name != _named(path)], 1)
+    owner, _ = said
+    near = difflib.get_close_matches(owner, [name for name in domains if name != _named(path)], 1)
     meant = f"if it is of {near[0]}, name it {near[0]}.reference{_suffix(path)}" if near else ""
-    if owner is None:
+    if not stray:
         return [f"{path.name} is trained on: {meant}"] if near else []
-    said = f"{path.name} is by its name reference rows, and no {owner} is here to train on"
-    return [f"{said}: {meant}" if near else f"{said}; rename it if it is to be trained on"]
+    text = f"{path.name} is by its name reference rows, and no {owner} is here to train on"
+    return [f"{text}: {meant}" if near else f"{text}; rename it if it is to be trained on"]
 
 
 def _named(path: Path) -> str:
@@ -329,10 +327,11 @@ def _named(path: Path) -> str:
     return stem if taken else name
 
 
-def _last_word(path: Path) -> str | None:
-    """Return the reference word that a file's name ends in, as in `coding_test.jsonl`."""
-    found = re.search(rf"[^-_.][-_.]({'|'.join(REFERENCE_WORDS)})$", _stem(path), re.IGNORECASE)
-    return found[1] if found else None
+def _last_word(path: Path) -> tuple[str, str] | None:
+    """Return what stands before the reference word that a file's name ends in, and it: `coding_test`: coding, test."""
+    stem = _stem(path)
+    found = re.search(rf"[^-_.][-_.]({'|'.join(REFERENCE_WORDS)})$", stem, re.IGNORECASE)
+    return (stem[: found.start() + 1], found[1]) if found else None
 
 
 def _stem(path: Path) -> str:

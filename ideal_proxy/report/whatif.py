@@ -171,8 +171,11 @@ def mixture_of(run: SearchRun, answer: WhatIf) -> MixtureFile:
         for told in run.mixture.capabilities
     ]  # fmt: skip
     kept = {name: getattr(run.mixture, name) for name in (*MIXTURE, "law")}
-    own = {"name": f"{run.mixture.name}-what-if", "domains": with_shares(domains), "predicted_gain": answer.gain.value}
-    return MixtureFile(**kept | own | {"capabilities": capabilities})
+    own = {
+        "name": f"{run.mixture.name}-what-if", "domains": with_shares(domains), "capabilities": capabilities,
+        "predicted_gain": answer.gain.value,
+    }  # fmt: skip
+    return MixtureFile(**kept | own)
 
 
 def _predicted(base: float | None, asked: Predicted) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     # A tolerance of a score says nothing of a loss, by which full-size runs are judged.
     scores = {c.name for c in mixture.capabilities if c.metric is not None}
     # A share without a unit of its own is one of the search's budget, whatever unit the full-size total is given in.
-    of = compared_unit(mixture, problem.domains)
+    of = compared_unit(limits, problem.domains)
     limits = replace(
         limits, budget=budget, budget_unit=unit,
         must_not_drop={name: told for name, told in limits.must_not_drop.items() if name not in scores},
@@ -59,10 +59,9 @@ def file_constraints(mixture: MixtureFile, problem: Problem, budget: Budget, uni
     return Constraints(problem=problem, limits=limits, **more)
 
 
-def compared_unit(mixture: MixtureFile, domains: Domains) -> Literal["rows", "tokens"]:
+def compared_unit(limits: Limits, domains: Domains) -> Literal["rows", "tokens"]:
     """Say what two mixtures have as much of when they are compared: what the search's budget counts, where known."""
-    tokens = file_limits(mixture).budget_unit == "tokens" and domains.tokens_per_row is not None
-    return "tokens" if tokens else "rows"
+    return "tokens" if limits.budget_unit == "tokens" and domains.tokens_per_row is not None else "rows"
 
 
 def tokens_per_row(mixture: MixtureFile, measured: Array | None = None) -> Array | None:

@@ -324,7 +324,7 @@ class Refiner:
         return tokens_per_row(self.mixture, np.array(lengths))
 
     def _unit(self, problem: Problem) -> Literal["rows", "tokens"]:
-        return compared_unit(self.mixture, problem.domains)
+        return compared_unit(file_limits(self.mixture), problem.domains)
 
     def _budget(self, problem: Problem, start: Array) -> Budget:
         """Keep the parent's total, so that iterations are compared at one budget, unless the search's was open."""

@@ -142,14 +142,16 @@ def transfer_mixture(
     full = domains.supply if full_available is None else np.asarray(full_available, dtype=float)
     if law is None and mixture.law is not None and (law := usable_law(mixture, full)) is None:
         raise UsageError("the law in the mixture file is not over its domains in rows; search again, or use share")
-    cap = file_limits(mixture).repeat_cap
+    searched = file_limits(mixture)
+    cap = searched.repeat_cap
     with reading_part("law"):
         moved = transfer_volumes(
             mode, np.array([d.rows for d in mixture.domains], dtype=float), domains,
             [c.name for c in mixture.capabilities], total=total, full_available=full, law=law,
             objective=file_objective(mixture),
             limits=lambda problem, size: file_constraints(mixture, problem, _exactly(size), "rows"),
-            repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed, unit=compared_unit(mixture, domains),
+            repeat_cap=float(cap) if cap else 4.0, random_state=mixture.seed,
+            unit=compared_unit(searched, domains),
         )  # fmt: skip
     for note in moved.notes:
         reporter.note(note)
